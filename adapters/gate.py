@@ -1,0 +1,67 @@
+"""The gate's mathematics: entropy, the test H > tau, and the calibration of tau.
+
+One definition for scoring, training, calibration and the engine. Entropies are in nats, at
+temperature 1, over the whole vocabulary (paper, section on decision points).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+# Gate rates for which every calibration keeps a threshold, so that a request can ask by rate.
+RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Shannon entropy of softmax(logits), in nats.
+
+    Args:
+        logits: [..., V], any float type; entries of -inf are tokens that cannot be taken.
+
+    Returns:
+        [...] float32, each between 0 and log V.
+    """
+    z = logits.float()
+    log_p = z - z.logsumexp(-1, keepdim=True)
+    p = log_p.exp()
+    # A masked token has p = 0 and log p = -inf; the limit of p log p is 0, not nan.
+    return -(p * log_p.clamp_min(-1e4)).sum(-1)
+
+
+def opens(entropies: torch.Tensor, tau: torch.Tensor | float) -> torch.Tensor:
+    """The gate: True where the base is uncertain, H > tau (strictly). Shapes broadcast."""
+    return entropies > tau
+
+
+def calibrate(entropies: npt.ArrayLike, rate: float) -> float:
+    """The smallest tau (nats) whose gate rate on `entropies` is at most `rate`.
+
+    Args:
+        entropies: base entropies of generated positions, any shape, nats.
+        rate: wanted share of gated tokens, 0 <= rate <= 1.
+
+    Raises:
+        ValueError: no entropies, one that is not finite, or a rate outside [0, 1].
+    """
+    h = np.sort(np.asarray(entropies, dtype=np.float64).ravel())[::-1]
+    if h.size == 0 or not np.isfinite(h).all():
+        raise ValueError("entropies: at least one is needed and all must be finite")
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"rate: {rate} is not between 0 and 1")
+    wanted = int(np.floor(rate * h.size + 1e-9))
+    # With tau at the (wanted+1)-th largest value, at most `wanted` values exceed it strictly.
+    return float(max(h[wanted], 0.0)) if wanted < h.size else 0.0
+
+
+def calibration_table(
+    entropies: npt.ArrayLike, rates: Sequence[float] = RATES
+) -> list[tuple[float, float]]:
+    """(rate, tau) for each of `rates`: what a manifest keeps."""
+    return [(rate, calibrate(entropies, rate)) for rate in rates]

@@ -1,0 +1,92 @@
+"""What an adapter says of itself: `manifest.json` beside the PEFT files.
+
+The manifest binds the weights to their base, family and gate threshold, and carries the scores that
+were measured. It holds no time stamp: the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+FILE = "manifest.json"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$|^[a-z0-9]$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Mode = Literal["base", "always", "gated"]
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name an adapter: lower case letters, digits, '.', '_', '-'; 64 at most."""
+    return re.fullmatch(NAME_PATTERN, text) is not None and ".." not in text
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(_Strict):
+    """The frozen model an adapter belongs to."""
+
+    model: str = Field(description="Hub id or folder name of the base.")
+    revision: str | None = Field(None, description="Hub commit, where the base came from the hub.")
+    architecture: str = Field(description="First of config.json's `architectures`.")
+    fingerprint: Sha256 | None = Field(
+        None, description="adapters.base.fingerprint of the base's weights; None: not checked."
+    )
+
+
+class Gate(_Strict):
+    """The threshold and where it comes from."""
+
+    tau: float = Field(ge=0, description="Threshold in nats: the gate opens where H > tau.")
+    rate: float = Field(ge=0, le=1, description="Gate rate that tau gave on the rollouts.")
+    tokens: int = Field(gt=0, description="Generated positions the calibration looked at.")
+    table: list[tuple[float, float]] = Field(
+        default_factory=list, description="(gate rate, tau), rates ascending."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Gate:
+        rates = [rate for rate, _ in self.table]
+        taus = [tau for _, tau in self.table]
+        if rates != sorted(rates) or taus != sorted(taus, reverse=True):
+            raise ValueError("table: rates must ascend and thresholds descend")
+        return self
+
+
+class Score(_Strict):
+    """One measured figure."""
+
+    mode: Mode
+    problems: str = Field(description="Benchmark name or problems file.")
+    metric: str = Field(description="pass@1, pass@k, avg@k, boxed_rate, mean_tokens")
+    value: float
+    stderr: float | None = None
+    n: int = Field(gt=0, description="Number of problems.")
+    temperature: float = Field(ge=0)
+
+
+class Manifest(_Strict):
+    """The whole of `manifest.json`."""
+
+    format: Literal[1] = 1
+    name: Name
+    family: str
+    base: Base
+    gate: Gate
+    scores: list[Score] = Field(default_factory=list)
+    seed: int = 0
+    files: dict[str, Sha256] = Field(description="SHA-256 of each file the adapter consists of.")
+    made_by: dict[str, str] = Field(
+        default_factory=dict, description="Command and library versions that made it."
+    )
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Parse `folder/manifest.json`. Raises OSError or pydantic.ValidationError."""
+        return cls.model_validate_json((folder / FILE).read_bytes())

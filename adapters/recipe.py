@@ -1,0 +1,162 @@
+"""How a family of base models is prompted, sampled and trained: one YAML file per family.
+
+The fields are the paper's knobs; `recipes/*.yaml` hold their values. `training.fit` lays a run's
+own YAML and flags over them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Prompt(_Section):
+    """How a problem becomes the text that the model continues."""
+
+    chat_template: str | None = Field(None, description="Jinja template; None: the tokenizer's.")
+    instruction: str | None = Field(None, description="Added where the conversation lacks it.")
+    instruction_role: Literal["system", "user"] = Field(
+        "system", description="system: a first message; user: appended to the last user message."
+    )
+
+
+class Sampling(_Section):
+    """Rollouts from the frozen base."""
+
+    rollouts: int = Field(20, ge=2, description="Rollouts per problem.")
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(2048, ge=1, description="Longest answer, in tokens.")
+
+
+class Selection(_Section):
+    """Which problems and rollouts are trained on."""
+
+    problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
+    shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
+    advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
+
+
+class Lora(_Section):
+    """The adapter's shape, in PEFT's words."""
+
+    rank: int = Field(32, ge=1, le=512)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
+    )
+
+
+class Objective(_Section):
+    """The loss: see training/objective.py."""
+
+    name: Literal["paper", "clipped"] = Field("clipped", description="paper: signed cross-entropy.")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="clipped: lowest probability ratio.")
+    clip_high: float = Field(4.0, gt=1, description="clipped: highest probability ratio.")
+    kl_weight: float = Field(0.2, ge=0, description="Weight of KL(base || adapter) off the gate.")
+    min_probability: float = Field(
+        1e-4, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
+    )
+
+
+class Optimizer(_Section):
+    """AdamW and its schedule, in transformers' words."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    epochs: float = Field(1.35, gt=0)
+    batch_size: int = Field(1, ge=1, description="Rollouts per forward pass.")
+    accumulation: int = Field(8, ge=1, description="Forward passes per optimizer step.")
+    max_grad_norm: float = Field(1.0, gt=0)
+    order: Literal["strongest", "shuffled"] = Field(
+        "strongest", description="strongest: by |advantage| x |D| / length, largest first."
+    )
+
+
+class GateChoice(_Section):
+    """How tau is chosen."""
+
+    tau: float | None = Field(None, ge=0, description="Nats; None: calibrated to `rate`.")
+    rate: float = Field(0.05, gt=0, le=1, description="Wanted gate rate.")
+
+
+class Checkpoints(_Section):
+    """Which checkpoint is kept: the best on problems held out from training."""
+
+    every: float = Field(0.15, gt=0, description="In epochs.")
+    problems: int = Field(100, ge=1, description="Problems held out for the choice.")
+    samples: int = Field(1, ge=1, description="Answers per problem and checkpoint.")
+
+
+class Recipe(_Section):
+    """Everything that is the family's rather than the run's."""
+
+    family: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    models: list[str] = Field(default=[], description="Regular expressions for the model's name.")
+    model_types: list[str] = Field(
+        default=[], description="config.json's model_type, as a fallback."
+    )
+    prompt: Prompt = Prompt()
+    sampling: Sampling = Sampling()
+    selection: Selection = Selection()
+    lora: Lora = Lora()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    gate: GateChoice = GateChoice()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _patterns(self) -> Recipe:
+        for pattern in self.models:
+            re.compile(pattern)
+        return self
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """Family -> recipe, in the order of the file names."""
+    loaded = (
+        Recipe.model_validate(yaml.safe_load(path.read_text()))
+        for path in sorted(RECIPES.glob("*.yaml"))
+    )
+    return {recipe.family: recipe for recipe in loaded}
+
+
+def get_recipe(family: str) -> Recipe:
+    """The recipe of `family`. Raises ValueError naming the known ones."""
+    try:
+        return recipes()[family]
+    except KeyError:
+        raise ValueError(f"family: '{family}' is unknown; known: {', '.join(recipes())}") from None
+
+
+def recipe_for(name: str, model_type: str) -> Recipe:
+    """The recipe of a base model: by its name first, by its model_type otherwise.
+
+    Raises:
+        ValueError: no family, or more than one by model_type: the caller must name it.
+    """
+    for recipe in recipes().values():
+        if any(re.search(pattern, name) for pattern in recipe.models):
+            return recipe
+    matches = [recipe for recipe in recipes().values() if model_type in recipe.model_types]
+    if len(matches) != 1:
+        raise ValueError(
+            f"family: none is known for '{name}' (model_type {model_type}); "
+            f"name one with --family: {', '.join(recipes())}"
+        )
+    return matches[0]
