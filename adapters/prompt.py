@@ -73,6 +73,6 @@ class PromptRenderer:
         return text
 
     def token_ids(self, problem: str) -> list[int]:
-        """The prompt as token ids; special tokens come from the template alone, as on the server."""
+        """The prompt as token ids; special tokens come from the template alone, as served."""
         ids: list[int] = self.tokenizer(self.text(problem), add_special_tokens=False)["input_ids"]
         return ids

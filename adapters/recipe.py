@@ -67,7 +67,7 @@ class Objective(_Section):
     clip_high: float = Field(4.0, gt=1, description="clipped: highest probability ratio.")
     kl_weight: float = Field(0.2, ge=0, description="Weight of KL(base || adapter) off the gate.")
     min_probability: float = Field(
-        1e-4, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
+        0.0, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
     )
 
 
@@ -82,6 +82,7 @@ class Optimizer(_Section):
     batch_size: int = Field(1, ge=1, description="Rollouts per forward pass.")
     accumulation: int = Field(8, ge=1, description="Forward passes per optimizer step.")
     max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
     order: Literal["strongest", "shuffled"] = Field(
         "strongest", description="strongest: by |advantage| x |D| / length, largest first."
     )

@@ -1,0 +1,56 @@
+# Every target sets up what it needs; a second call finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+# pip may know where wheels lie; uv reads none of pip's settings.
+LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+
+.PHONY: help install demo test test-fast serve lint format bench loadtest base adapter clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/installed ## the virtual environment with everything in it (CPU build of vLLM)
+
+$(VENV)/installed: pyproject.toml overrides-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python \
+	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
+	@touch $@
+
+demo: install ## fit an adapter, serve it, compare it with its base (about 6 minutes on 2 cores)
+	$(BIN)/python -m demo
+
+test: install ## all tests, fast ones first
+	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest -m engine
+
+test-fast: install ## the tests that start no engine
+	$(BIN)/python -m pytest -m "not engine"
+
+serve: install ## the shipped base and adapters on http://127.0.0.1:8000 (PORT=...)
+	$(BIN)/python -m serving --port $(PORT)
+
+lint: install ## linter, formatter, type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## speed and memory of the training stages
+	$(BIN)/python -m benchmarks.sampling
+
+loadtest: install ## locust against a server that `make serve` left running
+	$(BIN)/python -m loadtests --host http://127.0.0.1:$(PORT)
+
+base: install ## pre-train the shipped miniature base anew (tens of minutes)
+	$(BIN)/python -m training.tiny corpus
+	$(BIN)/python -m training.tiny pretrain
+
+clean: ## remove results of runs (not the environment)
+	rm -rf runs

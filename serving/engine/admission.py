@@ -1,0 +1,41 @@
+"""Asks our registry before vLLM looks up the model a request names.
+
+vLLM resolves an unknown name once and from then on trusts its table, so a folder that changes or
+goes away would be served for ever. Its resolver also runs only with
+VLLM_ALLOW_RUNTIME_LORA_UPDATING, which opens routes that load any path a client names. So the
+question is put one step earlier, where every endpoint passes:
+BaseServing._check_model (vllm/entrypoints/serve/engine/serving.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.serving import BaseServing
+
+from adapters.version import AdapterError
+
+_stock = BaseServing._check_model
+
+
+def install(ensure: Callable[[str], Awaitable[None]]) -> None:
+    """Have every request for something other than the base await `ensure(name)` first.
+
+    `ensure` brings vLLM's table up to date; it raises AdapterError (answered with 400 and the
+    reason) or KeyError (answered with vLLM's 404).
+    """
+
+    async def check_model(self: BaseServing, request: Any) -> ErrorResponse | None:
+        name = request.model
+        if name and not self._is_model_supported(name):
+            try:
+                await ensure(name)
+            except AdapterError as error:
+                return self.create_error_response(str(error), param="model")
+            except KeyError:
+                pass
+        return await _stock(self, request)
+
+    BaseServing._check_model = check_model

@@ -1,0 +1,157 @@
+"""Settings -> vLLM's arguments -> vLLM's own OpenAI server, in this process.
+
+Our defaults come first on the command line vLLM parses and the user's flags last, so the user's win.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.prompt import chat_template
+from adapters.recipe import Recipe, get_recipe, recipe_for
+from serving.settings import Settings, SettingsError
+
+logger = logging.getLogger("serving")
+
+PLUGINS = ("reasonmaxxer", "reasonmaxxer_models")
+CPU_KV_CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Base:
+    """What has to be known of the base model before vLLM starts."""
+
+    names: list[str]  # the one listed, then others that clients may use
+    recipe: Recipe
+    template: str | None
+
+
+def set_environment(model: str) -> None:
+    """What vLLM reads from the environment, where the user has not set it."""
+    plugins = [*filter(None, os.environ.get("VLLM_PLUGINS", "").split(",")), *PLUGINS]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys(plugins))
+    # It would open routes that load any path a client names; our registry does without.
+    os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if Path(model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def look_at_base(settings: Settings) -> Base:
+    """Find the base's family and prompt; of a hub model only the small files are fetched.
+
+    Raises:
+        SettingsError: no such model, or no known family.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    path = Path(settings.model)
+    name = path.resolve().name if path.is_dir() else settings.model
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise SettingsError(f"--model {settings.model}: the folder has no config.json")
+    try:
+        model_type = AutoConfig.from_pretrained(settings.model).model_type
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"--model {settings.model}: neither a model folder nor a hub model within reach "
+            f"({reason})"
+        ) from error
+    try:
+        known = get_recipe(settings.family) if settings.family else recipe_for(name, model_type)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    own = tokenizer.chat_template
+    try:
+        template = chat_template(known.prompt, own.get("default") if isinstance(own, dict) else own)
+    except ValueError as error:
+        logger.warning("chat completions are off: %s", error)
+        template = None
+    return Base(list(dict.fromkeys([name, settings.model])), known, template)
+
+
+def vllm_arguments(
+    settings: Settings, engine_flags: list[str], base: Base, template_file: Path
+) -> Namespace:
+    """The arguments of vLLM's server, checked by vLLM. A bad flag exits with 2."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    defaults = {
+        "model": settings.model,
+        "host": settings.host,
+        "port": settings.port,
+        "max-lora-rank": settings.max_lora_rank,
+        "max-loras": settings.max_loras,
+        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras),
+        "shutdown-timeout": settings.shutdown_timeout,
+        # The base's generation_config.json must not change sampling behind the client's back.
+        "generation-config": "vllm",
+        "uvicorn-log-level": "warning",
+    }
+    if current_platform.is_cpu():
+        # vLLM's own default is a share of all memory, and fails on a small machine.
+        defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
+    if base.template is not None:
+        template_file.write_text(base.template, encoding="utf-8")
+        defaults["chat-template"] = template_file
+    argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
+    argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m serving"))
+    args: Namespace = parser.parse_args(argv)
+    if settings.api_key is not None:
+        args.api_key = [settings.api_key.get_secret_value()]
+    try:
+        validate_parsed_serve_args(args)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(str(error)) from error
+    if not args.enable_lora:
+        raise SettingsError("--no-enable-lora: a server of adapters needs LoRA")
+    if args.chat_template != str(template_file) and base.template is not None:
+        logger.warning(
+            "--chat-template %s replaces the prompt of family '%s': adapters were fitted on that "
+            "one, and their thresholds measured on it",
+            args.chat_template,
+            base.recipe.family,
+        )
+    args.adapters = str(settings.adapters)  # for serving.routes, which vLLM hands `args`
+    return args
+
+
+def serve(settings: Settings, engine_flags: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code.
+
+    Raises:
+        SettingsError: the server cannot start as told.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("serving").setLevel(logging.INFO)
+    if not settings.adapters.is_dir():
+        raise SettingsError(f"--adapters {settings.adapters}: no such folder")
+    set_environment(settings.model)
+    base = look_at_base(settings)
+    with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
+        args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
+        shown = settings.model_dump(mode="json", exclude={"engine"})
+        logger.info("settings: %s", json.dumps(shown | {"family": base.recipe.family}))
+        logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
+
+        import uvloop
+        from vllm.entrypoints.launchers.api_server.entry import run_server
+
+        try:
+            uvloop.run(run_server(args))
+        except KeyboardInterrupt:
+            logger.info("stopped before the server was up")
+    return 0

@@ -1,0 +1,27 @@
+"""The general plugin: loaded by every vLLM process of this environment, our server's or not.
+
+It only corrects vLLM's CPU LoRA kernels; everything else is set up by our launcher alone.
+"""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Entry point of `vllm.general_plugins`; vLLM may call it several times in a process."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from serving import engine
+    from serving.engine import cpu_lora
+
+    if not engine.supported():
+        logger.warning(
+            "CPU LoRA kernels left as they are: the correction was written for vLLM %s.x; "
+            "base requests beside an adapter's may get its output",
+            engine.WRITTEN_FOR,
+        )
+        return
+    cpu_lora.install()

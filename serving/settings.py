@@ -1,0 +1,166 @@
+"""What the server can be told, by flag, environment (REASONMAXXER_*) or YAML (--config FILE).
+
+A flag wins over the environment, that over the YAML file, that over the default. Flags unknown here
+are vLLM's and reach it untouched, after those under `engine` in the YAML file:
+
+    python -m serving --model Qwen/Qwen2.5-1.5B --dtype float32 --max-num-seqs 64
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from adapters.store import SHIPPED
+
+PREFIX = "REASONMAXXER_"
+# The ranks for which vLLM has kernels (vllm/config/lora.py, MaxLoRARanks).
+LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+
+class SettingsError(ValueError):
+    """The server cannot start as told; the message names the setting and the way out."""
+
+
+class Settings(BaseSettings):
+    """The launcher's own settings; names are vLLM's where vLLM has the same one."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = Field(
+        str(SHIPPED.parents[1] / "models" / "tiny-qwen2"), description="Folder or hub id."
+    )
+    adapters: Path = Field(SHIPPED, description="The store: a folder of adapter folders.")
+    family: str | None = Field(
+        None, description="Recipe whose prompt is served; default: found by the model's name."
+    )
+    host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
+    port: int = Field(8000, ge=1, le=65535)
+    api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
+    max_lora_rank: LoraRank = Field(64, description="Adapters of a larger rank are refused.")
+    max_loras: int = Field(4, ge=1, description="Different adapters in one batch.")
+    max_cpu_loras: int = Field(16, ge=1, description="Adapters kept in host memory.")
+    shutdown_timeout: int = Field(
+        30, ge=0, description="Seconds that requests in flight get to finish after SIGTERM."
+    )
+    engine: dict[str, Any] = Field({}, description="vLLM flags by name, for the YAML file.")
+
+    @field_validator("max_lora_rank", mode="before")
+    @classmethod
+    def _rank_from_text(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("must not be empty; leave it out to serve without a key")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings  # no .env file, no secrets folder
+
+    @property
+    def engine_flags(self) -> list[str]:
+        """`engine` as vLLM flags: true is a bare flag, false its --no- form."""
+        flags: list[str] = []
+        for name, value in self.engine.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, list):
+                flags += [f"--{flag}", *map(str, value)]
+            else:
+                flags += [f"--{flag}", str(value)]
+        return flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        description="Serve a base model and its adapters with vLLM's OpenAI server.",
+        epilog=f"Each setting may also stand in the environment ({PREFIX}MAX_LORA_RANK=32) or in "
+        "the YAML file. Any other flag is vLLM's own; --help=all lists those.",
+        allow_abbrev=False,  # else a vLLM flag that begins like one of ours would be taken for it
+        add_help=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    for name, field in Settings.model_fields.items():
+        if name == "engine":
+            continue
+        choices = f" One of {get_args(LoraRank)}." if name == "max_lora_rank" else ""
+        default = "" if field.default is None else f" [{field.default}]"
+        text = f"{field.description or ''}{choices}{default}".strip()
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS)
+    return parser
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict | None):
+        raise SettingsError(f"--config {path}: must be a mapping of settings to values")
+    return values or {}
+
+
+def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(map(str, problem["loc"]))
+        flag = name.replace("_", "-")
+        said = f"--{flag}" if name in flags else f"{name} (--{flag}, {PREFIX}{name.upper()})"
+        if problem["type"] == "extra_forbidden":
+            said, problem["msg"] = name, "no such setting; vLLM's own flags belong under 'engine'"
+        given = "" if name == "api_key" else f", not {problem['input']!r}"
+        lines.append(f"{said}: {problem['msg']}{given}")
+    return "\n".join(lines)
+
+
+def from_command_line(argv: list[str]) -> tuple[Settings, list[str]]:
+    """(settings, flags for vLLM) of a command line. `--help` prints and exits.
+
+    Raises:
+        SettingsError: a value does not fit; every bad one is named.
+    """
+    parser = _parser()
+    if "--help" in argv or "-h" in argv:
+        parser.print_help()
+        raise SystemExit(0)
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong
+        raise SystemExit(2) from stop
+    flags = vars(known)
+    config = flags.pop("config")
+    file_values = _read_yaml(config) if config else {}
+
+    class WithFile(Settings):
+        """Settings with the YAML file as the last source."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources = super().settings_customise_sources(settings_cls, *args, **kwargs)
+            return *sources, lambda: file_values  # type: ignore[return-value]
+
+    try:
+        settings = WithFile(**flags)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, flags)) from error
+    return settings, [*settings.engine_flags, *rest]

@@ -1,0 +1,221 @@
+"""The store and its adapter folders: what is offered, what is refused, and why."""
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from adapters.base import BaseModel, fingerprint, safetensors_header
+from adapters.files import sha256_file
+from adapters.manifest import Base, Gate, Manifest, is_name
+from adapters.store import Store
+from adapters.version import CONFIG, WEIGHTS, AdapterError, AdapterVersion
+
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseModel:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
+    )
+    weight = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    save_file({f"{MODULE}.weight": weight}, folder / "model.safetensors")
+    return BaseModel.open(str(folder))
+
+
+def make_adapter(
+    path: Path, base: BaseModel | None = None, rank: int = 2, shape: tuple[int, int] = (12, 8)
+) -> Path:
+    path.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (path / CONFIG).write_text(json.dumps(config))
+    save_file(
+        {
+            f"base_model.model.{MODULE}.lora_A.weight": np.ones((rank, shape[1]), np.float32),
+            f"base_model.model.{MODULE}.lora_B.weight": np.ones((shape[0], rank), np.float32),
+        },
+        path / WEIGHTS,
+    )
+    if base is not None:
+        write_manifest(path, base)
+    return path
+
+
+def write_manifest(path: Path, base: BaseModel) -> None:
+    manifest = Manifest(
+        name=path.name,
+        family="tiny",
+        base=Base(model=base.name, architecture=base.architecture, fingerprint=base.fingerprint),
+        gate=Gate(tau=1.0, rate=0.05, tokens=100, table=[(0.05, 1.0), (0.1, 0.5)]),
+        files={file: sha256_file(path / file) for file in (CONFIG, WEIGHTS)},
+    )
+    (path / "manifest.json").write_text(manifest.model_dump_json())
+
+
+def test_a_good_adapter_is_offered(tmp_path: Path, base: BaseModel) -> None:
+    make_adapter(tmp_path / "store" / "good", base)
+    make_adapter(tmp_path / "store" / "plain-peft")  # no manifest: any PEFT folder
+    listing = Store(tmp_path / "store").listing(base, max_rank=8)
+    assert list(listing.offered) == ["good", "plain-peft"]
+    assert not listing.refused
+    assert listing.offered["good"].rank == 2
+    assert listing.offered["good"].manifest.gate.tau == 1.0
+    assert listing.offered["plain-peft"].manifest is None
+
+
+def _pickle(path: Path) -> None:
+    (path / "adapter_model.bin").write_bytes(b"\x80\x04.")
+
+
+def _no_config(path: Path) -> None:
+    (path / CONFIG).unlink()
+
+
+def _no_weights(path: Path) -> None:
+    (path / WEIGHTS).unlink()
+
+
+def _broken_json(path: Path) -> None:
+    (path / CONFIG).write_text("{")
+
+
+def _not_lora(path: Path) -> None:
+    (path / CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
+
+
+def _dora(path: Path) -> None:
+    config = json.loads((path / CONFIG).read_text())
+    (path / CONFIG).write_text(json.dumps(config | {"use_dora": True}))
+
+
+def _truncated(path: Path) -> None:
+    data = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(data[:-8])
+
+
+def _flipped_bit(path: Path) -> None:
+    data = bytearray((path / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (path / WEIGHTS).write_bytes(data)
+
+
+def _huge_header(path: Path) -> None:
+    (path / WEIGHTS).write_bytes(struct.pack("<Q", 2**62) + b"{}")
+
+
+def _bad_manifest(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["gate"]["tau"] = -1
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _extra_tensor(path: Path) -> None:
+    save_file({"lm_head.weight": np.ones((2, 2), np.float32)}, path / WEIGHTS)
+    (path / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_pickle, "pickled weights"),
+        (_no_config, "adapter_config.json is missing"),
+        (_no_weights, "adapter_model.safetensors is missing"),
+        (_broken_json, "not JSON"),
+        (_not_lora, "peft_type"),
+        (_dora, "use_dora"),
+        (_truncated, "cut short"),
+        (_flipped_bit, "hash differs"),
+        (_huge_header, "not a safetensors file"),
+        (_bad_manifest, "gate.tau"),
+        (_extra_tensor, "unexpected tensor"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_by_name_and_the_others_are_offered(
+    tmp_path: Path, base: BaseModel, damage, reason: str
+) -> None:
+    store = Store(tmp_path / "store")
+    make_adapter(tmp_path / "store" / "good", base)
+    damage(make_adapter(tmp_path / "store" / "bad", base))
+    listing = store.listing(base, max_rank=8)
+    assert list(listing.offered) == ["good"]
+    assert reason in str(listing.refused["bad"])
+    assert "'bad'" in str(listing.refused["bad"])
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: BaseModel) -> None:
+    store = Store(tmp_path / "store")
+    make_adapter(tmp_path / "store" / "shapes", shape=(16, 8))
+    other = tmp_path / "other"
+    shutil.copytree(base.folder, other)
+    weight = np.random.default_rng(1).normal(size=(12, 8)).astype(np.float32)
+    save_file({f"{MODULE}.weight": weight}, other / "model.safetensors")
+    make_adapter(tmp_path / "store" / "weights", BaseModel.open(str(other)))
+    refused = store.listing(base).refused
+    assert "made for a 16 x 8 weight" in refused["shapes"].reason
+    assert "made for other weights" in refused["weights"].reason
+
+
+def test_a_rank_over_the_limit_is_refused(tmp_path: Path, base: BaseModel) -> None:
+    make_adapter(tmp_path / "store" / "wide", base, rank=8)
+    with pytest.raises(AdapterError, match="rank 8 is over the limit 4"):
+        Store(tmp_path / "store").get("wide", base, max_rank=4)
+
+
+def test_links_do_not_lead_out_of_the_store(tmp_path: Path, base: BaseModel) -> None:
+    store = tmp_path / "store"
+    make_adapter(store / "inside", base)
+    outside = make_adapter(tmp_path / "outside", base)
+    os.symlink(outside, store / "linked")
+    shutil.copytree(outside, store / "file-linked")
+    (store / "file-linked" / WEIGHTS).unlink()
+    os.symlink(outside / WEIGHTS, store / "file-linked" / WEIGHTS)
+    listing = Store(store).listing(base)
+    assert list(listing.offered) == ["inside"]
+    assert "leads out" in listing.refused["linked"].reason
+    assert "leads out" in listing.refused["file-linked"].reason
+
+
+@given(st.text(max_size=80) | st.sampled_from(["..", ".", "../x", "/etc", "a/../b", "a\x00", "A"]))
+def test_a_hostile_name_never_reaches_the_file_system(name: str) -> None:
+    if is_name(name):
+        assert "/" not in name and ".." not in name and not name.startswith(".")
+    else:
+        with pytest.raises(KeyError):
+            Store(Path("/")).get(name)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_as_weights_are_refused_cleanly(tmp_path_factory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+    path.write_bytes(data)
+    try:
+        safetensors_header(path)
+    except ValueError as error:
+        assert "x.safetensors" in str(error)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_any_json_as_config_is_refused_cleanly(tmp_path_factory, value) -> None:
+    path = make_adapter(tmp_path_factory.mktemp("fuzz") / "bad")
+    (path / CONFIG).write_text(json.dumps(value))
+    with pytest.raises(AdapterError, match="bad"):
+        AdapterVersion.read(path)
+
+
+def test_the_fingerprint_sees_one_changed_weight(base: BaseModel) -> None:
+    before = fingerprint(base.folder)
+    path = base.folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert fingerprint(base.folder) != before

@@ -1,0 +1,54 @@
+"""Advantages, the choice of problems and rollouts, and of tau, by hand."""
+
+import numpy as np
+import pytest
+
+from adapters.recipe import GateChoice, Selection
+from training.select import advantages, choose_gate, select
+
+
+def test_advantages_by_hand() -> None:
+    # mean 0.25, population std sqrt(0.1875)
+    found = advantages([1, 0, 0, 0], clip=2.5)
+    assert found == pytest.approx([1.7320508, -0.5773503, -0.5773503, -0.5773503])
+    assert advantages([1] + [0] * 19, clip=2.5)[0] == 2.5  # 4.36 unclipped
+    assert advantages([1, 1, 1], clip=2.5).tolist() == [0, 0, 0]
+
+
+def rollouts(rewards_by_problem: dict[int, list[int]], lengths: list[int] | None = None):
+    problems = [p for p, rewards in rewards_by_problem.items() for _ in rewards]
+    rewards = [r for rs in rewards_by_problem.values() for r in rs]
+    lengths = lengths or [4] * len(rewards)
+    entropies = [np.array([0.0] * (n - 1) + [2.0]) for n in lengths]
+    return problems, rewards, entropies
+
+
+def test_only_mixed_problems_nearest_to_one_half_are_kept() -> None:
+    problems, rewards, h = rollouts(
+        {0: [1, 1, 1, 1], 1: [1, 0, 0, 0], 2: [0, 0, 0, 0], 3: [1, 1, 0, 0], 4: [1, 1, 1, 0]}
+    )
+    kept = select(problems, rewards, h, 1.0, Selection(problems=2, shortest=1.0))
+    assert {problems[example.row] for example in kept} == {3, 1}  # 1 before 4: ties by index
+    assert sum(example.advantage for example in kept) == pytest.approx(0)
+
+
+def test_the_longest_rollouts_are_dropped_and_advantages_stay() -> None:
+    problems, rewards, h = rollouts({0: [1, 0, 1, 0, 1]}, lengths=[9, 3, 4, 5, 6])
+    kept = select(problems, rewards, h, 1.0, Selection(problems=1, shortest=0.8))
+    assert [example.row for example in kept] == [1, 2, 3, 4]
+    assert kept[1].advantage == pytest.approx((1 - 0.6) / np.std([1, 0, 1, 0, 1]))
+
+
+def test_decisions_are_where_entropy_exceeds_tau_and_rollouts_without_any_are_left_out() -> None:
+    h = [np.array([0.1, 1.5, 1.0]), np.array([0.1, 0.2, 1.0])]
+    kept = select([0, 0], [1, 0], h, 1.0, Selection(problems=1, shortest=1.0))
+    assert [example.row for example in kept] == [0]
+    assert kept[0].decisions.tolist() == [False, True, False]
+
+
+def test_choose_gate_calibrates_or_obeys() -> None:
+    h = [np.array([0.0, 0.5, 1.0, 1.5]), np.array([0.0, 0.0, 0.0, 2.0])]
+    gate = choose_gate(h, GateChoice(rate=0.25))
+    assert (gate.tau, gate.rate, gate.tokens) == (1.0, 0.25, 8)
+    given = choose_gate(h, GateChoice(tau=1.5))
+    assert (given.tau, given.rate) == (1.5, 0.125)

@@ -1,0 +1,352 @@
+"""Fit an adapter: sample, verify, score, select, train, choose, publish.
+
+    python -m training.fit --model models/tiny-qwen2 --problems problems.jsonl --output my-adapter
+    python -m training.fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --output my-adapter
+
+Each stage leaves its result in the run folder; the same command after a kill goes on from there.
+Every setting of the family's recipe can be set by `--config FILE` or by flags (`--help`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from adapters.base import BaseModel
+from adapters.files import write_json
+from adapters.manifest import Gate, Name, Score, is_name
+from adapters.prompt import PromptRenderer
+from adapters.recipe import (
+    Checkpoints,
+    GateChoice,
+    Lora,
+    Objective,
+    Optimizer,
+    Prompt,
+    Sampling,
+    Selection,
+    get_recipe,
+    recipe_for,
+)
+from training.choose import Choice, choose
+from training.config import Config, usage_error
+from training.generate import Engine, Generator, open_generator
+from training.model import free_memory, load_model, open_base
+from training.problems import Problem, load_problems
+from training.publish import publish
+from training.run import Stage, write_table
+from training.sample import sample
+from training.score import score
+from training.select import Example, choose_gate, select
+from training.train import TrainingRow, train
+from training.verify import Verifier
+
+logger = logging.getLogger("training.fit")
+
+
+class FitConfig(Config):
+    """Settings of a fit; those of the recipe default to the family's."""
+
+    program: ClassVar[str] = "python -m training.fit"
+
+    model: str = Field(description="Base model: a folder or a hub id.")
+    problems: str = Field(description="JSONL or Parquet file, benchmark name or hub data set.")
+    output: Path = Field(description="The adapter's folder.")
+    name: Name = Field("", description="The adapter's name; default: that of the output folder.")
+    family: str = Field("", description="Default: by the model's name and type.")
+    run_dir: Path = Field(Path(), description="Where stages keep results; default runs/fit/NAME.")
+    limit: int | None = Field(None, ge=2, description="Use at most so many problems.")
+    heldout: str | None = Field(
+        None, description="Problems that choose the checkpoint; default: a share of --problems."
+    )
+    engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    prompt: Prompt = Prompt()
+    sampling: Sampling = Sampling()
+    selection: Selection = Selection()
+    lora: Lora = Lora()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    gate: GateChoice = GateChoice()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @classmethod
+    def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The family's recipe, and names derived from the output folder."""
+        if "model" not in given or "output" not in given:
+            return {}  # validation will name the missing field
+        base = open_base(given["model"])
+        recipe = (
+            get_recipe(given["family"])
+            if given.get("family")
+            else recipe_for(base.name, base.model_type)
+        )
+        name = given.get("name") or Path(given["output"]).resolve().name
+        if not is_name(name):
+            raise ValueError(
+                f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
+            )
+        return {
+            **recipe.model_dump(exclude={"models", "model_types"}),
+            "name": name,
+            "run_dir": f"runs/fit/{name}",
+        }
+
+    @model_validator(mode="after")
+    def _output_is_ours_to_write(self) -> FitConfig:
+        if self.output.exists() and not (self.output / "adapter_config.json").exists():
+            raise ValueError(f"output: {self.output} exists and is no adapter folder")
+        return self
+
+
+def fit(config: FitConfig) -> Path:
+    """Run every stage that is not done yet; return the adapter's folder."""
+    base = open_base(config.model)
+    problems, heldout = split_problems(config)
+    renderer = renderer_for(base, config.prompt)
+    run = config.run_dir
+    config.save(run / "fit.yaml")
+    clock = Clock(run / "seconds.json")
+
+    def generator(max_rank: int | None = None) -> AbstractContextManager[Generator]:
+        longest = max(len(renderer.token_ids(p.problem)) for p in problems + heldout)
+        return open_generator(
+            str(base.folder),
+            engine=config.engine,
+            max_rank=max_rank,
+            max_model_len=longest + config.sampling.max_tokens,
+            seed=config.seed,
+        )
+
+    with clock("sample"):
+        stage = Stage.first(
+            run,
+            "rollouts",
+            {
+                "base": base.fingerprint,
+                "template": renderer.template,
+                "problems": [p.model_dump() for p in problems],
+                "sampling": config.sampling.model_dump(),
+                "seed": config.seed,
+                "engine": config.engine,
+            },
+        )
+        rollouts = sample(stage, problems, renderer, config.sampling, config.seed, generator)
+
+    with Verifier() as verifier:
+        with clock("verify"):
+            rewards = verify(stage.then("rewards", {}), rollouts, problems, verifier)
+        logger.info("pass@1 of the base on the rollouts: %.3f", rewards.mean())
+
+        load_base = functools.cache(lambda: load_model(str(base.folder)))
+        with clock("score"):
+            stage = stage.then("entropies", {})
+            entropies = score(stage, rollouts, load_base)
+
+        with clock("select"):
+            gate = choose_gate(entropies, config.gate)
+            examples = select(
+                rollouts["problem"].to_numpy(), rewards, entropies, gate.tau, config.selection
+            )
+            describe_selection(gate, examples, rewards)
+            rows = training_rows(rollouts, examples)
+
+        with clock("train"):
+            settings = config.model_dump(
+                include={"selection", "gate", "lora", "objective", "optimizer"}
+            )
+            settings["checkpoint_every"] = config.checkpoints.every
+            stage = stage.then("training", settings)
+            checkpoints = train(
+                stage,
+                load_base,
+                rows,
+                config.lora,
+                config.objective,
+                config.optimizer,
+                config.checkpoints.every,
+                config.seed,
+            )
+            load_base.cache_clear()  # the adapter's answers come from an engine of its own
+            free_memory()
+
+        with clock("choose"):
+            stage = stage.then(
+                "heldout",
+                {
+                    "problems": [p.model_dump() for p in heldout],
+                    "samples": config.checkpoints.samples,
+                },
+            )
+            choice = choose(
+                stage,
+                checkpoints,
+                heldout,
+                renderer,
+                config.sampling,
+                config.checkpoints,
+                config.seed,
+                lambda: generator(config.lora.rank),
+                verifier,
+            )
+    with clock("publish"):
+        publish(
+            config.output,
+            config.name,
+            choice.best,
+            base,
+            base_reference(config.model, base),
+            config.family,
+            gate,
+            heldout_scores(choice, config, len(heldout)),
+            config.seed,
+            config.to_yaml(),
+            shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
+        )
+    logger.info("held out: base %.3f, adapter %.3f", choice.base.accuracy, choice.chosen.accuracy)
+    logger.info("adapter: %s; seconds: %s", config.output, clock.summary())
+    return config.output
+
+
+# ------------------------------------------------------------------------------- the small print
+
+
+def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and problems to choose the checkpoint by; never the same ones."""
+    problems = load_problems(config.problems)
+    random.Random(config.seed).shuffle(problems)
+    problems = problems[: config.limit]
+    if config.heldout is not None:
+        heldout = load_problems(config.heldout)[: config.checkpoints.problems]
+        shared = {p.problem for p in problems} & {p.problem for p in heldout}
+        if shared:
+            raise ValueError(f"heldout: {len(shared)} problems are also in --problems")
+        return problems, heldout
+    count = min(config.checkpoints.problems, len(problems) // 4)
+    if count == 0:
+        raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
+    return problems[count:], problems[:count]
+
+
+def renderer_for(base: BaseModel, prompt: Prompt) -> PromptRenderer:
+    """The renderer of `base`'s tokenizer and the run's prompt settings."""
+    from transformers import AutoTokenizer
+
+    return PromptRenderer.of(AutoTokenizer.from_pretrained(base.folder), prompt)
+
+
+def verify(
+    stage: Stage, rollouts: pa.Table, problems: list[Problem], verifier: Verifier
+) -> np.ndarray:
+    """Stage 2, verify: the reward of every rollout, [N] of 0 and 1."""
+    path = stage.path(".parquet")
+    if not path.exists():
+        answers = [problems[index].answer for index in rollouts["problem"].to_pylist()]
+        verdicts = verifier.check(rollouts["text"].to_pylist(), answers)
+        columns = {
+            "correct": [v.correct for v in verdicts],
+            "boxed": [v.boxed for v in verdicts],
+            "timed_out": [v.timed_out for v in verdicts],
+        }
+        write_table(path, pa.table(columns))
+    return pq.read_table(path)["correct"].to_numpy().astype(np.float64)
+
+
+def describe_selection(gate: Gate, examples: list[Example], rewards: np.ndarray) -> None:
+    """Log what training will see; raise ValueError when that is nothing."""
+    logger.info("tau %.4f nats: gate rate %.3f on %d tokens", gate.tau, gate.rate, gate.tokens)
+    if not examples:
+        raise ValueError(
+            "problems: none has both right and wrong rollouts with decision points "
+            f"(the base's pass rate is {rewards.mean():.3f}); give problems nearer to what the "
+            "base can do, raise --sampling.rollouts, or lower --gate.tau"
+        )
+    logger.info("%d rollouts to train on", len(examples))
+
+
+def training_rows(rollouts: pa.Table, examples: list[Example]) -> list[TrainingRow]:
+    """The selected rollouts, joined with their tokens."""
+    chosen = rollouts.take([example.row for example in examples])
+    return [
+        TrainingRow(
+            prompt_ids=prompt,
+            token_ids=tokens,
+            advantage=example.advantage,
+            decisions=example.decisions.tolist(),
+        )
+        for prompt, tokens, example in zip(
+            chosen["prompt_ids"].to_pylist(), chosen["token_ids"].to_pylist(), examples, strict=True
+        )
+    ]
+
+
+def base_reference(model: str, base: BaseModel) -> str:
+    """What names the base in adapter_config.json: never a path of this machine's."""
+    return base.name if Path(model).is_absolute() else model
+
+
+def heldout_scores(choice: Choice, config: FitConfig, count: int) -> list[Score]:
+    """The figures of the choice as the manifest keeps them."""
+    problems = Path(config.heldout or config.problems).name
+    return [
+        Score(
+            mode=mode,
+            problems=problems,
+            metric=metric,
+            value=value,
+            n=count,
+            temperature=config.sampling.temperature,
+        )
+        for mode, result in (("base", choice.base), ("always", choice.chosen))
+        for metric, value in (
+            ("pass@1", result.accuracy),
+            ("boxed_rate", result.boxed),
+            ("mean_tokens", result.tokens),
+        )
+    ]
+
+
+class Clock:
+    """Seconds a stage took, kept beside the results; a skipped stage keeps its first figure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 2)
+        write_json(self.path, self.seconds)
+
+    def summary(self) -> str:
+        return ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in self.seconds.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: exit code 2 and a line naming the field on bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config = FitConfig.load(argv)
+    try:
+        fit(config)
+    except (ValueError, FileNotFoundError) as error:
+        usage_error(config.program, str(error))
+
+
+if __name__ == "__main__":
+    main()

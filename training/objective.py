@@ -1,0 +1,147 @@
+"""The objective, as pure tensor functions to be held against the paper's equations.
+
+For a rollout y with advantage A, decision points D = {t : H_t > tau} and the frozen base p_b:
+
+    paper:    L = mean_{t in D} A * (-log p(y_t))            + w * mean_{t not in D} KL
+    clipped:  L = mean_{t in D} -min(r_t A, clip(r_t, lo, hi) A)  + w * mean_{t not in D} KL
+              r_t = p(y_t) / p_b(y_t),  KL = KL(p_b(. | y_<t) || p(. | y_<t))
+
+The paper's first term has no lower bound: once a wrong token is unlikely it can be made ever more
+so. The clip (PPO's, with the base as the old policy) bounds what any one token can contribute.
+
+Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from adapters.recipe import Objective
+
+
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log p(y_t): logits [T, V], tokens [T] -> [T] float32."""
+    logits = logits.float()
+    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(p_base || p) in nats: two [T, V] -> [T] float32."""
+    base_log_p = base_logits.float().log_softmax(-1)
+    return (base_log_p.exp() * (base_log_p - logits.float().log_softmax(-1))).sum(-1)
+
+
+def signed_cross_entropy(
+    log_p: torch.Tensor, advantage: torch.Tensor, min_probability: float = 0.0
+) -> torch.Tensor:
+    """The paper's decision term, per token: log_p [T], advantage [T] -> [T].
+
+    `min_probability` > 0 leaves already rarer tokens out of the negative term, a known cure for
+    its divergence; 0 is the paper's own.
+    """
+    loss = -advantage * log_p
+    if min_probability > 0:
+        spent = (advantage < 0) & (log_p.detach().exp() < min_probability)
+        loss = loss.masked_fill(spent, 0.0)
+    return loss
+
+
+def clipped_surrogate(
+    log_p: torch.Tensor, base_log_p: torch.Tensor, advantage: torch.Tensor, low: float, high: float
+) -> torch.Tensor:
+    """The ratio-clipped decision term, per token: three [T] -> [T]."""
+    ratio = (log_p - base_log_p).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+
+
+def decision_loss(
+    log_p: torch.Tensor, base_log_p: torch.Tensor, advantage: torch.Tensor, objective: Objective
+) -> torch.Tensor:
+    """The decision term that `objective` names, per token: three [T] -> [T]."""
+    if objective.name == "paper":
+        return signed_cross_entropy(log_p, advantage, objective.min_probability)
+    return clipped_surrogate(log_p, base_log_p, advantage, objective.clip_low, objective.clip_high)
+
+
+def position_weights(
+    decision: torch.Tensor, rollout: torch.Tensor, kl_weight: float
+) -> torch.Tensor:
+    """What each position counts in the mean over rollouts of the losses above.
+
+    A decision point weighs 1 / |D| of its rollout, any other position kl_weight / |not D|, and
+    each rollout the same.
+
+    Args:
+        decision: [T] bool, positions of all rollouts of a batch one after another.
+        rollout: [T] long, which rollout a position belongs to, 0 to B - 1.
+
+    Returns:
+        [T] float32.
+    """
+    count = int(rollout.max()) + 1
+    size = torch.zeros(count, 2, device=decision.device)
+    kind = decision.long()  # 1: in D, 0: not
+    size.index_put_((rollout, kind), torch.ones_like(rollout, dtype=torch.float32), accumulate=True)
+    weights = 1.0 / size[rollout, kind]
+    return torch.where(decision, weights, kl_weight * weights) / count
+
+
+def batch_loss(
+    hidden: torch.Tensor,
+    base_hidden: torch.Tensor,
+    head: torch.nn.Module,
+    tokens: torch.Tensor,
+    advantage: torch.Tensor,
+    decision: torch.Tensor,
+    rollout: torch.Tensor,
+    objective: Objective,
+    chunk: int = 1024,
+) -> torch.Tensor:
+    """The mean loss of a batch of rollouts, logits computed `chunk` positions at a time.
+
+    Each chunk's logits are made anew in the backward pass, so that never more than a few
+    [chunk, V] float32 tensors exist, however long the rollouts.
+
+    Args:
+        hidden, base_hidden: [T, d] hidden states that predict `tokens`, adapter on and off.
+        head: the output projection, frozen.
+        tokens: [T] long, the tokens taken.
+        advantage: [T] float, each position's rollout's.
+        decision: [T] bool.
+        rollout: [T] long.
+
+    Returns:
+        A scalar.
+    """
+    weights = position_weights(decision, rollout, objective.kl_weight)
+
+    def chunk_loss(
+        h: torch.Tensor,
+        h_base: torch.Tensor,
+        y: torch.Tensor,
+        a: torch.Tensor,
+        d: torch.Tensor,
+        w: torch.Tensor,
+    ) -> torch.Tensor:
+        logits, base_logits = head(h), head(h_base)
+        on = decision_loss(
+            token_log_probs(logits[d], y[d]), token_log_probs(base_logits[d], y[d]), a[d], objective
+        )
+        off = kl_divergence(base_logits[~d], logits[~d])
+        return (w[d] * on).sum() + (w[~d] * off).sum()
+
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(tokens), chunk):
+        part = slice(start, start + chunk)
+        total = total + checkpoint(
+            chunk_loss,
+            hidden[part],
+            base_hidden[part],
+            tokens[part],
+            advantage[part],
+            decision[part],
+            weights[part],
+            use_reentrant=False,
+        )
+    return total

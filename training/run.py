@@ -1,0 +1,97 @@
+"""The run folder: where stages leave their results, so that a killed run goes on where it stopped.
+
+Each result's file name carries a digest of every setting that it and the stages before it depend
+on. The same command finds the finished files and skips them; a changed learning rate keeps the
+rollouts and trains anew; nothing is ever overwritten by a run with other settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adapters.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's place in the run folder; `then` makes the next one's."""
+
+    folder: Path
+    name: str
+    digest: str
+
+    @classmethod
+    def first(cls, folder: Path, name: str, settings: dict[str, Any]) -> Stage:
+        return cls(folder, name, _digest("", settings))
+
+    def then(self, name: str, settings: dict[str, Any]) -> Stage:
+        """The stage after this one: it depends on all that this one depends on, and `settings`."""
+        return Stage(self.folder, name, _digest(self.digest, settings))
+
+    def path(self, suffix: str = "") -> Path:
+        """FOLDER/NAME-DIGEST + suffix."""
+        return self.folder / f"{self.name}-{self.digest}{suffix}"
+
+
+def _digest(before: str, settings: dict[str, Any]) -> str:
+    text = before + json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, atomically."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+class Parts:
+    """A growing table: a folder of Parquet parts, each whole or absent.
+
+    Rows are gathered and written `flush_rows` at a time, so that a kill loses little and a long
+    job keeps no result in memory.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, flush_rows: int = 2000) -> None:
+        self.folder, self.schema, self.flush_rows = folder, schema, flush_rows
+        self._rows: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows written so far."""
+        tables = [pq.read_table(path, columns=columns) for path in self._paths()]
+        if not tables:
+            return self.schema.empty_table().select(columns or self.schema.names)
+        return pa.concat_tables(tables)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows that belong together: they land in one part."""
+        self._rows.extend(rows)
+        if len(self._rows) >= self.flush_rows:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            path = self.folder / f"part-{len(self._paths()):05d}.parquet"
+            write_table(path, pa.Table.from_pylist(self._rows, schema=self.schema))
+            self._rows = []
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "complete").exists()
+
+    def finish(self) -> None:
+        """Write what is left and mark the table complete."""
+        self.flush()
+        with atomic_write(self.folder / "complete"):
+            pass

@@ -1,0 +1,90 @@
+"""Stage 4, select: which rollouts teach something, how strongly, and where.
+
+Only problems that the base sometimes solves carry a signal (zero advantage everywhere else), most
+of all those near a pass rate of one half. The decision points of a rollout are where the base's
+entropy exceeds tau.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.gate import RATES, calibrate, calibration_table
+from adapters.manifest import Gate
+from adapters.recipe import GateChoice, Selection
+
+
+class Example(NamedTuple):
+    """A rollout to train on."""
+
+    row: int  # in the rollouts table
+    advantage: float
+    decisions: npt.NDArray[np.bool_]  # [T]
+
+
+def advantages(rewards: npt.ArrayLike, clip: float) -> npt.NDArray[np.float64]:
+    """(r - mean) / std over one problem's rollouts, within +-clip; zeros where all are equal.
+
+    The standard deviation is the population's, as the paper's formula reads.
+    """
+    r = np.asarray(rewards, dtype=np.float64)
+    deviation = r.std()
+    if deviation == 0:
+        return np.zeros_like(r)
+    return np.clip((r - r.mean()) / deviation, -clip, clip)
+
+
+def choose_gate(entropies: Sequence[npt.NDArray[Any]], choice: GateChoice) -> Gate:
+    """tau for the wanted gate rate on all rollouts (or the tau that was given), and its table."""
+    h = np.concatenate(list(entropies))
+    tau = choice.tau if choice.tau is not None else calibrate(h, choice.rate)
+    return Gate(
+        tau=tau,
+        rate=float((h > tau).mean()),
+        tokens=h.size,
+        table=calibration_table(h, RATES),
+    )
+
+
+def select(
+    problems: npt.ArrayLike,
+    rewards: npt.ArrayLike,
+    entropies: Sequence[npt.NDArray[Any]],
+    tau: float,
+    selection: Selection,
+) -> list[Example]:
+    """The rollouts to train on, in the table's order.
+
+    Args:
+        problems: [N] the problem each rollout belongs to.
+        rewards: [N] 0 or 1.
+        entropies: N arrays of nats.
+
+    Returns:
+        Rollouts with at least one decision point, of the `selection.problems` mixed problems
+        nearest to a pass rate of 0.5 (ties by the problem's index), the shortest
+        `selection.shortest` of each (ties by row).
+    """
+    problem_of, reward_of = np.asarray(problems), np.asarray(rewards, dtype=np.float64)
+    rows_of = {int(p): np.flatnonzero(problem_of == p) for p in np.unique(problem_of)}
+    pass_rate = {p: reward_of[rows].mean() for p, rows in rows_of.items()}
+    mixed = [p for p, rate in pass_rate.items() if 0 < rate < 1]
+    kept = sorted(mixed, key=lambda p: (abs(pass_rate[p] - 0.5), p))[: selection.problems]
+
+    examples: list[Example] = []
+    for p in sorted(kept):
+        rows = rows_of[p]
+        # Advantages over all of a problem's rollouts: the trimming must not move their mean.
+        advantage = dict(
+            zip(rows, advantages(reward_of[rows], selection.advantage_clip), strict=True)
+        )
+        shortest = sorted(rows, key=lambda row: (len(entropies[row]), row))
+        for row in sorted(shortest[: max(1, round(selection.shortest * len(rows)))]):
+            decisions = entropies[row] > tau
+            if decisions.any():
+                examples.append(Example(int(row), float(advantage[row]), decisions))
+    return examples

@@ -1,0 +1,115 @@
+"""Problems, their split, and the authors who write solutions.
+
+Train and held-out cannot overlap: a problem's split is a hash of its canonical form, so the same
+problem is on the same side whatever the seed, the wording or the caller.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from training.tiny.kinds import KINDS, Kind
+from training.tiny.kinds.base import State
+
+Split = Literal["train", "heldout"]
+_HELDOUT_ONE_IN = 5
+_PATIENCE = 20_000  # draws without a new problem after which a kind counts as exhausted
+
+# (text, weight). Skewed, so that the connectors stay below the entropy of a real choice; only the
+# opening is a coin toss that does not matter, as some of a real model's uncertain positions are.
+_OPENINGS = (("First", 0.75), ("Start", 0.25))
+_CONNECTORS = (("Then", 0.96), ("Next", 0.04))
+
+
+class Problem(BaseModel):
+    """One line of a problems file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: str
+    problem: str
+    answer: str
+    split: Split
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A problem together with the state its solutions start from."""
+
+    problem: Problem
+    kind: Kind
+    state: State
+
+
+def _digest(kind: Kind, state: State) -> str:
+    return hashlib.sha256(f"{kind.name}:{kind.canonical(state)}".encode()).hexdigest()
+
+
+def split_of(kind: Kind, state: State) -> Split:
+    """The side a problem is on, from its canonical form alone."""
+    return "heldout" if int(_digest(kind, state)[:16], 16) % _HELDOUT_ONE_IN == 0 else "train"
+
+
+def draw_puzzle(kind: Kind, split: Split, rng: Random) -> Puzzle | None:
+    """One draw: a puzzle, or None if it is of the other split or is no good problem."""
+    state = kind.draw(rng)
+    if split_of(kind, state) != split:
+        return None
+    answer = kind.answer(state)
+    if answer is None or kind.luck(state, answer) > kind.max_luck:
+        return None
+    problem = Problem(
+        id=f"{kind.name}-{_digest(kind, state)[:12]}",
+        kind=kind.name,
+        problem=kind.statement(state, rng),
+        answer=str(answer),
+        split=split,
+    )
+    return Puzzle(problem, kind, state)
+
+
+def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[Puzzle]:
+    """Endless distinct puzzles, cycling through `kinds`; equal arguments give equal puzzles.
+
+    Raises:
+        ValueError: `kinds` is empty or names an unknown one; or a kind has no further problems.
+    """
+    unknown = [name for name in kinds if name not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"kind: {', '.join(unknown) or 'none'}; known: {', '.join(KINDS)}")
+    rng = Random(f"{seed}:{split}")
+    seen: set[str] = set()
+    while True:
+        for name in kinds:
+            for _ in range(_PATIENCE):
+                puzzle = draw_puzzle(KINDS[name], split, rng)
+                if puzzle is not None and puzzle.problem.id not in seen:
+                    break
+            else:
+                raise ValueError(f"count: no more than {len(seen)} distinct problems were found")
+            seen.add(puzzle.problem.id)
+            yield puzzle
+
+
+def write_solution(puzzle: Puzzle, habit: float, rng: Random) -> str:
+    """A solution by an author who follows the right rule with probability `habit`.
+
+    At every step the author takes the right move with that probability (where it is admissible),
+    otherwise any admissible one. A habit of 1 always ends at the answer.
+    """
+    kind, state = puzzle.kind, puzzle.state
+    lines = []
+    while (result := kind.result(state)) is None:
+        moves = kind.admissible(state)
+        right = [move for move in moves if move.right]
+        move = rng.choice(right if right and rng.random() < habit else moves)
+        words = _CONNECTORS if lines else _OPENINGS
+        word = rng.choices([text for text, _ in words], [weight for _, weight in words])[0]
+        lines.append(f"{word} {move.text}")
+        state = move.after
+    return "\n".join([*lines, f"The answer is \\boxed{{{result}}}"])

@@ -1,0 +1,203 @@
+"""Stage 5, train: transformers' Trainer with our objective.
+
+One model in memory: the base is the model with its adapter switched off. Each step runs the batch
+twice, without gradients for the base and with them for the adapter; see training/objective.py for
+what is made of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainingArguments, set_seed
+
+from adapters.files import write_json, write_text
+from adapters.recipe import Lora, Objective, Optimizer
+from training.model import head, hidden_states, pad_right
+from training.objective import batch_loss
+from training.run import Stage
+
+WHOLE = "whole"  # marks a checkpoint that was written to its end
+
+
+class TrainingRow(TypedDict):
+    """One rollout, ready to train on."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]  # [T]
+    advantage: float
+    decisions: list[bool]  # [T]
+
+
+class Rollouts(Dataset[TrainingRow]):
+    """Rollouts in the order in which they are trained on."""
+
+    def __init__(self, rows: Sequence[TrainingRow], strongest_first: bool) -> None:
+        self.rows = list(rows)
+        if strongest_first:
+            self.rows.sort(key=strength, reverse=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TrainingRow:
+        return self.rows[index]
+
+
+def strength(row: TrainingRow) -> float:
+    """|A| * |D| / length: how much a rollout has to say, per token (paper, recipe)."""
+    return abs(row["advantage"]) * sum(row["decisions"]) / len(row["token_ids"])
+
+
+def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
+    """B rollouts -> padded ids and mask [B, S], and flat [N] tensors over all their answer tokens.
+
+    `states` indexes the [B * S] hidden states: the position that predicts each answer token.
+    """
+    input_ids, attention_mask = pad_right([row["prompt_ids"] + row["token_ids"] for row in rows])
+    width = input_ids.shape[1]
+    states, rollout = [], []
+    for number, row in enumerate(rows):
+        first = number * width + len(row["prompt_ids"]) - 1
+        states.append(torch.arange(first, first + len(row["token_ids"])))
+        rollout.append(torch.full((len(row["token_ids"]),), number))
+    which = torch.cat(rollout)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "states": torch.cat(states),
+        "tokens": torch.cat([torch.tensor(row["token_ids"]) for row in rows]),
+        "decision": torch.cat([torch.tensor(row["decisions"]) for row in rows]),
+        "advantage": torch.tensor([row["advantage"] for row in rows])[which],
+        "rollout": which,
+    }
+
+
+class ContrastiveTrainer(Trainer):
+    """Trainer whose loss is `training.objective.batch_loss`."""
+
+    def __init__(self, *, objective: Objective, in_order: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.objective = objective
+        self.in_order = in_order
+        # batch_loss is a mean over the batch: the Trainer must divide by the accumulation steps.
+        self.loss_is_scaled_for_ga = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.in_order:
+            return SequentialSampler(train_dataset or self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        peft_model = self.accelerator.unwrap_model(model)
+        ids, mask, states = inputs["input_ids"], inputs["attention_mask"], inputs["states"]
+        with torch.no_grad(), peft_model.disable_adapter():
+            base_hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
+        hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
+        return batch_loss(
+            hidden,
+            base_hidden,
+            head(peft_model),
+            inputs["tokens"],
+            inputs["advantage"],
+            inputs["decision"],
+            inputs["rollout"],
+            self.objective,
+        )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        # The marker comes last: a checkpoint without it was cut short by a kill.
+        write_text(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", WHOLE), "")
+
+
+def peft_model(model: Any, lora: Lora, seed: int) -> Any:
+    """`model` with fresh LoRA layers (B = 0: it still is the base)."""
+    set_seed(seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=sorted(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def train(
+    stage: Stage,
+    load_base: Callable[[], Any],
+    rows: Sequence[TrainingRow],
+    lora: Lora,
+    objective: Objective,
+    optimizer: Optimizer,
+    checkpoint_every: float,
+    seed: int,
+) -> list[Path]:
+    """Train and return the checkpoints' folders (PEFT adapters), oldest first.
+
+    Args:
+        load_base: gives the base; called, and LoRA layers injected, only if work is left.
+        checkpoint_every: in epochs.
+    """
+    folder = stage.path()
+    done = folder / "complete"
+    if not done.exists():
+        steps_per_epoch = max(1, len(rows) // (optimizer.batch_size * optimizer.accumulation))
+        max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=optimizer.batch_size,
+            gradient_accumulation_steps=optimizer.accumulation,
+            max_steps=max_steps,
+            learning_rate=optimizer.learning_rate,
+            weight_decay=optimizer.weight_decay,
+            # A warm-up longer than the run would never reach the learning rate.
+            warmup_steps=min(optimizer.warmup_steps, max_steps // 3),
+            lr_scheduler_type=optimizer.schedule,
+            max_grad_norm=optimizer.max_grad_norm,
+            gradient_checkpointing=optimizer.gradient_checkpointing,
+            save_strategy="steps",
+            save_steps=min(max(1, round(checkpoint_every * steps_per_epoch)), max_steps),
+            logging_steps=max(1, max_steps // 20),
+            seed=seed,
+            data_seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        in_order = optimizer.order == "strongest"
+        trainer = ContrastiveTrainer(
+            model=peft_model(load_base(), lora, seed),
+            args=arguments,
+            train_dataset=Rollouts(rows, strongest_first=in_order),
+            data_collator=collate,
+            objective=objective,
+            in_order=in_order,
+        )
+        last = _checkpoints(folder)[-1:]
+        trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+        write_json(folder / "log.json", trainer.state.log_history)
+        write_text(done, "")
+    return _checkpoints(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints, oldest first."""
+    whole = (path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}"))
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
