@@ -6,6 +6,7 @@
     launch.py     settings -> vLLM arguments -> vLLM's server
     plugin.py     what every vLLM process loads
     routes.py     GET /v1/models, and the routes taken away
+    guard.py      --api-key
     registry.py   store adapters, by content, as the engine knows them
     snapshot.py   an adapter's bytes, frozen while the engine may read them
     engine/       all that touches vLLM's private parts

@@ -110,8 +110,6 @@ def vllm_arguments(
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="python -m serving"))
     args: Namespace = parser.parse_args(argv)
-    if settings.api_key is not None:
-        args.api_key = [settings.api_key.get_secret_value()]
     try:
         validate_parsed_serve_args(args)
     except (ValueError, TypeError) as error:
@@ -125,7 +123,9 @@ def vllm_arguments(
             args.chat_template,
             base.recipe.family,
         )
-    args.adapters = str(settings.adapters)  # for serving.routes, which vLLM hands `args`
+    # For serving.routes, which vLLM hands `args`.
+    args.adapters = str(settings.adapters)
+    args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     return args
 
 

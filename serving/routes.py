@@ -9,6 +9,7 @@ import asyncio
 import logging
 import tempfile
 from argparse import Namespace
+from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -22,13 +23,14 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 from adapters.base import BaseModel
 from adapters.store import Store
 from serving.engine import admission
+from serving.guard import Guard
 from serving.registry import Registry
 from serving.snapshot import Snapshots
 
 logger = logging.getLogger(__name__)
 
-# Completions by another door, which --api-key does not guard.
-CLOSED = ("/invocations",)
+# Other doors to the same model, and one that rescales the engine: nobody here needs them.
+CLOSED = ("/invocations", "/generative_scoring", "/scale_elastic_ep", "/is_scaling_elastic_ep")
 
 
 def model_cards(registry: Registry) -> list[ModelCard]:
@@ -59,7 +61,7 @@ async def get_model(request: Request, model: str) -> JSONResponse:
         if card.id == model:
             return JSONResponse(card.model_dump())
     error = create_error_response(
-        f"The model `{model}` does not exist.", "NotFoundError", 404, param="model"
+        f"The model `{model}` does not exist.", "NotFoundError", HTTPStatus.NOT_FOUND, param="model"
     )
     return JSONResponse(error.model_dump(), status_code=404)
 
@@ -79,6 +81,8 @@ class ModelsEndpoint:
         ]
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
+        if app.state.args.guard_key:
+            app.add_middleware(Guard, key=app.state.args.guard_key)
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace

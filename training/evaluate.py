@@ -22,6 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -78,7 +79,7 @@ def evaluate_generator(
         "identity": identity,
         "adapter": adapter and sha256_file(adapter / WEIGHTS),
         "template": renderer.template,
-        "options": vars(options),
+        "options": asdict(options),
     }
     folder = _answers_folder(output, label, settings)
     with Recorder(problems, options.n, verifier, folder, label) as recorder:
@@ -125,7 +126,7 @@ def evaluate_url(
         "identity": identity,
         "model": endpoint.model,
         "extra_body": endpoint.extra_body,
-        "options": vars(options),
+        "options": asdict(options),
     }
     folder = _answers_folder(output, label, settings)
     with Recorder(problems, options.n, verifier, folder, label) as recorder:
@@ -137,7 +138,8 @@ def evaluate_url(
 def _answers_folder(output: Path | None, label: str, settings: dict[str, Any]) -> Path | None:
     if output is None:
         return None
-    return Stage.first(output, f"answers-{re.sub(r'[^\w.-]+', '-', label)}", settings).path()
+    name = re.sub(r"[^\w.-]+", "-", label)
+    return Stage.first(output, f"answers-{name}", settings).path()
 
 
 # ------------------------------------------------------------------------------- as a command
@@ -186,6 +188,13 @@ class EvaluateConfig(Config):
     k: list[int] = Field([], description="pass@k for these k; default 1 and the samples.")
     deadline: float = Field(5.0, gt=0, description="Seconds for verifying one answer.")
     output: Path | None = Field(None, description="Folder for answers and report.json.")
+
+    @classmethod
+    def load(cls, argv: Sequence[str] | None = None) -> Self:
+        """Parse flags and YAML. Bad input ends the process with exit code 2."""
+        # pydantic-settings gives a field of one letter the flag -k only.
+        args = sys.argv[1:] if argv is None else argv
+        return super().load([re.sub(r"^--k(?==|$)", "-k", arg) for arg in args])
 
     @property
     def answers_each(self) -> int:
@@ -256,7 +265,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         results = ways(config, problems, verifier)
     if config.output:
         report = {
-            "problems": config.problems,
+            "problems": _source(config),
             "results": {result.label: result.report(config.ks) for result in results},
             "differences": compare(results),
         }
@@ -284,7 +293,7 @@ def _over_url(
 ) -> list[Result]:
     names = config.models or [str(config.model)]
     # The first is the baseline, unless said otherwise.
-    default: list[Mode] = ["base", *(["always"] * (len(names) - 1))]
+    default: list[Mode] = ["base" if place == 0 else "always" for place in range(len(names))]
     return [
         evaluate_url(
             Endpoint(

@@ -10,6 +10,7 @@ Every setting of the family's recipe can be set by `--config FILE` or by flags (
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import random
 import shlex
@@ -27,7 +28,7 @@ from pydantic import Field, model_validator
 
 from adapters.base import BaseModel
 from adapters.files import write_json
-from adapters.manifest import Gate, Name, Score, is_name
+from adapters.manifest import Gate, Name, is_name
 from adapters.prompt import PromptRenderer
 from adapters.recipe import (
     Checkpoints,
@@ -41,9 +42,15 @@ from adapters.recipe import (
     get_recipe,
     recipe_for,
 )
-from training.choose import Choice, choose
+from training.choose import choose
 from training.config import Config, usage_error
-from training.generate import Engine, Generator, open_generator
+from training.generate import (
+    Engine,
+    Generator,
+    SamplingOptions,
+    derive_seed,
+    open_generator,
+)
 from training.model import free_memory, load_model, open_base
 from training.problems import Problem, load_problems
 from training.publish import publish
@@ -120,7 +127,7 @@ def fit(config: FitConfig) -> Path:
     renderer = renderer_for(base, config.prompt)
     run = config.run_dir
     config.save(run / "fit.yaml")
-    clock = Clock(run / "seconds.json")
+    clock = Clock(run / "clock.json")
 
     def generator(max_rank: int | None = None) -> AbstractContextManager[Generator]:
         longest = max(len(renderer.token_ids(p.problem)) for p in problems + heldout)
@@ -132,49 +139,47 @@ def fit(config: FitConfig) -> Path:
             seed=config.seed,
         )
 
-    with clock("sample"):
-        stage = Stage.first(
-            run,
-            "rollouts",
-            {
-                "base": base.fingerprint,
-                "template": renderer.template,
-                "problems": [p.model_dump() for p in problems],
-                "sampling": config.sampling.model_dump(),
-                "seed": config.seed,
-                "engine": config.engine,
-            },
-        )
-        rollouts = sample(stage, problems, renderer, config.sampling, config.seed, generator)
+    stage = Stage.first(
+        run,
+        "rollouts",
+        {
+            "base": base.fingerprint,
+            "template": renderer.template,
+            "problems": [p.model_dump() for p in problems],
+            "sampling": config.sampling.model_dump(),
+            "seed": config.seed,
+            "engine": config.engine,
+        },
+    )
+    with clock("sample", stage), generator() as sampling:
+        rollouts = sample(stage, problems, renderer, config.sampling, config.seed, sampling)
 
     with Verifier() as verifier:
-        with clock("verify"):
-            rewards = verify(stage.then("rewards", {}), rollouts, problems, verifier)
+        stage = stage.then("rewards", {})
+        with clock("verify", stage):
+            rewards = verify(stage, rollouts, problems, verifier)
         logger.info("pass@1 of the base on the rollouts: %.3f", rewards.mean())
 
         load_base = functools.cache(lambda: load_model(str(base.folder)))
-        with clock("score"):
-            stage = stage.then("entropies", {})
+        stage = stage.then("entropies", {})
+        with clock("score", stage):
             entropies = score(stage, rollouts, load_base)
 
-        with clock("select"):
-            gate = choose_gate(entropies, config.gate)
-            examples = select(
-                rollouts["problem"].to_numpy(), rewards, entropies, gate.tau, config.selection
-            )
-            describe_selection(gate, examples, rewards)
-            rows = training_rows(rollouts, examples)
+        gate = choose_gate(entropies, config.gate)
+        examples = select(
+            rollouts["problem"].to_numpy(), rewards, entropies, gate.tau, config.selection
+        )
+        describe_selection(gate, examples, rewards)
 
-        with clock("train"):
-            settings = config.model_dump(
-                include={"selection", "gate", "lora", "objective", "optimizer"}
-            )
-            settings["checkpoint_every"] = config.checkpoints.every
-            stage = stage.then("training", settings)
+        settings = config.model_dump(
+            include={"selection", "gate", "lora", "objective", "optimizer"}
+        )
+        stage = stage.then("training", settings | {"every": config.checkpoints.every})
+        with clock("train", stage):
             checkpoints = train(
                 stage,
                 load_base,
-                rows,
+                training_rows(rollouts, examples),
                 config.lora,
                 config.objective,
                 config.optimizer,
@@ -184,40 +189,40 @@ def fit(config: FitConfig) -> Path:
             load_base.cache_clear()  # the adapter's answers come from an engine of its own
             free_memory()
 
-        with clock("choose"):
-            stage = stage.then(
-                "heldout",
-                {
-                    "problems": [p.model_dump() for p in heldout],
-                    "samples": config.checkpoints.samples,
-                },
-            )
+        options = SamplingOptions(
+            n=config.checkpoints.samples,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            max_tokens=config.sampling.max_tokens,
+            seed=derive_seed(config.seed, "held-out"),
+        )
+        stage = stage.then("heldout", {"problems": [p.model_dump() for p in heldout]})
+        with clock("choose", stage), generator(config.lora.rank) as answering:
             choice = choose(
                 stage,
                 checkpoints,
                 heldout,
                 renderer,
-                config.sampling,
-                config.checkpoints,
-                config.seed,
-                lambda: generator(config.lora.rank),
+                options,
+                answering,
                 verifier,
+                Path(config.heldout or config.problems).name,
             )
-    with clock("publish"):
-        publish(
-            config.output,
-            config.name,
-            choice.best,
-            base,
-            base_reference(config.model, base),
-            config.family,
-            gate,
-            heldout_scores(choice, config, len(heldout)),
-            config.seed,
-            config.to_yaml(),
-            shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
-        )
-    logger.info("held out: base %.3f, adapter %.3f", choice.base.accuracy, choice.chosen.accuracy)
+    publish(
+        config.output,
+        config.name,
+        choice.checkpoint,
+        base,
+        base_reference(config.model, base),
+        config.family,
+        gate,
+        choice.base.to_scores() + choice.adapter.to_scores(),
+        config.seed,
+        config.to_yaml(),
+        shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
+    )
+    write_json(run / "seconds.json", clock.seconds)
+    logger.info("held out: base %s, adapter %s", choice.base.pass_at_1, choice.adapter.pass_at_1)
     logger.info("adapter: %s; seconds: %s", config.output, clock.summary())
     return config.output
 
@@ -299,43 +304,26 @@ def base_reference(model: str, base: BaseModel) -> str:
     return base.name if Path(model).is_absolute() else model
 
 
-def heldout_scores(choice: Choice, config: FitConfig, count: int) -> list[Score]:
-    """The figures of the choice as the manifest keeps them."""
-    problems = Path(config.heldout or config.problems).name
-    return [
-        Score(
-            mode=mode,
-            problems=problems,
-            metric=metric,
-            value=value,
-            n=count,
-            temperature=config.sampling.temperature,
-        )
-        for mode, result in (("base", choice.base), ("always", choice.chosen))
-        for metric, value in (
-            ("pass@1", result.accuracy),
-            ("boxed_rate", result.boxed),
-            ("mean_tokens", result.tokens),
-        )
-    ]
-
-
 class Clock:
-    """Seconds a stage took, kept beside the results; a skipped stage keeps its first figure."""
+    """Seconds each stage took, kept in the run folder; a stage found finished keeps its figure."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, name: str, stage: Stage) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = round(time.perf_counter() - start, 2)
-        write_json(self.path, self.seconds)
+        key = f"{name}-{stage.digest}"
+        self.known.setdefault(key, round(time.perf_counter() - start, 2))
+        self.seconds[name] = self.known[key]
+        write_json(self.path, self.known)
 
     def summary(self) -> str:
-        return ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in self.seconds.items())
+        stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.seconds.items())
+        return f"{stages}; together {sum(self.seconds.values()):.0f}"
 
 
 def main(argv: list[str] | None = None) -> None:

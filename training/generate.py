@@ -300,30 +300,53 @@ def open_generator(
     max_model_len: int | None = None,
     seed: int = 0,
 ) -> Iterator[Generator]:
-    """A generator for `model`; its memory is free again afterwards.
+    """A generator for `model`, started at its first prompt; its memory is free again afterwards.
 
     Args:
         engine: vllm, transformers, or auto: vLLM where it starts, else transformers.
         max_rank: largest rank of the adapters that will be asked for; None: none will.
         max_model_len: longest prompt plus answer in tokens; None: what the model allows.
 
-    Raises:
-        RuntimeError: the engine asked for cannot start.
+    `stream` and `generate` raise RuntimeError when the engine asked for cannot start.
     """
-    generator: VllmGenerator | TransformersGenerator | None = None
-    if engine == "vllm" or (engine == "auto" and importlib.util.find_spec("vllm")):
-        try:
-            generator = VllmGenerator(model, _engine_args(max_rank, max_model_len, seed))
-        except RuntimeError as error:
-            if engine == "vllm":
-                raise
-            logger.warning("%s; sampling with transformers instead", error)
-    if generator is None:
-        generator = TransformersGenerator(model)
+    generator = _OnDemand(model, engine, _engine_args(max_rank, max_model_len, seed))
     try:
         yield generator
     finally:
         generator.close()
+
+
+class _OnDemand(_Collecting):
+    """A generator that starts its engine at the first question with a prompt in it."""
+
+    def __init__(self, model: str, engine: Engine, engine_args: dict[str, Any]) -> None:
+        self._model, self._engine, self._engine_args = model, engine, engine_args
+        self._started: VllmGenerator | TransformersGenerator | None = None
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        adapter: Path | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        if prompts:
+            self._started = self._started or self._start()
+            yield from self._started.stream(prompts, options, adapter, seeds)
+
+    def _start(self) -> VllmGenerator | TransformersGenerator:
+        if self._engine == "vllm" or (self._engine == "auto" and importlib.util.find_spec("vllm")):
+            try:
+                return VllmGenerator(self._model, self._engine_args)
+            except RuntimeError as error:
+                if self._engine == "vllm":
+                    raise
+                logger.warning("%s; sampling with transformers instead", error)
+        return TransformersGenerator(self._model)
+
+    def close(self) -> None:
+        if self._started:
+            self._started.close()
 
 
 # vLLM compiles its LoRA kernels for these ranks only.

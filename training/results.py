@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ SCHEMA = pa.schema(
     ]
 )
 _GRADES = [name for name in SCHEMA.names if name != "text"]
-_BATCH = 256  # answers verified and written at a time: what a kill loses at most
+# Answers are verified and written together; what a kill loses at most.
+_BATCH = 256
+_SECONDS = 30.0
 
 
 class Reply(NamedTuple):
@@ -243,6 +246,7 @@ class Recorder:
         self._parts = Parts(folder, SCHEMA, flush_rows=1) if folder else None
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         self._batch: list[tuple[int, Sequence[Reply]]] = []
+        self._flushed = time.monotonic()
         self._lock = threading.Lock()
         if self._parts:
             for row in self._parts.read(_GRADES).to_pylist():
@@ -268,18 +272,20 @@ class Recorder:
     def add(self, index: int, replies: Sequence[Reply]) -> None:
         """Take all of problem `index`'s answers."""
         if len(replies) != self._samples:
-            raise ValueError(f"{len(replies)} answers came where {self._samples} were asked for")
+            raise RuntimeError(f"{len(replies)} answers came where {self._samples} were asked for")
         with self._lock:
             self._batch.append((index, replies))
             self._bar.update()
             full = len(self._batch) * self._samples >= _BATCH
-        if full:
+            due = time.monotonic() - self._flushed > _SECONDS
+        if full or due:
             self.flush()
 
     def flush(self) -> None:
         """Verify and write the answers that wait."""
         with self._lock:
             batch, self._batch = self._batch, []
+            self._flushed = time.monotonic()
             flat = [
                 (index, number, reply) for index, all_ in batch for number, reply in enumerate(all_)
             ]

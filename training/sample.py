@@ -6,8 +6,7 @@ kept as they were generated and are never made from text again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -36,7 +35,7 @@ def sample(
     renderer: PromptRenderer,
     sampling: Sampling,
     seed: int,
-    open_generator: Callable[[], AbstractContextManager[Generator]],
+    generator: Generator,
 ) -> pa.Table:
     """Rollouts of all problems, SCHEMA, ordered by (problem, sample)."""
     parts = Parts(stage.path(), SCHEMA)
@@ -49,19 +48,17 @@ def sample(
         options = SamplingOptions(
             sampling.rollouts, sampling.temperature, sampling.top_p, sampling.max_tokens
         )
-        bar = tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done))
-        if missing:
-            with open_generator() as generator, bar:
-                for place, completions in generator.stream(prompts, options, seeds=seeds):
-                    parts.add(
-                        {
-                            "problem": missing[place],
-                            "sample": number,
-                            "prompt_ids": prompts[place],
-                            **completion._asdict(),
-                        }
-                        for number, completion in enumerate(completions)
-                    )
-                    bar.update()
+        with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
+            for place, completions in generator.stream(prompts, options, seeds=seeds):
+                parts.add(
+                    {
+                        "problem": missing[place],
+                        "sample": number,
+                        "prompt_ids": prompts[place],
+                        **completion._asdict(),
+                    }
+                    for number, completion in enumerate(completions)
+                )
+                bar.update()
         parts.finish()
     return parts.read().sort_by([("problem", "ascending"), ("sample", "ascending")])

@@ -10,6 +10,7 @@ BaseServing._check_model (vllm/entrypoints/serve/engine/serving.py).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -24,7 +25,7 @@ def install(ensure: Callable[[str], Awaitable[None]]) -> None:
     """Have every request for something other than the base await `ensure(name)` first.
 
     `ensure` brings vLLM's table up to date; it raises AdapterError (answered with 400 and the
-    reason) or KeyError (answered with vLLM's 404).
+    reason) or KeyError (answered with 404).
     """
 
     async def check_model(self: BaseServing, request: Any) -> ErrorResponse | None:
@@ -35,7 +36,12 @@ def install(ensure: Callable[[str], Awaitable[None]]) -> None:
             except AdapterError as error:
                 return self.create_error_response(str(error), param="model")
             except KeyError:
-                pass
+                return self.create_error_response(
+                    f"The model `{name}` does not exist; GET /v1/models lists those that do.",
+                    "NotFoundError",
+                    HTTPStatus.NOT_FOUND,
+                    param="model",
+                )
         return await _stock(self, request)
 
     BaseServing._check_model = check_model

@@ -5,6 +5,7 @@ operations falls on one token); words keep their leading space and become single
 bytes are in the vocabulary, so that any input encodes and decodes exactly.
 """
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # The trainer does not know special tokens when it reads them: cut them out.
+    special = re.compile("|".join(map(re.escape, (PAD, START, END))))
+    tokenizer.train_from_iterator((part for text in texts for part in special.split(text)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

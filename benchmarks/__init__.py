@@ -1,0 +1,1 @@
+"""Speed and memory: commands that print a table and write JSON. Never asserted in tests."""

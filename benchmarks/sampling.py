@@ -1,0 +1,152 @@
+"""The stages of a fit: tokens/s of sampling by vLLM and by transformers, seconds, peak memory.
+
+    python -m benchmarks.sampling --problems 100 --runs 3
+
+Both engines answer the same problems, in turn, each run in a process of its own; the start of the
+engine is a figure of its own. Then one whole fit is run, stage by stage.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from adapters.recipe import recipe_for
+from benchmarks.report import print_table, save, show, spread
+from training.config import Config
+
+ENGINES = ("vllm", "transformers")
+
+
+class SamplingConfig(Config):
+    """Settings of the benchmark."""
+
+    program: ClassVar[str] = "python -m benchmarks.sampling"
+
+    model: str = "models/tiny-qwen2"
+    problems: int = Field(100, ge=1, description="Problems, each sampled as in the recipe.")
+    fit_problems: int = Field(400, ge=0, description="Problems of the whole fit; 0: none.")
+    runs: int = Field(3, ge=1, description="Runs of each engine, interleaved.")
+    seed: int = 0
+    measure: str = Field("", description="Internal: measure this engine, print JSON.")
+
+
+def measure(engine: str, config: SamplingConfig) -> None:
+    """One run, in this process: prints one line of JSON."""
+    from adapters.base import BaseModel
+    from training.fit import renderer_for
+    from training.generate import SamplingOptions, open_generator
+    from training.tiny.world import puzzles
+
+    base = BaseModel.open(config.model)
+    recipe = recipe_for(base.name, base.model_type)
+    renderer = renderer_for(base, recipe.prompt)
+    stream = puzzles(config.seed, "train")
+    prompts = [renderer.token_ids(next(stream).problem.problem) for _ in range(config.problems)]
+    sampling = recipe.sampling
+    options = SamplingOptions(
+        sampling.rollouts, sampling.temperature, sampling.top_p, sampling.max_tokens, config.seed
+    )
+    longest = max(map(len, prompts)) + sampling.max_tokens
+    with open_generator(config.model, engine=engine, max_model_len=longest) as generator:
+        start = time.perf_counter()
+        generator.generate(prompts[:1], options)  # starts the engine, warms it up
+        ready = time.perf_counter()
+        answers = generator.generate(prompts, options)
+        end = time.perf_counter()
+    tokens = sum(len(answer.token_ids) for row in answers for answer in row)
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    result = {
+        "tokens": tokens,
+        "tokens_per_second": tokens / (end - ready),
+        "start_seconds": ready - start,
+        "peak_mib": peak / 1024,
+    }
+    print(json.dumps(result))
+
+
+def run(engine: str, config: SamplingConfig) -> dict[str, float]:
+    """One run of `engine` in a process of its own."""
+    command = [
+        *(sys.executable, "-m", "benchmarks.sampling", "--measure", engine),
+        *("--model", config.model, "--problems", str(config.problems)),
+        *("--seed", str(config.seed)),
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def time_fit(config: SamplingConfig) -> dict[str, float]:
+    """Seconds of each stage of one fit on the miniature world, and its peak memory in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        problems = Path(folder, "problems.jsonl")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "training.tiny", "problems", "--out", str(problems)),
+                *("--count", str(config.fit_problems), "--seed", str(config.seed)),
+            ],
+            check=True,
+        )
+        start = time.perf_counter()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "training.fit", "--model", config.model),
+                *("--problems", str(problems), "--output", f"{folder}/adapter"),
+                *("--run-dir", f"{folder}/run", "--seed", str(config.seed)),
+            ],
+            check=True,
+        )
+        seconds: dict[str, float] = json.loads(Path(folder, "run", "seconds.json").read_text())
+        seconds["whole command"] = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {**seconds, "peak_mib (largest process)": peak}
+
+
+def main() -> None:
+    """Command line."""
+    config = SamplingConfig.load()
+    if config.measure:
+        measure(config.measure, config)
+        return
+    found: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+    for _ in range(config.runs):
+        for engine in ENGINES:
+            found[engine].append(run(engine, config))
+    metrics = ("tokens_per_second", "start_seconds", "peak_mib")
+    rows = [
+        [engine, *(show([one[metric] for one in runs]) for metric in metrics)]
+        for engine, runs in found.items()
+    ]
+    print_table(["sampling", "tokens/s", "start, s", "peak MiB"], rows)
+    result = {
+        "model": config.model,
+        "problems": config.problems,
+        "sampling": {
+            engine: {metric: spread([one[metric] for one in runs]) for metric in metrics}
+            for engine, runs in found.items()
+        },
+    }
+    if config.fit_problems:
+        fit = time_fit(config)
+        print()
+        print_table(
+            ["stage of a fit", ""], [[name, f"{value:,.1f}"] for name, value in fit.items()]
+        )
+        result |= {"fit": fit, "fit_problems": config.fit_problems}
+    save("sampling", result)
+
+
+if __name__ == "__main__":
+    main()

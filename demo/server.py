@@ -1,0 +1,53 @@
+"""A server of our own for as long as a block lasts: `python -m serving` on a free port."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running_server(*flags: str, deadline: float = 300.0) -> Iterator[str]:
+    """Start the server with `flags`, yield its URL once it is healthy, and stop it afterwards.
+
+    Raises:
+        RuntimeError: it ended, or was not healthy, before `deadline` seconds.
+    """
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    print(f"\n$ python -m serving {' '.join(flags)} --port {port}", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "serving", *flags, "--port", str(port)])
+    try:
+        wait_until_healthy(process, url, time.monotonic() + deadline)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str, until: float) -> None:
+    """Poll /health until it answers. Raises RuntimeError if it does not in time."""
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with exit code {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError("the server was not healthy in time")

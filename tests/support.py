@@ -1,0 +1,194 @@
+"""Helpers of the tests: adapters with random weights, a real server, greedy decoding by Hugging Face."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapters.base import BaseModel
+from adapters.files import sha256_file
+from adapters.manifest import Base, Gate, Manifest
+from adapters.version import CONFIG, WEIGHTS
+
+ROOT = Path(__file__).parents[1]
+KEY = "test-key"
+START_SECONDS = 240
+
+
+def make_adapter(
+    store: Path,
+    name: str,
+    base: Path,
+    *,
+    seed: int = 0,
+    rank: int = 8,
+    targets: tuple[str, ...] = ("q_proj", "o_proj"),
+    manifest: bool = True,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A PEFT adapter with random weights in `store`; `config` makes it one for another shape."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    shape = AutoConfig.from_pretrained(base, **(config or {}))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_config(shape, dtype=torch.float32),
+        LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=list(targets), init_lora_weights=False
+        ),
+    )
+    folder = store / name
+    model.save_pretrained(str(folder))
+    if manifest:
+        sign(folder, base)
+    return folder
+
+
+def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
+    """Write the manifest of an adapter folder."""
+    opened = BaseModel.open(str(base))
+    manifest = Manifest(
+        name=folder.name,
+        family="tiny",
+        base=Base(
+            model=opened.name,
+            architecture=opened.architecture,
+            fingerprint=fingerprint or opened.fingerprint,
+        ),
+        gate=Gate(tau=0.3, rate=0.05, tokens=1000),
+        files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+
+
+@dataclass
+class Server:
+    """A running `python -m serving`."""
+
+    url: str
+    store: Path
+    base: Path
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    key: str = KEY
+
+    @property
+    def log(self) -> str:
+        """All it has written so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def client(self, key: str | None = None, **kwargs: Any) -> Any:
+        """An `openai` client of it."""
+        import openai
+
+        kwargs = {"max_retries": 0, "timeout": 120} | kwargs
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, **kwargs)
+
+    def wait_until_healthy(self) -> None:
+        """Poll /health until it answers, the process ends, or the deadline passes."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log}")
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise TimeoutError(f"no healthy server after {START_SECONDS} s:\n{self.log}")
+
+
+def free_port() -> int:
+    """A port nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def running_server(base: Path, store: Path, work: Path, *flags: str) -> Iterator[Server]:
+    """Start `python -m serving`, wait until it is healthy, and end it afterwards."""
+    port = free_port()
+    log_file = work / f"server-{port}.log"
+    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "REASONMAXXER_API_KEY": KEY}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM without bytecode: 10 s more a process
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serving", "--model", str(base), "--adapters", str(store)),
+                *("--port", str(port), "--dtype", "float32", "--max-num-seqs", "32"),
+                *("--max-model-len", "512", "--kv-cache-memory-bytes", str(2**27), *flags),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", store, base, process, log_file)
+    try:
+        server.wait_until_healthy()
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@dataclass
+class Reference:
+    """Greedy decoding in float32 by Hugging Face and PEFT, the judge of the engine's output."""
+
+    base: Path
+    store: Path
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.base)
+
+    def _model(self, adapter: str | None) -> Any:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
+        return PeftModel.from_pretrained(model, self.store / adapter) if adapter else model
+
+    def greedy(self, adapter: str | None, prompt: str, tokens: int) -> list[int]:
+        """Token ids after `prompt`, cut before the first near tie (the two best within 1e-3)."""
+        import torch
+
+        if not hasattr(self, "_models"):
+            self._models: dict[str | None, Any] = {}
+        if adapter not in self._models:
+            self._models[adapter] = self._model(adapter)
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        start = len(ids)
+        with torch.no_grad():
+            for _ in range(tokens):
+                logits = self._models[adapter](torch.tensor([ids])).logits[0, -1]
+                best = logits.topk(2)
+                if best.values[0] - best.values[1] < 1e-3:
+                    break
+                ids.append(int(best.indices[0]))
+        return ids[start:]

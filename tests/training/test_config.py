@@ -1,0 +1,60 @@
+"""Flags over YAML over recipe, and bad values that name their field and exit with 2."""
+
+from pathlib import Path
+
+import pytest
+
+from training.fit import FitConfig
+
+BASE = ["--model", "models/tiny-qwen2", "--problems", "p.jsonl", "--output", "out/my-adapter"]
+
+
+def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lora: {rank: 4}\noptimizer: {epochs: 3}\n")
+    config = FitConfig.load([*BASE, "--config", str(file), "--lora.rank", "2"])
+    assert config.lora.rank == 2
+    assert config.optimizer.epochs == 3
+    assert config.family == "tiny"
+    assert config.lora.alpha == 16  # the recipe's
+    assert config.name == "my-adapter"
+    assert config.run_dir == Path("runs/fit/my-adapter")
+
+
+def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    config = FitConfig.load([*BASE, "--gate.tau", "1.25"])
+    config.save(tmp_path / "fit.yaml")
+    again = FitConfig.load(["--config", str(tmp_path / "fit.yaml")])
+    assert again.model_dump(exclude={"config"}) == config.model_dump(exclude={"config"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--lora.rank", "0"], "--lora.rank"),
+        (["--optimizer.learning-rate", "x"], "--optimizer.learning-rate"),
+        (["--objective.name", "dpo"], "--objective.name"),
+        (["--family", "nope"], "family"),
+        (["--name", "../x"], "--name"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--unknown", "1"], "--unknown"),
+        (["--config", "/no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_bad_values_exit_with_2_and_name_the_field(flags, named, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        FitConfig.load([*BASE, *flags])
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_stray_environment_variable_steers_nothing(monkeypatch) -> None:
+    monkeypatch.setenv("SEED", "77")
+    assert FitConfig.load(BASE).seed == 0
+
+
+def test_an_output_that_is_no_adapter_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SystemExit):
+        FitConfig.load([*BASE, "--name", "x", "--output", str(tmp_path)])
+    assert "is no adapter folder" in capsys.readouterr().err

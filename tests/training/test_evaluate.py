@@ -1,0 +1,492 @@
+"""Evaluation: in process and over HTTP, resumed, compared, and refused."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+
+from adapters.prompt import PromptRenderer
+from training.ask import Endpoint, ServerError
+from training.evaluate import EvaluateConfig, evaluate_generator, evaluate_url, main
+from training.generate import Completion, SamplingOptions, derive_seed
+from training.problems import Problem
+from training.results import Recorder, Reply, Result, compare, table
+from training.verify import Verifier
+
+PROBLEMS = [Problem(id=f"p{i}", problem=f"{i} + 1", answer=str(i + 1)) for i in range(8)]
+OPTIONS = SamplingOptions(n=4, temperature=0.6, top_p=0.95, max_tokens=64, seed=3)
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    with Verifier() as verifier:
+        yield verifier
+
+
+@pytest.fixture
+def problems_file(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(problem.model_dump_json() + "\n" for problem in PROBLEMS))
+    return path
+
+
+# ------------------------------------------------------------------------------- in process
+
+
+class Renderer:
+    """Token ids are the problem's characters."""
+
+    template = "{{ messages }}"
+
+    def token_ids(self, problem: str) -> list[int]:
+        return [ord(letter) for letter in problem]
+
+
+@dataclass
+class Scripted:
+    """Right on problem i for its first i % 5 samples; with an adapter, for one more."""
+
+    asked: list[int] = field(default_factory=list)  # problem numbers
+    seeds: dict[int, int] = field(default_factory=dict)
+    dies_after: int | None = None
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        adapter: Path | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        assert seeds is not None
+        for place in reversed(range(len(prompts))):  # never in the order of the prompts
+            if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                raise RuntimeError("killed")
+            number = int("".join(map(chr, prompts[place])).split()[0])
+            self.asked.append(number)
+            self.seeds[number] = seeds[place]
+            right = number % 5 + (adapter is not None)
+            yield place, [self.answer(number, sample < right) for sample in range(options.n)]
+
+    @staticmethod
+    def answer(number: int, right: bool) -> Completion:
+        if right:
+            return Completion([1, 2, 0], f"\\boxed{{{number + 1}}}", "stop")
+        return Completion([1, 2, 3, 4, 5], "and so on", "length")
+
+    def generate(self, *_: Any, **__: Any) -> list[list[Completion]]:
+        raise NotImplementedError
+
+
+def run(generator: Scripted, verifier: Verifier, **more: Any) -> Result:
+    renderer = cast(PromptRenderer, Renderer())
+    problems = more.pop("problems", PROBLEMS)
+    options = more.pop("options", OPTIONS)
+    return evaluate_generator(generator, renderer, problems, options, verifier, **more)
+
+
+def test_evaluate_generator(verifier: Verifier) -> None:
+    generator = Scripted()
+    result = run(generator, verifier, source="sums")
+    assert result.problem_ids == [problem.id for problem in PROBLEMS]
+    right = [0, 1, 2, 3, 4, 0, 1, 2]
+    assert (result.scores * 4).tolist() == right
+    assert result.pass_at_1.value == pytest.approx(13 / 32)
+    assert result.boxed_rate.value == pytest.approx(13 / 32)
+    assert result.truncated_rate.value == pytest.approx(19 / 32)
+    assert result.mean_tokens.value == pytest.approx((13 * 3 + 19 * 5) / 32)
+    assert generator.seeds[2] == derive_seed(3, "p2")
+
+    report = result.report([1, 4])
+    assert report["mode"] == "base"
+    assert report["pass@1"] == report["avg@4"] == result.pass_at_1.value
+    assert report["stderr"] == pytest.approx(result.stderr)
+    assert report["pass@4"] == 6 / 8
+    assert (report["n"], report["samples"]) == (8, 4)
+    json.dumps(report, allow_nan=False)
+
+    scores = {score.metric: score for score in result.to_scores([4])}
+    assert scores["pass@1"].value == result.pass_at_1.value
+    assert scores["pass@1"].problems == "sums"
+    assert scores["pass@4"].n == 8
+
+
+def test_one_problem_reports_no_standard_error(verifier: Verifier) -> None:
+    result = run(Scripted(), verifier, problems=PROBLEMS[1:2])
+    assert result.report()["stderr"] is None
+    assert result.to_scores()[0].stderr is None
+
+
+def test_killed_and_resumed(tmp_path: Path, verifier: Verifier) -> None:
+    killed = Scripted(dies_after=5)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(killed, verifier, output=tmp_path)
+    resumed = Scripted()
+    result = run(resumed, verifier, output=tmp_path)
+    assert sorted(killed.asked + resumed.asked) == list(range(8))
+    assert resumed.seeds | killed.seeds == {i: derive_seed(3, f"p{i}") for i in range(8)}
+    again = Scripted()
+    assert run(again, verifier, output=tmp_path).report() == result.report()
+    assert again.asked == []
+    assert result.report() == run(Scripted(), verifier).report()
+
+    [folder] = tmp_path.iterdir()
+    kept = pq.read_table(folder).to_pylist()
+    assert len(kept) == 32
+    assert Counter(row["problem_id"] for row in kept) == {f"p{i}": 4 for i in range(8)}
+    assert {row["text"] for row in kept if row["problem_id"] == "p4"} == {r"\boxed{5}"}
+
+
+def test_other_settings_are_asked_anew_and_changed_problems_too(
+    tmp_path: Path, verifier: Verifier
+) -> None:
+    run(Scripted(), verifier, output=tmp_path, problems=PROBLEMS[:4])
+    more = Scripted()
+    run(more, verifier, output=tmp_path)
+    assert sorted(more.asked) == [4, 5, 6, 7]  # a larger set asks for the rest
+    hotter = Scripted()
+    run(hotter, verifier, output=tmp_path, options=SamplingOptions(n=4, temperature=1.0, seed=3))
+    assert len(hotter.asked) == 8
+    changed = Scripted()
+    problems = [Problem(id="p0", problem="9 + 1", answer="10"), *PROBLEMS[1:]]
+    run(changed, verifier, output=tmp_path, problems=problems)
+    assert changed.asked == [9]
+
+
+def test_base_and_adapter_are_paired(tmp_path: Path, verifier: Verifier) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    base = run(Scripted(), verifier, output=tmp_path / "out")
+    tuned = run(Scripted(), verifier, output=tmp_path / "out", adapter=adapter)
+    assert (base.mode, tuned.mode) == ("base", "always")
+    [difference] = compare([base, tuned])
+    # One more right of four on every problem but p4, which was right throughout: squares of
+    # deviations sum to 7/16 - 8 (7/32)^2 = 7/128, and sqrt(7/128 / 7 / 8) = 1/32.
+    assert difference["pass@1"] == pytest.approx(7 / 32)
+    assert difference["stderr"] == pytest.approx(1 / 32)
+    assert "always - base: pass@1 +0.219 ± " in table([base, tuned], [4])
+    with pytest.raises(ValueError, match="different problems"):
+        tuned.against(run(Scripted(), verifier, problems=PROBLEMS[:3]))
+
+
+def test_recorder_refuses_what_it_cannot_tell_apart(verifier: Verifier) -> None:
+    with pytest.raises(ValueError, match="none to ask"):
+        Recorder([], 1, verifier)
+    with pytest.raises(ValueError, match="twice"):
+        Recorder([PROBLEMS[0], PROBLEMS[0]], 1, verifier)
+    with (
+        pytest.raises(RuntimeError, match="1 answers came"),
+        Recorder(PROBLEMS, 2, verifier) as one,
+    ):
+        one.add(0, [Reply("", 0, "stop")])
+
+
+# ------------------------------------------------------------------------------- over HTTP
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Enough of an OpenAI server: right for the model 'good', else wrong. `failures` come first."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.failures: list[int] = []
+        self.refused = ""  # a problem that gets a 400
+        self.stalls_after: int | None = None  # requests; later ones wait
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        problem = body["messages"][0]["content"]
+        with self.server.lock:
+            self.server.keys.add(self.headers["Authorization"])
+            failure = self.server.failures.pop() if self.server.failures else None
+            if failure is None and problem != self.server.refused:
+                self.server.requests.append(body)
+        while self.server.stalls_after is not None and (
+            len(self.server.requests) > self.server.stalls_after
+        ):
+            time.sleep(0.05)
+        if failure is not None:
+            return self.reply(failure, {"error": {"message": "try again"}})
+        if problem == self.server.refused:
+            return self.reply(400, {"error": {"message": "the prompt is too long"}})
+        answer = int(problem.split()[0]) + (1 if body["model"] == "good" else 2)
+        message = {"role": "assistant", "content": f"\\boxed{{{answer}}}"}
+        return self.reply(
+            200,
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10},
+            },
+        )
+
+    def reply(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("retry-after-ms", "1")
+        self.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_evaluate_url(server: FakeServer, verifier: Verifier) -> None:
+    endpoint = Endpoint(server.url, "good", api_key="secret", extra_body={"gate": "on"})
+    result = evaluate_url(endpoint, PROBLEMS, OPTIONS, verifier, mode="gated")
+    assert result.pass_at_1.value == 1
+    assert result.mean_tokens.value == 7
+    assert (result.label, result.mode) == ("good", "gated")
+    assert server.keys == {"Bearer secret"}
+    assert len(server.requests) == 32
+    first = next(body for body in server.requests if body["messages"][0]["content"] == "0 + 1")
+    assert first["temperature"] == 0.6
+    assert first["max_tokens"] == 64
+    assert first["gate"] == "on"
+    wanted = {derive_seed(3, problem.id, sample) for problem in PROBLEMS for sample in range(4)}
+    assert {body["seed"] for body in server.requests} == wanted
+    assert "secret" not in repr(endpoint)
+
+
+def test_passing_failures_are_retried(server: FakeServer, verifier: Verifier) -> None:
+    server.failures = [429, 500, 503, 429, 500]
+    result = evaluate_url(Endpoint(server.url, "good"), PROBLEMS, OPTIONS, verifier)
+    assert result.pass_at_1.value == 1
+    assert len(server.requests) == 32
+
+
+def test_lasting_failures_are_reported(server: FakeServer, verifier: Verifier) -> None:
+    server.failures = [500] * 1000
+    endpoint = Endpoint(server.url, "good", retries=1)
+    with pytest.raises(ServerError, match=r"500: .*try again"):
+        evaluate_url(endpoint, PROBLEMS, OPTIONS, verifier)
+
+
+def test_a_refused_request_is_reported_and_the_finished_ones_kept(
+    server: FakeServer, verifier: Verifier, tmp_path: Path
+) -> None:
+    server.refused = "6 + 1"
+    endpoint = Endpoint(server.url, "good", concurrency=1)
+    with pytest.raises(ServerError, match=r"problem p6, model good: 400: .*the prompt is too long"):
+        evaluate_url(endpoint, PROBLEMS, OPTIONS, verifier, output=tmp_path)
+    assert len(server.requests) == 24
+    server.refused, server.requests = "", []
+    assert evaluate_url(endpoint, PROBLEMS, OPTIONS, verifier, output=tmp_path).n == 8
+    assert len(server.requests) == 8  # p6 and p7
+
+
+def test_nobody_there(verifier: Verifier) -> None:
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "good", retries=0)
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:9"):
+        evaluate_url(endpoint, PROBLEMS[:1], OPTIONS, verifier)
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+def test_command_over_url(
+    server: FakeServer,
+    problems_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("THE_KEY", "secret")
+    output = tmp_path / "out"
+    args = f"--url {server.url} --models bad,good --problems {problems_file} --output {output}"
+    main([*args.split(), "--samples", "2", "--k", "1,2", "--api-key-env", "THE_KEY"])
+    report = json.loads((output / "report.json").read_text())
+    assert report["results"]["bad"]["pass@1"] == 0
+    assert report["results"]["good"]["pass@2"] == 1
+    assert report["results"]["good"]["mode"] == "always"
+    assert report["differences"][0]["pass@1"] == 1
+    printed = capsys.readouterr().out
+    assert "good - bad: pass@1 +1.000 ± 0.000 (paired, 8 problems)" in printed
+    kept = (output / "evaluate.yaml").read_text()
+    assert "secret" not in kept
+    assert EvaluateConfig.load(["--config", str(output / "evaluate.yaml")]).models == [
+        "bad",
+        "good",
+    ]
+    server.requests = []
+    main([*args.split(), "--samples", "2", "--api-key-env", "THE_KEY"])
+    assert server.requests == []
+
+
+def test_command_reports_a_refusing_server(
+    server: FakeServer, problems_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.refused = "6 + 1"
+    with pytest.raises(SystemExit) as caught:
+        main(f"--url {server.url} --model good --problems {problems_file}".split())
+    assert caught.value.code == 1
+    assert "the prompt is too long" in capsys.readouterr().err
+
+
+def test_paper_default_of_samples() -> None:
+    config = EvaluateConfig.load(["--model", "m", "--problems", "aime24"])
+    assert (config.answers_each, config.ks) == (8, [1, 8])
+    config = EvaluateConfig.load(["--model", "m", "--problems", "gsm8k"])
+    assert (config.answers_each, config.ks) == (1, [1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ("--problems gsm8k", "--model"),
+        ("--model m", "--problems"),
+        ("--model m --problems gsm8k --samples 0", "--samples"),
+        ("--model m --problems gsm8k --temperature -1", "--temperature"),
+        ("--model m --problems gsm8k --top-p 1.5", "--top-p"),
+        ("--model m --problems gsm8k --samples 4 --k 1,8", "--k"),
+        ("--model m --problems gsm8k --mode always", "--adapter"),
+        ("--model m --problems gsm8k --mode gated", "--mode"),
+        ("--models a,b --problems gsm8k", "--models"),
+        ("--model m --problems gsm8k --url ftp://x", "--url"),
+        ("--model m --problems gsm8k --url http://x/v1 --adapter a", "--adapter"),
+        ("--models a,b --problems gsm8k --url http://x/v1 --mode base", "--mode"),
+        ("--models a,a --problems gsm8k --url http://x/v1", "--models"),
+        ("--model m --problems gsm8k --url http://x/v1 --api-key-env NO_SUCH_KEY", "--api-key-env"),
+        ("--model m --problems no-such-file", "problems: 'no-such-file'"),
+        ("--model m --problems gsm8k --nonsense 1", "--nonsense"),
+    ],
+)
+def test_bad_arguments(flags: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(flags.split())
+    assert caught.value.code == 2
+    assert field in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of random weights and, beside it, an adapter that changes nothing (B is zero)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-random"
+    words = ["<eos>", "<unk>", *"0123456789", "+"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, bos_token_id=None, eos_token_id=0,
+        pad_token_id=0,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    model.save_pretrained(folder)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(folder.parent / "adapter")
+    return folder
+
+
+def test_command_in_process(
+    tiny: Path, problems_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' generation; the adapter is loaded, and the two get the same seeds."""
+    args = f"--model {tiny} --adapter {tiny.parent}/adapter --engine transformers --max-tokens 4"
+    main(
+        [*args.split(), "--problems", str(problems_file), "--limit", "3", "--output", str(tmp_path)]
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["results"]) == {"base", "always"}
+    assert report["differences"] == [
+        {"of": "always", "against": "base", "pass@1": 0.0, "stderr": 0.0, "n": 3}
+    ]
+    texts = [
+        [row["text"] for row in pq.read_table(folder).sort_by("problem_id").to_pylist()]
+        for folder in sorted(tmp_path.glob("answers-*"))
+    ]
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert "always - base: pass@1 +0.000" in capsys.readouterr().out
+
+
+def test_an_adapter_that_is_nowhere(
+    tiny: Path, problems_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(f"--model {tiny} --adapter nope --problems {problems_file}".split())
+    assert caught.value.code == 2
+    assert "--adapter: 'nope' is neither" in capsys.readouterr().err
+
+
+def test_command_survives_kill_9(server: FakeServer, tmp_path: Path) -> None:
+    """What was written before the kill is not asked again."""
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(
+        "".join(
+            json.dumps({"id": str(i), "problem": f"{i} + 1", "answer": str(i + 1)}) + "\n"
+            for i in range(400)
+        )
+    )
+    args = f"--url {server.url} --model good --problems {problems} --output {tmp_path} --retries 0"
+    server.stalls_after = 350
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.evaluate", *args.split()], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("answers-*/part-*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    server.stalls_after = None
+    kept = sum(pq.read_metadata(path).num_rows for path in tmp_path.glob("answers-*/*.parquet"))
+    assert 256 <= kept < 400
+    server.requests = []
+    main(args.split())
+    assert len(server.requests) == 400 - kept
+    report = json.loads((tmp_path / "report.json").read_text())["results"]["good"]
+    assert (report["n"], report["pass@1"]) == (400, 1)

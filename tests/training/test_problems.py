@@ -1,0 +1,164 @@
+"""Loading problems: files, benchmarks with their own columns, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.problems import BENCHMARKS, Problem, benchmark_of, load_problems, problems_hash
+
+DATA = Path(__file__).parent / "data"
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "answers"),
+    [
+        ("gsm8k", ["00000", "00001", "00002"], ["43", "18000", "-2"]),
+        (
+            "math500",
+            [
+                f"test/{part}.json"
+                for part in ("prealgebra/90001", "algebra/90002", "precalculus/90003")
+            ],
+            [r"\frac{1}{2}", "[1,2]", r"\left( 2, 0 \right)"],
+        ),
+        ("minerva_math", ["00000", "00001", "00002"], ["4e8", "y(t) = 2e^{3t}", "1"]),
+        ("olympiadbench", ["9001", "9002", "9003"], ["8", "3, -3", r"\frac{7}{2}"]),
+        ("aime24", ["60", "61", "62"], ["009", "401", "128"]),
+        ("amc23", ["0", "1", "2"], ["27", "22.5", "8"]),
+        ("math_train", ["00000", "00001"], ["4", r"2\sqrt{3}"]),
+    ],
+)
+def test_benchmarks(name: str, ids: list[str], answers: list[str]) -> None:
+    """A file with the benchmark's own columns, text-only English maths, levels 3 to 5."""
+    problems = load_problems(f"{name}:{DATA / name}.jsonl")
+    assert [problem.id for problem in problems] == ids
+    assert [problem.answer for problem in problems] == answers
+
+
+def test_context_goes_before_the_question() -> None:
+    problem = load_problems(f"olympiadbench:{DATA}/olympiadbench.jsonl")[2]
+    assert problem.problem == "Let $T = \\frac{5}{2}$.\nFind $T + 1$."
+
+
+def test_default_samples_are_the_papers() -> None:
+    assert {name for name, one in BENCHMARKS.items() if one.samples == 8} == {"aime24", "amc23"}
+    assert benchmark_of("aime24:rows.jsonl") is BENCHMARKS["aime24"]
+    assert benchmark_of("rows.jsonl") is None
+
+
+def test_jsonl_and_parquet_agree(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "problem": "1 + 1", "answer": "2", "kind": "sum"},
+        {"id": "b", "problem": "2 * 3", "answer": "6", "kind": "product"},
+    ]
+    jsonl = load_problems(write(tmp_path / "p.jsonl", *rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    parquet = load_problems(str(tmp_path / "p.parquet"))
+    assert jsonl == parquet == [Problem(id="a", problem="1 + 1", answer="2"), jsonl[1]]
+    assert load_problems(str(tmp_path / "p.jsonl"), limit=1) == jsonl[:1]
+    assert problems_hash(jsonl) == problems_hash(parquet) != problems_hash(jsonl[:1])
+
+
+def test_own_columns_and_numbered_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"q": "1 + 1", "a": 2}, {"q": "1 / 2", "a": 0.5})
+    problems = load_problems(path, problem_field="q", answer_field="a")
+    assert [(p.id, p.answer) for p in problems] == [("00000", "2"), ("00001", "0.5")]
+
+
+GOOD = {"id": "a", "problem": "1 + 1", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({**GOOD, "id": "b", "problem": "  "}, r"line 2: problem: .*is empty"),
+        ({**GOOD, "id": "b", "answer": ""}, r"line 2: answer: .*is empty"),
+        ({"id": "b", "answer": "2"}, r"line 2: problem: is missing"),
+        ({"id": "b", "problem": "1 + 1"}, r"line 2: answer: is missing"),
+        ({**GOOD, "id": "b", "answer": ["2"]}, r"line 2: answer: is a list"),
+        (GOOD, r"line 2: id: 'a' was used by .*line 1"),
+        ([1], r"line 2: not a JSON object"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, second: object, message: str) -> None:
+    path = write(tmp_path / "p.jsonl", GOOD, second)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_problems(path)
+    assert str(tmp_path / "p.jsonl") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "message"),
+    [
+        ("gsm8k", {"question": "q", "answer": "no mark"}, "answer: has no '####'"),
+        ("minerva_math", {"problem": "q", "solution": "no box"}, "solution: has no"),
+        ("olympiadbench", {"question": "q", "final_answer": []}, "final_answer: is not a list"),
+    ],
+)
+def test_a_row_without_its_answer(
+    tmp_path: Path, benchmark: str, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_problems(f"{benchmark}:{write(tmp_path / 'p.jsonl', row)}")
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"id": \n')
+    (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "caf\xe9"}\n')
+    (tmp_path / "broken.parquet").write_text("not parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "p.csv").write_text("a,b")
+    for name, message in [
+        ("broken.jsonl", "line 1: not JSON"),
+        ("latin.jsonl", "not UTF-8"),
+        ("broken.parquet", "not a Parquet file"),
+        ("empty.jsonl", "holds none"),
+        ("missing.jsonl", "no such file"),
+        ("p.csv", "neither of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_problems(str(tmp_path / name))
+    with pytest.raises(ValueError, match="nor one of gsm8k, math500"):
+        load_problems("gsm9k")
+
+
+def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of `datasets`: the entry's own place, or the one that was given."""
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str) -> list[dict[str, Any]]:
+        asked.append((name, config, split))
+        if name == "who/knows":
+            raise FileNotFoundError("not on the hub")
+        return [{"question": "1 + 1", "answer": "so\n#### 2", "id": 7}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert load_problems("gsm8k") == [Problem(id="00000", problem="1 + 1", answer="2")]
+    load_problems("gsm8k", split="train")
+    load_problems("own/er", problem_field="question", config="hard", split="dev")
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("openai/gsm8k", "main", "train"),
+        ("own/er", "hard", "dev"),
+    ]
+    with pytest.raises(ValueError, match=r"who/knows .* not on the hub"):
+        load_problems("who/knows")
+
+
+def test_every_benchmark_names_its_place() -> None:
+    assert {"gsm8k", "math500", "minerva_math", "olympiadbench", "aime24", "amc23"} <= set(
+        BENCHMARKS
+    )
+    for benchmark in BENCHMARKS.values():
+        assert "/" in benchmark.dataset

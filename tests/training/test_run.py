@@ -1,0 +1,85 @@
+"""The run folder: digests chain, parts survive, and only what is missing is asked again."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from adapters.recipe import Sampling
+from training.generate import Completion, SamplingOptions, derive_seed
+from training.problems import Problem
+from training.run import Parts, Stage
+from training.sample import sample
+
+
+def test_a_stage_depends_on_all_before_it(tmp_path: Path) -> None:
+    def chain(first: int, second: int) -> tuple[Path, Path]:
+        one = Stage.first(tmp_path, "rollouts", {"seed": first})
+        return one.path(), one.then("training", {"lr": second}).path()
+
+    assert chain(0, 0) == chain(0, 0)
+    assert chain(0, 0)[0] == chain(0, 1)[0]  # another learning rate keeps the rollouts
+    assert chain(0, 0)[1] != chain(0, 1)[1]
+    assert chain(0, 0)[1] != chain(1, 0)[1]
+
+
+def test_parts_gather_rows_and_end_complete(tmp_path: Path) -> None:
+    schema = pa.schema([("row", pa.int32())])
+    parts = Parts(tmp_path / "t", schema, flush_rows=2)
+    parts.add([{"row": 0}, {"row": 1}, {"row": 2}])
+    parts.add([{"row": 3}])
+    again = Parts(tmp_path / "t", schema)  # what a killed run left
+    assert again.read()["row"].to_pylist() == [0, 1, 2]
+    assert not again.complete
+    parts.finish()
+    assert Parts(tmp_path / "t", schema).read()["row"].to_pylist() == [0, 1, 2, 3]
+    assert Parts(tmp_path / "t", schema).complete
+
+
+class Dying:
+    """A generator that is killed after some prompts."""
+
+    def __init__(self, survives: int) -> None:
+        self.survives, self.asked = survives, []
+
+    def stream(
+        self, prompts: Sequence[list[int]], options: SamplingOptions, adapter=None, seeds=()
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        for place in reversed(range(len(prompts))):  # any order is allowed
+            if len(self.asked) == self.survives:
+                raise KeyboardInterrupt
+            self.asked.append(prompts[place])
+            token = seeds[place] % 1000
+            yield place, [Completion([token, n], "text", "stop") for n in range(options.n)]
+
+
+class Renderer:
+    template = ""
+
+    def token_ids(self, problem: str) -> list[int]:
+        return [int(problem)]
+
+
+def test_a_killed_sampling_asks_only_what_is_missing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("training.run.Parts.__init__.__defaults__", (2,))
+    problems = [Problem(id=str(n), problem=str(n), answer="0") for n in range(7)]
+    stage = Stage.first(tmp_path, "rollouts", {})
+    sampling = Sampling(rollouts=2)
+    first, second, whole = Dying(3), Dying(99), Dying(99)
+    with pytest.raises(KeyboardInterrupt):
+        sample(stage, problems, Renderer(), sampling, 0, first)
+    table = sample(stage, problems, Renderer(), sampling, 0, second)
+    assert len(first.asked) == 3
+    assert sorted(first.asked + second.asked) == [[n] for n in range(7)]
+    assert table.num_rows == 14
+    other = Stage.first(tmp_path / "other", "rollouts", {})
+    assert sample(other, problems, Renderer(), sampling, 0, whole).equals(table)
+    third = Dying(0)  # a finished stage asks nothing at all
+    assert sample(stage, problems, Renderer(), sampling, 0, third).equals(table)
+
+
+def test_seeds_differ_by_part_and_are_31_bits() -> None:
+    seeds = {derive_seed(seed, "rollouts", n) for seed in range(3) for n in range(1000)}
+    assert len(seeds) == 3000
+    assert all(0 <= seed < 2**31 for seed in seeds)

@@ -1,0 +1,135 @@
+"""Scoring and training on the shipped miniature base, against slow references."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.gate import entropy
+from adapters.recipe import Lora, Objective, Optimizer
+from training.model import load_model
+from training.run import Stage
+from training.score import batches, sequence_entropies
+from training.train import ContrastiveTrainer, TrainingRow, collate, peft_model, strength, train
+
+BASE = "models/tiny-qwen2"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(BASE)
+
+
+@pytest.fixture
+def rows() -> list[TrainingRow]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        length = int(rng.integers(4, 12))
+        decisions = rng.random(length) < 0.4
+        decisions[0] = True
+        rows.append(
+            TrainingRow(
+                prompt_ids=rng.integers(3, 300, rng.integers(3, 9)).tolist(),
+                token_ids=rng.integers(3, 300, length).tolist(),
+                advantage=1.0 if number % 2 else -1.0,
+                decisions=decisions.tolist(),
+            )
+        )
+    return rows
+
+
+def test_entropies_of_a_padded_batch_equal_those_of_each_rollout_alone(model, rows) -> None:
+    prompts = [row["prompt_ids"] for row in rows]
+    answers = [row["token_ids"] for row in rows]
+    batched = sequence_entropies(model, prompts, answers, chunk=5)
+    for prompt, answer, found in zip(prompts, answers, batched, strict=True):
+        for t in range(len(answer)):
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + answer[:t]])).logits[0, -1]
+            assert found[t] == pytest.approx(entropy(logits).item(), abs=1e-4)
+
+
+def test_batches_cover_every_row_once_within_the_budget() -> None:
+    lengths = [5, 9, 1, 7, 7, 30]
+    made = list(batches(lengths, token_budget=16))
+    assert sorted(index for batch in made for index in batch) == list(range(6))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 16 for b in made)
+
+
+def test_collated_states_are_the_positions_that_predict_the_answer(rows) -> None:
+    batch = collate(rows[:3])
+    flat = batch["input_ids"].flatten()
+    assert torch.equal(flat[batch["states"] + 1], batch["tokens"])
+    assert batch["rollout"].tolist() == [n for n in range(3) for _ in rows[n]["token_ids"]]
+
+
+def test_strength_is_the_papers_order(rows) -> None:
+    row = TrainingRow(
+        prompt_ids=[1], token_ids=[1] * 10, advantage=-2.0, decisions=[True] * 3 + [False] * 7
+    )
+    assert strength(row) == pytest.approx(0.6)
+
+
+def run(folder: Path, rows, **changes):
+    optimizer = Optimizer(**{
+        "learning_rate": 1e-2, "warmup_steps": 2, "epochs": 2.0, "batch_size": 2,
+        "accumulation": 2, **changes,
+    })  # fmt: skip
+    stage = Stage.first(folder, "training", {})
+    lora = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
+    return train(stage, lambda: load_model(BASE), rows, lora, Objective(), optimizer, 0.5, seed=0)
+
+
+def weights(checkpoint: Path) -> bytes:
+    return (checkpoint / "adapter_model.safetensors").read_bytes()
+
+
+def test_training_is_reproducible_and_accumulation_is_a_larger_batch(tmp_path, rows) -> None:
+    first = run(tmp_path / "a", rows)
+    assert [path.name for path in first] == [f"checkpoint-{n}" for n in (2, 4, 6)]
+    assert weights(first[-1]) == weights(run(tmp_path / "b", rows)[-1])
+    from safetensors.torch import load
+
+    whole = load(weights(run(tmp_path / "c", rows, batch_size=4, accumulation=1)[-1]))
+    for name, tensor in load(weights(first[-1])).items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_training_goes_on_from_its_last_whole_checkpoint(tmp_path, rows, monkeypatch) -> None:
+    reference = run(tmp_path / "reference", rows)
+    save = ContrastiveTrainer._save_checkpoint
+
+    def dies_in_the_second(self, *args, **kwargs):
+        if self.state.global_step == 4:  # half-written: the weights are there, the rest is not
+            self.save_model(str(tmp_path / "a" / "half"), _internal_call=True)
+            raise Killed
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", dies_in_the_second)
+    with pytest.raises(Killed):
+        run(tmp_path / "a", rows)
+    monkeypatch.undo()
+    first = next((tmp_path / "a").glob("training-*/checkpoint-2"))
+    before = first.stat().st_mtime_ns
+    resumed = run(tmp_path / "a", rows)
+    assert first.stat().st_mtime_ns == before  # not redone
+    assert [weights(path) for path in resumed] == [weights(path) for path in reference]
+
+
+def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:
+    wrapped = peft_model(load_model(BASE), Lora(rank=2), seed=0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.tensor([rows[0]["prompt_ids"]])
+    with torch.inference_mode():
+        base = model(ids).logits
+        assert not torch.equal(wrapped(ids).logits, base)
+        with wrapped.disable_adapter():
+            assert torch.equal(wrapped(ids).logits, base)

@@ -1,0 +1,59 @@
+"""The commands that only write files: problems and corpus."""
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from adapters.files import write_text
+from training.config import Config, usage_error
+from training.tiny.corpus import CorpusConfig, write_corpus
+from training.tiny.kinds import KINDS
+from training.tiny.world import puzzles
+
+
+class ProblemsConfig(Config):
+    """Flags of `python -m training.tiny problems`."""
+
+    program: ClassVar[str] = "python -m training.tiny problems"
+
+    seed: int = 0
+    count: int = Field(100, ge=1, le=1_000_000)
+    split: Literal["train", "heldout"] = "train"
+    kind: list[str] = Field(
+        default=list(KINDS), description="Kinds to cycle through; may be given several times."
+    )
+    out: Path | None = Field(None, description="JSONL file; default: standard output.")
+
+
+class CorpusCommand(Config, CorpusConfig):
+    """Flags of `python -m training.tiny corpus`."""
+
+    program: ClassVar[str] = "python -m training.tiny corpus"
+
+    out: Path = Field(Path("corpus.parquet"), description="Parquet file.")
+
+
+def problems(argv: list[str]) -> None:
+    """Write problems as JSONL: id, kind, problem, answer, split."""
+    config = ProblemsConfig.load(argv)
+    try:
+        stream = islice(puzzles(config.seed, config.split, config.kind), config.count)
+        lines = "".join(puzzle.problem.model_dump_json() + "\n" for puzzle in stream)
+        if config.out is None:
+            sys.stdout.write(lines)
+        else:
+            write_text(config.out, lines)
+    except (ValueError, OSError) as error:
+        usage_error(config.program, str(error))
+
+
+def corpus(argv: list[str]) -> None:
+    """Write a corpus as Parquet: id, kind, problem, solution."""
+    config = CorpusCommand.load(argv)
+    try:
+        write_corpus(config, config.out)
+    except (ValueError, OSError) as error:
+        usage_error(config.program, str(error))
