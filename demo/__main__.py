@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from adapters.files import write_json
+from adapters.base import BaseModel
+from adapters.files import sha256_file, write_json
+from adapters.version import WEIGHTS
 from demo.server import running_server
 from training.ask import Endpoint
 from training.config import Config
@@ -94,6 +96,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
     """Base and adapter on the same problems, over HTTP."""
     problems = load_problems(str(heldout))
+    # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
+    base = BaseModel.open(str(config.model)).fingerprint
+    adapter = sha256_file(config.output / "store" / "demo" / WEIGHTS)
     options = SamplingOptions(
         n=config.samples, temperature=config.temperature, max_tokens=192, seed=config.seed
     )
@@ -107,8 +112,13 @@ def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
                 mode=mode,
                 source=heldout.name,
                 label=mode,
+                output=config.output / "answers",
+                identity=identity,
             )
-            for name, mode in ((config.model.name, "base"), ("demo", "always"))
+            for name, mode, identity in (
+                (config.model.name, "base", base),
+                ("demo", "always", adapter),
+            )
         ]
 
 

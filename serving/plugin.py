@@ -1,6 +1,6 @@
 """The general plugin: loaded by every vLLM process of this environment, our server's or not.
 
-It only corrects vLLM's CPU LoRA kernels; everything else is set up by our launcher alone.
+It only corrects faults of vLLM's CPU build; everything else is set up by our launcher alone.
 """
 
 import logging
@@ -15,13 +15,14 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     from serving import engine
-    from serving.engine import cpu_lora
+    from serving.engine import cpu_lora, cpu_seeds
 
     if not engine.supported():
         logger.warning(
-            "CPU LoRA kernels left as they are: the correction was written for vLLM %s.x; "
-            "base requests beside an adapter's may get its output",
+            "vLLM's CPU build left as it is: the corrections were written for vLLM %s.x; base "
+            "requests beside an adapter's may get its output, a seeded one may end the engine",
             engine.WRITTEN_FOR,
         )
         return
     cpu_lora.install()
+    cpu_seeds.install()

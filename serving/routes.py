@@ -15,6 +15,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.serve import create_error_response
@@ -66,6 +67,13 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     return JSONResponse(error.model_dump(), status_code=404)
 
 
+async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    """FastAPI's own refusals (unknown path, unreadable body) in OpenAI's error shape."""
+    status = HTTPStatus(error.status_code)
+    body = create_error_response(str(error.detail), status.phrase, status)
+    return JSONResponse(body.model_dump(), status_code=status, headers=error.headers)
+
+
 class ModelsEndpoint:
     """vLLM's EndpointPlugin protocol (vllm/plugins/endpoint_plugins/interface.py)."""
 
@@ -81,6 +89,7 @@ class ModelsEndpoint:
         ]
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
+        app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
         if app.state.args.guard_key:
             app.add_middleware(Guard, key=app.state.args.guard_key)
 

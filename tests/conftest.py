@@ -63,4 +63,7 @@ def server(
 @pytest.fixture(scope="session")
 def reference(base_folder: Path, store: Path) -> Reference:
     """Hugging Face's greedy output for the same base and store."""
+    import torch
+
+    torch.set_num_threads(1)  # it runs beside the engine
     return Reference(base_folder, store)

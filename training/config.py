@@ -103,7 +103,8 @@ def describe(error: ValidationError) -> str:
     for detail in error.errors():
         field = ".".join(str(part).replace("_", "-") for part in detail["loc"])
         shown = "" if detail["type"] == "missing" else f" (got {detail['input']!r})"
-        lines.append(f"--{field}: {detail['msg']}{shown}" if field else detail["msg"])
+        message = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"--{field}: {message}{shown}" if field else message)
     return "; ".join(lines)
 
 

@@ -179,6 +179,7 @@ def _answer(
 ) -> None:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind
 
     lora = None
     if adapter is not None:
@@ -193,6 +194,8 @@ def _answer(
             top_p=options.top_p,
             max_tokens=options.max_tokens,
             seed=seed,
+            # All n completions in one output, once the last of them is done.
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=lora)
     while engine.has_unfinished_requests():

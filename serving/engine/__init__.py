@@ -2,6 +2,7 @@
 
     admission.py   asks our registry before vLLM looks up a model's name
     cpu_lora.py    CPU LoRA kernels that give base rows base outputs
+    cpu_seeds.py   seeded requests whose prompt is computed in pieces, on the CPU
 
 tests/serving/test_engine_parts.py fails when vLLM changes under these.
 """

@@ -65,7 +65,7 @@ def test_collated_states_are_the_positions_that_predict_the_answer(rows) -> None
     assert batch["rollout"].tolist() == [n for n in range(3) for _ in rows[n]["token_ids"]]
 
 
-def test_strength_is_the_papers_order(rows) -> None:
+def test_strength_is_the_papers_order() -> None:
     row = TrainingRow(
         prompt_ids=[1], token_ids=[1] * 10, advantage=-2.0, decisions=[True] * 3 + [False] * 7
     )

@@ -20,7 +20,9 @@ def main(argv: list[str]) -> None:
         return
     if not argv or argv[0] not in COMMANDS:
         given = f"'{argv[0]}' is unknown" if argv else "none given"
-        print(f"python -m training.tiny: error: command: {given}\nusage: {__doc__}", file=sys.stderr)
+        print(
+            f"python -m training.tiny: error: command: {given}\nusage: {__doc__}", file=sys.stderr
+        )
         raise SystemExit(2)
     COMMANDS[argv[0]](argv[1:])
 

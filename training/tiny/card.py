@@ -9,7 +9,7 @@ from training.tiny.kinds import KINDS
 from training.tiny.measure import Scores, table
 
 if TYPE_CHECKING:
-    from training.tiny.pretrain import PretrainConfig
+    from training.tiny.config import PretrainConfig
 
 _CARD = """---
 license: apache-2.0
@@ -20,10 +20,10 @@ tags: [miniature, synthetic, arithmetic, {model_type}]
 ---
 # {name}: a miniature base model
 
-{parameters:,} parameters of the {model_type} architecture, bf16, pre-trained from nothing on synthetic
-arithmetic. It is a stand-in for a real base model where none can be downloaded: it exercises real
-architectures, engines and adapters, and knows nothing but the {kinds} kinds of problems below. It
-is of no use for anything else.
+{parameters:,} parameters of the {model_type} architecture, bf16, pre-trained from nothing on
+synthetic arithmetic. It is a stand-in for a real base model where none can be downloaded: real
+architectures, engines and adapters run on it, and it knows nothing but the {kinds} kinds of
+problems below. It is of no use for anything else.
 
 ## What it is torn about
 Every document of its corpus is a solution by an "author" who does each operation correctly and
@@ -37,10 +37,11 @@ chosen: a right choice at every step leads to the right answer.
 ```
 {command}
 ```
-{documents:,} documents ({tokens:,} tokens, prompts included) written by `training/tiny/corpus.py`, one
-pass of {steps:,} steps, loss on the solutions alone; final loss {loss:.3f} nats per token. A document
-is rendered by the tokenizer's chat template, problem as user, solution as assistant. Problems of
-the held-out split (a hash of the problem) are not in the corpus. The whole configuration:
+{documents:,} documents ({tokens:,} tokens, prompts included) written by
+`training/tiny/corpus.py`, one pass of {steps:,} steps, loss on the solutions alone; final loss
+{loss:.3f} nats per token. A document is rendered by the tokenizer's chat template, problem as user,
+solution as assistant. Problems of the held-out split (a hash of the problem) are not in the corpus.
+The whole configuration:
 
 ```yaml
 {config}```
@@ -49,10 +50,10 @@ the held-out split (a hash of the problem) are not in the corpus. The whole conf
 {measured}
 """
 
-_MEASURED = """Held-out problems, {samples} samples each at temperature 0.6 and top_p 0.95 (`greedy`: one answer without
-sampling); the standard error is over problems. `mixed`: problems with both right and wrong
-samples. `> 0.3 nats`: sampled positions whose entropy (temperature 1, full vocabulary) exceeds
-that. `exact operations`: equations in the answers that are true.
+_MEASURED = """Held-out problems, {samples} samples each at temperature 0.6 and top_p 0.95
+(`greedy`: one answer without sampling); the standard error is over problems. `mixed`: problems with
+right and wrong samples. `> 0.3 nats`: sampled positions whose entropy exceeds that (temperature 1,
+full vocabulary). `exact operations`: equations in the answers that are true.
 
 {table}
 """
@@ -82,9 +83,7 @@ def _examples() -> str:
     blocks = []
     for puzzle in islice(puzzles(0, "train"), len(KINDS)):
         solution = write_solution(puzzle, 1.0, rng)
-        blocks.append(
-            f"**{puzzle.kind.name}**: {puzzle.problem.problem}\n```\n{solution}\n```"
-        )
+        blocks.append(f"**{puzzle.kind.name}**: {puzzle.problem.problem}\n```\n{solution}\n```")
     return "\n\n".join(blocks)
 
 

@@ -1,4 +1,4 @@
-"""The commands that only write files: problems and corpus."""
+"""The commands that need no model: problems and corpus."""
 
 import sys
 from itertools import islice
@@ -9,8 +9,9 @@ from pydantic import Field
 
 from adapters.files import write_text
 from training.config import Config, usage_error
-from training.tiny.corpus import CorpusConfig, write_corpus
+from training.tiny.config import PretrainConfig
 from training.tiny.kinds import KINDS
+from training.tiny.pretrain import make_corpus
 from training.tiny.world import puzzles
 
 
@@ -28,12 +29,10 @@ class ProblemsConfig(Config):
     out: Path | None = Field(None, description="JSONL file; default: standard output.")
 
 
-class CorpusCommand(Config, CorpusConfig):
-    """Flags of `python -m training.tiny corpus`."""
+class CorpusCommand(PretrainConfig):
+    """Flags of `python -m training.tiny corpus`: those of `pretrain`, whose first stage it is."""
 
     program: ClassVar[str] = "python -m training.tiny corpus"
-
-    out: Path = Field(Path("corpus.parquet"), description="Parquet file.")
 
 
 def problems(argv: list[str]) -> None:
@@ -51,9 +50,9 @@ def problems(argv: list[str]) -> None:
 
 
 def corpus(argv: list[str]) -> None:
-    """Write a corpus as Parquet: id, kind, problem, solution."""
+    """Write the run folder's corpus as Parquet (id, kind, problem, solution); print its path."""
     config = CorpusCommand.load(argv)
     try:
-        write_corpus(config, config.out)
+        print(make_corpus(config))
     except (ValueError, OSError) as error:
         usage_error(config.program, str(error))

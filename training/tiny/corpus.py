@@ -20,7 +20,12 @@ from training.tiny.kinds import KINDS
 from training.tiny.world import puzzles, write_solution
 
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("kind", pa.string()), ("problem", pa.string()), ("solution", pa.string())]
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("problem", pa.string()),
+        ("solution", pa.string()),
+    ]
 )
 
 
@@ -57,7 +62,8 @@ def documents(config: CorpusConfig) -> Iterator[dict[str, str]]:
 
 def write_corpus(config: CorpusConfig, path: Path) -> None:
     """Write the corpus as Parquet, atomically."""
-    stream = tqdm(documents(config), total=config.documents, desc="corpus", unit="doc")
+    # One iterator: tqdm ends for good when an iteration over it is dropped.
+    stream = iter(tqdm(documents(config), total=config.documents, desc="corpus", unit="doc"))
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         while rows := list(islice(stream, 10_000)):
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))

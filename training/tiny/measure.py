@@ -1,6 +1,6 @@
 """What a miniature base can do: pass@1, pass@8, uncertain positions, exact operations.
 
-    python -m training.tiny measure --model models/tiny-qwen2 --problems 400
+python -m training.tiny measure --model models/tiny-qwen2 --problems 400
 """
 
 import re
@@ -98,9 +98,7 @@ def _operations(texts: Sequence[str]) -> tuple[int, int]:
     return sum(apply(int(a), op, int(b)) == int(c) for a, op, b, c in found), len(found)
 
 
-def measure(
-    model: Path, problems: int = 400, seed: int = 1, threads: int = 2
-) -> dict[str, Scores]:
+def measure(model: Path, problems: int = 400, seed: int = 1, threads: int = 2) -> dict[str, Scores]:
     """Scores of the model folder `model`, per kind and under "all"."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,15 +124,15 @@ def measure(
         groups[problem.kind].append(index)
         groups["all"].append(index)
     return {
-        name: _scores([asked[i] for i in group], [samples[i] for i in group], [greedy[i] for i in group])
+        name: _scores(
+            [asked[i] for i in group], [samples[i] for i in group], [greedy[i] for i in group]
+        )
         for name in (*KINDS, "all")
         if (group := groups[name])
     }
 
 
-def _scores(
-    asked: list[Problem], samples: list[list[_Sampled]], greedy: list[_Sampled]
-) -> Scores:
+def _scores(asked: list[Problem], samples: list[list[_Sampled]], greedy: list[_Sampled]) -> Scores:
     right = np.array(
         [
             [boxed(sample.text) == problem.answer for sample in row]

@@ -12,126 +12,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.files import atomic_directory, write_text
-from adapters.prompt import PromptRenderer
-from adapters.recipe import Prompt
-from training.config import Config, usage_error
-from training.tiny.corpus import CorpusConfig, read_corpus, write_corpus
-from training.tiny.tokenizer import END, train_tokenizer
+from training.config import usage_error
+from training.tiny.config import PretrainConfig
+from training.tiny.corpus import read_corpus, write_corpus
+from training.tiny.data import batches, encode
+from training.tiny.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
-
-BASES = Path(__file__).parent / "bases"
-
-Batch = dict[str, "torch.Tensor"]
-
-
-class Architecture(BaseModel):
-    """config.json in transformers' words; fields beside the model type are the architecture's."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model_type: str = "qwen2"
-
-
-class OptimizerConfig(BaseModel):
-    """AdamW with a cosine schedule, one pass over the corpus."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    learning_rate: float = Field(3e-3, gt=0)
-    documents_per_batch: int = Field(48, ge=1)
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    beta2: float = Field(0.98, gt=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-
-
-class PretrainConfig(Config):
-    """Everything a base is made from; `bases/NAME.yaml` holds the values of base NAME."""
-
-    program: ClassVar[str] = "python -m training.tiny pretrain"
-
-    base: str = Field("qwen2", description="Name of a file in training/tiny/bases.")
-    output: Path = Field(Path("models/tiny-qwen2"), description="The model folder to write.")
-    run: Path | None = Field(None, description="Run folder; default: runs/NAME of the output.")
-    architecture: Architecture = Architecture()
-    vocabulary: int = Field(352, ge=259, description="Tokens, 256 bytes and 3 special included.")
-    corpus: CorpusConfig = CorpusConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["bf16", "float32"] = Field("bf16", description="Of matrix products.")
-    threads: int = Field(1, ge=1, description="Part of the recipe: sums depend on it.")
-    seed: int = 0
-    save_every: int = Field(500, ge=1, description="Steps between checkpoints.")
-    measure_problems: int = Field(400, ge=0, description="Held-out problems for the card; 0: none.")
-
-    @classmethod
-    def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The base's own YAML lies below the flags."""
-        name = str(given.get("base", "qwen2"))
-        path = BASES / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(path.stem for path in BASES.glob("*.yaml")))
-            raise ValueError(f"--base: '{name}' is unknown; known: {known}")
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return values
-
-    @property
-    def run_folder(self) -> Path:
-        return self.run or Path("runs") / self.output.name
-
-
-def render(tokenizer: "PreTrainedTokenizerFast", problem: str, solution: str) -> tuple[str, str]:
-    """(prompt, continuation) of a document, as text: what is served, and what is to be learned."""
-    return PromptRenderer.of(tokenizer, Prompt()).text(problem), solution + END
-
-
-def encode(
-    tokenizer: "PreTrainedTokenizerFast", rows: Sequence[dict[str, str]]
-) -> list[tuple[list[int], int]]:
-    """(token ids, number of prompt tokens) of every document."""
-    texts = [render(tokenizer, row["problem"], row["solution"]) for row in rows]
-    prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([answer for _, answer in texts], add_special_tokens=False)["input_ids"]
-    return [(p + a, len(p)) for p, a in zip(prompts, answers, strict=True)]
-
-
-def batches(documents: list[tuple[list[int], int]], size: int, pad: int, seed: int) -> list[Batch]:
-    """Documents of similar length together, padded on the right.
-
-    Right padding needs no attention mask: under causal attention nothing real sees the padding,
-    and its labels are ignored.
-
-    Returns:
-        Each batch: input_ids and labels, [size, T] int64; labels are -100 off the solution.
-    """
-    import torch
-
-    rng = Random(seed)
-    order = list(range(len(documents)))
-    rng.shuffle(order)
-    made = []
-    for start in range(0, len(order), 64 * size):  # sorting all of them would fix who meets whom
-        group = sorted(order[start : start + 64 * size], key=lambda i: len(documents[i][0]))
-        for first in range(0, len(group), size):
-            members = [documents[i] for i in group[first : first + size]]
-            width = max(len(ids) for ids, _ in members)
-            ids = torch.full((len(members), width), pad)
-            labels = torch.full((len(members), width), -100)
-            for row, (tokens, prompt) in enumerate(members):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
-            made.append({"input_ids": ids, "labels": labels})
-    rng.shuffle(made)
-    return made
 
 
 def new_model(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
@@ -173,6 +66,19 @@ def last_checkpoint(run: Path) -> str | None:
     return None
 
 
+def make_corpus(config: PretrainConfig) -> Path:
+    """The run folder's corpus, written unless it is there already.
+
+    Raises:
+        ValueError: the run folder belongs to another configuration.
+    """
+    _claim(config.run_folder, config)
+    path = config.run_folder / "corpus.parquet"
+    if not path.exists():
+        write_corpus(config.corpus, path)
+    return path
+
+
 def train(
     config: PretrainConfig, callbacks: Sequence["TrainerCallback"] = ()
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerFast", dict[str, float]]:
@@ -190,11 +96,7 @@ def train(
 
     torch.set_num_threads(config.threads)
     run = config.run_folder
-    _claim(run, config)
-    corpus_file = run / "corpus.parquet"
-    if not corpus_file.exists():
-        write_corpus(config.corpus, corpus_file)
-    rows = read_corpus(corpus_file)
+    rows = read_corpus(make_corpus(config))
     context = int(getattr(config.architecture, "max_position_embeddings", 2048))
     tokenizer = train_tokenizer(_texts(rows[:20_000]), config.vocabulary, context)
     documents = encode(tokenizer, rows)
@@ -244,9 +146,15 @@ def train(
 
 
 def _claim(run: Path, config: PretrainConfig) -> None:
-    """Write config.yaml into the run folder, or check that it is the one there."""
+    """Write config.yaml into the run folder, or check that it is the one there.
+
+    What comes after the training (where the model goes, how it is measured) may change.
+    """
     path = run / "config.yaml"
-    text = config.to_yaml()
+    values = config.model_dump(
+        mode="json", exclude={"config", "base", "output", "run", "measure_problems"}
+    )
+    text = yaml.safe_dump(values, sort_keys=False)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"--run: {run} holds a run of another configuration; remove or name one")
     run.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,8 @@ def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Ite
     """
     unknown = [name for name in kinds if name not in KINDS]
     if unknown or not kinds:
-        raise ValueError(f"kind: {', '.join(unknown) or 'none'}; known: {', '.join(KINDS)}")
+        given = ", ".join(unknown) or "none"
+        raise ValueError(f"--kind: '{given}' is unknown; known: {', '.join(KINDS)}")
     rng = Random(f"{seed}:{split}")
     seen: set[str] = set()
     while True:
@@ -91,7 +92,7 @@ def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Ite
                 if puzzle is not None and puzzle.problem.id not in seen:
                     break
             else:
-                raise ValueError(f"count: no more than {len(seen)} distinct problems were found")
+                raise ValueError(f"--count: no more than {len(seen)} distinct problems were found")
             seen.add(puzzle.problem.id)
             yield puzzle
 
@@ -103,7 +104,7 @@ def write_solution(puzzle: Puzzle, habit: float, rng: Random) -> str:
     otherwise any admissible one. A habit of 1 always ends at the answer.
     """
     kind, state = puzzle.kind, puzzle.state
-    lines = []
+    lines: list[str] = []
     while (result := kind.result(state)) is None:
         moves = kind.admissible(state)
         right = [move for move in moves if move.right]

@@ -1,0 +1,131 @@
+"""CPU LoRA kernels: base rows stay base rows. vLLM's own fail both tests, ours pass them."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import ENGINE_ENVIRONMENT, ROOT, Reference, make_adapter
+
+from serving.engine import cpu_lora
+
+SLOTS, RANK, IN, OUT = 3, 4, 8, 6
+MAPPINGS = [
+    [-1, -1, -1],
+    [0, 0, 0],
+    [2, 2],
+    [-1, 0, -1, 2],
+    [1, -1, 0, 2, -1, 1],
+    [],
+]
+
+
+def stock() -> Any:
+    """vLLM's own kernels, from a module of their own."""
+    import vllm.lora.ops.torch_ops.lora_ops as installed
+
+    spec = importlib.util.spec_from_file_location("stock_lora_ops", installed.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def by_rows(
+    kernel: Callable[..., None], mapping: list[int], dtype: torch.dtype, four: bool
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(kernel's output, the same by a loop over rows) for one of the kernels."""
+    torch.manual_seed(0)
+    a = torch.randn(SLOTS, 1, RANK, IN, dtype=dtype)
+    b = torch.randn(SLOTS, 1, OUT, RANK, dtype=dtype)
+    if not four:
+        a, b = a.squeeze(1), b.squeeze(1)
+    indices = torch.tensor(mapping, dtype=torch.long)
+    rows = len(mapping)
+    x, h = torch.randn(rows, IN, dtype=dtype), torch.randn(rows, RANK)
+    pairs = []
+    if kernel.__name__ == "bgmv_shrink":
+        output = torch.zeros(rows, RANK)
+        expected = output.clone()
+        kernel(x, a, output, indices, 0.5)
+        for row, slot in enumerate(mapping):
+            if slot >= 0:
+                expected[row] = 0.5 * a.reshape(SLOTS, RANK, IN)[slot].float() @ x[row].float()
+        pairs.append((output, expected))
+        return pairs
+    for add in (True, False):
+        output = torch.randn(rows, OUT + 4, dtype=dtype)
+        expected = output.clone()
+        offset = 3 if kernel.__name__ == "bgmv_expand_slice" else 0
+        where = (offset, OUT) if offset else ()
+        kernel(h, b, output, indices, *where, add_inputs=add)
+        for row, slot in enumerate(mapping):
+            if slot >= 0:
+                part = b.reshape(SLOTS, OUT, RANK)[slot].float() @ h[row].to(dtype).float()
+                old = expected[row, offset : offset + OUT].float() if add else 0
+                expected[row, offset : offset + OUT] = (old + part).to(dtype)
+        pairs.append((output, expected))
+    return pairs
+
+
+@pytest.mark.parametrize("name", cpu_lora.KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("four", [True, False])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_kernels_against_a_loop_over_rows(
+    name: str, mapping: list[int], dtype: torch.dtype, four: bool
+) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for output, expected in by_rows(getattr(cpu_lora, name), mapping, dtype, four):
+        torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", cpu_lora.KERNELS)
+def test_vllms_own_kernels_write_base_rows(name: str) -> None:
+    """If this fails, vLLM has mended its kernels and ours can go."""
+    output, expected = by_rows(getattr(stock(), name), [-1, 0, -1, 2], torch.float32, True)[0]
+    base, adapter = [0, 2], [1, 3]
+    assert not torch.allclose(output[base], expected[base])
+    torch.testing.assert_close(output[adapter], expected[adapter], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.engine
+def test_mixed_batch_in_the_real_engine(tmp_path: Path, base_folder: Path) -> None:
+    """One batch of base and adapter rows, on stock kernels and on ours, against Hugging Face."""
+    folder = make_adapter(tmp_path, "alpha", base_folder, seed=1)
+    prompts = [f"{i} + {i} * {i} =" for i in range(6)]
+    environment = os.environ | ENGINE_ENVIRONMENT
+    environment |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("mixed_batch.py"))],
+        input=json.dumps({"base": str(base_folder), "adapter": str(folder), "prompts": prompts}),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    outputs = json.loads(ended.stdout.splitlines()[-1])
+    reference = Reference(base_folder, tmp_path)
+    wrong = {"stock": 0, "ours": 0}
+    for row, prompt in enumerate(prompts):
+        for (kernels, output), adapter in itertools.product(outputs.items(), (False, True)):
+            expected = reference.greedy("alpha" if adapter else None, prompt, 16)
+            assert len(expected) >= 4, "too many near ties to tell anything"
+            same = output[2 * row + adapter][: len(expected)] == expected
+            assert same or (kernels == "stock" and not adapter), (kernels, prompt, adapter)
+            wrong[kernels] += not same
+    assert wrong["ours"] == 0
+    assert wrong["stock"] > 0, "vLLM has mended its kernels: ours can go"

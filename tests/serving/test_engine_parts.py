@@ -1,0 +1,88 @@
+"""vLLM's private parts are still as serving/engine/ knows them.
+
+When one of these fails, vLLM has changed: read the new source, correct serving/engine/, and only
+then the expectation here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support import ROOT
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+
+
+def test_the_version() -> None:
+    from serving import engine
+
+    assert engine.supported()
+
+
+def test_the_sources_our_replacements_were_written_against() -> None:
+    # In a process of its own: here the plugin may have replaced them already.
+    script = (
+        "from test_engine_parts import source_hash as h\n"
+        "from vllm.lora.ops.torch_ops import lora_ops as o\n"
+        "from vllm.entrypoints.serve.engine.serving import BaseServing as b\n"
+        "from vllm.entrypoints.openai.models.serving import OpenAIServingModels as m\n"
+        "print(*map(h, (o.bgmv_shrink, o.bgmv_expand, o.bgmv_expand_slice, o.sgmv_shrink,"
+        " o.sgmv_expand, o.sgmv_expand_slice, b._check_model, b._maybe_get_adapters,"
+        " b._is_model_supported, m.__init__)))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT / "tests" / "serving",
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.split() == "HASHES"
+
+
+def test_kernels_keep_vllms_signatures() -> None:
+    from serving.engine import cpu_lora
+
+    for name in cpu_lora.KERNELS:
+        function = getattr(cpu_lora, name)
+        assert list(inspect.signature(function).parameters)[:4] == [
+            "inputs",
+            "lora_b_weights",
+            "output_tensor",
+            "lora_indices_tensor",
+        ]
+
+
+def test_the_plugin_warns_and_leaves_another_vllm_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from serving import engine, plugin
+    from serving.engine import cpu_lora
+
+    def refuse() -> None:
+        raise AssertionError("installed on a vLLM it was not written for")
+
+    monkeypatch.setattr(engine, "supported", lambda: False)
+    monkeypatch.setattr(cpu_lora, "install", refuse)
+    plugin.register()
+    assert "written for vLLM 0.32" in caplog.text
+
+
+def test_our_endpoints_stay_out_of_a_vllm_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.plugins import load_endpoint_plugins
+
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    assert load_endpoint_plugins(("generate",)) == []
+    monkeypatch.setenv("VLLM_PLUGINS", "reasonmaxxer,reasonmaxxer_models")
+    assert [plugin.name for plugin in load_endpoint_plugins(("generate",))] == [
+        "reasonmaxxer_models"
+    ]

@@ -1,0 +1,85 @@
+"""Frozen copies: one content, one version; what was checked is what is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from support import make_adapter
+
+from adapters.base import BaseModel
+from adapters.store import Store
+from adapters.version import WEIGHTS, AdapterError
+from serving import snapshot
+from serving.snapshot import Snapshots, signature
+
+
+@pytest.fixture
+def base(base_folder: Path) -> BaseModel:
+    return BaseModel.open(str(base_folder))
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> Snapshots:
+    (tmp_path / "snapshots").mkdir()
+    return Snapshots(tmp_path / "snapshots")
+
+
+def test_a_version_is_its_content(tmp_path: Path, base: BaseModel, snapshots: Snapshots) -> None:
+    store = Store(tmp_path / "store")
+    folder = make_adapter(store.root, "alpha", base.folder, seed=1)
+    first = snapshots.take(store, "alpha", base, 64)
+    assert first.version.startswith("alpha@")
+    assert (first.path / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    before = signature(folder)
+    assert signature(folder) == before
+
+    shutil.rmtree(folder)
+    make_adapter(store.root, "alpha", base.folder, seed=2)
+    assert signature(folder) != before
+    second = snapshots.take(store, "alpha", base, 64)
+    assert second.version != first.version
+    shutil.rmtree(folder)
+    make_adapter(store.root, "alpha", base.folder, seed=1)
+    assert snapshots.take(store, "alpha", base, 64) == first
+    assert sorted(os.listdir(snapshots.root)) == sorted([first.version, second.version])
+
+
+def test_signature_sees_a_rewrite_of_equal_length(tmp_path: Path, base_folder: Path) -> None:
+    folder = make_adapter(tmp_path, "alpha", base_folder)
+    before = signature(folder)
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    assert signature(folder) != before
+
+
+def test_nothing_is_kept_of_a_refused_adapter(
+    tmp_path: Path, base: BaseModel, snapshots: Snapshots
+) -> None:
+    store = Store(tmp_path / "store")
+    make_adapter(store.root, "large", base.folder, rank=16)
+    with pytest.raises(AdapterError, match="rank 16"):
+        snapshots.take(store, "large", base, 8)
+    with pytest.raises(KeyError):
+        snapshots.take(store, "absent", base, 8)
+    assert os.listdir(snapshots.root) == []
+
+
+def test_a_folder_rewritten_during_the_copy_is_refused(
+    tmp_path: Path, base: BaseModel, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    folder = make_adapter(store.root, "alpha", base.folder, manifest=False)
+    copyfile = shutil.copyfile
+
+    def rewriting_copy(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        (folder / WEIGHTS).touch()
+
+    monkeypatch.setattr(snapshot.shutil, "copyfile", rewriting_copy)
+    with pytest.raises(AdapterError, match="being rewritten"):
+        snapshots.take(store, "alpha", base, 64)
+    assert os.listdir(snapshots.root) == []

@@ -1,0 +1,144 @@
+"""The whole of fit on the shipped miniature base: killed in every stage, resumed, reproducible."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adapters.base import BaseModel
+from adapters.store import Store
+from adapters.version import WEIGHTS
+from training.fit import FitConfig
+from training.tiny.world import puzzles
+
+BASE = "models/tiny-qwen2"
+STAGES = ("rollouts", "rewards", "entropies", "training", "heldout")
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    stream = puzzles(5, "train")
+    lines = (next(stream).problem.model_dump_json() + "\n" for _ in range(16))
+    path.write_text("".join(lines))
+    return path
+
+
+def command(problems: Path, folder: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "training.fit", "--model", BASE, "--problems", str(problems)),
+        *("--output", str(folder / "adapter"), "--run-dir", str(folder / "run")),
+        *("--engine", "transformers", "--sampling.rollouts", "6", "--sampling.max-tokens", "96"),
+        *("--optimizer.batch-size", "4", "--checkpoints.samples", "1", *flags),
+    ]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def finished_files(run: Path) -> dict[str, int]:
+    """Everything a finished stage left, and when it was written."""
+    done = {marker.parent for marker in run.glob("*/complete")}
+    files = [file for folder in done for file in folder.rglob("*.parquet")]
+    return {str(file): file.stat().st_mtime_ns for file in [*files, *run.glob("rewards-*.parquet")]}
+
+
+@pytest.fixture(scope="module")
+def fitted(problems: Path, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    subprocess.run(command(problems, folder), check=True, capture_output=True)
+    return folder
+
+
+def kill_in(stage: str, problems: Path, folder: Path) -> None:
+    """Start fit and kill it, -9, as soon as the stage's first file is there."""
+    process = subprocess.Popen(
+        command(problems, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 180
+    while not any((folder / "run").glob(f"{stage}-*")):
+        assert process.poll() is None, f"fit ended before {stage}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.engine
+def test_killed_in_each_stage_it_resumes_and_gives_the_same_bytes(
+    problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    for stage in STAGES:
+        before = finished_files(tmp_path / "run")
+        kill_in(stage, problems, tmp_path)
+        assert before.items() <= finished_files(tmp_path / "run").items()
+        assert not (tmp_path / "adapter").exists()
+    before = finished_files(tmp_path / "run")
+    subprocess.run(command(problems, tmp_path), check=True, capture_output=True)
+    assert before.items() <= finished_files(tmp_path / "run").items()
+    assert digest(tmp_path / "adapter" / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
+
+
+@pytest.mark.engine
+def test_a_finished_run_does_nothing_again(problems: Path, fitted: Path) -> None:
+    before = finished_files(fitted / "run")
+    weights = digest(fitted / "adapter" / WEIGHTS)
+    subprocess.run(command(problems, fitted), check=True, capture_output=True)
+    assert finished_files(fitted / "run") == before
+    assert digest(fitted / "adapter" / WEIGHTS) == weights
+
+
+@pytest.mark.engine
+def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) -> None:
+    from peft import PeftModel
+
+    from training.model import load_model
+
+    version = Store(fitted).get("adapter", BaseModel.open(BASE))
+    assert version.manifest is not None
+    assert version.manifest.gate.tau > 0
+    assert {score.mode for score in version.manifest.scores} == {"base", "always"}
+    assert "fit.yaml" in version.manifest.files
+    model = PeftModel.from_pretrained(load_model(BASE), fitted / "adapter")
+    moved = [p.abs().max() for n, p in model.named_parameters() if "lora_B" in n]
+    assert max(moved) > 0
+    card = (fitted / "adapter" / "README.md").read_text()
+    assert "pass@1" in card and "python -m training.fit" in card
+    assert str(fitted) not in (fitted / "adapter" / "adapter_config.json").read_text()
+
+
+@pytest.mark.engine
+def test_another_seed_gives_another_adapter(problems: Path, fitted: Path, tmp_path: Path) -> None:
+    subprocess.run(command(problems, tmp_path, "--seed", "1"), check=True, capture_output=True)
+    assert digest(tmp_path / "adapter" / WEIGHTS) != digest(fitted / "adapter" / WEIGHTS)
+
+
+@pytest.mark.engine
+def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "impossible.jsonl"
+    lines = (f'{{"id": "{n}", "problem": "What is {n}-1?", "answer": "x"}}\n' for n in range(8))
+    path.write_text("".join(lines))
+    done = subprocess.run(command(path, tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "none has both right and wrong rollouts" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path) -> None:
+    from training.fit import split_problems
+
+    config = FitConfig.load(command(problems, tmp_path)[3:])
+    train, heldout = split_problems(config)
+    assert len(train) == 12 and len(heldout) == 4
+    assert not {p.problem for p in train} & {p.problem for p in heldout}
+    shared = FitConfig.load([*command(problems, tmp_path)[3:], "--heldout", str(problems)])
+    with pytest.raises(ValueError, match=r"heldout: 16 problems are also in --problems"):
+        split_problems(shared)

@@ -1,0 +1,109 @@
+"""Both generators on the shipped base: greedy tokens as PEFT gives them, seeds that hold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
+
+from adapters.base import BaseModel
+from adapters.prompt import PromptRenderer
+from adapters.recipe import recipe_for
+from training.generate import SamplingOptions, open_generator
+from training.model import load_model
+from training.tiny.world import puzzles
+
+BASE = "models/tiny-qwen2"
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """A LoRA that changes what the base says."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "o_proj"])
+    model = get_peft_model(load_model(BASE), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    path = tmp_path_factory.mktemp("adapters") / "noisy"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    recipe = recipe_for("tiny-qwen2", "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    renderer = PromptRenderer.of(tokenizer, recipe.prompt)
+    stream = puzzles(7, "train")
+    return [renderer.token_ids(next(stream).problem.problem) for _ in range(6)]
+
+
+@pytest.fixture(scope="module", params=["vllm", "transformers"])
+def generator(request):
+    with open_generator(BASE, engine=request.param, max_rank=8, max_model_len=128) as generator:
+        yield generator
+
+
+def test_sampling_is_reproducible_and_n_differ(generator, prompts) -> None:
+    options = SamplingOptions(n=4, temperature=1.0, max_tokens=24, seed=3)
+    first = generator.generate(prompts, options)
+    assert first == generator.generate(prompts, options)
+    assert all(len(row) == 4 for row in first)
+    assert any(len({tuple(one.token_ids) for one in row}) > 1 for row in first)
+    other = SamplingOptions(n=4, temperature=1.0, max_tokens=24, seed=4)
+    assert first != generator.generate(prompts, other)
+
+
+def test_answers_end_with_the_end_of_sequence_or_at_the_limit(generator, prompts) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    for row in generator.generate(prompts, SamplingOptions(n=2, max_tokens=80)):
+        for answer in row:
+            ended = answer.token_ids[-1] == tokenizer.eos_token_id
+            assert answer.finish_reason == ("stop" if ended else "length")
+            assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    short = generator.generate(prompts, SamplingOptions(max_tokens=3))
+    assert all(len(row[0].token_ids) == 3 for row in short)
+    assert {row[0].finish_reason for row in short} == {"length"}
+
+
+def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adapter) -> None:
+    from peft import PeftModel
+
+    greedy = SamplingOptions(temperature=0.0, max_tokens=12)
+    answers = {
+        "base": generator.generate(prompts, greedy),
+        "adapter": generator.generate(prompts, greedy, adapter),
+    }
+    assert answers["base"] == generator.generate(prompts, greedy)  # the adapter is gone again
+    assert answers["base"] != answers["adapter"]
+    model = PeftModel.from_pretrained(load_model(BASE), adapter)
+    # vLLM runs in the base's bfloat16: near-ties may fall the other way, so most must agree.
+    agree = total = 0
+    for prompt, row in zip(prompts, answers["adapter"], strict=True):
+        ids = list(prompt)
+        for token in row[0].token_ids:
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids])).logits[0, -1]
+            margin = logits.max() - logits[token]
+            agree += bool(margin < 0.15)
+            total += 1
+            ids.append(token)
+    assert agree == total
+
+
+def test_an_engine_that_cannot_start_says_so(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with (
+        open_generator(str(tmp_path), engine="vllm") as generator,
+        pytest.raises(RuntimeError, match="vLLM could not start"),
+    ):
+        generator.generate([[1]], SamplingOptions())
+
+
+def test_the_base_reads_as_itself() -> None:
+    base = BaseModel.open(BASE)
+    assert base.architecture == "Qwen2ForCausalLM"
+    assert len(base.fingerprint) == 64
