@@ -1,0 +1,19 @@
+"""What is kept of a decision point for a request that asks for a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+Evidence = dict[str, dict[str, Any]]
+TOP = 5
+
+
+def gather(logits: torch.Tensor, h: float) -> dict[str, Any]:
+    """Entropy and the base's best tokens with their probabilities, of one row [V]."""
+    best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
+    return {
+        "entropy": round(h, 6),
+        "top": list(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
+    }

@@ -1,0 +1,46 @@
+"""What the scheduler tells the workers about gated requests, step by step.
+
+A gated request carries its threshold in `SamplingParams.extra_args` (see serving/arguments.py). The
+workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`, so what runs
+with the adapter on is decided in one place and survives preemption, recomputation and aborts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vllm.v1.core.sched.output import SchedulerOutput
+
+TAU = "gate_tau"
+TRACE = "gate_trace"
+
+
+class Step(NamedTuple):
+    """One gated request in one step."""
+
+    tau: float  # nats
+    gates: bool  # samples in this step, at a position not known to be a decision point
+    corrected: tuple[int, ...]  # known decision points that the step may compute; adapter on
+    trace: bool
+
+
+Plan = dict[str, Step]  # by request id; requests that are not gated are absent
+EMPTY: Plan = {}
+
+
+def attach(output: SchedulerOutput, plan: Plan) -> None:
+    """Send `plan` along. The output is pickled to the workers with all its attributes."""
+    output.gate_plan = plan
+
+
+def plan_of(output: SchedulerOutput) -> Plan:
+    """The plan of a step; empty for the dummy steps vLLM makes itself."""
+    return getattr(output, "gate_plan", EMPTY)
+
+
+def threshold(params: Any, lora_request: Any) -> float | None:
+    """tau of a request that is gated, None of one that is not."""
+    arguments = params.extra_args if params is not None else None
+    if not arguments or lora_request is None or TAU not in arguments:
+        return None
+    return float(arguments[TAU])

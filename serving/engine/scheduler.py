@@ -1,0 +1,200 @@
+"""Replay, the scheduler's half: a position whose gate opened is computed once more.
+
+A gated step returns no token. The position is noted, `num_computed_tokens` goes back by one as for
+a rejected draft token, and the next step computes that position again, adapter on. Three rules keep
+the prefix cache honest:
+
+1. A gated request's blocks are hashed as the base's, although the request names a LoRA.
+2. Nothing is shared from the last token on: whether its position is corrected is not known yet.
+3. From its first decision point on a request has no block hashes: it neither shares what it wrote
+   there nor takes what others computed for the same tokens.
+
+Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
+from serving.engine.report import REPORT, count
+
+
+@dataclass
+class Gate:
+    """A gated request: its threshold and the decision points found so far."""
+
+    tau: float
+    trace: bool
+    adapter: str
+    points: list[int] = field(default_factory=list)  # positions, ascending
+    # Of the newest decision point, while its token is not sampled yet: (H, base's best tokens).
+    evidence: Any = None
+
+
+def _hash_as_base(stock: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    def hasher(request: Request) -> Any:
+        lora, request.lora_request = request.lora_request, None
+        try:
+            return stock(request)
+        finally:
+            request.lora_request = lora
+
+    return hasher
+
+
+class GateMixin(Scheduler):
+    """A scheduler whose requests may be gated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gates: dict[str, Gate] = {}
+        coordinator = self.kv_cache_manager.coordinator
+        stock_cache_blocks = coordinator.cache_blocks
+
+        def cache_blocks(request: Request, num_computed_tokens: int) -> None:
+            gate = self._gates.get(request.request_id)
+            if gate is not None:
+                first = gate.points[:1] or [request.num_tokens - 1]
+                num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1, *first)
+            stock_cache_blocks(request, num_computed_tokens)
+
+        coordinator.cache_blocks = cache_blocks
+
+    def add_request(self, request: Request) -> None:
+        tau = threshold(request.sampling_params, request.lora_request)
+        if tau is not None and request.request_id not in self.requests:
+            arguments = request.sampling_params.extra_args
+            self._gates[request.request_id] = Gate(
+                tau, bool(arguments.get(TRACE)), request.lora_request.lora_name
+            )
+            if request._block_hasher is not None:
+                # The prompt was hashed when the request was made; hash it again, as the base's.
+                request._block_hasher = _hash_as_base(request._block_hasher)
+                request.block_hashes.clear()
+                request.update_block_hashes()
+        super().add_request(request)
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        self._gates.pop(request.request_id, None)
+        return super()._free_request(request, delay_free_blocks)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        output = super().schedule(throttle_prefills)
+        if self._gates:
+            attach(output, self._plan(output))
+        return output
+
+    def _plan(self, output: SchedulerOutput) -> Plan:
+        plan: Plan = {}
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            gate = self._gates.get(request_id)
+            if gate is None:
+                continue
+            request = self.requests[request_id]
+            end = request.num_computed_tokens  # vLLM has already advanced it past this step
+            points = gate.points
+            plan[request_id] = Step(
+                gate.tau,
+                not request.is_prefill_chunk and not (points and points[-1] == end - 1),
+                tuple(points[bisect_left(points, end - tokens) :]) if points else (),
+                gate.trace,
+            )
+        return plan
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        plan = plan_of(scheduler_output)
+        if not plan:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        opened, answered = self._read(plan, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in opened:
+            if not request.is_finished():
+                request.num_computed_tokens -= 1
+                if request.num_output_placeholders > 0:  # asynchronous scheduling
+                    request.num_output_placeholders -= 1
+        self._tell(outputs, answered)
+        return outputs
+
+    def _read(
+        self, plan: Plan, result: ModelRunnerOutput
+    ) -> tuple[list[Request], dict[str, tuple[Gate, int, bool]]]:
+        """Note the decision points found in a step.
+
+        Returns:
+            The requests to roll back by one position, and for each request with a token its gate,
+            the position the token was sampled at and whether that is a decision point.
+        """
+        opened: list[Request] = []
+        answered: dict[str, tuple[Gate, int, bool]] = {}
+        evidence = getattr(result, "gate_evidence", None) or {}
+        for request_id, step in plan.items():
+            gate, request = self._gates.get(request_id), self.requests.get(request_id)
+            if gate is None or request is None or request.is_finished():
+                continue  # aborted meanwhile
+            stale = request.num_stale_output_tokens > 0
+            if stale and request.drop_stale_output:
+                continue  # vLLM throws this result away and computes the position again
+            # What a step samples at is always the last known token, also where asynchronous
+            # scheduling had guessed further.
+            position = request.num_tokens - 1
+            known = bool(gate.points) and gate.points[-1] == position
+            row = result.req_id_to_index[request_id]
+            if result.sampled_token_ids[row]:
+                answered[request_id] = gate, position, known
+            elif step.gates:
+                if not known:
+                    gate.points.append(position)
+                    gate.evidence = evidence.get(request_id)
+                    del request.block_hashes[position // self.hash_block_size :]
+                    request._block_hasher = None
+                if not stale:  # a preemption has already taken everything back
+                    opened.append(request)
+        return opened, answered
+
+    def _tell(
+        self,
+        outputs: dict[int, EngineCoreOutputs],
+        answered: dict[str, tuple[Gate, int, bool]],
+    ) -> None:
+        """Count the tokens that go out, and mark the gated ones."""
+        for batch in outputs.values():
+            for output in batch.outputs:
+                found = answered.get(output.request_id)
+                if found is None or not output.new_token_ids:
+                    continue
+                gate, position, gated = found
+                count(gate.adapter, gated)
+                if gated:
+                    entry = {"position": position}
+                    if gate.trace and gate.evidence is not None:
+                        entry |= gate.evidence | {"token": output.new_token_ids[0]}
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: entry}
+
+
+class GateScheduler(GateMixin):
+    """The synchronous scheduler with a gate."""
+
+
+class AsyncGateScheduler(GateMixin, AsyncScheduler):
+    """The asynchronous scheduler with a gate."""
+
+
+def make_scheduler(vllm_config: Any, **kwargs: Any) -> GateMixin:
+    """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    return (AsyncGateScheduler if asynchronous else GateScheduler)(
+        vllm_config=vllm_config, **kwargs
+    )
