@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -26,8 +26,9 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from serving.engine.counters import count
 from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
-from serving.engine.report import REPORT, count
+from serving.engine.report import REPORT
 
 
 @dataclass
@@ -38,8 +39,16 @@ class Gate:
     trace: bool
     adapter: str
     points: list[int] = field(default_factory=list)  # positions, ascending
-    # Of the newest decision point, while its token is not sampled yet: (H, base's best tokens).
-    evidence: Any = None
+    evidence: dict[str, Any] | None = None  # of the newest decision point, for a trace
+
+
+class Answer(NamedTuple):
+    """A token about to go out."""
+
+    gate: Gate
+    position: int  # where it was sampled: the position of the token before it
+    gated: bool
+    first: bool  # of its request
 
 
 def _hash_as_base(stock: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -130,15 +139,14 @@ class GateMixin(Scheduler):
 
     def _read(
         self, plan: Plan, result: ModelRunnerOutput
-    ) -> tuple[list[Request], dict[str, tuple[Gate, int, bool]]]:
+    ) -> tuple[list[Request], dict[str, Answer]]:
         """Note the decision points found in a step.
 
         Returns:
-            The requests to roll back by one position, and for each request with a token its gate,
-            the position the token was sampled at and whether that is a decision point.
+            The requests to roll back by one position, and what is known of those with a token.
         """
         opened: list[Request] = []
-        answered: dict[str, tuple[Gate, int, bool]] = {}
+        answered: dict[str, Answer] = {}
         evidence = getattr(result, "gate_evidence", None) or {}
         for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
@@ -153,7 +161,8 @@ class GateMixin(Scheduler):
             known = bool(gate.points) and gate.points[-1] == position
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
-                answered[request_id] = gate, position, known
+                first = position == request.num_prompt_tokens - 1
+                answered[request_id] = Answer(gate, position, known, first)
             elif step.gates:
                 if not known:
                     gate.points.append(position)
@@ -167,7 +176,7 @@ class GateMixin(Scheduler):
     def _tell(
         self,
         outputs: dict[int, EngineCoreOutputs],
-        answered: dict[str, tuple[Gate, int, bool]],
+        answered: dict[str, Answer],
     ) -> None:
         """Count the tokens that go out, and mark the gated ones."""
         for batch in outputs.values():
@@ -175,13 +184,14 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated = found
+                gate, position, gated, first = found
                 count(gate.adapter, gated)
-                if gated:
-                    entry = {"position": position}
-                    if gate.trace and gate.evidence is not None:
-                        entry |= gate.evidence | {"token": output.new_token_ids[0]}
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: entry}
+                if not gated and not first:
+                    continue
+                entry: dict[str, Any] = {"position": position} if gated else {}
+                if gated and gate.evidence is not None:
+                    entry |= gate.evidence | {"token": output.new_token_ids[0]}
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: entry}
 
 
 class GateScheduler(GateMixin):

@@ -1,0 +1,194 @@
+"""Run by the gate's tests in a process of its own: jobs on the real engine, one after the other.
+
+stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
+A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
+"reset": [step], "break": name or null}. A request: {"prompt", "adapter", "tau", "tokens"} and any
+SamplingParams. Waves run to their end before the next begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import sys
+from typing import Any
+
+import vllm.v1.engine.core  # noqa: F401  before anything is replaced
+
+
+def _breakages() -> dict[str, Any]:
+    """Ways to break the gate on purpose: name -> function that does it and returns the undoing."""
+    from unittest import mock
+
+    from serving.engine import runner_v1, scheduler
+    from serving.engine.plan import Step
+
+    mixin = scheduler.GateMixin
+
+    def plan_without(**changes: Any) -> Any:
+        stock = mixin._plan
+
+        def plan(self: Any, output: Any) -> Any:
+            return {name: step._replace(**changes) for name, step in stock(self, output).items()}
+
+        return mock.patch.object(mixin, "_plan", plan)
+
+    def no_cap() -> Any:  # share what a gated request wrote, also past its first decision point
+        stock = scheduler.Gate
+
+        class Blind(stock):  # type: ignore[misc, valid-type]
+            pass
+
+        init = mixin.__init__
+
+        def without(self: Any, *args: Any, **kwargs: Any) -> None:
+            super(mixin, self).__init__(*args, **kwargs)
+            self._gates = {}
+
+        def read(self: Any, plan: Any, result: Any) -> Any:
+            hashes = {
+                name: (list(self.requests[name].block_hashes), self.requests[name]._block_hasher)
+                for name in plan
+                if name in self.requests
+            }
+            found = stock_read(self, plan, result)
+            for name, (kept, hasher) in hashes.items():
+                if name in self.requests:
+                    self.requests[name].block_hashes[:] = kept
+                    self.requests[name]._block_hasher = hasher
+            return found
+
+        stock_read = mixin._read
+        del init
+        stack = contextlib.ExitStack()
+        stack.enter_context(mock.patch.object(mixin, "__init__", without))
+        stack.enter_context(mock.patch.object(mixin, "_read", read))
+        return stack
+
+    return {
+        "lora hashes": lambda: mock.patch.object(scheduler, "_hash_as_base", lambda stock: stock),
+        "no cap": no_cap,
+        "forget points": lambda: plan_without(corrected=()),
+        "no entropy": lambda: mock.patch.object(
+            runner_v1, "entropy", lambda logits: logits.float().logsumexp(-1)
+        ),
+        "all tokens": lambda: mock.patch.object(
+            runner_v1.GateRunnerV1,
+            "set_active_loras",
+            runner_v1.CPUModelRunner.set_active_loras,
+        ),
+        "none": contextlib.nullcontext,
+        "_": Step,
+    }
+
+
+def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """One job on a fresh engine."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    gate = job.get("gate", True)
+    hooks = {
+        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
+        "worker_cls": "serving.engine.worker.GateCPUWorker",
+    }
+    lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
+    llm = LLM(
+        model=case["model"],
+        **{
+            "dtype": "float32",
+            "skip_tokenizer_init": True,
+            "max_model_len": 256,
+            "max_num_seqs": 32,
+            "block_size": 32,
+            "kv_cache_memory_bytes": 2**25,
+            "generation_config": "vllm",
+            "disable_log_stats": True,
+        }
+        | lora
+        | (hooks if gate else {})
+        | job.get("engine", {}),
+    )
+    numbers = {name: index for index, name in enumerate(case["adapters"], 1)}
+    engine = llm.llm_engine
+    scheduler = engine.engine_core.engine_core.scheduler
+    preempted = 0
+    stock_preempt = scheduler._preempt_request
+
+    def preempt(*args: Any, **kwargs: Any) -> None:
+        nonlocal preempted
+        preempted += 1
+        stock_preempt(*args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    results: list[dict[str, Any]] = []
+    steps = 0
+    resets, aborts = set(job.get("reset", [])), job.get("abort", {})
+    for wave in job["waves"]:
+        offset = len(results)
+        for index, asked in enumerate(wave):
+            asked = dict(asked)
+            prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
+            arguments = asked.pop("arguments", {})
+            if tau is not None:
+                arguments = arguments | {"gate_tau": tau}
+            params = SamplingParams(
+                **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+                | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}
+                | asked
+            )
+            request = None
+            if adapter is not None:
+                request = LoRARequest(adapter, numbers[adapter], case["adapters"][adapter])
+            engine.add_request(
+                str(offset + index), {"prompt_token_ids": prompt}, params, lora_request=request
+            )
+            results.append({})
+        while engine.has_unfinished_requests():
+            steps += 1
+            if steps in resets:
+                engine.reset_prefix_cache(reset_running_requests=True)
+            for index in aborts.get(str(steps), []):
+                engine.abort_request([str(index)])
+                results[index] = {"aborted": True}
+            for output in engine.step():
+                if output.finished:
+                    first = output.outputs[0]
+                    report = getattr(first, "gate", None)
+                    results[int(output.request_id)] = {
+                        "tokens": list(first.token_ids),
+                        "gated": None if report is None else report.gated,
+                        "trace": [] if report is None else report.trace,
+                        "cached": output.num_cached_tokens,
+                        "finish": first.finish_reason,
+                    }
+    leaked = getattr(scheduler, "_gates", {})
+    manager = scheduler.kv_cache_manager
+    result = {
+        "results": results,
+        "preempted": preempted,
+        "steps": steps,
+        "left": [len(leaked), len(scheduler.requests), round(manager.usage, 6)],
+    }
+    del engine, scheduler, manager, stock_preempt, preempt, llm
+    gc.collect()
+    return result
+
+
+def main() -> None:
+    """All jobs of stdin."""
+    case = json.load(sys.stdin)
+    from serving.engine import report
+
+    report.install()
+    breakages = _breakages()
+    done = []
+    for job in case["jobs"]:
+        with breakages[job.get("break") or "none"]():
+            done.append(run(case, job))
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

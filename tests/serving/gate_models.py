@@ -1,0 +1,85 @@
+"""Tiny float32 models of three architectures, random, but so that their entropies vary.
+
+The usual initial weights give entropies near log V everywhere and hardly look at the past. These
+are larger: every token hangs on all tokens before it, and entropies spread from 0 to log V.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB = 160
+WEIGHTS = 0.25  # standard deviation of the initial weights
+HEAD = 1.8  # and what the output embedding is multiplied by
+ARCHITECTURES = ("qwen2", "llama", "qwen3")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+# name -> (rank, targets): each architecture gets all of them.
+ADAPTERS = {
+    "one": (1, ("q_proj", "v_proj")),
+    "attention": (8, ATTENTION),
+    "mlp": (64, MLP),
+    "all": (16, ATTENTION + MLP),
+}
+
+
+def prompts(count: int, length: int, seed: int) -> list[list[int]]:
+    """Random token sequences."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCAB, (count, length), generator=generator).tolist()
+
+
+def _config(architecture: str) -> Any:
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    kind = {"qwen2": Qwen2Config, "llama": LlamaConfig, "qwen3": Qwen3Config}[architecture]
+    return kind(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2 if architecture == "llama" else 1,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=architecture == "qwen2",
+        bos_token_id=None,
+        eos_token_id=0,
+        initializer_range=WEIGHTS,
+        pad_token_id=None,
+    )
+
+
+def make_model(architecture: str, folder: Path) -> Path:
+    """Make and save a model."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(HEAD)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def make_adapters(base: Path, store: Path) -> dict[str, Path]:
+    """The adapters of ADAPTERS with random weights, strong enough to change many a token."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for seed, (name, (rank, targets)) in enumerate(ADAPTERS.items()):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=False
+        )
+        adapted = get_peft_model(model, config)
+        with torch.no_grad():
+            for key, weight in adapted.named_parameters():
+                if "lora_B" in key:
+                    weight.normal_(0, 1.0 / rank**0.5)
+        adapted.save_pretrained(str(store / name))
+    return {name: store / name for name in ADAPTERS}

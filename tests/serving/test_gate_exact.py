@@ -1,0 +1,216 @@
+"""Gated decoding in vLLM is the reference's, token for token and decision point for decision point.
+
+Some 300 cases by default; REASONMAXXER_GATE_CASES=full runs four times as many (`make test-gate`).
+A case is one request on one engine; the power of the test is shown by breaking the gate on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from gate_models import ADAPTERS, ARCHITECTURES, make_adapters, make_model, prompts
+from gate_reference import Asked, Reference
+from support import ENGINE_ENVIRONMENT, ROOT
+
+pytestmark = pytest.mark.engine
+
+FULL = os.environ.get("REASONMAXXER_GATE_CASES") == "full"
+ROUNDS = 4 if FULL else 1
+BATCH = 32
+NEVER = 1e9
+TAUS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, NEVER)
+
+PLAIN = {"enable_prefix_caching": False}
+CRAMPED = {
+    "enable_prefix_caching": True,
+    "num_gpu_blocks_override": 26,  # 25 blocks of 32 tokens for 32 requests
+    "max_num_batched_tokens": 64,  # prompts in pieces
+}
+ROOMY = {"enable_prefix_caching": True, "max_num_batched_tokens": 96}
+
+
+class World(NamedTuple):
+    """A model, its adapters and what they ought to answer."""
+
+    model: Path
+    adapters: dict[str, Path]
+    reference: Reference
+
+    def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The jobs on the real engine, in a process of their own."""
+        case = {
+            "model": str(self.model),
+            "adapters": {name: str(path) for name, path in self.adapters.items()},
+            "jobs": jobs,
+        }
+        environment = os.environ | ENGINE_ENVIRONMENT
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+        environment |= {"VLLM_PLUGINS": "reasonmaxxer", "PYTHONPATH": str(ROOT)}
+        process = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
+            input=json.dumps(case),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr[-4000:]
+        return json.loads(process.stdout.splitlines()[-1])
+
+    def request(self, asked: Asked) -> dict[str, Any]:
+        """A request whose answer is certain: as many tokens as the reference has before a tie."""
+        return asked._asdict() | {"tokens": max(1, len(self.reference.decode(asked).tokens))}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    """The world of an architecture; made once."""
+    known: dict[str, World] = {}
+
+    def get(architecture: str) -> World:
+        if architecture not in known:
+            folder = tmp_path_factory.mktemp(architecture)
+            model = make_model(architecture, folder / "base")
+            adapters = make_adapters(model, folder)
+            known[architecture] = World(model, adapters, Reference(model, adapters))
+        return known[architecture]
+
+    return get
+
+
+def mixed(seed: int, count: int = BATCH) -> list[Asked]:
+    """A batch of base, always-on and gated requests; many prompts begin alike."""
+    choose = random.Random(seed)
+    shared = prompts(1, 40, seed=1000 + seed)[0]
+    batch = []
+    for own in prompts(count, 70, seed=seed):
+        prompt = own[: choose.randint(3, 70)]
+        if choose.random() < 0.4:
+            prompt = shared[: choose.choice((32, 33, 40))] + own[: choose.randint(0, 20)]
+        mode = choose.random()
+        adapter = choose.choice(list(ADAPTERS)) if mode > 0.15 else None
+        tau = choose.choice(TAUS) if mode > 0.3 else None
+        batch.append(Asked(prompt, adapter, tau, choose.choice((1, 20, 40, 60))))
+    return batch
+
+
+def next_turns(world: World, batch: list[Asked], seed: int) -> list[Asked]:
+    """Requests that go on where others ended, as the base or with any adapter."""
+    choose = random.Random(seed)
+    turns = []
+    for asked in batch:
+        prompt = asked.prompt + world.reference.decode(asked).tokens + [7, 8, 9]
+        adapter = choose.choice([None, asked.adapter, *ADAPTERS])
+        tau = choose.choice([None, *TAUS]) if adapter else None
+        turns.append(Asked(prompt, adapter, tau, 30))
+    return turns
+
+
+def bad_cases(world: World, waves: list[list[Asked]], result: dict[str, Any]) -> list[str]:
+    """What differs from the reference."""
+    bad = []
+    cases = [asked for wave in waves for asked in wave]
+    for index, (asked, got) in enumerate(zip(cases, result["results"], strict=True)):
+        if got.get("aborted"):
+            continue
+        wanted = world.reference.decode(asked)
+        points = [entry["position"] for entry in got["trace"]]
+        if not wanted.tokens:
+            continue  # a tie at the first token
+        if got["tokens"] != wanted.tokens:
+            bad.append(f"{index} {asked}: {got['tokens']} instead of {wanted.tokens}")
+        elif asked.tau is not None and (points, got["gated"]) != (wanted.points, len(points)):
+            bad.append(f"{index} {asked}: gated at {points} instead of {wanted.points}")
+        elif asked.tau is None and got["gated"] is not None:
+            bad.append(f"{index} {asked}: reports a gate")
+    return bad
+
+
+def job(world: World, waves: list[list[Asked]], engine: dict[str, Any], **more: Any) -> Any:
+    """A job of gate_engine.py."""
+    requests = [[world.request(asked) for asked in wave] for wave in waves]
+    return {"engine": engine, "waves": requests} | more
+
+
+def scenarios(world: World, seed: int) -> list[tuple[list[list[Asked]], dict[str, Any]]]:
+    """(requests, job): a plain batch; cramped memory; aborts and cache resets in mid-replay."""
+    first = mixed(seed)
+    turns = [first, next_turns(world, first, seed)]
+    aborts = {str(step): [index, index + 1] for step, index in ((5, 3), (9, 10), (14, 20))}
+    disturbed = {"abort": aborts, "reset": [4, 7, 12, 13, 25]}
+    again = mixed(seed + 5)
+    again_turns = [again, next_turns(world, again, seed + 5)]
+    return [
+        ([first], job(world, [first], PLAIN)),
+        (turns, job(world, turns, CRAMPED)),
+        (again_turns, job(world, again_turns, ROOMY, **disturbed)),
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_case_is_the_references(
+    world: Callable[[str], World], architecture: str, record_property: Callable[[str, Any], None]
+) -> None:
+    here = world(architecture)
+    cases = [case for round in range(ROUNDS) for case in scenarios(here, 10 * round)]
+    results = here.run(*(given for _, given in cases))
+    bad = []
+    for (waves, _), result in zip(cases, results, strict=True):
+        bad += bad_cases(here, waves, result)
+        assert result["left"] == [0, 0, 0.0], "request state or blocks are left behind"
+    total = sum(len(wave) for waves, _ in cases for wave in waves)
+    preempted = sum(result["preempted"] for result in results)
+    record_property("cases", total)
+    record_property("preempted", preempted)
+    print(f"{architecture}: {total} cases, {preempted} preemptions, {len(bad)} bad")
+    assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
+    assert preempted >= 20 * ROUNDS
+    assert any(got.get("cached") for result in results for got in result["results"])
+
+
+def test_never_is_the_base_without_lora(world: Callable[[str], World]) -> None:
+    here = world("qwen2")
+    batch = [Asked(prompt[: 5 + index], None, None) for index, prompt in enumerate(prompts(24, 70, 5))]
+    never = [asked._replace(adapter="all", tau=NEVER) for asked in batch]
+    as_asked = [asked._asdict() for asked in batch]
+    without, gated = here.run(
+        {"engine": PLAIN, "waves": [as_asked], "gate": False},
+        {"engine": PLAIN, "waves": [[asked._asdict() for asked in never]]},
+    )
+    assert [r["tokens"] for r in without["results"]] == [r["tokens"] for r in gated["results"]]
+    assert {r["gated"] for r in gated["results"]} == {0}
+
+
+def test_a_gated_token_costs_one_step(world: Callable[[str], World]) -> None:
+    here = world("qwen2")
+    asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0)
+    points = here.reference.decode(asked).points
+    (result,) = here.run(job(here, [[asked]], PLAIN))
+    tokens = len(result["results"][0]["tokens"])
+    assert points
+    # The engine takes one more, empty step to tell the runner that the request is gone.
+    assert result["steps"] in (tokens + len(points), tokens + len(points) + 1)
+
+
+@pytest.mark.parametrize(
+    "breakage", ["lora hashes", "no cap", "forget points", "no entropy", "all tokens"]
+)
+def test_breaking_it_shows(world: Callable[[str], World], breakage: str) -> None:
+    here = world("qwen2")
+    cases = scenarios(here, 0)[1:]
+    results = here.run(*(given | {"break": breakage} for _, given in cases))
+    bad = [
+        line
+        for (waves, _), result in zip(cases, results, strict=True)
+        for line in bad_cases(here, waves, result)
+    ]
+    print(f"{breakage}: {len(bad)} bad cases")
+    assert bad
