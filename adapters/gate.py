@@ -65,3 +65,21 @@ def calibration_table(
 ) -> list[tuple[float, float]]:
     """(rate, tau) for each of `rates`: what a manifest keeps."""
     return [(rate, calibrate(entropies, rate)) for rate in rates]
+
+
+def threshold_for(table: Sequence[tuple[float, float]], rate: float) -> float:
+    """The tau (nats) for a gate rate, interpolated in a calibration table.
+
+    Args:
+        table: (rate, tau), rates ascending; beyond its last rate the line runs on to (1, 0).
+        rate: wanted share of gated tokens, 0 < rate <= 1.
+
+    Raises:
+        ValueError: an empty table, or a rate it does not reach.
+    """
+    if not table:
+        raise ValueError("gate_rate: the manifest keeps no calibration; give gate_tau")
+    if not table[0][0] <= rate <= 1:
+        raise ValueError(f"gate_rate: {rate} is not between {table[0][0]} and 1")
+    rates, taus = zip(*table, strict=True)
+    return float(np.interp(rate, (*rates, 1.0), (*taus, 0.0)))

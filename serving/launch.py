@@ -123,6 +123,14 @@ def vllm_arguments(
             args.chat_template,
             base.recipe.family,
         )
+    args.gate = settings.gate == "on"
+    if args.gate:
+        from serving.engine import hooks
+
+        try:
+            hooks.put_in(args)
+        except hooks.GateError as error:
+            raise SettingsError(str(error)) from error
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -142,6 +150,11 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
     set_environment(settings.model)
     base = look_at_base(settings)
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
+        # The gate's counters stand in the engine's process; vLLM's /metrics gathers them here.
+        # prometheus_client looks once, when it is first imported.
+        metrics = Path(folder, "metrics")
+        metrics.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
         shown = settings.model_dump(mode="json", exclude={"engine"})
         logger.info("settings: %s", json.dumps(shown | {"family": base.recipe.family}))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base import BaseModel
 from adapters.store import Store
-from serving.engine import admission
+from serving.engine import admission, report, usage
 from serving.guard import Guard
+from serving.modes import SUFFIX, Modes
 from serving.registry import Registry
 from serving.snapshot import Snapshots
 
@@ -34,7 +36,15 @@ logger = logging.getLogger(__name__)
 CLOSED = ("/invocations", "/generative_scoring", "/scale_elastic_ep", "/is_scaling_elastic_ep")
 
 
-def model_cards(registry: Registry) -> list[ModelCard]:
+def _names(registry: Registry, gated: bool) -> Iterator[str]:
+    """Every adapter that fits the base, and its gated form where it has a threshold."""
+    for name, version in registry.listing().offered.items():
+        yield name
+        if gated and version.manifest is not None:
+            yield name + SUFFIX
+
+
+def model_cards(registry: Registry, gated: bool) -> list[ModelCard]:
     """The base, then every adapter that fits it; no paths."""
     base = registry.models.base_model_paths[0].name
     length = registry.engine.model_config.max_model_len
@@ -44,20 +54,22 @@ def model_cards(registry: Registry) -> list[ModelCard]:
             ModelCard(
                 id=name, root=base, parent=base, max_model_len=length, permission=[ModelPermission()]
             )
-            for name in registry.listing().offered
+            for name in _names(registry, gated)
         ),
     ]
 
 
 async def list_models(request: Request) -> JSONResponse:
     """GET /v1/models."""
-    cards = await asyncio.to_thread(model_cards, request.app.state.registry)
+    state = request.app.state
+    cards = await asyncio.to_thread(model_cards, state.registry, state.args.gate)
     return JSONResponse(ModelList(data=cards).model_dump())
 
 
 async def get_model(request: Request, model: str) -> JSONResponse:
     """GET /v1/models/{model}."""
-    cards = await asyncio.to_thread(model_cards, request.app.state.registry)
+    state = request.app.state
+    cards = await asyncio.to_thread(model_cards, state.registry, state.args.gate)
     for card in cards:
         if card.id == model:
             return JSONResponse(card.model_dump())
@@ -108,7 +120,10 @@ class ModelsEndpoint:
             models=state.openai_serving_models,
         )
         state.registry = registry
-        admission.install(registry.ensure)
+        admission.install(Modes(registry, gated=args.gate).admit)
+        if args.gate:
+            report.install()
+            usage.install()
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():
             logger.warning("refused: %s", error)

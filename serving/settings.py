@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535)
     api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
+    gate: Literal["on", "off"] = Field(
+        "on", description="Offer each adapter as NAME:gated too; off leaves vLLM as it is."
+    )
     max_lora_rank: LoraRank = Field(64, description="Adapters of a larger rank are refused.")
     max_loras: int = Field(4, ge=1, description="Different adapters in one batch.")
     max_cpu_loras: int = Field(16, ge=1, description="Adapters kept in host memory.")

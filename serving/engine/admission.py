@@ -21,27 +21,27 @@ from adapters.version import AdapterError
 _stock = BaseServing._check_model
 
 
-def install(ensure: Callable[[str], Awaitable[None]]) -> None:
-    """Have every request for something other than the base await `ensure(name)` first.
+def install(admit: Callable[[Any], Awaitable[None]]) -> None:
+    """Have every request await `admit(request)` first.
 
-    `ensure` brings vLLM's table up to date; it raises AdapterError (answered with 400 and the
-    reason) or KeyError (answered with 404).
+    `admit` brings vLLM's table up to date and may complete the request's arguments; it raises
+    AdapterError or ValueError (answered with 400 and the reason) or KeyError (answered with 404).
     """
 
     async def check_model(self: BaseServing, request: Any) -> ErrorResponse | None:
-        name = request.model
-        if name and not self._is_model_supported(name):
-            try:
-                await ensure(name)
-            except AdapterError as error:
-                return self.create_error_response(str(error), param="model")
-            except KeyError:
-                return self.create_error_response(
-                    f"The model `{name}` does not exist; GET /v1/models lists those that do.",
-                    "NotFoundError",
-                    HTTPStatus.NOT_FOUND,
-                    param="model",
-                )
+        try:
+            await admit(request)
+        except AdapterError as error:
+            return self.create_error_response(str(error), param="model")
+        except ValueError as error:
+            return self.create_error_response(str(error), param=str(error).partition(":")[0])
+        except KeyError:
+            return self.create_error_response(
+                f"The model `{request.model}` does not exist; GET /v1/models lists those that do.",
+                "NotFoundError",
+                HTTPStatus.NOT_FOUND,
+                param="model",
+            )
         return await _stock(self, request)
 
     BaseServing._check_model = check_model

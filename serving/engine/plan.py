@@ -13,6 +13,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 TAU = "gate_tau"
 TRACE = "gate_trace"
+TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
 
 
 class Step(NamedTuple):

@@ -2,7 +2,7 @@
 
 The scheduler marks the token; vLLM carries the mark to the front end in `kv_transfer_params`, the
 one free-form field of EngineCoreOutput (v1/engine/__init__.py). There it is taken out again and
-added up on the CompletionOutput, as its attribute `gate`.
+added up: on the CompletionOutput, as its attribute `gate`, and for the HTTP answer it belongs to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
+from weakref import WeakValueDictionary
+
+from serving.engine.plan import TALLY
 
 REPORT = "gate"
 
@@ -28,6 +31,35 @@ class Report:
             self.trace.append(entry)
 
 
+@dataclass
+class Tally:
+    """The reports of one HTTP answer's sequences, by the index of their choice."""
+
+    many_prompts: bool  # a completion may hold several prompts, each with n sequences
+    n: int
+    open: bool = False  # the answer is a gated one
+    reports: dict[int, Report] = field(default_factory=dict)
+
+    def add(self, request_id: str, index: int, report: Report) -> None:
+        """Sequence `index` of the request `request_id`, which ends in -PROMPT in a completion."""
+        prompt = int(request_id.rpartition("-")[2]) if self.many_prompts else 0
+        self.reports[prompt * self.n + index] = report
+
+    @property
+    def gated(self) -> int:
+        """Gated tokens of the whole answer."""
+        return sum(report.gated for report in self.reports.values())
+
+    def trace(self, choice: int) -> list[dict[str, Any]]:
+        """The decision points of one choice."""
+        report = self.reports.get(choice)
+        return report.trace if report else []
+
+
+# By the number in a request's arguments; an answer that is gone takes its tally with it.
+TALLIES: WeakValueDictionary[int, Tally] = WeakValueDictionary()
+
+
 def install() -> None:
     """Have this process's outputs carry reports; again is harmless."""
     from vllm.v1.engine.output_processor import RequestState
@@ -35,6 +67,16 @@ def install() -> None:
     if hasattr(RequestState, "gate_report"):
         return
     make, new = RequestState.make_request_output, RequestState._new_completion_output
+    begin = RequestState.from_new_request.__func__
+
+    @wraps(begin)
+    def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        state = begin(cls, tokenizer, request, *args, **kwargs)
+        params = request.sampling_params
+        number = (params.extra_args or {}).get(TALLY) if params is not None else None
+        if number is not None:
+            state.gate_tally = TALLIES.get(number)
+        return state
 
     @wraps(make)
     def make_request_output(
@@ -50,6 +92,8 @@ def install() -> None:
         if kv_transfer_params and REPORT in kv_transfer_params:
             if self.gate_report is None:
                 self.gate_report = Report()
+                if self.gate_tally is not None:
+                    self.gate_tally.add(self.external_req_id, self.request_index, self.gate_report)
             self.gate_report.add(kv_transfer_params.pop(REPORT))
         return make(
             self,
@@ -68,6 +112,7 @@ def install() -> None:
         output.gate = self.gate_report
         return output
 
-    RequestState.gate_report = None
+    RequestState.gate_report = RequestState.gate_tally = None
+    RequestState.from_new_request = classmethod(from_new_request)
     RequestState.make_request_output = make_request_output
     RequestState._new_completion_output = new_completion_output

@@ -27,6 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from serving.engine.counters import count
+from serving.engine.hooks import check
 from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
 from serving.engine.report import REPORT
 
@@ -202,9 +203,10 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
     """The asynchronous scheduler with a gate."""
 
 
-def make_scheduler(vllm_config: Any, **kwargs: Any) -> GateMixin:
+def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
+    check(vllm_config, kv_cache_config)
     asynchronous = vllm_config.scheduler_config.async_scheduling
     return (AsyncGateScheduler if asynchronous else GateScheduler)(
-        vllm_config=vllm_config, **kwargs
+        vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs
     )

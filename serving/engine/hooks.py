@@ -1,0 +1,77 @@
+"""Where the gate goes into vLLM, and what it cannot go together with.
+
+With `--gate off` nothing here runs and vLLM is what it was.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from serving.engine import WRITTEN_FOR, supported
+
+SCHEDULER = "serving.engine.scheduler.make_scheduler"
+WORKERS = {"cpu": "serving.engine.worker.GateCPUWorker"}
+ARGUMENTS = "serving.arguments:GateArguments"
+
+
+class GateError(ValueError):
+    """The gate cannot be opened under these settings; the message says which and the way out."""
+
+
+def put_in(args: Namespace) -> None:
+    """Have the engine that `args` describes use our scheduler, worker and arguments.
+
+    Raises:
+        GateError: another vLLM, another device, or a feature that cannot be gated.
+    """
+    from vllm.platforms import current_platform
+    from vllm.version import __version__
+
+    if not supported():
+        raise GateError(
+            f"the gate was written for vLLM {WRITTEN_FOR}.x, and this is {__version__}; install "
+            f"vllm=={WRITTEN_FOR}.0 or serve with --gate off"
+        )
+    worker = WORKERS.get(current_platform.device_type)
+    if worker is None:
+        raise GateError(
+            f"the gate has no model runner for '{current_platform.device_type}' devices; serve "
+            "with --gate off"
+        )
+    refused = {
+        "--speculative-config": args.speculative_config,
+        "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
+        "--kv-transfer-config": args.kv_transfer_config,
+        "--scheduler-cls": args.scheduler_cls,
+        "--worker-cls": args.worker_cls != "auto",
+    }
+    for flag, there in refused.items():
+        if there:
+            raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
+    args.scheduler_cls, args.worker_cls = SCHEDULER, worker
+    args.logits_processors = [ARGUMENTS, *(args.logits_processors or [])]
+
+
+def check(vllm_config: Any, kv_cache_config: Any) -> None:
+    """What only the engine knows, when it starts.
+
+    Raises:
+        GateError: a model or a setting that cannot be gated.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    odd = next((spec for spec in specs if not isinstance(spec, FullAttentionSpec)), None)
+    reasons = {
+        f"a model whose layers keep a {type(odd).__name__}": odd is not None,
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+        "asynchronous scheduling with the V1 model runner (add --no-async-scheduling)": (
+            vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
+        ),
+    }
+    for reason, there in reasons.items():
+        if there:
+            raise GateError(f"the gate does not work with {reason}; serve with --gate off")
