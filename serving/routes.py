@@ -52,7 +52,11 @@ def model_cards(registry: Registry, gated: bool) -> list[ModelCard]:
         ModelCard(id=base, root=base, max_model_len=length, permission=[ModelPermission()]),
         *(
             ModelCard(
-                id=name, root=base, parent=base, max_model_len=length, permission=[ModelPermission()]
+                id=name,
+                root=base,
+                parent=base,
+                max_model_len=length,
+                permission=[ModelPermission()],
             )
             for name in _names(registry, gated)
         ),
@@ -110,7 +114,9 @@ class ModelsEndpoint:
     ) -> None:
         """Build the registry; say which adapters are served, and which not and why."""
         assert engine_client is not None, "required_tasks leaves out servers without an engine"
-        self._snapshots = tempfile.TemporaryDirectory(prefix="reasonmaxxer-")  # goes with the server
+        self._snapshots = tempfile.TemporaryDirectory(
+            prefix="reasonmaxxer-"
+        )  # goes with the server
         registry = Registry(
             store=Store(Path(args.adapters)),
             base=BaseModel.open(args.model),

@@ -15,5 +15,8 @@ def gather(logits: torch.Tensor, h: float) -> dict[str, Any]:
     best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
     return {
         "entropy": round(h, 6),
-        "top": list(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
+        "base_top": [
+            {"token_id": token, "probability": round(p, 6)}
+            for token, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ],
     }

@@ -47,9 +47,8 @@ class Answer(NamedTuple):
     """A token about to go out."""
 
     gate: Gate
-    position: int  # where it was sampled: the position of the token before it
+    position: int  # among the generated tokens, from 0
     gated: bool
-    first: bool  # of its request
 
 
 def _hash_as_base(stock: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -162,8 +161,7 @@ class GateMixin(Scheduler):
             known = bool(gate.points) and gate.points[-1] == position
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
-                first = position == request.num_prompt_tokens - 1
-                answered[request_id] = Answer(gate, position, known, first)
+                answered[request_id] = Answer(gate, request.num_output_tokens, known)
             elif step.gates:
                 if not known:
                     gate.points.append(position)
@@ -185,13 +183,13 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated, first = found
+                gate, position, gated = found
                 count(gate.adapter, gated)
-                if not gated and not first:
+                if not gated and position:
                     continue
                 entry: dict[str, Any] = {"position": position} if gated else {}
                 if gated and gate.evidence is not None:
-                    entry |= gate.evidence | {"token": output.new_token_ids[0]}
+                    entry |= gate.evidence | {"token_id": output.new_token_ids[0]}
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: entry}
 
 

@@ -103,4 +103,3 @@ def install() -> None:
         stock = getattr(owner, name)
         if not hasattr(stock, "reasonmaxxer"):
             setattr(owner, name, _completed(stock, many_prompts=name == "create_completion"))
-

@@ -22,7 +22,6 @@ def _breakages() -> dict[str, Any]:
     from unittest import mock
 
     from serving.engine import runner_v1, scheduler
-    from serving.engine.plan import Step
 
     mixin = scheduler.GateMixin
 
@@ -34,35 +33,24 @@ def _breakages() -> dict[str, Any]:
 
         return mock.patch.object(mixin, "_plan", plan)
 
-    def no_cap() -> Any:  # share what a gated request wrote, also past its first decision point
-        stock = scheduler.Gate
+    def no_cap() -> Any:
+        """Share what a gated request wrote, also past its first decision point."""
+        stock_read = mixin._read
 
-        class Blind(stock):  # type: ignore[misc, valid-type]
-            pass
-
-        init = mixin.__init__
-
-        def without(self: Any, *args: Any, **kwargs: Any) -> None:
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
             super(mixin, self).__init__(*args, **kwargs)
             self._gates = {}
 
         def read(self: Any, plan: Any, result: Any) -> Any:
-            hashes = {
-                name: (list(self.requests[name].block_hashes), self.requests[name]._block_hasher)
-                for name in plan
-                if name in self.requests
-            }
+            there = [self.requests[name] for name in plan if name in self.requests]
+            kept = [(r, list(r.block_hashes), r._block_hasher) for r in there]
             found = stock_read(self, plan, result)
-            for name, (kept, hasher) in hashes.items():
-                if name in self.requests:
-                    self.requests[name].block_hashes[:] = kept
-                    self.requests[name]._block_hasher = hasher
+            for request, hashes, hasher in kept:
+                request.block_hashes[:], request._block_hasher = hashes, hasher
             return found
 
-        stock_read = mixin._read
-        del init
         stack = contextlib.ExitStack()
-        stack.enter_context(mock.patch.object(mixin, "__init__", without))
+        stack.enter_context(mock.patch.object(mixin, "__init__", init))
         stack.enter_context(mock.patch.object(mixin, "_read", read))
         return stack
 
@@ -79,7 +67,6 @@ def _breakages() -> dict[str, Any]:
             runner_v1.CPUModelRunner.set_active_loras,
         ),
         "none": contextlib.nullcontext,
-        "_": Step,
     }
 
 

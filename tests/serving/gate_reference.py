@@ -87,4 +87,6 @@ class Reference:
             ids.append(int(best.indices[0]))
             logits = run(model, ids[-1:])
         made = len(ids) - len(prompt)
-        return Decoded(ids[len(prompt) :], [p for p in points if p < len(ids) - 1], entropies[:made])
+        return Decoded(
+            ids[len(prompt) :], [p for p in points if p < len(ids) - 1], entropies[:made]
+        )

@@ -1,0 +1,247 @@
+"""Gated models over HTTP: names, arguments, what is refused, what answers and metrics say."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Reference, Server, make_adapter, running_server
+
+from adapters.manifest import Gate, Manifest
+
+pytestmark = pytest.mark.engine
+
+MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
+TABLE = [(0.01, 1.0), (0.1, 0.5), (0.5, 0.05)]
+
+
+@pytest.fixture(scope="module")
+def gated_store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    """`alpha` with a calibration, `plain` without a manifest."""
+    store = tmp_path_factory.mktemp("gated-store")
+    folder = make_adapter(store, "alpha", base_folder, seed=1)
+    manifest = Manifest.read(folder)
+    gate = Gate(tau=0.3, rate=0.2, tokens=1000, table=TABLE)
+    changed = manifest.model_copy(update={"gate": gate})
+    (folder / "manifest.json").write_text(changed.model_dump_json())
+    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
+    return store
+
+
+@pytest.fixture(scope="module")
+def gated(gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with running_server(base_folder, gated_store, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def ask(server: Server, model: str = "alpha:gated", xargs: Any = None, **more: Any) -> Any:
+    """One chat completion, greedy unless told otherwise."""
+    body = {"vllm_xargs": xargs} if xargs is not None else {}
+    return server.client().chat.completions.create(
+        **{"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
+        | {"extra_body": body | more.pop("extra_body", {})}
+        | more
+    )
+
+
+def gated_tokens(answer: Any) -> int:
+    """As the answer's usage says."""
+    return answer.usage.completion_tokens_details.gated_tokens
+
+
+def text(answer: Any) -> str:
+    """The first choice."""
+    return answer.choices[0].message.content
+
+
+def metric(server: Server, name: str) -> float:
+    """A counter of `alpha`."""
+    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    found = re.search(rf'^{name}{{adapter="alpha"}} (\S+)$', page, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_names(gated: Server) -> None:
+    assert [model.id for model in gated.client().models.list()] == [
+        gated.base.name,
+        "alpha",
+        "alpha:gated",
+        "plain",
+    ]
+    assert gated.client().models.retrieve("alpha:gated").parent == gated.base.name
+
+
+def test_never_is_the_base_and_zero_gates_every_token(gated: Server) -> None:
+    base, never = ask(gated, gated.base.name), ask(gated, xargs={"gate_tau": 1e9})
+    assert text(base) == text(never)
+    assert gated_tokens(never) == 0
+    assert base.usage.completion_tokens_details is None
+    zero = ask(gated, xargs={"gate_tau": 0})
+    assert gated_tokens(zero) == zero.usage.completion_tokens
+
+
+def test_thresholds_by_manifest_by_nats_and_by_rate(gated: Server) -> None:
+    assert text(ask(gated)) == text(ask(gated, xargs={"gate_tau": 0.3}))
+    assert text(ask(gated, xargs={"gate_rate": 0.1})) == text(ask(gated, xargs={"gate_tau": 0.5}))
+    between = ask(gated, xargs={"gate_rate": 0.3, "gate_trace": 1})
+    assert min(entry["entropy"] for entry in between.choices[0].gate_trace) > 0.275 - 1e-6
+    assert gated_tokens(ask(gated, xargs={"gate_rate": 0})) == 0
+
+
+def test_trace(gated: Server) -> None:
+    answer = ask(gated, xargs={"gate_tau": 0.2, "gate_trace": 1}, logprobs=True)
+    trace = answer.choices[0].gate_trace
+    assert len(trace) == gated_tokens(answer) > 0
+    assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens
+    for entry in trace:
+        assert 0 <= entry["position"] < answer.usage.completion_tokens
+        assert entry["entropy"] > 0.2
+        top = [token["probability"] for token in entry["base_top"]]
+        assert len(top) == 5
+        assert top == sorted(top, reverse=True)
+    assert not hasattr(ask(gated).choices[0], "gate_trace")
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_streaming_says_the_same(gated: Server, usage: bool) -> None:
+    xargs = {"gate_tau": 0.2, "gate_trace": 1}
+    whole = ask(gated, xargs=xargs)
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    chunks = list(ask(gated, xargs=xargs, stream=True, **options))
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert said == text(whole)
+    ends = [c.choices[0] for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert [end.gate_trace for end in ends] == [whole.choices[0].gate_trace]
+    if usage:
+        assert gated_tokens(chunks[-1]) == gated_tokens(whole)
+
+
+def test_several_prompts_and_sequences(gated: Server) -> None:
+    answer = gated.client().completions.create(
+        model="alpha:gated",
+        prompt=["3 + 4", "2 * 3"],
+        n=2,
+        max_tokens=12,
+        temperature=0.9,
+        seed=3,
+        extra_body={"vllm_xargs": {"gate_tau": 0.2, "gate_trace": 1}},
+    )
+    assert len(answer.choices) == 4
+    assert gated_tokens(answer) == sum(len(choice.gate_trace) for choice in answer.choices)
+
+
+def test_features_work_gated(gated: Server) -> None:
+    one = ask(gated, max_tokens=1, xargs={"gate_tau": 0})
+    assert gated_tokens(one) == one.usage.completion_tokens == 1
+    seeded = [text(ask(gated, temperature=0.8, seed=7, top_p=0.9)) for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"20": 1}}
+    assert text(ask(gated, **penalties)) == text(ask(gated, **penalties))
+    whole = text(ask(gated, xargs={"gate_tau": 0}))
+    stop = whole[3:5]
+    assert text(ask(gated, xargs={"gate_tau": 0}, stop=[stop])) == whole[: whole.index(stop)]
+    choice = ask(gated, extra_body={"structured_outputs": {"choice": ["1 + 1", "2 - 2"]}})
+    assert text(choice) in ("1 + 1", "2 - 2")
+    structured = ask(
+        gated,
+        max_tokens=60,
+        xargs={"gate_tau": 0.05},
+        extra_body={"structured_outputs": {"regex": "[0-9]{2,4}"}},
+    )
+    assert re.fullmatch("[0-9]{2,4}", text(structured))
+
+
+@pytest.mark.parametrize(
+    ("model", "xargs", "more", "word"),
+    [
+        ("BASE", {"gate_tau": 1}, {}, "gated"),
+        ("alpha", {"gate_rate": 0.1}, {}, "gated"),
+        ("alpha", {"gate_trace": 1}, {}, "gated"),
+        ("alpha:gated", {"gate_tau": -1}, {}, "gate_tau"),
+        ("alpha:gated", {"gate_tau": "0.5"}, {}, "gate_tau"),
+        ("alpha:gated", {"gate_tau": [1]}, {}, "gate_tau"),
+        ("alpha:gated", {"gate_rate": 2}, {}, "gate_rate"),
+        ("alpha:gated", {"gate_rate": 0.001}, {}, "gate_rate"),
+        ("alpha:gated", {"gate_tau": 1, "gate_rate": 0.1}, {}, "one of them"),
+        ("alpha:gated", {"gate_trace": 2}, {}, "gate_trace"),
+        ("alpha:gated", {"gate_tally": 1}, {}, "no such argument"),
+        ("alpha:gated", {}, {"extra_body": {"use_beam_search": True}}, "beam"),
+        ("alpha:gated", {}, {"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
+        ("plain:gated", {}, {}, "manifest"),
+    ],
+)
+def test_refused_with_a_reason(gated: Server, model: str, xargs: Any, more: Any, word: str) -> None:
+    import openai
+
+    model = gated.base.name if model == "BASE" else model
+    with pytest.raises(openai.BadRequestError, match=word):
+        ask(gated, model, xargs, **more)
+    assert text(ask(gated))  # and it goes on answering
+
+
+def test_unknown_name(gated: Server) -> None:
+    import openai
+
+    with pytest.raises(openai.NotFoundError):
+        ask(gated, "nobody:gated")
+
+
+def test_counters(gated: Server) -> None:
+    names = "reasonmaxxer_generated_tokens_total", "reasonmaxxer_gated_tokens_total"
+    before = [metric(gated, name) for name in names]
+    answers = [ask(gated, xargs={"gate_tau": tau}) for tau in (0.1, 0.5)]
+    ask(gated, "alpha")
+    after = [metric(gated, name) for name in names]
+    assert after[0] - before[0] == sum(answer.usage.completion_tokens for answer in answers)
+    assert after[1] - before[1] == sum(map(gated_tokens, answers))
+
+
+def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_store: Path) -> None:
+    prompt = "3 + 4 * 2"
+    answer = gated.client().completions.create(
+        model="alpha",
+        prompt=prompt,
+        max_tokens=12,
+        temperature=0,
+        extra_body={"return_token_ids": True},
+    )
+    wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
+    assert answer.choices[0].token_ids[: len(wanted)] == wanted
+
+
+def test_gate_off(
+    gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import openai
+
+    work = tmp_path_factory.mktemp("off")
+    with running_server(base_folder, gated_store, work, "--gate", "off") as server:
+        names = [model.id for model in server.client().models.list()]
+        assert names == [base_folder.name, "alpha", "plain"]
+        with pytest.raises(openai.NotFoundError):
+            ask(server, "alpha:gated")
+        assert "reasonmaxxer_gated" not in json.dumps(
+            urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+        )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'),
+        ("--pipeline-parallel-size", "2"),
+        ("--scheduler-cls", "x.Y"),
+    ],
+)
+def test_refused_at_the_start(
+    gated_store: Path, base_folder: Path, tmp_path: Path, flags: tuple[str, str]
+) -> None:
+    with (
+        pytest.raises(RuntimeError, match=f"{flags[0]}: not together with the gate"),
+        running_server(base_folder, gated_store, tmp_path, *flags),
+    ):
+        pass
