@@ -23,6 +23,7 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base import BaseModel
 from adapters.store import Store
+from serving.drain import Drain, Draining
 from serving.engine import admission
 from serving.guard import Guard
 from serving.registry import Registry
@@ -38,15 +39,17 @@ def model_cards(registry: Registry) -> list[ModelCard]:
     """The base, then every adapter that fits it; no paths."""
     base = registry.models.base_model_paths[0].name
     length = registry.engine.model_config.max_model_len
-    return [
-        ModelCard(id=base, root=base, max_model_len=length, permission=[ModelPermission()]),
-        *(
-            ModelCard(
-                id=name, root=base, parent=base, max_model_len=length, permission=[ModelPermission()]
-            )
-            for name in registry.listing().offered
-        ),
-    ]
+
+    def card(name: str, parent: str | None) -> ModelCard:
+        return ModelCard(
+            id=name,
+            root=base,
+            parent=parent,
+            max_model_len=length,
+            permission=[ModelPermission()],
+        )
+
+    return [card(base, None), *(card(name, base) for name in registry.listing().offered)]
 
 
 async def list_models(request: Request) -> JSONResponse:
@@ -90,6 +93,8 @@ class ModelsEndpoint:
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        app.state.drain = Drain()
+        app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
             app.add_middleware(Guard, key=app.state.args.guard_key)
 
@@ -98,7 +103,9 @@ class ModelsEndpoint:
     ) -> None:
         """Build the registry; say which adapters are served, and which not and why."""
         assert engine_client is not None, "required_tasks leaves out servers without an engine"
-        self._snapshots = tempfile.TemporaryDirectory(prefix="reasonmaxxer-")  # goes with the server
+        self._snapshots = tempfile.TemporaryDirectory(
+            prefix="reasonmaxxer-"
+        )  # goes with the server
         registry = Registry(
             store=Store(Path(args.adapters)),
             base=BaseModel.open(args.model),
@@ -109,6 +116,7 @@ class ModelsEndpoint:
         )
         state.registry = registry
         admission.install(registry.ensure)
+        state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():
             logger.warning("refused: %s", error)
