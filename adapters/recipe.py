@@ -46,6 +46,12 @@ class Selection(_Section):
     problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
     shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
     advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
+    gate: Literal["entropy", "random"] = Field(
+        "entropy", description="random: a control, as many positions drawn at random."
+    )
+    reward: Literal["verified", "random"] = Field(
+        "verified", description="random: a control, coin tosses at the base's pass rate."
+    )
 
 
 class Lora(_Section):

@@ -1,13 +1,13 @@
 """vLLM's own OpenAI server, with every adapter of a store offered beside the base model.
 
-    python -m serving --model models/tiny-qwen2 --adapters adapters/store --port 8000
+python -m serving --model models/tiny-qwen2 --adapters adapters/store --port 8000
 
-    settings.py   what can be set, and where from
-    launch.py     settings -> vLLM arguments -> vLLM's server
-    plugin.py     what every vLLM process loads
-    routes.py     GET /v1/models, and the routes taken away
-    guard.py      --api-key
-    registry.py   store adapters, by content, as the engine knows them
-    snapshot.py   an adapter's bytes, frozen while the engine may read them
-    engine/       all that touches vLLM's private parts
+settings.py   what can be set, and where from
+launch.py     settings -> vLLM arguments -> vLLM's server
+plugin.py     what every vLLM process loads
+routes.py     GET /v1/models, and the routes taken away
+guard.py      --api-key
+registry.py   store adapters, by content, as the engine knows them
+snapshot.py   an adapter's bytes, frozen while the engine may read them
+engine/       all that touches vLLM's private parts
 """

@@ -1,6 +1,8 @@
 """Settings -> vLLM's arguments -> vLLM's own OpenAI server, in this process.
 
-Our defaults come first on the command line vLLM parses and the user's flags last, so the user's win.
+Our defaults come first on the command line that vLLM parses, the user's flags last: theirs win.
+With LoRA vLLM's CPU build compiles nothing (vllm/platforms/cpu.py), so --enforce-eager makes no
+difference there; on a GPU vLLM's own default, compilation and CUDA graphs, stands.
 """
 
 from __future__ import annotations
@@ -51,12 +53,12 @@ def look_at_base(settings: Settings) -> Base:
     Raises:
         SettingsError: no such model, or no known family.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     path = Path(settings.model)
     name = path.resolve().name if path.is_dir() else settings.model
     if path.is_dir() and not (path / "config.json").is_file():
         raise SettingsError(f"--model {settings.model}: the folder has no config.json")
+    from transformers import AutoConfig, AutoTokenizer
+
     try:
         model_type = AutoConfig.from_pretrained(settings.model).model_type
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
@@ -163,8 +165,10 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         import uvloop
         from vllm.entrypoints.launchers.api_server.entry import run_server
 
+        from serving.drain import FLUSH_SECONDS
+
         try:
-            uvloop.run(run_server(args))
+            uvloop.run(run_server(args, timeout_graceful_shutdown=FLUSH_SECONDS))
         except KeyboardInterrupt:
             logger.info("stopped before the server was up")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -17,9 +18,10 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
 from adapters.base import BaseModel
+from adapters.manifest import is_name
 from adapters.store import Listing, Store
 from adapters.version import AdapterError, AdapterVersion
-from serving.snapshot import Signature, Snapshots, signature
+from serving.snapshot import Signature, Snapshot, Snapshots, signature
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Registry:
     engine: EngineClient
     models: OpenAIServingModels  # vLLM's table of loaded adapters is its `lora_requests`
     _loaded: dict[str, Signature] = field(default_factory=dict)
+    _refused: dict[str, tuple[Signature, str]] = field(default_factory=dict)  # and the reason
     _checked: dict[str, tuple[Signature, AdapterVersion | AdapterError]] = field(
         default_factory=dict
     )
@@ -47,28 +50,41 @@ class Registry:
             KeyError: the store has none of that name; the table has none either, then.
             AdapterError: it has one that cannot be used; nor is it in the table.
         """
-        if name not in self.store.names():  # before a lock is made for a name out of nowhere
+        # First of all, so that a name out of nowhere leaves no lock behind.
+        if not is_name(name) or not os.path.isdir(self.store.root / name):
             self._forget(name)
             raise KeyError(name)
         async with self._locks[name]:
             now = signature(self.store.root / name)
             if self._loaded.get(name) == now:
                 return
+            seen = self._refused.get(name)
+            if seen is not None and seen[0] == now:
+                raise AdapterError(name, seen[1])
             try:
-                await self._load(name)
-            except (AdapterError, KeyError) as error:
+                snapshot = await self._freeze(name)
+                await self._load(name, snapshot)
+            except KeyError:
                 self._forget(name)
+                raise
+            except AdapterError as error:
+                self._forget(name)
+                self._refused[name] = now, error.reason
                 logger.warning("refused: %s", error)
                 raise
             self._loaded[name] = now
 
-    async def _load(self, name: str) -> None:
+    async def _freeze(self, name: str) -> Snapshot:
         try:
-            snapshot = await asyncio.to_thread(
+            return await asyncio.to_thread(
                 self.snapshots.take, self.store, name, self.base, self.max_rank
             )
-        except OSError as error:
-            raise AdapterError(name, f"cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(name, f"cannot be read: {error}") from error
+
+    async def _load(self, name: str, snapshot: Snapshot) -> None:
         request = LoRARequest(
             lora_name=snapshot.version,
             lora_int_id=self.models.lora_id_counter.inc(1),

@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base import BaseModel
 from adapters.store import Store
+from serving.drain import Drain, Draining
 from serving.engine import admission, report, usage
 from serving.guard import Guard
 from serving.modes import SUFFIX, Modes
@@ -48,19 +49,17 @@ def model_cards(registry: Registry, gated: bool) -> list[ModelCard]:
     """The base, then every adapter that fits it; no paths."""
     base = registry.models.base_model_paths[0].name
     length = registry.engine.model_config.max_model_len
-    return [
-        ModelCard(id=base, root=base, max_model_len=length, permission=[ModelPermission()]),
-        *(
-            ModelCard(
-                id=name,
-                root=base,
-                parent=base,
-                max_model_len=length,
-                permission=[ModelPermission()],
-            )
-            for name in _names(registry, gated)
-        ),
-    ]
+
+    def card(name: str, parent: str | None) -> ModelCard:
+        return ModelCard(
+            id=name,
+            root=base,
+            parent=parent,
+            max_model_len=length,
+            permission=[ModelPermission()],
+        )
+
+    return [card(base, None), *(card(name, base) for name in _names(registry, gated))]
 
 
 async def list_models(request: Request) -> JSONResponse:
@@ -106,6 +105,8 @@ class ModelsEndpoint:
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        app.state.drain = Drain()
+        app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
             app.add_middleware(Guard, key=app.state.args.guard_key)
 
@@ -130,6 +131,7 @@ class ModelsEndpoint:
         if args.gate:
             report.install()
             usage.install()
+        state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():
             logger.warning("refused: %s", error)

@@ -1,7 +1,7 @@
 """An adapter's bytes, frozen under a name made of their hash.
 
-The engine reads an adapter when it is first asked for, and again whenever it had to make room, while
-a store folder may be rewritten at any moment. So it is given a private copy instead: what was checked
+The engine reads an adapter when it is first asked for, and again whenever it had to make room; a
+store folder may be rewritten at any moment. So the engine is given a private copy: what was checked
 is what is loaded, and a path never changes its meaning (vLLM's prefix cache is keyed by it).
 """
 

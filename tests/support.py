@@ -1,4 +1,4 @@
-"""Helpers of the tests: adapters with random weights, a real server, greedy decoding by Hugging Face."""
+"""Helpers: adapters with random weights, a real server, greedy decoding by Hugging Face."""
 
 from __future__ import annotations
 

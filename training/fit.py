@@ -167,7 +167,12 @@ def fit(config: FitConfig) -> Path:
 
         gate = choose_gate(entropies, config.gate)
         examples = select(
-            rollouts["problem"].to_numpy(), rewards, entropies, gate.tau, config.selection
+            rollouts["problem"].to_numpy(),
+            rewards,
+            entropies,
+            gate.tau,
+            config.selection,
+            config.seed,
         )
         describe_selection(gate, examples, rewards)
 

@@ -56,6 +56,7 @@ def select(
     entropies: Sequence[npt.NDArray[Any]],
     tau: float,
     selection: Selection,
+    seed: int = 0,
 ) -> list[Example]:
     """The rollouts to train on, in the table's order.
 
@@ -63,6 +64,7 @@ def select(
         problems: [N] the problem each rollout belongs to.
         rewards: [N] 0 or 1.
         entropies: N arrays of nats.
+        seed: for the controls, which draw at random.
 
     Returns:
         Rollouts with at least one decision point, of the `selection.problems` mixed problems
@@ -70,6 +72,9 @@ def select(
         `selection.shortest` of each (ties by row).
     """
     problem_of, reward_of = np.asarray(problems), np.asarray(rewards, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    if selection.reward == "random":
+        reward_of = (rng.random(len(reward_of)) < reward_of.mean()).astype(np.float64)
     rows_of = {int(p): np.flatnonzero(problem_of == p) for p in np.unique(problem_of)}
     pass_rate = {p: reward_of[rows].mean() for p, rows in rows_of.items()}
     mixed = [p for p, rate in pass_rate.items() if 0 < rate < 1]
@@ -85,6 +90,8 @@ def select(
         shortest = sorted(rows, key=lambda row: (len(entropies[row]), row))
         for row in sorted(shortest[: max(1, round(selection.shortest * len(rows)))]):
             decisions = entropies[row] > tau
+            if selection.gate == "random":
+                decisions = rng.permutation(decisions)
             if decisions.any():
                 examples.append(Example(int(row), float(advantage[row]), decisions))
     return examples

@@ -105,7 +105,11 @@ def test_mixed_batch_in_the_real_engine(tmp_path: Path, base_folder: Path) -> No
     folder = make_adapter(tmp_path, "alpha", base_folder, seed=1)
     prompts = [f"{i} + {i} * {i} =" for i in range(6)]
     environment = os.environ | ENGINE_ENVIRONMENT
-    environment |= {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    environment |= {
+        "VLLM_PLUGINS": "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
     ended = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("mixed_batch.py"))],
         input=json.dumps({"base": str(base_folder), "adapter": str(folder), "prompts": prompts}),

@@ -52,3 +52,20 @@ def test_choose_gate_calibrates_or_obeys() -> None:
     assert (gate.tau, gate.rate, gate.tokens) == (1.0, 0.25, 8)
     given = choose_gate(h, GateChoice(tau=1.5))
     assert (given.tau, given.rate) == (1.5, 0.125)
+
+
+def test_the_controls_keep_the_numbers_and_lose_the_meaning() -> None:
+    rng = np.random.default_rng(1)
+    problems = np.repeat(np.arange(50), 8)
+    rewards = np.repeat(rng.random(50) < 0.5, 8) ^ (rng.random(400) < 0.1)
+    entropies = [np.where(np.arange(30) < 3, 2.0, 0.1) for _ in problems]  # the first three
+    usual = select(problems, rewards, entropies, 1.0, Selection(problems=50))
+    gate = select(problems, rewards, entropies, 1.0, Selection(problems=50, gate="random"))
+    assert [one.row for one in gate] == [one.row for one in usual]
+    assert all(one.decisions.sum() == 3 for one in gate)
+    assert np.mean([one.decisions[:3].sum() for one in gate]) < 1  # 0.3 expected, 3 in `usual`
+    reward = select(problems, rewards, entropies, 1.0, Selection(problems=50, reward="random"))
+    signs = [np.sign(one.advantage) == (1 if rewards[one.row] else -1) for one in reward]
+    assert 0.3 < np.mean(signs) < 0.7
+    again = select(problems, rewards, entropies, 1.0, Selection(problems=50, gate="random"))
+    assert all((a.decisions == b.decisions).all() for a, b in zip(gate, again, strict=True))

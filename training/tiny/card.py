@@ -41,7 +41,7 @@ chosen: a right choice at every step leads to the right answer.
 `training/tiny/corpus.py`, one pass of {steps:,} steps, loss on the solutions alone; final loss
 {loss:.3f} nats per token. A document is rendered by the tokenizer's chat template, problem as user,
 solution as assistant. Problems of the held-out split (a hash of the problem) are not in the corpus.
-The whole configuration:
+The whole recipe:
 
 ```yaml
 {config}```
@@ -103,7 +103,7 @@ def write_card(
         kinds=len(KINDS),
         examples=_examples(),
         command=f"python -m training.tiny pretrain --base {config.base} --output {config.output}",
-        config=config.to_yaml(),
+        config=config.recipe(),
         measured=_MEASURED.format(samples=SAMPLES, table=table(measured))
         if measured
         else "Not measured.",

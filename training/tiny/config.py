@@ -41,6 +41,9 @@ class PretrainConfig(Config):
     base: str = Field("qwen2", description="Name of a file in training/tiny/bases.")
     output: Path = Field(Path("models/tiny-qwen2"), description="The model folder to write.")
     run: Path | None = Field(None, description="Run folder; default: runs/NAME of the output.")
+    init: Path | None = Field(
+        None, description="Model folder to go on from, weights and tokenizer; None: from nothing."
+    )
     architecture: Architecture = Architecture()
     vocabulary: int = Field(352, ge=259, description="Tokens, 256 bytes and 3 special included.")
     corpus: CorpusConfig = CorpusConfig()
@@ -65,3 +68,10 @@ class PretrainConfig(Config):
     @property
     def run_folder(self) -> Path:
         return self.run or Path("runs") / self.output.name
+
+    def recipe(self) -> str:
+        """As YAML: what decides the weights, not where things go and what is measured after."""
+        values = self.model_dump(
+            mode="json", exclude={"config", "base", "output", "run", "measure_problems"}
+        )
+        return yaml.safe_dump(values, sort_keys=False)

@@ -146,7 +146,7 @@ def _scores(asked: list[Problem], samples: list[list[_Sampled]], greedy: list[_S
     return Scores(
         problems=len(asked),
         pass_at_1=float(rate.mean()),
-        stderr=float(rate.std(ddof=1) / len(rate) ** 0.5),
+        stderr=float(rate.std(ddof=1) / len(rate) ** 0.5) if len(rate) > 1 else float("nan"),
         pass_at_8=float(right.any(1).mean()),
         mixed=float(((rate > 0) & (rate < 1)).mean()),
         greedy=float(

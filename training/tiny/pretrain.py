@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from adapters.files import atomic_directory, write_text
 from training.config import usage_error
 from training.tiny.config import PretrainConfig
@@ -49,6 +47,8 @@ def new_model(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "
         architecture, attn_implementation="eager", dtype=torch.float32
     )
     # No sampling defaults: a server would apply them to requests that name none.
+    if config.init is not None:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(config.init).state_dict())
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -92,13 +92,17 @@ def train(
         ValueError: the run folder belongs to another configuration.
     """
     import torch
-    from transformers import Trainer, TrainingArguments
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
 
     torch.set_num_threads(config.threads)
     run = config.run_folder
     rows = read_corpus(make_corpus(config))
     context = int(getattr(config.architecture, "max_position_embeddings", 2048))
-    tokenizer = train_tokenizer(_texts(rows[:20_000]), config.vocabulary, context)
+    tokenizer: PreTrainedTokenizerFast = (
+        AutoTokenizer.from_pretrained(config.init)
+        if config.init
+        else train_tokenizer(_texts(rows[:20_000]), config.vocabulary, context)
+    )
     documents = encode(tokenizer, rows)
     assert tokenizer.pad_token_id is not None
     data = batches(
@@ -146,15 +150,9 @@ def train(
 
 
 def _claim(run: Path, config: PretrainConfig) -> None:
-    """Write config.yaml into the run folder, or check that it is the one there.
-
-    What comes after the training (where the model goes, how it is measured) may change.
-    """
-    path = run / "config.yaml"
-    values = config.model_dump(
-        mode="json", exclude={"config", "base", "output", "run", "measure_problems"}
-    )
-    text = yaml.safe_dump(values, sort_keys=False)
+    """Write the recipe into the run folder, or check that it is the one there."""
+    path = run / "recipe.yaml"
+    text = config.recipe()
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"--run: {run} holds a run of another configuration; remove or name one")
     run.mkdir(parents=True, exist_ok=True)

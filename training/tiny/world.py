@@ -22,7 +22,7 @@ _PATIENCE = 20_000  # draws without a new problem after which a kind counts as e
 # (text, weight). Skewed, so that the connectors stay below the entropy of a real choice; only the
 # opening is a coin toss that does not matter, as some of a real model's uncertain positions are.
 _OPENINGS = (("First", 0.75), ("Start", 0.25))
-_CONNECTORS = (("Then", 0.96), ("Next", 0.04))
+_CONNECTORS = (("Then", 0.96), ("So", 0.04))
 
 
 class Problem(BaseModel):

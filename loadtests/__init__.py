@@ -1,0 +1,1 @@
+"""Load on a running server: streaming chat users against the base and its adapters."""
