@@ -11,7 +11,10 @@ from typing import Any
 from serving.engine import WRITTEN_FOR, supported
 
 SCHEDULER = "serving.engine.scheduler.make_scheduler"
-WORKERS = {"cpu": "serving.engine.worker.GateCPUWorker"}
+WORKERS = {
+    "cpu": "serving.engine.worker.GateCPUWorker",
+    "cuda": "serving.engine.gpu_worker.GateGPUWorker",
+}
 ARGUMENTS = "serving.arguments:GateArguments"
 
 

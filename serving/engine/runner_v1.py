@@ -18,7 +18,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from adapters.gate import entropy
+from adapters.gate import entropy, opens
 from serving.engine.evidence import Evidence, gather
 from serving.engine.plan import EMPTY, Plan, plan_of
 
@@ -92,7 +92,7 @@ class GateRunnerV1(CPUModelRunner):
         h = entropy(logits if len(rows) == logits.shape[0] else logits[rows])
         if len(rows) == logits.shape[0]:
             h = h[rows]
-        opened = h.double() > torch.tensor([tau for _, tau, _ in gating], dtype=torch.float64)
+        opened = opens(h, torch.tensor([tau for _, tau, _ in gating]))
         if self.parallel_config.tensor_parallel_size > 1:
             # All ranks hold the same logits; rounding must not make them disagree all the same.
             opened = get_tp_group().broadcast(opened.to(torch.uint8), src=0).bool()

@@ -1,0 +1,161 @@
+"""Replay, the worker's half, in vLLM's V2 model runner (GPUs; either kind of scheduling).
+
+A row whose gate opens counts as one rejected draft token: vLLM's own post-processing takes its
+position back, and the next step computes it again. The noise that samples is keyed by seed and
+position, so nothing has to be saved.
+
+Written for vLLM 0.32 (v1/worker/gpu/model_runner.py, v1/worker/gpu/sample/sampler.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.distributed.parallel_state import get_tp_group
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.worker.gpu import model_runner
+from vllm.v1.worker.gpu.async_utils import async_copy_to_np
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+from serving.engine.evidence import TOP, entry
+from serving.engine.plan import EMPTY, Plan, plan_of
+from serving.engine.table import GateTable, mask_loras
+
+
+class GateSampler(Sampler):
+    """The sampler, behind the gate."""
+
+    runner: GateRunnerV2
+
+    def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
+        runner = self.runner
+        if not runner.plan:
+            return super().__call__(logits, input_batch)
+        slots = input_batch.idx_mapping
+        positions = input_batch.positions[input_batch.logits_indices]
+        # The stock sampler may write to the logits, so they are looked at before.
+        ones = torch.ones_like(slots)
+        opened, h = runner.table.test(logits, slots, positions, ones)
+        best = None
+        if any(step.trace for step in runner.plan.values()):
+            best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
+        output = super().__call__(logits, input_batch)
+        opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
+        if runner.parallel_config.tensor_parallel_size > 1:
+            # All ranks hold the same logits; rounding must not make them disagree all the same.
+            opened = get_tp_group().broadcast(opened.to(torch.uint8), src=0).bool()
+        runner.table.note(slots, positions, opened)
+        output.num_sampled = output.num_sampled.masked_fill(opened, 0)
+        output.num_rejected = output.num_rejected.masked_fill(opened, 1)
+        if best is not None:
+            runner.evidence = [
+                async_copy_to_np(tensor) for tensor in (opened, h, best.indices, best.values)
+            ]
+        return output
+
+
+class GateV2:
+    """What is changed in a V2 model runner; mixed into the platform's class."""
+
+    plan: Plan = EMPTY
+    table: GateTable
+    evidence: list[Any] | None = None
+    _batch: Any = None
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        # The stock method makes the sampler by this name and offers no other way in.
+        stock, model_runner.Sampler = model_runner.Sampler, GateSampler
+        try:
+            super().load_model(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            model_runner.Sampler = stock
+        if not isinstance(self.sampler, GateSampler) or self.batch_sharder is not None:
+            raise ValueError("the gate does not work with this sampler; serve with --gate off")
+        self.sampler.runner = self
+        self.table = GateTable(self.max_num_reqs, self.max_model_len, self.device)
+        manager = self.lora_manager._adapter_manager
+        for wrapper in manager.punica_wrapper_mapping.values():
+            self._mask_after(wrapper)
+
+    def _mask_after(self: Any, wrapper: Any) -> None:
+        """Between vLLM's mapping of tokens to LoRAs and what its kernels make of that."""
+        stock = wrapper._update_base_metadata
+
+        def update(*args: Any, **kwargs: Any) -> None:
+            stock(*args, **kwargs)
+            batch = self._batch
+            if not self.plan or batch is None:
+                return
+            counts = batch.query_start_loc[1 : batch.num_reqs + 1].diff(
+                prepend=batch.query_start_loc[:1]
+            )
+            slots = batch.idx_mapping.repeat_interleave(counts, output_size=batch.num_tokens)
+            positions = batch.positions[: batch.num_tokens]
+            token = self.table.on_base(slots, positions)
+            mask_loras(wrapper, token, token[batch.logits_indices])
+
+        wrapper._update_base_metadata = update
+
+    def execute_model(self: Any, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
+        self.plan = plan_of(scheduler_output)
+        self._batch = None
+        return super().execute_model(scheduler_output, *args, **kw)  # type: ignore[misc]
+
+    def add_requests(self: Any, scheduler_output: SchedulerOutput) -> None:
+        super().add_requests(scheduler_output)  # type: ignore[misc]
+        for new in scheduler_output.scheduled_new_reqs:
+            step = self.plan.get(new.req_id)
+            slot = self.req_states.req_id_to_index[new.req_id]
+            if step is None:
+                self.table.add(slot, None, ())
+            else:
+                self.table.add(slot, step.tau, step.corrected)
+
+    def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]
+        self._batch = batch
+        if self.plan:
+            # The host, ahead of the device, took a replay of the last prompt token for a decode.
+            slots, last = batch.idx_mapping, batch.logits_indices
+            token = self.req_states.all_token_ids.gpu[slots, batch.positions[last]]
+            ids = batch.input_ids
+            ids[last] = torch.where(self.table.on[slots], token.to(ids.dtype), ids[last])
+        return batch
+
+    def _set_active_loras(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.plan:
+            # vLLM skips a mapping equal to the last one; ours differs without its knowing.
+            self.lora_manager._adapter_manager._last_mapping = None
+        super()._set_active_loras(*args, **kwargs)  # type: ignore[misc]
+        if self.plan:
+            self.lora_manager._adapter_manager._last_mapping = None
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.evidence = None
+        plan = self.plan
+        result = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        if self.evidence is not None and result is not None:
+            _attach(result, plan, self.evidence)
+        return result
+
+
+def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
+    """Have an asynchronous result bring the evidence of its decision points along."""
+    stock = result.get_output
+
+    def get_output() -> Any:
+        output = stock()  # waits for the copies
+        opened, h, ids, p = evidence
+        output.gate_evidence = {
+            name: entry(float(h[row]), ids[row].tolist(), p[row].tolist())
+            for row, name in enumerate(output.req_ids)
+            if opened[row] and name in plan and plan[name].trace
+        }
+        return output
+
+    result.get_output = get_output
+
+
+class GateRunnerV2(GateV2, model_runner.GPUModelRunner):
+    """The GPU model runner with a gate."""
