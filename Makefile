@@ -6,7 +6,7 @@ PORT ?= 8000
 # pip may know where wheels lie; uv reads none of pip's settings.
 LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 
-.PHONY: help install demo test test-fast serve lint format bench loadtest base adapter clean
+.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,16 @@ test: install ## all tests, fast ones first
 
 test-fast: install ## the tests that start no engine
 	$(BIN)/python -m pytest -m "not engine"
+
+test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
+	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s
+
+test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
+	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
+
+# Apart from the environment: it is large, and vLLM behaves otherwise where it finds it.
+.triton:
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'triton>=3.4'
 
 serve: install ## the shipped base and adapters on http://127.0.0.1:8000 (PORT=...)
 	$(BIN)/python -m serving --port $(PORT)

@@ -101,7 +101,7 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
     def update_state(self, batch_update: Any) -> None:
         """V1: nothing is kept; each step's plan brings the thresholds."""
 
-    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+    def add_request(self, *_: Any) -> bool:
         """V2: whether it edits this request's logits."""
         return False
 

@@ -15,7 +15,6 @@ import sys
 from typing import Any
 
 
-
 def _interpret(asynchronous: bool) -> None:
     """vLLM's V2 runner on this CPU, under Triton's interpreter; before vLLM is imported."""
     import types
@@ -145,8 +144,8 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     resets, aborts = set(job.get("reset", [])), job.get("abort", {})
     for wave in job["waves"]:
         offset = len(results)
-        for index, asked in enumerate(wave):
-            asked = dict(asked)
+        for index, given in enumerate(wave):
+            asked = dict(given)
             prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
             arguments = asked.pop("arguments", {})
             if tau is not None:
@@ -186,10 +185,12 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     result = {
         "results": results,
         "preempted": preempted,
+        "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
         "left": [len(leaked), len(scheduler.requests), round(manager.usage, 6)],
     }
-    del engine, scheduler, manager, stock_preempt, preempt, llm
+    scheduler._preempt_request = stock_preempt
+    del engine, scheduler, manager, llm
     gc.collect()
     return result
 

@@ -90,3 +90,25 @@ class Reference:
         return Decoded(
             ids[len(prompt) :], [p for p in points if p < len(ids) - 1], entropies[:made]
         )
+
+    @torch.no_grad()
+    def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:
+        """Probabilities [V] of the token after `said`, at temperature 1, of a gated request."""
+        from transformers import DynamicCache
+
+        assert asked.adapter is not None
+        assert asked.tau is not None
+        cache = DynamicCache()
+        logits = torch.empty(0)
+        for ids in [asked.prompt, *([token] for token in said)]:
+            for network, tokens in ((self.base, ids), (self.adapted[asked.adapter], ids[-1:])):
+                if network is not self.base:
+                    log_p = logits.log_softmax(-1)
+                    if -float((log_p.exp() * log_p).sum()) <= asked.tau:
+                        break
+                    cache.crop(-1)
+                output = network(
+                    input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True
+                )
+                logits = output.logits[0, -1].double()
+        return logits.softmax(-1)

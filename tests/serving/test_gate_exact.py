@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from gate_models import ADAPTERS, ARCHITECTURES, make_adapters, make_model, prompts
+from gate_models import ADAPTERS, ARCHITECTURES, prompts
 from gate_reference import Asked, Reference
 from support import ENGINE_ENVIRONMENT, ROOT
 
@@ -44,16 +44,22 @@ class World(NamedTuple):
     adapters: dict[str, Path]
     reference: Reference
 
-    def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    def run(self, *jobs: dict[str, Any], runner: str = "v1") -> list[dict[str, Any]]:
         """The jobs on the real engine, in a process of their own."""
         case = {
+            "runner": runner,
             "model": str(self.model),
             "adapters": {name: str(path) for name, path in self.adapters.items()},
             "jobs": jobs,
         }
         environment = os.environ | ENGINE_ENVIRONMENT
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-        environment |= {"VLLM_PLUGINS": "reasonmaxxer", "PYTHONPATH": str(ROOT)}
+        environment |= {
+            "VLLM_PLUGINS": "reasonmaxxer",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        if runner != "v1":
+            environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
         process = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
             input=json.dumps(case),
@@ -68,22 +74,6 @@ class World(NamedTuple):
     def request(self, asked: Asked) -> dict[str, Any]:
         """A request whose answer is certain: as many tokens as the reference has before a tie."""
         return asked._asdict() | {"tokens": max(1, len(self.reference.decode(asked).tokens))}
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
-    """The world of an architecture; made once."""
-    known: dict[str, World] = {}
-
-    def get(architecture: str) -> World:
-        if architecture not in known:
-            folder = tmp_path_factory.mktemp(architecture)
-            model = make_model(architecture, folder / "base")
-            adapters = make_adapters(model, folder)
-            known[architecture] = World(model, adapters, Reference(model, adapters))
-        return known[architecture]
-
-    return get
 
 
 def mixed(seed: int, count: int = BATCH) -> list[Asked]:

@@ -1,0 +1,55 @@
+"""The gate in vLLM's V2 model runner, the default on GPUs, here under Triton's interpreter.
+
+Slow, and in need of the `triton` package: `make test-gate-gpu` runs it, `make test` does not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gate_models import ARCHITECTURES
+from test_gate_exact import CRAMPED, PLAIN, World, bad_cases, job, mixed, next_turns
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        os.environ.get("REASONMAXXER_GATE_V2") != "1" or importlib.util.find_spec("triton") is None,
+        reason="make test-gate-gpu",
+    ),
+]
+
+TIGHT = CRAMPED | {"num_gpu_blocks_override": 15}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("runner", "scheduler"),
+    [("v2 sync", "GateScheduler"), ("v2 async", "AsyncGateScheduler")],
+)
+def test_every_case_is_the_references(
+    world: Callable[[str], World], architecture: str, runner: str, scheduler: str
+) -> None:
+    here = world(architecture)
+    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(70, 20)]
+    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, 70)]]
+    disturbed = {"reset": [4, 9], "abort": {"6": [2, 3]}}
+    cases: list[tuple[Any, Any]] = [
+        ([first], job(here, [first], PLAIN, **disturbed)),
+        (turns, job(here, turns, TIGHT)),
+    ]
+    results = here.run(*(given for _, given in cases), runner=runner)
+    bad = []
+    for (waves, _), result in zip(cases, results, strict=True):
+        assert result["kind"] == [scheduler, True]
+        assert result["left"] == [0, 0, 0.0], "request state or blocks are left behind"
+        bad += bad_cases(here, waves, result)
+    total = sum(len(wave) for waves, _ in cases for wave in waves)
+    preempted = sum(result["preempted"] for result in results)
+    print(f"{runner} {architecture}: {total} cases, {preempted} preemptions, {len(bad)} bad")
+    assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
+    assert preempted > 0
