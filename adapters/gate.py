@@ -28,11 +28,15 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         [...] float32, each between 0 and log V.
     """
+    import torch
+
     z = logits.float()
-    log_p = z - z.logsumexp(-1, keepdim=True)
-    p = log_p.exp()
-    # A masked token has p = 0 and log p = -inf; the limit of p log p is 0, not nan.
-    return -(p * log_p.clamp_min(-1e4)).sum(-1)
+    z = z - z.amax(-1, keepdim=True)
+    weight = z.exp()
+    total = weight.sum(-1)
+    # H = log sum e^z - sum z e^z / sum e^z. A masked token has weight 0 and z = -inf; the limit of
+    # their product is 0, not nan.
+    return total.log() - torch.linalg.vecdot(weight, z.clamp_min_(-1e4)) / total
 
 
 def opens(entropies: torch.Tensor, tau: torch.Tensor | float) -> torch.Tensor:

@@ -9,7 +9,7 @@ These loop over the slots present instead: right for base rows, and cost goes wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +82,34 @@ def bgmv_expand_slice(
         columns[rows] = columns[rows] + product if add_inputs else product
 
 
+def _update_prefill_metadata(self: Any, token_lora_tensor: torch.Tensor) -> None:
+    """vLLM's, and which rows each slot has: once a step, not once a layer."""
+    self.stock_prefill_metadata(token_lora_tensor)
+    self.rows_of = list(_slots(token_lora_tensor))
+
+
+def _add_lora_linear(
+    self: Any,
+    y: torch.Tensor,  # [rows, out]
+    x: torch.Tensor,  # [rows, in]
+    lora_a_stacked: tuple[torch.Tensor, ...],
+    lora_b_stacked: tuple[torch.Tensor, ...],
+    scale: float,
+    output_slices: tuple[int, ...],
+    **_: Any,
+) -> None:
+    """y += scale * x A^T B^T on adapter rows, slice by slice; nothing where there are none."""
+    for slot, rows in self.rows_of:
+        mine = x[rows].float()
+        offset = 0
+        for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            inner = scale * (mine @ _weights(a, slot).float().T)  # float32, as vLLM's buffer is
+            columns = y[:, offset : offset + size]
+            outer = _weights(b, slot)[:size].to(y.dtype)
+            columns[rows] += inner.to(y.dtype) @ outer.T
+            offset += size
+
+
 def install() -> None:
     """Put the kernels in place of vLLM's in this process; again is harmless."""
     from vllm.lora.ops.torch_ops import lora_ops
@@ -93,3 +121,8 @@ def install() -> None:
             if not hasattr(module, name):
                 raise AttributeError(f"vLLM's {module.__name__} has no {name}")
             setattr(module, name, ours)
+    wrapper = punica_cpu.PunicaWrapperCPU
+    if wrapper._update_prefill_metadata is not _update_prefill_metadata:
+        wrapper.stock_prefill_metadata = wrapper._update_prefill_metadata
+        wrapper._update_prefill_metadata = _update_prefill_metadata
+        wrapper.add_lora_linear = _add_lora_linear
