@@ -8,6 +8,8 @@ plugin.py     what every vLLM process loads
 routes.py     GET /v1/models, and the routes taken away
 guard.py      --api-key
 registry.py   store adapters, by content, as the engine knows them
+modes.py      NAME and NAME:gated: admission by the model's name
+arguments.py  the gate's arguments of a request
 snapshot.py   an adapter's bytes, frozen while the engine may read them
 engine/       all that touches vLLM's private parts
 """

@@ -3,6 +3,15 @@
     admission.py   asks our registry before vLLM looks up a model's name
     cpu_lora.py    CPU LoRA kernels that give base rows base outputs
     cpu_seeds.py   seeded requests whose prompt is computed in pieces, on the CPU
+    hooks.py       where the gate goes in, and what it is refused with
+    plan.py        what the scheduler tells the workers about gated requests
+    scheduler.py   replay: decision points, positions taken back, what may be shared
+    runner_v1.py   the gate in the CPU build's model runner
+    runner_v2.py   the gate in the GPU's model runner; table.py its state on the device
+    worker.py      the workers that build these runners; gpu_worker.py likewise
+    evidence.py    what a trace keeps of a decision point
+    report.py      gated tokens on their way to the front end; usage.py into the answer
+    counters.py    Prometheus counters, kept by the scheduler
 
 tests/serving/test_engine_parts.py fails when vLLM changes under these.
 """
