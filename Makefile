@@ -6,7 +6,7 @@ PORT ?= 8000
 # pip may know where wheels lie; uv reads none of pip's settings.
 LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 
-.PHONY: help install demo test test-fast serve lint format bench loadtest base adapter clean
+.PHONY: help install demo test test-fast serve lint format bench loadtest base clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,8 @@ loadtest: install ## locust against a server that `make serve` left running
 	$(BIN)/python -m loadtests --host http://127.0.0.1:$(PORT)
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
-	$(BIN)/python -m training.tiny corpus
-	$(BIN)/python -m training.tiny pretrain
+	$(BIN)/python -m training.tiny pretrain --base qwen2-start
+	$(BIN)/python -m training.tiny pretrain --base qwen2
 
 clean: ## remove results of runs (not the environment)
 	rm -rf runs

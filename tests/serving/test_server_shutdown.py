@@ -17,6 +17,8 @@ from support import Server, make_adapter, running_server
 
 pytestmark = pytest.mark.engine
 
+LONG = ("--max-model-len", "2048")  # seconds of decoding: signals arrive well within
+
 
 def family(pid: int) -> list[int]:
     """The process and its descendants."""
@@ -35,13 +37,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def long_streams(server: Server, model: str) -> list[Any]:
-    """Streams of 480 tokens each, under way."""
+def long_streams(server: Server, model: str, tokens: int) -> list[Any]:
+    """Four streams under way."""
     streams = [
         server.client().completions.create(
             model=model,
             prompt="1 +",
-            max_tokens=480,
+            max_tokens=tokens,
             stream=True,
             extra_body={"ignore_eos": True},
         )
@@ -62,10 +64,10 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     tmp_path: Path, base_folder: Path
 ) -> None:
     make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
-    with running_server(base_folder, tmp_path / "store", tmp_path) as server:
+    with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
         assert len(processes) >= 3  # front end, engine core, worker
-        streams = long_streams(server, "alpha")
+        streams = long_streams(server, "alpha", 1000)
         os.kill(server.process.pid, signal.SIGTERM)
         # Each round trip gives the signal handler a turn; it needs one or two.
         assert 503 in (status_of_a_new_request(server) for _ in range(100))
@@ -80,9 +82,9 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
 
 def test_a_second_signal_ends_it(tmp_path: Path, base_folder: Path) -> None:
     (tmp_path / "store").mkdir()
-    with running_server(base_folder, tmp_path / "store", tmp_path) as server:
+    with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
-        streams = long_streams(server, base_folder.name)
+        streams = long_streams(server, base_folder.name, 1900)
         os.kill(server.process.pid, signal.SIGTERM)
         assert 503 in (status_of_a_new_request(server) for _ in range(100))
         os.kill(server.process.pid, signal.SIGTERM)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 
 from training.tiny.kinds import KINDS, Kind
 from training.tiny.kinds.base import State
-from training.tiny.kinds.numbers import OutOfRange
 
 Split = Literal["train", "heldout"]
 _HELDOUT_ONE_IN = 5
@@ -58,14 +57,11 @@ def split_of(kind: Kind, state: State) -> Split:
 
 def draw_puzzle(kind: Kind, split: Split, rng: Random) -> Puzzle | None:
     """One draw: a puzzle, or None if it is of the other split or is no good problem."""
-    try:
-        state = kind.draw(rng)
-        if split_of(kind, state) != split:
-            return None
-        answer = kind.answer(state)
-        if answer is None or kind.luck(state, answer) > kind.max_luck:
-            return None
-    except OutOfRange:
+    state = kind.draw(rng)
+    if split_of(kind, state) != split:
+        return None
+    answer = kind.answer(state)
+    if answer is None or kind.luck(state, answer) > kind.max_luck:
         return None
     problem = Problem(
         id=f"{kind.name}-{_digest(kind, state)[:12]}",
@@ -104,13 +100,13 @@ def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Ite
 def write_solution(puzzle: Puzzle, habit: float, rng: Random) -> str:
     """A solution by an author who follows the right rule with probability `habit`.
 
-    At every step the author takes the right move with that probability (where it can be written
-    down), otherwise any move. A habit of 1 always ends at the answer.
+    At every step the author takes the right move with that probability (where it is admissible),
+    otherwise any admissible one. A habit of 1 always ends at the answer.
     """
     kind, state = puzzle.kind, puzzle.state
     lines: list[str] = []
     while (result := kind.result(state)) is None:
-        moves = kind.moves(state)
+        moves = kind.admissible(state)
         right = [move for move in moves if move.right]
         move = rng.choice(right if right and rng.random() < habit else moves)
         words = _CONNECTORS if lines else _OPENINGS

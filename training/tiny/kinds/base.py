@@ -29,7 +29,7 @@ class Kind(ABC):
 
     @abstractmethod
     def draw(self, rng: Random) -> State:
-        """A random state, whether or not it makes a good problem. May raise OutOfRange."""
+        """A random state, whether or not it makes a good problem."""
 
     @abstractmethod
     def statement(self, state: State, rng: Random) -> str:
@@ -41,19 +41,18 @@ class Kind(ABC):
 
     @abstractmethod
     def moves(self, state: State) -> list[Move]:
-        """All moves that can be written down; at most one is right, and an unfinished state that
-        a good problem can come to has at least one.
-
-        Raises:
-            OutOfRange: one of them leaves the learnable numbers; the problem is not used then.
-        """
+        """All moves within the range of learnable numbers; at most one is right."""
 
     @abstractmethod
     def result(self, state: State) -> int | None:
         """The answer a finished state gives, None for an unfinished one."""
 
+    def admissible(self, state: State) -> list[Move]:
+        """The moves that do not run into a dead end later."""
+        return [move for move in self.moves(state) if _finishable(self, move.after)]
+
     def answer(self, state: State) -> int | None:
-        """The answer by the right rule; None where its move cannot be written down."""
+        """The answer by the right rule; None where the rule leaves the learnable numbers."""
         while (result := self.result(state)) is None:
             right = [move for move in self.moves(state) if move.right]
             if not right:
@@ -62,12 +61,15 @@ class Kind(ABC):
         return result
 
     def luck(self, state: State, answer: int) -> float:
-        """The probability that uniformly random moves end at `answer`.
-
-        Raises:
-            OutOfRange: some order of moves leaves the learnable numbers.
-        """
+        """The probability that uniformly random admissible moves end at `answer`."""
         return _luck(self, state, answer)
+
+
+@lru_cache(maxsize=1 << 14)
+def _finishable(kind: Kind, state: State) -> bool:
+    if kind.result(state) is not None:
+        return True
+    return any(_finishable(kind, move.after) for move in kind.moves(state))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -75,5 +77,5 @@ def _luck(kind: Kind, state: State, answer: int) -> float:
     result = kind.result(state)
     if result is not None:
         return float(result == answer)
-    moves = kind.moves(state)
+    moves = kind.admissible(state)
     return sum(_luck(kind, move.after, answer) for move in moves) / len(moves)

@@ -23,15 +23,12 @@ class Chain(NamedTuple):
 
 
 def reduced(chain: Chain, index: int) -> tuple[str, Chain] | None:
-    """Carry out operator `index`: its equation and the shorter chain.
-
-    None if a negative number would come after an operator, which needs brackets to be written. The
-    leftmost operation can always be carried out.
-    """
+    """Carry out operator `index`: its equation and the shorter chain, or None if not admissible."""
     numbers, operators = chain
     left, operator, right = numbers[index], operators[index], numbers[index + 1]
     result = apply(left, operator, right)
-    if result < 0 and index > 0:
+    # A negative number after an operator could not be written without brackets.
+    if result is None or (result < 0 and index > 0):
         return None
     rest = Chain(
         (*numbers[:index], result, *numbers[index + 2 :]),

@@ -1,37 +1,28 @@
 """The arithmetic a miniature base is asked to learn, and where it ends.
 
-The range is small so that single operations become exact: what is left to get wrong is strategy.
-A problem in which *any* order of operations would leave the range is not used at all, so that a
-model need not know where the range ends.
+Ranges are small so that single operations become exact: what is left to get wrong is strategy.
 """
 
 LIMIT = 99  # every number stays within +- this
+FACTOR, OTHER = 9, 20  # of two factors one is at most FACTOR, the other at most OTHER
 
 
-class OutOfRange(ArithmeticError):
-    """An operation's result is beyond LIMIT or no integer."""
-
-
-def apply(left: int, operator: str, right: int) -> int:
-    """left operator right.
-
-    Raises:
-        OutOfRange: the result is no integer within +-LIMIT.
-        ValueError: an unknown operator.
-    """
+def apply(left: int, operator: str, right: int) -> int | None:
+    """left operator right, or None where the result is no learnable integer."""
     match operator:
         case "+":
             result = left + right
         case "-":
             result = left - right
         case "*":
+            small, large = sorted((abs(left), abs(right)))
+            if small > FACTOR or large > OTHER:
+                return None
             result = left * right
         case "/":
-            result, remainder = divmod(left, right) if right else (0, 1)
-            if remainder:
-                raise OutOfRange(f"{left}/{right} is no integer")
+            if right == 0 or left % right:
+                return None
+            result = left // right
         case _:
             raise ValueError(f"operator: '{operator}' is none of + - * /")
-    if abs(result) > LIMIT:
-        raise OutOfRange(f"{left}{operator}{right} = {result} is beyond {LIMIT}")
-    return result
+    return result if abs(result) <= LIMIT else None

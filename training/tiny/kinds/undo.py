@@ -1,8 +1,4 @@
-"""I think of a number, divide by 3, add 6 and get 21. Right: undo the last operation first.
-
-Every operation can be undone at every moment (there is no "multiply by", whose undoing could leave
-a fraction), so that nothing but the rule tells in which order to do it.
-"""
+"""I think of a number, multiply by 3, add 6 and get 21. Right: undo the last operation first."""
 
 from random import Random
 from typing import NamedTuple
@@ -10,15 +6,16 @@ from typing import NamedTuple
 from training.tiny.kinds.base import Kind, Move
 from training.tiny.kinds.numbers import apply
 
+_WORDS = {"+": "add", "-": "subtract", "*": "multiply by", "/": "divide by"}
+_INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
+
 
 class Step(NamedTuple):
-    """What was done to the number: a verb and its operand."""
-
-    verb: str
+    operator: str
     operand: int
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.operand}"
+        return f"{_WORDS[self.operator]} {self.operand}"
 
 
 class Chest(NamedTuple):
@@ -28,56 +25,22 @@ class Chest(NamedTuple):
     value: int
 
 
-def _done(step: Step, value: int) -> int:
-    """`step` done to `value`."""
-    match step.verb:
-        case "add":
-            return apply(value, "+", step.operand)
-        case "subtract":
-            return apply(value, "-", step.operand)
-        case "divide by":
-            return apply(value, "/", step.operand)
-        case _:  # subtract from
-            return apply(step.operand, "-", value)
-
-
-def _undone(step: Step, value: int) -> tuple[str, int]:
-    """The equation that undoes `step` on `value`, and its result."""
-    n = step.operand
-    match step.verb:
-        case "add":
-            return f"{value}-{n}", apply(value, "-", n)
-        case "subtract":
-            return f"{value}+{n}", apply(value, "+", n)
-        case "divide by":
-            return f"{value}*{n}", apply(value, "*", n)
-        case _:  # n - x = value; a negative value could not follow the minus sign
-            result = apply(n, "-", value)
-            return (f"{n}-{value}" if value >= 0 else f"{-value}+{n}"), result
-
-
 class Undo(Kind):
     name = "undo"
     lengths = (3, 4)
-    operands = {  # noqa: RUF012  (verb -> operands, never changed)
-        "add": range(1, 21),
-        "subtract": range(1, 21),
-        "divide by": range(2, 5),
-        "subtract from": range(20, 61),
-    }
 
     def draw(self, rng: Random) -> Chest:
-        """Choose a number and work forwards."""
-        value = rng.randint(1, 60)
+        """Choose a number and work forwards, so that working backwards is exact."""
+        value = rng.randint(1, 40)
         steps: list[Step] = []
-        for _ in range(rng.choice(self.lengths)):
-            verb = rng.choice(list(self.operands))
-            step = Step(verb, rng.choice(self.operands[verb]))
-            value = _done(step, value)
-            if step not in steps:
+        length = rng.choice(self.lengths)
+        while len(steps) < length:
+            operator = rng.choice("+-*/")
+            step = Step(operator, rng.randint(1, 20) if operator in "+-" else rng.randint(2, 5))
+            after = apply(value, *step)
+            if after is not None and step not in steps:
                 steps.append(step)
-            else:
-                value = _undone(step, value)[1]
+                value = after
         return Chest(tuple(steps), value)
 
     def statement(self, state: Chest, rng: Random) -> str:
@@ -96,9 +59,12 @@ class Undo(Kind):
     def moves(self, state: Chest) -> list[Move]:
         moves = []
         for step in state.steps:
-            equation, value = _undone(step, state.value)
+            operator = _INVERSE[step.operator]
+            value = apply(state.value, operator, step.operand)
+            if value is None:
+                continue
+            text = f"undo {step}: {state.value}{operator}{step.operand}={value}"
             rest = tuple(other for other in state.steps if other != step)
-            text = f"undo {step}: {equation}={value}"
             moves.append(Move(text, Chest(rest, value), step == state.steps[-1]))
         return moves
 
