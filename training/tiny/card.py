@@ -112,7 +112,7 @@ def write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _command(config: PretrainConfig) -> str:
+def _command(config: "PretrainConfig") -> str:
     """What makes this base, and first the one it goes on from."""
     make = "python -m training.tiny pretrain --base"
     before = f"{make} {config.init.name.removeprefix('tiny-')}\n" if config.init else ""
