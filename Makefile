@@ -6,6 +6,11 @@ PORT ?= 8000
 # pip may know where wheels lie; uv reads none of pip's settings.
 LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 
+# A miniature is too small to share between threads, and two of them stall each other badly as soon as
+# anything else runs. Set both by hand for a real model on a CPU.
+export OMP_NUM_THREADS ?= 1
+export VLLM_CPU_OMP_THREADS_BIND ?= nobind
+
 .PHONY: help install demo test test-fast serve lint format bench loadtest base clean
 
 help: ## list the targets
@@ -16,7 +21,7 @@ install: $(VENV)/installed ## the virtual environment with everything in it (CPU
 $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python \
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
