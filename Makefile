@@ -6,7 +6,12 @@ PORT ?= 8000
 # pip may know where wheels lie; uv reads none of pip's settings.
 LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 
-.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
+# A miniature is too small to share between threads, and two of them stall each other badly as soon as
+# anything else runs. Set both by hand for a real model on a CPU.
+export OMP_NUM_THREADS ?= 1
+export VLLM_CPU_OMP_THREADS_BIND ?= nobind
+
+.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +21,7 @@ install: $(VENV)/installed ## the virtual environment with everything in it (CPU
 $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python \
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
@@ -59,8 +64,8 @@ loadtest: install ## locust against a server that `make serve` left running
 	$(BIN)/python -m loadtests --host http://127.0.0.1:$(PORT)
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
-	$(BIN)/python -m training.tiny corpus
-	$(BIN)/python -m training.tiny pretrain
+	$(BIN)/python -m training.tiny pretrain --base qwen2-start
+	$(BIN)/python -m training.tiny pretrain --base qwen2
 
 clean: ## remove results of runs (not the environment)
 	rm -rf runs

@@ -132,6 +132,8 @@ class ChatUser(HttpUser):
                         arrivals.append(time.perf_counter())
                     finished = finished or choice["finish_reason"] is not None
                 tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+            # locust stops its clock at the headers.
+            response.request_meta["response_time"] = 1000 * (time.perf_counter() - start)
             if not finished:
                 response.failure("the stream ended without a finish_reason")
                 return

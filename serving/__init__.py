@@ -7,6 +7,7 @@ launch.py     settings -> vLLM arguments -> vLLM's server
 plugin.py     what every vLLM process loads
 routes.py     GET /v1/models, and the routes taken away
 guard.py      --api-key
+drain.py      shutting down
 registry.py   store adapters, by content, as the engine knows them
 modes.py      NAME and NAME:gated: admission by the model's name
 arguments.py  the gate's arguments of a request

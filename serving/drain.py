@@ -13,7 +13,7 @@ import logging
 import signal
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient

@@ -1,6 +1,6 @@
 """Run by test_cpu_lora.py in a process of its own: a mixed batch on vLLM's kernels, then on ours.
 
-stdin: {"base", "adapter", "prompts"}. Last line of stdout: {"stock": [[id, ...], ...], "ours": ...},
+stdin: {"base", "adapter", "prompts"}. Last line of stdout: {"stock": [[id, ...], ...], "ours": _},
 rows in turn base and adapter. Started with VLLM_PLUGINS empty, so the kernels begin as vLLM's.
 """
 

@@ -31,7 +31,7 @@ def test_a_few_seconds_of_load(server: Server, tmp_path: Path) -> None:
         assert model["requests"] > 0
         assert model["failures"] == 0
         assert model["tokens_per_second"] > 0
-        assert 0 < model["ttft_ms"]["p50"] <= model["request_ms"]["p99"]
+        assert 0 < model["ttft_ms"]["mean"] < model["request_ms"]["mean"]
         assert model["inter_token_ms"]["mean"] > 0
         assert model["request_tokens_per_second"]["mean"] > 0
     table = (tmp_path / "out" / "locust_stats.csv").read_text()

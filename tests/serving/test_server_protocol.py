@@ -10,6 +10,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from support import Reference, Server
 
 from adapters.prompt import PromptRenderer
@@ -28,6 +30,10 @@ HOSTILE = [
     *("../" * 50 + "etc/passwd", "..;/alpha", "alpha;beta", "alpha,beta", "'", '"', "<script>"),
     *("None", "null", "0", "true", "{}", "[]", "{{7*7}}", "%s%n", "\\\\host\\share", "CON"),
 ]
+
+
+# What else lies in the store of the fixture.
+REFUSED = {"corrupt", "tampered", "pickled", "too-large", "wrong-shape", "wrong-weights", "link"}
 
 
 def post(server: Server, path: str, body: bytes | dict[str, Any], key: str = "") -> tuple[int, Any]:
@@ -230,6 +236,21 @@ def test_hostile_model_names(server: Server, name: str) -> None:
         status, answer = post(server, path, {"model": name, "max_tokens": 1, **body})
         assert status in (400, 404), (name, answer)
         assert "passwd" in name or "root:" not in json.dumps(answer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.lists(
+        st.sampled_from(["..", ".", "/", "\\", "%2e", "%2f", "alpha", "\x00", "@", "~", "\n", "a"])
+        | st.text(max_size=3),
+        min_size=1,
+        max_size=8,
+    ).map("".join)
+)
+def test_generated_hostile_model_names(server: Server, name: str) -> None:
+    assume(name.strip() and name not in {"alpha", "beta", *REFUSED})
+    body = {"model": name, "prompt": "x", "max_tokens": 1}
+    assert post(server, "/v1/completions", body)[0] == 404
 
 
 def test_no_client_can_load_a_path(server: Server) -> None:

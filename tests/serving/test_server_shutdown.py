@@ -1,16 +1,23 @@
-"""SIGTERM: requests in flight finish, the exit code is 0, no process is left behind."""
+"""SIGTERM: requests in flight finish, the exit code is 0, no process is left behind.
+
+The signal goes to the server's process alone, as from `kill`, `docker stop` or `KillMode=mixed`.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
-from support import make_adapter, running_server
+from support import Server, make_adapter, running_server
 
 pytestmark = pytest.mark.engine
+
+LONG = ("--max-model-len", "2048")  # seconds of decoding: signals arrive well within
 
 
 def family(pid: int) -> list[int]:
@@ -30,24 +37,60 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_requests_in_flight_finish(tmp_path: Path, base_folder: Path) -> None:
-    make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
-    with running_server(base_folder, tmp_path / "store", tmp_path) as server:
-        processes = family(server.process.pid)
-        assert len(processes) >= 3  # front end, engine core, worker
-        stream = server.client().completions.create(
-            model="alpha",
+def long_streams(server: Server, model: str, tokens: int) -> list[Any]:
+    """Four streams under way."""
+    streams = [
+        server.client().completions.create(
+            model=model,
             prompt="1 +",
-            max_tokens=400,
+            max_tokens=tokens,
             stream=True,
             extra_body={"ignore_eos": True},
         )
-        first = next(stream)
+        for _ in range(4)
+    ]
+    for stream in streams:
+        next(stream)
+    return streams
+
+
+def status_of_a_new_request(server: Server) -> int:
+    """HTTP status."""
+    answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {server.key}"})
+    return answer.status_code
+
+
+def test_requests_in_flight_finish_and_new_ones_are_sent_away(
+    tmp_path: Path, base_folder: Path
+) -> None:
+    make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
+    with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
+        processes = family(server.process.pid)
+        assert len(processes) >= 3  # front end, engine core, worker
+        streams = long_streams(server, "alpha", 600)
         os.kill(server.process.pid, signal.SIGTERM)
-        chunks = [first, *stream]
-        assert chunks[-1].choices[0].finish_reason == "length"
+        # Each round trip gives the signal handler a turn; it needs one or two.
+        assert 503 in (status_of_a_new_request(server) for _ in range(100))
+        for stream in streams:
+            assert list(stream)[-1].choices[0].finish_reason == "length"
         assert server.process.wait(30) == 0, server.log
         assert "Traceback" not in server.log
         assert not [pid for pid in processes if alive(pid)]
         with pytest.raises(openai.APIConnectionError):
             server.client().models.list()
+
+
+def test_a_second_signal_ends_it(tmp_path: Path, base_folder: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
+        processes = family(server.process.pid)
+        streams = long_streams(server, base_folder.name, 1900)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert 503 in (status_of_a_new_request(server) for _ in range(100))
+        os.kill(server.process.pid, signal.SIGTERM)
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            for stream in streams:
+                list(stream)
+        assert server.process.wait(30) == 0
+        assert "second signal" in server.log
+        assert not [pid for pid in processes if alive(pid)]

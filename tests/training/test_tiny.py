@@ -343,6 +343,7 @@ def test_bad_arguments_end_with_2_and_name_the_field(
 # --- pre-training ---------------------------------------------------------------------------------
 
 SMALL = {
+    "init": None,  # from nothing, not from the weights that the shipped base goes on from
     "architecture": {
         "model_type": "qwen2",
         "hidden_size": 32,

@@ -102,7 +102,7 @@ def write_card(
         parameters=parameters(folder),
         kinds=len(KINDS),
         examples=_examples(),
-        command=f"python -m training.tiny pretrain --base {config.base} --output {config.output}",
+        command=_command(config),
         config=config.recipe(),
         measured=_MEASURED.format(samples=SAMPLES, table=table(measured))
         if measured
@@ -110,3 +110,10 @@ def write_card(
         **counts,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _command(config: "PretrainConfig") -> str:
+    """What makes this base, and first the one it goes on from."""
+    make = "python -m training.tiny pretrain --base"
+    before = f"{make} {config.init.name.removeprefix('tiny-')}\n" if config.init else ""
+    return f"{before}{make} {config.base} --output {config.output}"

@@ -94,6 +94,8 @@ def train(
     import torch
     from transformers import AutoTokenizer, Trainer, TrainingArguments
 
+    if config.init is not None and not (config.init / "config.json").is_file():
+        raise ValueError(f"--init: {config.init} is no model folder; make it first")
     torch.set_num_threads(config.threads)
     run = config.run_folder
     rows = read_corpus(make_corpus(config))
