@@ -78,11 +78,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     with running_server("--model", str(config.model), "--adapters", str(store)) as url:
         results = ask(config, url, heldout)
     print("\n" + table(results))
-    base, always = (result.report() for result in results)
-    report = {
-        "base": base,
-        "always": always,
-        "difference": compare(results)[0],
+    report = {result.label: result.report() for result in results} | {
+        "differences": compare(results),
         "fit_seconds": round(fit_seconds, 1),
         "problems_fitted_on": config.train,
         "temperature": config.temperature,
@@ -94,7 +91,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
-    """Base and adapter on the same problems, over HTTP."""
+    """Base, adapter at every step, and adapter at decision points: the same problems, over HTTP."""
     problems = load_problems(str(heldout))
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
     base = BaseModel.open(str(config.model)).fingerprint
@@ -118,6 +115,7 @@ def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
             for name, mode, identity in (
                 (config.model.name, "base", base),
                 ("demo", "always", adapter),
+                ("demo:gated", "gated", adapter),
             )
         ]
 

@@ -80,7 +80,8 @@ def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adap
     assert answers["base"] == generator.generate(prompts, greedy)  # the adapter is gone again
     assert answers["base"] != answers["adapter"]
     model = PeftModel.from_pretrained(load_model(BASE), adapter)
-    # vLLM runs in the base's bfloat16: near-ties may fall the other way, so most must agree.
+    # vLLM runs in the base's bfloat16, whose rounding may turn a near tie: each token must be within
+    # 5 % of the best. Exactness in float32 is tested on the server.
     agree = total = 0
     for prompt, row in zip(prompts, answers["adapter"], strict=True):
         ids = list(prompt)
@@ -88,7 +89,7 @@ def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adap
             with torch.inference_mode():
                 logits = model(torch.tensor([ids])).logits[0, -1]
             margin = logits.max() - logits[token]
-            agree += bool(margin < 0.15)
+            agree += bool(margin < 0.05 * logits.abs().max())
             total += 1
             ids.append(token)
     assert agree == total
