@@ -80,7 +80,7 @@ def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adap
     assert answers["base"] == generator.generate(prompts, greedy)  # the adapter is gone again
     assert answers["base"] != answers["adapter"]
     model = PeftModel.from_pretrained(load_model(BASE), adapter)
-    # vLLM runs in the base's bfloat16, whose rounding may turn a near tie: each token must be within
+    # vLLM runs in the base's bfloat16, whose rounding may turn a near tie: a token must be within
     # 5 % of the best. Exactness in float32 is tested on the server.
     agree = total = 0
     for prompt, row in zip(prompts, answers["adapter"], strict=True):
