@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= 1
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base clean
+.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,11 @@ loadtest: install ## locust against a server that `make serve` left running
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
 	$(BIN)/python -m training.tiny pretrain --base qwen2-start
 	$(BIN)/python -m training.tiny pretrain --base qwen2
+
+adapter: install ## fit the shipped adapter anew (about 2 minutes)
+	$(BIN)/python -m training.tiny problems --seed 1 --count 400 --out runs/tiny-math/problems.jsonl
+	$(BIN)/python -m training.fit --model models/tiny-qwen2 \
+	    --problems runs/tiny-math/problems.jsonl --output adapters/store/tiny-math
 
 clean: ## remove results of runs (not the environment)
 	rm -rf runs
