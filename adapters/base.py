@@ -31,7 +31,13 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            shapes_are_lists = all(isinstance(entry["shape"], list) for entry in header.values())
+            well_formed = all(
+                isinstance(entry["dtype"], str)
+                and _are_sizes(entry["shape"])
+                and _are_sizes(entry["data_offsets"])
+                and len(entry["data_offsets"]) == 2
+                for entry in header.values()
+            )
         except (
             ValueError,
             TypeError,
@@ -41,9 +47,15 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             RecursionError,
         ) as error:
             raise ValueError(f"{path.name}: not a safetensors file") from error
-    if not shapes_are_lists or 8 + length + end != size:
+    if not well_formed:
+        raise ValueError(f"{path.name}: not a safetensors file")
+    if 8 + length + end != size:
         raise ValueError(f"{path.name}: cut short or padded ({size} bytes)")
     return header
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def fingerprint(folder: Path) -> str:

@@ -9,12 +9,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_BLOCK = 2**20
 
-def _fsync(path: Path) -> None:
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -36,9 +39,9 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; results are ordinary files
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,12 +62,12 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         yield build
         for folder, _, files in os.walk(build):
             for file in files:
-                _fsync(Path(folder, file))
-            _fsync(Path(folder))
+                fsync(Path(folder, file))
+            fsync(Path(folder))
         if path.exists():
             os.rename(path, temporary / "old")
         os.rename(build, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,3 +87,37 @@ def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_file(source: Path, target: Path, limit: int, mode: int = 0o444) -> None:
+    """Copy one file to a new one of that mode, and wait until it is on the disk.
+
+    Raises:
+        ValueError: it is larger than `limit` bytes (or grows beyond them meanwhile).
+    """
+    left = limit
+    with open(source, "rb") as file:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            while block := file.read(_BLOCK):
+                left -= len(block)
+                if left < 0:
+                    raise ValueError(f"{source.name} is larger than {limit} bytes")
+                while block:
+                    block = block[os.write(fd, block) :]
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it; what another process has deleted meanwhile is no error."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            Path(folder, name).unlink(missing_ok=True)
+        for entry in (Path(folder, name) for name in folders):
+            with suppress(FileNotFoundError):
+                entry.unlink() if entry.is_symlink() else entry.rmdir()
+    with suppress(FileNotFoundError):
+        path.rmdir()

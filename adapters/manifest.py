@@ -64,7 +64,7 @@ class Score(_Strict):
 
     mode: Mode
     problems: str = Field(description="Benchmark name or problems file.")
-    metric: str = Field(description="pass@1, pass@k, avg@k, boxed_rate, mean_tokens")
+    metric: str = Field(description="pass@1, pass@k, avg@k, boxed_rate, mean_tokens, gate_rate")
     value: float
     stderr: float | None = None
     n: int = Field(gt=0, description="Number of problems.")
@@ -78,7 +78,9 @@ class Manifest(_Strict):
     name: Name
     family: str
     base: Base
-    gate: Gate
+    gate: Gate | None = Field(
+        None, description="None: made elsewhere and never calibrated; served at every step only."
+    )
     scores: list[Score] = Field(default_factory=list)
     seed: int = 0
     files: dict[str, Sha256] = Field(description="SHA-256 of each file the adapter consists of.")

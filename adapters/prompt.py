@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.recipe import Prompt
@@ -28,13 +29,16 @@ and INSTRUCTION not in messages[-1]['content'] -%}
 """
 
 
-def chat_template(prompt: Prompt, tokenizer_template: str | None) -> str:
+def chat_template(prompt: Prompt, own: str | dict[str, str] | None) -> str:
     """The family's Jinja chat template: what the server and the trainer both render with.
+
+    Args:
+        own: the tokenizer's; of several named ones the default serves chats.
 
     Raises:
         ValueError: neither the family nor the tokenizer has a chat template.
     """
-    template = prompt.chat_template or tokenizer_template
+    template = prompt.chat_template or (own.get("default") if isinstance(own, dict) else own)
     if template is None:
         raise ValueError(
             "prompt.chat_template: the tokenizer has no chat template and the family none either; "
@@ -56,10 +60,14 @@ class PromptRenderer:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PromptRenderer:
-        own = tokenizer.chat_template
-        if isinstance(own, dict):  # several named templates: the default one serves chats
-            own = own.get("default")
-        return cls(tokenizer, chat_template(prompt, own))
+        return cls(tokenizer, chat_template(prompt, tokenizer.chat_template))
+
+    @classmethod
+    def load(cls, base: Path, prompt: Prompt) -> PromptRenderer:
+        """With the tokenizer of the model folder `base`."""
+        from transformers import AutoTokenizer
+
+        return cls.of(AutoTokenizer.from_pretrained(base), prompt)
 
     def text(self, problem: str) -> str:
         """The prompt as a string, up to where the answer begins."""

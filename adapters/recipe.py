@@ -99,6 +99,9 @@ class GateChoice(_Section):
 
     tau: float | None = Field(None, ge=0, description="Nats; None: calibrated to `rate`.")
     rate: float = Field(0.05, gt=0, le=1, description="Wanted gate rate.")
+    others: list[float] = Field(
+        [0.02, 0.1], description="Gate rates tried for serving beside the one trained for."
+    )
 
 
 class Checkpoints(_Section):

@@ -1,21 +1,48 @@
-"""The store: a folder of adapter folders, looked at afresh at every question.
+"""The store: immutable versions, and aliases that point at them and move.
 
-    store/NAME/adapter_config.json, adapter_model.safetensors, manifest.json
+    STORE/NAME/HASH/          the version NAME@HASH: PEFT files, manifest.json, README.md, fit.yaml
+    STORE/NAME/moves.jsonl    where the alias NAME points and has pointed (adapters/moves.py)
+    STORE/NAME/.lock  HASH/.lease             who writes, who uses (adapters/lease.py)
+    STORE/NAME/.tmp-*  .trash-*               half built, half deleted
+
+A version is built aside, put on the disk and renamed into place before any alias points at it; an
+alias moves by one line. So whatever kills a writer leaves the old state or the new.
+
+A plain PEFT folder STORE/NAME/adapter_config.json, without moves, is an adapter too: unversioned,
+and taken for new whenever its content changes. Publishing under its name makes it a version first.
 
 A name never becomes a path without passing the strict pattern, and links never lead out.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters import moves
 from adapters.base import BaseModel
+from adapters.files import copy_file, fsync, remove_tree, sha256_file
+from adapters.lease import Lease, writing
 from adapters.manifest import is_name
-from adapters.version import AdapterError, AdapterVersion
+from adapters.moves import Action, DamagedHistoryError, Move
+from adapters.reference import Reference, is_hash
+from adapters.version import ALONGSIDE, CONFIG, FILES, AdapterError, AdapterVersion
 
 # The store that comes with the project.
 SHIPPED = Path(__file__).parent / "store"
+_TRIES = 100
+BUILDING, TRASH = ".tmp-", ".trash-"
+
+Signature = tuple[object, ...]
+
+
+class StoreError(AdapterError):
+    """The store could not be written: a full disk, a read-only folder."""
 
 
 @dataclass(frozen=True)
@@ -27,51 +54,450 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Leased:
+    """What a reference meant when it was asked for, held until `lease` is closed."""
+
+    reference: Reference  # with a hash, but for a plain folder
+    path: Path
+    lease: Lease
+
+
+@dataclass(frozen=True)
 class Store:
-    """A folder of adapters."""
+    """A folder of adapters. Holds no state: every question looks afresh, from any process.
+
+    Wherever a `reference` is asked for, NAME and NAME@HASH will do.
+    """
 
     root: Path
 
+    # ----------------------------------------------------------------------------------- reading
+
     def names(self) -> list[str]:
-        """The adapter folders present, sorted; half-built ones (leading dot) are not."""
+        """Every alias and every plain folder, sound or not, sorted."""
+        return [name for name in self.folders() if self._means_something(name)]
+
+    def folders(self) -> list[str]:
+        """Every folder that has a name's form, also without anything that could be served."""
         if not self.root.is_dir():
             return []
         return sorted(
             entry.name for entry in self.root.iterdir() if entry.is_dir() and is_name(entry.name)
         )
 
-    def get(
-        self, name: str, base: BaseModel | None = None, max_rank: int | None = None
-    ) -> AdapterVersion:
-        """The adapter `name`, checked, and checked against `base` and `max_rank` where given.
+    def versions(self, name: str) -> list[str]:
+        """The hashes of the versions of `name` that are there, sorted."""
+        if not is_name(name) or not (self.root / name).is_dir():
+            return []
+        return sorted(
+            entry.name
+            for entry in (self.root / name).iterdir()
+            if is_hash(entry.name) and _is_folder(entry)
+        )
+
+    def history(self, name: str) -> list[Move]:
+        """Every move of the alias `name`, oldest first.
 
         Raises:
-            KeyError: there is none of that name.
-            AdapterError: there is one, but it cannot be used.
+            KeyError: there is no such folder.
+            AdapterError: the history is damaged.
         """
-        path = self.root / name if is_name(name) else None
-        if path is None or not path.is_dir():
-            raise KeyError(name)
-        for entry in (path, *path.iterdir()):
-            if not entry.resolve().is_relative_to(self.root.resolve()):
-                raise AdapterError(name, f"'{entry.name}' is a link that leads out of the store")
-        version = AdapterVersion.read(path, name)
-        if max_rank is not None and version.rank > max_rank:
-            raise AdapterError(
-                name, f"rank {version.rank} is over the limit {max_rank}; raise --max-lora-rank"
-            )
-        if base is not None:
-            version.check_fits(base)
-        return version
+        with self._reading(name):
+            return moves.read_all(self._folder(name))
 
-    def listing(self, base: BaseModel | None = None, max_rank: int | None = None) -> Listing:
-        """Every adapter, read and checked."""
+    def previous(self, name: str) -> str:
+        """The version that a roll-back of `name` would go back to.
+
+        Raises:
+            KeyError: there is no such folder.
+            AdapterError: there is none before, or the history is damaged.
+        """
+        path = moves.path_back(self.history(name))
+        if len(path) < 2:
+            raise AdapterError(name, "has no version before this one to roll back to")
+        return path[-2]
+
+    def resolve(self, reference: str) -> Reference:
+        """The version that `reference` means now; without a hash if it is a plain folder.
+
+        Raises:
+            KeyError: there is nothing of that name.
+            AdapterError: there is, but it leads out of the store, or its history is damaged.
+        """
+        try:
+            asked = Reference.parse(reference)
+        except ValueError:
+            raise KeyError(reference) from None
+        if not (self.root / asked.name).is_dir():
+            raise KeyError(reference)
+        folder = self._folder(asked.name)
+        if asked.hash is not None:
+            if not _is_folder(folder / asked.hash):
+                raise KeyError(reference)
+            return asked
+        with self._reading(asked.name):
+            last = moves.read_last(folder)
+        if last is not None:
+            return Reference.parse_version(last.version)
+        if not self._means_something(asked.name):
+            raise KeyError(reference)
+        return asked
+
+    def path(self, reference: Reference) -> Path:
+        """Where the files of a resolved reference lie."""
+        return self.root / reference.name / (reference.hash or "")
+
+    def signature(self, reference: str) -> Signature:
+        """What is different whenever `reference` means something else; cheap.
+
+        Raises:
+            KeyError, AdapterError: as `resolve`.
+        """
+        found = self.resolve(reference)
+        path = self.path(found)
+        if found.hash is not None:
+            return found, _stat(path)[:2]  # a lease file changes its times
+        return found, *(_stat(file) for file in (path, *(path / file for file in FILES)))
+
+    def get(
+        self,
+        reference: str,
+        base: BaseModel | None = None,
+        max_rank: int | None = None,
+        *,
+        hashes: bool = True,
+    ) -> AdapterVersion:
+        """The adapter that `reference` means, its content hashed and compared with its name.
+
+        Args:
+            base: must fit, where given.
+            max_rank: what the server was started for, where given.
+            hashes: False believes a version's name, and reads no more of its weights than their
+                header: enough to list it, not to load it.
+
+        Raises:
+            KeyError: there is nothing of that name.
+            AdapterError: there is, but it cannot be used.
+        """
+        while True:
+            found = self.resolve(reference)
+            try:
+                return self._read(found, reference, base, max_rank, hashes)
+            except (AdapterError, OSError):
+                if self.resolve(reference) == found:
+                    raise
+                # Collected while it was read, after the alias had moved on.
+
+    def listing(
+        self, base: BaseModel | None = None, max_rank: int | None = None, *, hashes: bool = True
+    ) -> Listing:
+        """Every adapter, read and checked, as `get` does."""
         listing = Listing({}, {})
         for name in self.names():
             try:
-                listing.offered[name] = self.get(name, base, max_rank)
+                listing.offered[name] = self.get(name, base, max_rank, hashes=hashes)
             except AdapterError as error:
                 listing.refused[name] = error
             except KeyError:
                 continue  # removed between the two looks
         return listing
+
+    def lease(self, reference: str) -> Leased:
+        """Hold what `reference` means now, so that it is not collected; close the lease after use.
+
+        Raises:
+            KeyError, AdapterError: as `resolve`.
+            OSError: the lease file cannot be opened.
+        """
+        for _ in range(_TRIES):
+            found = self.resolve(reference)
+            path = self.path(found)
+            if found.hash is None:
+                return Leased(found, path, Lease(None))
+            lease = Lease.take(path) if _is_folder(path) else None
+            if lease is not None:
+                return Leased(found, path, lease)
+            # Collected between the two looks, after the alias had moved on; or gone by other hands.
+        raise AdapterError(reference, f"its version {found} is gone; move the alias, or verify")
+
+    # ----------------------------------------------------------------------------------- writing
+
+    def publish(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        base: BaseModel | None = None,
+        alias: bool = True,
+        by: str | None = None,
+    ) -> AdapterVersion:
+        """Copy a PEFT folder into the store as a version of `name`, and move the alias to it.
+
+        The same content again is the same version. Nothing is there before all of it was checked.
+
+        Args:
+            base: must fit, where given.
+            alias: False leaves the alias where it is.
+            by: who does it, for the history; default: this user at this machine.
+
+        Raises:
+            ValueError: `name` is none.
+            AdapterError: the folder's content cannot be used.
+            StoreError: the store cannot be written.
+        """
+        if not is_name(name):
+            raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
+        AdapterVersion.read(folder, name)  # bounds what is copied
+        with self.writes(name):
+            held = self._build(folder, name, base)
+            with held.lease:
+                version = self.get(str(held.reference))
+                if alias:
+                    self._move(name, held.reference, "publish", by)
+        return version
+
+    def alias(self, name: str, version: str, *, by: str | None = None) -> Move:
+        """Point the alias `name` at `version` (NAME@HASH, of this name or another).
+
+        Where it already points there, nothing happens.
+
+        Returns:
+            The move that made it so.
+
+        Raises:
+            ValueError: `name` or `version` is none.
+            KeyError: there is no such version.
+            AdapterError: there is, but it cannot be used; the alias is where it was.
+            StoreError: the store cannot be written.
+        """
+        reference = Reference.parse_version(version)
+        if not is_name(name):
+            raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
+        with self.writes(name), self.lease(version).lease:
+            self.get(version).check_weights()
+            return self._move(name, reference, "alias", by)
+
+    def rollback(self, name: str, *, by: str | None = None) -> Move:
+        """Point the alias `name` at the version before the present one; again: further back.
+
+        Raises:
+            KeyError: there is no such alias.
+            AdapterError: there is none before, or it is gone or damaged; nothing has moved.
+            StoreError: the store cannot be written.
+        """
+        folder = self._folder(name) if is_name(name) else None
+        if folder is None or self.resolve(name).hash is None:
+            raise KeyError(name)
+        with self.writes(name), writing(folder):
+            before = self.previous(name)
+            try:
+                held = self.lease(before)
+            except KeyError:
+                raise AdapterError(
+                    name, f"{before}, which it would roll back to, is gone; alias another version"
+                ) from None
+            with held.lease:
+                self.get(before).check_weights()
+                return self._append(name, held.reference, "rollback", by)
+
+    def _build(self, source: Path, name: str, base: BaseModel | None) -> Leased:
+        """Make a version of `source`, or find it there; the lease holds it until it is aliased."""
+        home = self.root / name
+        with writing(home):  # or the garbage collection might sweep what nobody holds yet
+            building = home / f"{BUILDING}{secrets.token_hex(6)}"
+            building.mkdir()
+            try:
+                lease = Lease.take(building)
+                assert lease is not None
+            except BaseException:
+                remove_tree(building)
+                raise
+        try:
+            for file, limit in (FILES | ALONGSIDE).items():
+                if (source / file).is_file():
+                    copy_file(source / file, building / file, limit)
+            version = AdapterVersion.read(building, name)
+            version.check_weights()
+            if base is not None:
+                version.check_fits(base)
+            reference = Reference(name, version.hash)
+            while not self._put_in_place(building, self.path(reference)):
+                with suppress(KeyError):  # collected just now: then ours can take its place
+                    held = self.lease(str(reference))
+                    lease.close()
+                    with suppress(OSError):
+                        os.utime(held.path)  # published just now, to the garbage collection
+                    return held
+        except BaseException:
+            lease.close()
+            raise
+        finally:
+            with suppress(OSError):  # what cannot be removed now is swept later
+                remove_tree(building)
+        return Leased(reference, self.path(reference), lease)
+
+    def _put_in_place(self, building: Path, path: Path) -> bool:
+        """Rename a finished version into place; False: it is there already."""
+        fsync(building)
+        try:
+            os.rename(building, path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
+            raise
+        fsync(path.parent)
+        return True
+
+    def _move(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
+        """Move an alias to a version that the caller holds a lease of."""
+        home = self.root / name
+        if (home / CONFIG).exists() and self.resolve(name).hash is None:
+            self._adopt(name, by)
+        with writing(home):
+            last = moves.read_last(home)
+            if last is not None and last.version == str(to):
+                return last
+            return self._append(name, to, action, by)
+
+    def _append(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
+        """The caller holds the name's lock and a lease of `to`."""
+        home = self.root / name
+        move = Move.now(to, moves.read_last(home), action, by)
+        moves.append(home, move)
+        return move
+
+    def _adopt(self, name: str, by: str | None) -> None:
+        """Make a version of the plain folder `name`, so that it can be rolled back to."""
+        try:
+            self.get(name)
+            held = self._build(self.root / name, name, None)
+        except AdapterError as error:
+            raise AdapterError(
+                name,
+                f"its plain folder cannot become a version ({error.reason}); "
+                f"remove {self.root / name / CONFIG}",
+            ) from error
+        with held.lease, writing(self.root / name):
+            if moves.read_last(self.root / name) is None:
+                self._append(name, held.reference, "publish", by)
+            for file in self.leftovers(name):
+                (self.root / name / file).unlink(missing_ok=True)
+
+    def leftovers(self, name: str) -> list[str]:
+        """Files of a plain folder that became a version, which holds the same content."""
+        home = self.root / name
+        return [
+            file
+            for file in (*FILES, *ALONGSIDE)
+            if (home / file).is_file() and self._is_in_a_version(name, file)
+        ]
+
+    def _is_in_a_version(self, name: str, file: str) -> bool:
+        copies = [self.root / name / digest / file for digest in self.versions(name)]
+        here = self.root / name / file
+        return any(
+            copy.is_file()
+            and copy.stat().st_size == here.stat().st_size
+            and sha256_file(copy) == sha256_file(here)
+            for copy in copies
+        )
+
+    # ----------------------------------------------------------------------------- the small print
+
+    def _read(
+        self,
+        found: Reference,
+        reference: str,
+        base: BaseModel | None,
+        max_rank: int | None,
+        hashes: bool,
+    ) -> AdapterVersion:
+        path = self.path(found)
+        if found.hash is not None and not _is_folder(path):
+            raise AdapterError(reference, f"its version {found} is gone; move the alias, or verify")
+        self._check_links(reference, path)
+        version = AdapterVersion.read(path, found.name, None if hashes else found.hash)
+        if found.hash not in (None, version.hash):
+            raise AdapterError(
+                reference, f"the content of {found} is not what its hash names ({version.hash})"
+            )
+        if max_rank is not None and version.rank > max_rank:
+            raise AdapterError(
+                reference,
+                f"rank {version.rank} is over the limit {max_rank}; raise --max-lora-rank",
+            )
+        if base is not None:
+            version.check_fits(base)
+        return version
+
+    def _folder(self, name: str) -> Path:
+        """The folder of `name`. Raises KeyError: none; AdapterError: it lies elsewhere."""
+        folder = self.root / name
+        if not is_name(name) or not folder.is_dir():
+            raise KeyError(name)
+        if folder.is_symlink():
+            self._check_inside(name, folder)
+        return folder
+
+    def _means_something(self, name: str) -> bool:
+        """Whether there is an alias, or anything that somebody meant to be a plain adapter.
+
+        A name whose first version was built, but never aliased, means nothing yet.
+        """
+        folder = self.root / name
+        try:
+            if moves.read_last(folder) is not None:
+                return True
+        except (DamagedHistoryError, OSError):
+            return True  # something is there; asking for it says what is wrong
+        with suppress(FileNotFoundError):
+            return any(
+                entry.name != moves.FILE and entry.name[0] != "." and not is_hash(entry.name)
+                for entry in folder.iterdir()
+            )
+        return False
+
+    def _check_links(self, name: str, path: Path) -> None:
+        for entry in (path, *path.iterdir()):
+            self._check_inside(name, entry)
+
+    def _check_inside(self, name: str, entry: Path) -> None:
+        if not entry.resolve().is_relative_to(self.root.resolve()):
+            raise AdapterError(name, f"'{entry.name}' is a link that leads out of the store")
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except DamagedHistoryError as error:
+            raise AdapterError(name, str(error)) from error
+        except OSError as error:
+            raise AdapterError(name, f"{moves.FILE} cannot be read: {error.strerror}") from error
+
+    @contextmanager
+    def writes(self, name: str) -> Iterator[None]:
+        """Say in the store's words why the folder of `name` could not be written."""
+        try:
+            if (self.root / name).is_symlink():
+                raise AdapterError(name, "is a link; only a folder of the store can be written")
+            yield
+        except DamagedHistoryError as error:
+            raise AdapterError(name, str(error)) from error
+        except OSError as error:
+            raise StoreError(
+                name, f"the store {self.root} cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def _is_folder(path: Path) -> bool:
+    """A folder and no link to one: a version lies in its store."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    """Device, inode, size and times; empty if there is nothing."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

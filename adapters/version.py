@@ -1,12 +1,13 @@
 """One adapter folder: an ordinary PEFT LoRA plus our manifest, read and checked before any use.
 
-    adapter_config.json  adapter_model.safetensors  manifest.json  README.md
+    adapter_config.json  adapter_model.safetensors  manifest.json  README.md  fit.yaml
 
 A folder without a manifest is any PEFT LoRA: it can be served at every step, but not gated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from pydantic import ValidationError
 from adapters.base import BaseModel, safetensors_header
 from adapters.files import sha256_file
 from adapters.manifest import FILE as MANIFEST
-from adapters.manifest import Manifest
+from adapters.manifest import Gate, Manifest
+from adapters.reference import HASH_LENGTH
+from adapters.weights import check_finite
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 # Formats that run code when they are loaded; their mere presence is a reason to refuse.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_CONFIG_LIMIT = 2**20
-_WEIGHTS_LIMIT = 16 * 2**30
+# The files that make an adapter what it is, and those that only tell of it; bytes at most.
+FILES = {CONFIG: 2**20, WEIGHTS: 16 * 2**30, MANIFEST: 2**20}
+ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20}
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
@@ -38,6 +42,16 @@ class AdapterError(ValueError):
         self.reason = reason
 
 
+def content_hash(digests: dict[str, str]) -> str:
+    """The HASH in NAME@HASH: twelve digits of the SHA-256 over the files that make an adapter.
+
+    Args:
+        digests: file name -> hex SHA-256; of FILES, those that are there.
+    """
+    lines = "".join(f"{file} {digests[file]}\n" for file in FILES if file in digests)
+    return hashlib.sha256(lines.encode()).hexdigest()[:HASH_LENGTH]
+
+
 @dataclass(frozen=True)
 class AdapterVersion:
     """An adapter folder that passed every check that needs no base model."""
@@ -47,6 +61,17 @@ class AdapterVersion:
     config: dict[str, Any]
     shapes: dict[str, list[int]]
     manifest: Manifest | None
+    hash: str
+
+    @property
+    def id(self) -> str:
+        """NAME@HASH."""
+        return f"{self.name}@{self.hash}"
+
+    @property
+    def gate(self) -> Gate | None:
+        """The calibrated threshold, where there is one."""
+        return self.manifest.gate if self.manifest else None
 
     @property
     def rank(self) -> int:
@@ -54,8 +79,11 @@ class AdapterVersion:
         return max([int(self.config["r"]), *self.config.get("rank_pattern", {}).values()])
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None) -> AdapterVersion:
+    def read(cls, path: Path, name: str | None = None, known: str | None = None) -> AdapterVersion:
         """Read and check `path`.
+
+        Args:
+            known: its hash, taken on trust: then the weights are not read, only their header.
 
         Raises:
             AdapterError: files missing, pickled, damaged, of the wrong kind, or not as hashed.
@@ -68,22 +96,29 @@ class AdapterVersion:
             raise AdapterError(
                 name, f"holds pickled weights ({', '.join(pickles)}); convert them to safetensors"
             )
-        for file, limit in ((CONFIG, _CONFIG_LIMIT), (WEIGHTS, _WEIGHTS_LIMIT)):
+        for file, limit in (FILES | ALONGSIDE).items():
             if not (path / file).is_file():
-                raise AdapterError(name, f"{file} is missing")
-            if (path / file).stat().st_size > limit:
+                if file in (CONFIG, WEIGHTS):
+                    raise AdapterError(name, f"{file} is missing")
+            elif (path / file).stat().st_size > limit:
                 raise AdapterError(name, f"{file} is larger than {limit} bytes")
         config = _read_config(name, path / CONFIG)
         try:
             header = safetensors_header(path / WEIGHTS)
         except ValueError as error:
             raise AdapterError(name, str(error)) from error
+        digests = {
+            file: sha256_file(path / file)
+            for file in FILES
+            if known is None and (path / file).is_file()
+        }
         version = cls(
             name=name,
             path=path,
             config=config,
             shapes={key: entry["shape"] for key, entry in header.items()},
-            manifest=_read_manifest(name, path),
+            manifest=_read_manifest(name, path, digests if known is None else None),
+            hash=known or content_hash(digests),
         )
         version._check_shapes()
         return version
@@ -108,6 +143,13 @@ class AdapterVersion:
                 raise AdapterError(self.name, f"unexpected tensor '{key}'")
             modules.setdefault(match["module"], {})[match["side"]] = shape
         return modules
+
+    def check_weights(self) -> None:
+        """Raise AdapterError unless every weight is a finite number. Reads all of them."""
+        try:
+            check_finite(self.path / WEIGHTS)
+        except ValueError as error:
+            raise AdapterError(self.name, str(error)) from error
 
     def check_fits(self, base: BaseModel) -> None:
         """Raise AdapterError unless this adapter was made for `base` (or could have been)."""
@@ -149,8 +191,8 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_manifest(name: str, path: Path) -> Manifest | None:
-    if not (path / MANIFEST).exists():
+def _read_manifest(name: str, path: Path, digests: dict[str, str] | None) -> Manifest | None:
+    if not (path / MANIFEST).is_file():
         return None
     try:
         manifest = Manifest.read(path)
@@ -159,6 +201,6 @@ def _read_manifest(name: str, path: Path) -> Manifest | None:
         field = ".".join(map(str, first["loc"])) or "content"
         raise AdapterError(name, f"{MANIFEST}: {field}: {first['msg']}") from error
     for file in (CONFIG, WEIGHTS):
-        if manifest.files.get(file) != sha256_file(path / file):
+        if digests is not None and manifest.files.get(file) != digests[file]:
             raise AdapterError(name, f"{file} is not the file its manifest names (hash differs)")
     return manifest

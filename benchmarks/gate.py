@@ -1,161 +1,169 @@
 """What the gate costs: generated tokens per second, as a ratio to the base without LoRA enabled.
 
-    python -m benchmarks.gate --batch 16 64
+    python -m benchmarks.gate --batch 16
+    python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always, stock kernels"
 
-A model of about 31 M parameters with random weights, made on the spot, float32, one thread. Each
-mode has an engine of its own in this process; runs are interleaved, so that what else the machine
-does falls on all alike. Thresholds are found by measuring: the rate reached stands in the table.
+A model with random weights, made on the spot, float32, one thread. Without and with LoRA there are
+two engines in this process; the modes take turns, so that what else the machine does falls on all
+alike, and each run's ratio is to the base's run of the same turn. Thresholds are found by
+measuring; the gate rate that was reached stands in the table.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import re
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-}
-VOCAB, PROMPT, TOKENS = 8192, 32, 64
+from pydantic import Field
 
+from benchmarks.engines import SHAPES, Shape, make_engine, make_model, prepare
+from benchmarks.report import print_table, save, show, spread
+from training.config import Config
 
-def make_model(folder: Path) -> tuple[Path, Path]:
-    """(base, adapter): random, with entropies that vary; rank 32 on q, k, v, o."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-    model.save_pretrained(str(folder / "base"))
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    lora = LoraConfig(r=32, lora_alpha=64, target_modules=targets, init_lora_weights=False)
-    get_peft_model(model, lora).save_pretrained(str(folder / "adapter"))
-    return folder / "base", folder / "adapter"
+BASE = "base without LoRA"
+PROMPT = 32
+NEVER = 1e9  # nats; the entropy is computed all the same
 
 
-def make_engine(base: Path, batch: int, gate: bool) -> Any:
-    """vLLM without LoRA, or with LoRA and the gate. Nothing is compiled in either."""
-    from vllm import LLM
+class GateConfig(Config):
+    """Settings of the benchmark."""
 
-    with_gate: dict[str, Any] = {
-        "enable_lora": True,
-        "max_lora_rank": 32,
-        "max_loras": 1,
-        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
-        "worker_cls": "serving.engine.worker.GateCPUWorker",
-    }
-    return LLM(
-        model=str(base),
-        dtype="float32",
-        skip_tokenizer_init=True,
-        max_model_len=256,
-        max_num_seqs=batch,
-        block_size=32,
-        kv_cache_memory_bytes=2**29,
-        enable_prefix_caching=False,
-        enforce_eager=True,
-        disable_log_stats=True,
-        **(with_gate if gate else {}),
-    )
+    program: ClassVar[str] = "python -m benchmarks.gate"
+
+    shape: Shape = "31m"
+    batch: list[int] = Field([16, 64], description="Sequences at a time.")
+    runs: int = Field(5, ge=1, description="Runs of each mode, interleaved.")
+    requests: int = Field(3, ge=1, description="Requests of a run, for each sequence of the batch.")
+    tokens: int = Field(64, ge=1, description="Tokens of a request.")
+    rates: list[float] = Field([0.02, 0.1], description="Gate rates to look for.")
+    only: list[str] = Field([], description="Modes to measure beside the base; all if none.")
 
 
-def run(engine: Any, batch: int, adapter: Path | None, tau: float | None) -> tuple[float, Any]:
-    """(tokens per second, reports) of 2 x batch requests."""
+class Mode(NamedTuple):
+    """A way to serve the same requests."""
+
+    engine: Any
+    adapter: Path | None = None
+    tau: float | None = None
+    stock: bool = False  # vLLM's own LoRA kernels
+
+
+class Run(NamedTuple):
+    """What came out of one run."""
+
+    speed: float  # tokens per second
+    rate: float  # gated tokens / generated tokens
+
+
+def run(mode: Mode, config: GateConfig, batch: int, requests: int) -> Run:
+    """Serve `requests` x batch requests, all there from the start."""
     import torch
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
+    from serving.engine import cpu_layers
+
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCAB, (2 * batch, PROMPT), generator=generator).tolist()
+    size = (requests * batch, PROMPT)
+    ids = torch.randint(1, SHAPES[config.shape]["vocab_size"], size, generator=generator).tolist()
     params = SamplingParams(
         temperature=0,
-        max_tokens=TOKENS,
+        max_tokens=config.tokens,
         ignore_eos=True,
         detokenize=False,
-        extra_args=None if tau is None else {"gate_tau": tau, "gate_trace": int(tau == 0)},
+        extra_args=None if mode.tau is None else {"gate_tau": mode.tau},
     )
-    lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
-    start = time.perf_counter()
-    answers = engine.generate(
-        [{"prompt_token_ids": one} for one in ids], params, lora_request=lora, use_tqdm=False
-    )
-    seconds = time.perf_counter() - start
-    return 2 * batch * TOKENS / seconds, [answer.outputs[0].gate for answer in answers]
+    lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
+    prompts = [{"prompt_token_ids": one} for one in ids]
+    with cpu_layers.stock() if mode.stock else nullcontext():
+        start = time.perf_counter()
+        answers = mode.engine.generate(prompts, params, lora_request=lora, use_tqdm=False)
+        seconds = time.perf_counter() - start
+    reports = [getattr(answer.outputs[0], "gate", None) for answer in answers]
+    tokens = len(ids) * config.tokens
+    return Run(tokens / seconds, sum(report.gated for report in reports if report) / tokens)
 
 
-def threshold(engine: Any, batch: int, adapter: Path, wanted: float) -> tuple[float, float]:
-    """(tau, rate it gives): bisection on the engine itself."""
+def with_rate(mode: Mode, config: GateConfig, batch: int, wanted: float) -> Mode:
+    """`mode` with the tau that gates about `wanted` of the tokens: bisection on the engine."""
     low, high = 0.0, 12.0
-    tau = rate = 0.0
     for _ in range(12):
-        tau = (low + high) / 2
-        reports = run(engine, batch, adapter, tau)[1]
-        rate = sum(report.gated for report in reports) / (2 * batch * TOKENS)
+        mode = mode._replace(tau=(low + high) / 2)
+        rate = run(mode, config, batch, 1).rate
         if abs(rate - wanted) < 0.1 * wanted:
             break
-        low, high = (tau, high) if rate > wanted else (low, tau)
-    return tau, rate
+        assert mode.tau is not None
+        low, high = (mode.tau, high) if rate > wanted else (low, mode.tau)
+    return mode
 
 
-def measure(base: Path, adapter: Path, batch: int, runs: int) -> None:
-    """Print the table of one batch size."""
-    plain, gated = make_engine(base, batch, gate=False), make_engine(base, batch, gate=True)
-    two, ten = (threshold(gated, batch, adapter, wanted) for wanted in (0.02, 0.1))
-    modes: dict[str, tuple[Any, Path | None, float | None]] = {
-        "base without LoRA": (plain, None, None),
-        "gate never opens": (gated, adapter, 1e9),
-        f"gated {two[1]:.1%}": (gated, adapter, two[0]),
-        f"gated {ten[1]:.1%}": (gated, adapter, ten[0]),
-        "always": (gated, adapter, None),
+def measure(config: GateConfig, base: Path, adapter: Path, batch: int) -> dict[str, list[Run]]:
+    """The runs of each mode."""
+    limits = {"max_num_seqs": batch, "max_model_len": 256, "enable_prefix_caching": False}
+    plain, gated = (make_engine(base, gate, **limits) for gate in (False, True))
+    modes = {
+        BASE: Mode(plain),
+        "gate never opens": Mode(gated, adapter, NEVER),
+        **{f"gated, {rate:.0%} wanted": Mode(gated, adapter, rate) for rate in config.rates},
+        "always": Mode(gated, adapter),
+        "always, stock kernels": Mode(gated, adapter, stock=True),
     }
-    speeds: dict[str, list[float]] = {mode: [] for mode in modes}
-    for turn in range(runs + 1):  # the first is a warm-up
-        for mode, (engine, lora, tau) in modes.items():
-            speed = run(engine, batch, lora, tau)[0]
-            if turn:
-                speeds[mode].append(speed)
-    print(f"\n| batch {batch} | tokens/s | ratio to base |\n|---|---|---|")
-    for mode, values in speeds.items():
-        ratios = [v / b for v, b in zip(values, speeds["base without LoRA"], strict=True)]
-        print(f"| {mode} | {statistics.median(values):.0f} | {statistics.median(ratios):.3f} |")
+    modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
+    for name, mode in modes.items():
+        if mode.tau is not None and mode.tau != NEVER:
+            modes[name] = with_rate(mode, config, batch, mode.tau)
+    runs: dict[str, list[Run]] = {name: [] for name in modes}
+    for mode in modes.values():
+        run(mode, config, batch, 1)  # warms up
+    names = list(modes)
+    for turn in range(config.runs):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            runs[name].append(run(modes[name], config, batch, config.requests))
+    return runs
 
 
 def main() -> None:
     """Measure each batch size."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--runs", type=int, default=5)
-    arguments = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
-
-    from serving.engine import report
-
-    report.install()
+    config = GateConfig.load()
+    prepare()
     with tempfile.TemporaryDirectory() as folder:
-        base, adapter = make_model(Path(folder))
-        for batch in arguments.batch:
-            measure(base, adapter, batch, arguments.runs)
+        base, (adapter,), parameters = make_model(Path(folder), config.shape)
+        print(f"{parameters / 1e6:.1f} M parameters")
+        for batch in config.batch:
+            runs = measure(config, base, adapter, batch)
+            speeds = {name: [one.speed for one in found] for name, found in runs.items()}
+            ratios = {
+                name: [one / beside for one, beside in zip(values, speeds[BASE], strict=True)]
+                for name, values in speeds.items()
+            }
+            rates = {
+                name: statistics.mean(one.rate for one in found) for name, found in runs.items()
+            }
+            print(f"\nbatch {batch}, median (range) of {config.runs} interleaved runs\n")
+            print_table(
+                ["mode", "gate rate", "tokens/s", "ratio to base"],
+                [
+                    [name, f"{rates[name]:.1%}", show(speeds[name]), show(ratios[name], 3)]
+                    for name in runs
+                ],
+            )
+            figures = {
+                name: {
+                    "gate_rate": rates[name],
+                    "tokens_per_second": spread(speeds[name]),
+                    "ratio_to_base": spread(ratios[name]),
+                }
+                for name in runs
+            }
+            settings = config.model_dump(mode="json", exclude={"config", "batch"})
+            result = {**settings, "batch": batch, "parameters": parameters, "modes": figures}
+            part = re.sub("[^a-z0-9]+", "-", "".join(f" {mode}" for mode in config.only))
+            save(f"gate-{config.shape}-{batch}{part}", result)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,13 @@ class SamplingConfig(Config):
 def measure(engine: str, config: SamplingConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     from adapters.base import BaseModel
-    from training.fit import renderer_for
+    from adapters.prompt import PromptRenderer
     from training.generate import SamplingOptions, open_generator
     from training.tiny.world import puzzles
 
     base = BaseModel.open(config.model)
     recipe = recipe_for(base.name, base.model_type)
-    renderer = renderer_for(base, recipe.prompt)
+    renderer = PromptRenderer.load(base.folder, recipe.prompt)
     stream = puzzles(config.seed, "train")
     prompts = [renderer.token_ids(next(stream).problem.problem) for _ in range(config.problems)]
     sampling = recipe.sampling

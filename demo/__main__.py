@@ -75,8 +75,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     )
     fit_seconds = sum(json.loads((out / "fit" / "seconds.json").read_text()).values())
 
-    with running_server("--model", str(config.model), "--adapters", str(store)) as url:
-        results = ask(config, url, heldout)
+    with running_server("--model", str(config.model), "--adapters", str(store)) as server:
+        results = ask(config, server.url, heldout)
     print("\n" + table(results))
     report = {result.label: result.report() for result in results} | {
         "differences": compare(results),
@@ -123,7 +123,8 @@ def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
 def main() -> None:
     """Command line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
+        logging.getLogger(client).setLevel(logging.WARNING)
     demo(DemoConfig.load())
 
 

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 
 def free_port() -> int:
@@ -18,9 +19,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Running(NamedTuple):
+    """A server that answers."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def running_server(*flags: str, deadline: float = 300.0) -> Iterator[str]:
-    """Start the server with `flags`, yield its URL once it is healthy, and stop it afterwards.
+def running_server(*flags: str, deadline: float = 300.0) -> Iterator[Running]:
+    """Start the server with `flags`, yield it once it is healthy, and stop it afterwards.
 
     Raises:
         RuntimeError: it ended, or was not healthy, before `deadline` seconds.
@@ -30,7 +38,7 @@ def running_server(*flags: str, deadline: float = 300.0) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "serving", *flags, "--port", str(port)])
     try:
         wait_until_healthy(process, url, time.monotonic() + deadline)
-        yield url
+        yield Running(url, process.pid)
     finally:
         process.terminate()
         try:

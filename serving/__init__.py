@@ -6,10 +6,14 @@ settings.py   what can be set, and where from
 launch.py     settings -> vLLM arguments -> vLLM's server
 plugin.py     what every vLLM process loads
 routes.py     GET /v1/models, and the routes taken away
+admin.py      /admin: states, loads, pins, moves
 guard.py      --api-key
 drain.py      shutting down
-registry.py   store adapters, by content, as the engine knows them
+held.py       what a request holds until its answer is over
 modes.py      NAME and NAME:gated: admission by the model's name
+registry.py   which version answers for a name, and how that changes
+slots.py      fair turns where there are more adapters than slots
+residents.py  versions in the engine: loaded, used, dropped
 arguments.py  the gate's arguments of a request
 snapshot.py   an adapter's bytes, frozen while the engine may read them
 engine/       all that touches vLLM's private parts

@@ -12,15 +12,17 @@ The engine is told the threshold only, as `SamplingParams.extra_args["gate_tau"]
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
+from adapters.engine import TAU
 from adapters.gate import threshold_for
 from adapters.manifest import Gate
-from serving.engine.plan import TALLY, TAU, TRACE
+from serving.engine.plan import TALLY, TRACE
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -37,10 +39,14 @@ def given(arguments: Mapping[str, Any] | None) -> list[str]:
 
 def _number(name: str, value: Any, high: float = math.inf) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not 0 <= value <= high:
+    try:
+        number = float(value) if good else math.nan
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
+    if not math.isfinite(number) or not 0 <= number <= high:
         span = "a number >= 0, in nats" if high == math.inf else f"a number between 0 and {high:g}"
-        raise ValueError(f"{name}: must be {span}, not {value!r}")
-    return float(value)
+        raise ValueError(f"{name}: must be {span}, not {reprlib.repr(value)}")
+    return number
 
 
 def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:

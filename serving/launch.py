@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adapters.prompt import chat_template
 from adapters.recipe import Recipe, get_recipe, recipe_for
+from serving.engine.residency import EXTENSION
 from serving.settings import Settings, SettingsError
 
 logger = logging.getLogger("serving")
@@ -72,9 +73,8 @@ def look_at_base(settings: Settings) -> Base:
         known = get_recipe(settings.family) if settings.family else recipe_for(name, model_type)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    own = tokenizer.chat_template
     try:
-        template = chat_template(known.prompt, own.get("default") if isinstance(own, dict) else own)
+        template = chat_template(known.prompt, tokenizer.chat_template)
     except ValueError as error:
         logger.warning("chat completions are off: %s", error)
         template = None
@@ -95,7 +95,8 @@ def vllm_arguments(
         "port": settings.port,
         "max-lora-rank": settings.max_lora_rank,
         "max-loras": settings.max_loras,
-        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras),
+        # One more than can be used at a time: a new version is loaded before an old one goes.
+        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras + 1),
         "shutdown-timeout": settings.shutdown_timeout,
         # The base's generation_config.json must not change sampling behind the client's back.
         "generation-config": "vllm",
@@ -136,6 +137,9 @@ def vllm_arguments(
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
+    args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    args.max_waiting = settings.max_waiting
+    args.worker_extension_cls = EXTENSION
     return args
 
 

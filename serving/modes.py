@@ -7,23 +7,23 @@ the threshold in its sampling parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from adapters.manifest import Gate, Manifest
+from vllm.entrypoints.serve.tokenize.protocol import (
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+)
+
 from adapters.version import AdapterError
 from serving.arguments import given, resolve
 from serving.engine import usage
+from serving.held import held
 from serving.registry import Registry
+from serving.residents import GATED
 
-SUFFIX = ":gated"
-
-
-@lru_cache(maxsize=256)
-def _gate(frozen: Path) -> Gate:
-    """The threshold of a frozen adapter; its path never changes its meaning."""
-    return Manifest.read(frozen).gate
+# What asks for no token: a gated name stands for its adapter there.
+TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)
 
 
 @dataclass
@@ -34,41 +34,56 @@ class Modes:
     gated: bool  # False: --gate off
 
     async def admit(self, request: Any) -> None:
-        """Make the named adapter ready, and put the gate's arguments into the request.
+        """Bind the request to a version of the adapter it names, and complete its arguments.
+
+        From here on `request.model` is NAME@HASH or NAME@HASH:gated, which means the same until the
+        request is over, wherever the alias moves.
 
         Raises:
             KeyError: no such model.
             AdapterError: an adapter that cannot be used, or not so.
             ValueError: arguments that do not fit.
+            QueueFullError: too many requests wait.
         """
         name = request.model
-        base = not name or self.registry.models.is_base_model(name)
-        arguments = getattr(request, "vllm_xargs", None)
-        if base or not name.endswith(SUFFIX) or not self.gated:
-            if self.gated and given(arguments):
-                raise ValueError(
-                    f"{given(arguments)[0]}: only a gated model takes it (an adapter's name with "
-                    f"'{SUFFIX}' behind it)"
-                )
-            if not base:
-                await self.registry.ensure(name)
+        base = not name or self.registry.residents.models.is_base_model(name)
+        gated = self.gated and not base and name.endswith(GATED)
+        plain = name.removesuffix(GATED) if gated else name
+        mine = held()
+        if mine is not None and not base and plain == mine.version:
+            return  # vLLM asks twice on some ways
+        arguments = _arguments(request)
+        if self.gated and not gated and given(arguments):
+            raise ValueError(
+                f"{given(arguments)[0]}: only a gated model takes it (an adapter's name with "
+                f"'{GATED}' behind it)"
+            )
+        if base:
             return
-        plain = name.removesuffix(SUFFIX)
-        loaded = self.registry.models.lora_requests
-        loaded.pop(name, None)
-        await self.registry.ensure(plain)
-        frozen = Path(loaded[plain].lora_path)
-        try:
-            gate = _gate(frozen)
-        except FileNotFoundError:
-            raise AdapterError(
-                plain, "has no manifest, so no threshold to gate by; ask for it without ':gated'"
-            ) from None
-        if getattr(request, "use_beam_search", False):
-            raise ValueError("use_beam_search: not with a gated model")
-        fields = type(request).model_fields
-        if "vllm_xargs" in fields:
+        if gated:
+            check_can_gate(request, plain)
+        resident = await self.registry.admit(plain)
+        request.model = resident.version
+        if not gated:
+            return
+        if resident.gate is None:
+            raise AdapterError(plain, "has no threshold to gate by; ask for it without ':gated'")
+        request.model += GATED
+        if "vllm_xargs" in type(request).model_fields:
+            gate = self.registry.gate(plain, resident.gate)
             request.vllm_xargs = resolve(arguments, gate) | usage.ticket()
-        elif "sampling_params" in fields or hasattr(request, "to_sampling_params"):
-            raise ValueError(f"model: this endpoint cannot gate; ask it for '{plain}'")
-        loaded[name] = loaded[plain]
+
+
+def _arguments(request: Any) -> Any:
+    """The additional arguments of a request, wherever its endpoint takes them."""
+    params = getattr(request, "sampling_params", None)  # /inference/v1/generate
+    return getattr(request, "vllm_xargs", None) or getattr(params, "extra_args", None)
+
+
+def check_can_gate(request: Any, plain: str) -> None:
+    """Raise ValueError where an endpoint or a feature cannot be gated."""
+    if getattr(request, "use_beam_search", False):
+        raise ValueError("use_beam_search: not with a gated model")
+    takes_arguments = "vllm_xargs" in type(request).model_fields
+    if not takes_arguments and not isinstance(request, TOKENIZER_REQUESTS):
+        raise ValueError(f"model: this endpoint cannot gate; ask it for '{plain}'")

@@ -1,131 +1,292 @@
-"""The store's adapters as the engine knows them: looked at afresh at every request.
+"""Which version answers for a name, and how that changes while the server serves.
 
-An adapter is loaded when it is first asked for. Its engine name is NAME@HASH of its content, so new
-content under an old name is another adapter to vLLM (which tells adapters apart by name, and cached
-prefixes by name and path): nothing of the old one is ever used for the new.
+A request is bound to one version when it is admitted and stays with it to its end. When an alias
+moves, by our admin API or by any process that writes the store, requests go on being answered by
+the version that served so far until the new one is in the engine; then all new ones get the new.
+Nobody waits, and a version that cannot be loaded changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.lora.request import LoRARequest
-
-from adapters.base import BaseModel
-from adapters.manifest import is_name
-from adapters.store import Listing, Store
+from adapters.manifest import Gate
+from adapters.store import Listing, Signature, Store
 from adapters.version import AdapterError, AdapterVersion
-from serving.snapshot import Signature, Snapshot, Snapshots, signature
+from serving.held import held
+from serving.residents import Resident, Residents
+from serving.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What answers for a name."""
+
+    signature: Signature  # of the store's content when it was loaded
+    version: str  # NAME@HASH
+
+
 @dataclass
 class Registry:
-    """What of `store` can be served on `base`, and what of it is loaded."""
+    """The names of a store, as they are served."""
 
     store: Store
-    base: BaseModel
-    max_rank: int
-    snapshots: Snapshots
-    engine: EngineClient
-    models: OpenAIServingModels  # vLLM's table of loaded adapters is its `lora_requests`
-    _loaded: dict[str, Signature] = field(default_factory=dict)
+    residents: Residents
+    slots: Slots
+    taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
+    _serving: dict[str, Serving] = field(default_factory=dict)
     _refused: dict[str, tuple[Signature, str]] = field(default_factory=dict)  # and the reason
     _checked: dict[str, tuple[Signature, AdapterVersion | AdapterError]] = field(
         default_factory=dict
     )
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _switching: dict[str, asyncio.Task[str]] = field(default_factory=dict)
 
-    async def ensure(self, name: str) -> None:
-        """Have vLLM's table hold the adapter `name` as the store has it now.
+    # -------------------------------------------------------------------------------- a request
+
+    async def admit(self, name: str) -> Resident:
+        """The version that answers this request for `name`, in the engine and with a slot.
+
+        It is held until the request is over.
 
         Raises:
-            KeyError: the store has none of that name; the table has none either, then.
-            AdapterError: it has one that cannot be used; nor is it in the table.
+            KeyError: the store has nothing of that name.
+            AdapterError: it has, but it cannot be used.
+            QueueFullError: too many wait for a slot.
         """
-        # First of all, so that a name out of nowhere leaves no lock behind.
-        if not is_name(name) or not os.path.isdir(self.store.root / name):
-            self._forget(name)
-            raise KeyError(name)
-        async with self._locks[name]:
-            now = signature(self.store.root / name)
-            if self._loaded.get(name) == now:
-                return
-            seen = self._refused.get(name)
-            if seen is not None and seen[0] == now:
-                raise AdapterError(name, seen[1])
+        mine = held()
+        while True:
+            version = await self.version(name)
+            resident = self.residents.get(version)
+            if mine is not None and mine.version == version and resident is not None:
+                return resident  # vLLM asks twice on some ways
+            await self.slots.take(version)
             try:
-                snapshot = await self._freeze(name)
-                await self._load(name, snapshot)
-            except KeyError:
-                self._forget(name)
+                resident = await self._load(version, name)
+            except BaseException:
+                self.slots.give(version)
                 raise
+            if resident is None:  # replaced while this waited
+                self.slots.give(version)
+                continue
+            self.residents.enter(resident)
+            if mine is None:  # asked by no HTTP request: nothing says when it is over
+                self._leave(resident)
+                return resident
+            mine.version = version
+            mine.give_back.append(partial(self._leave, resident))
+            return resident
+
+    def _leave(self, resident: Resident) -> None:
+        self.slots.give(resident.version)
+        self.residents.leave(resident)
+
+    async def _load(self, version: str, name: str) -> Resident | None:
+        """`version` in the engine; None where the store has it no longer."""
+        present = self.residents.get(version)
+        if present is not None:
+            return present
+        try:
+            return await self.residents.load(version)
+        except KeyError:
+            pass
+        resident = await self.residents.load(name)  # a plain folder has no version of its own
+        return resident if resident.version == version else None
+
+    # ------------------------------------------------------------------------------------- names
+
+    async def version(self, name: str) -> str:
+        """The version that serves `name`; the first time it is loaded for that.
+
+        Raises:
+            KeyError, AdapterError: as `admit`.
+        """
+        serving = self._serving.get(name)
+        try:
+            now = self.store.signature(name)
+        except KeyError:
+            self._forget(name)
+            raise
+        except AdapterError:
+            if serving is None:
+                raise
+            return serving.version  # a damaged history changes nothing
+        if serving is None:
+            return await self.switch(name)
+        if serving.signature != now and not self._is_refused(name, now):
+            self._begin_switch(name)
+        return serving.version
+
+    def _is_refused(self, name: str, now: Signature) -> bool:
+        seen = self._refused.get(name)
+        return seen is not None and seen[0] == now
+
+    def _begin_switch(self, name: str) -> None:
+        if name not in self._switching:
+            task = asyncio.ensure_future(self.switch(name))
+            self._switching[name] = task
+            task.add_done_callback(lambda done: self._switched(name, done))
+
+    def _switched(self, name: str, task: asyncio.Task[str]) -> None:
+        del self._switching[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            level = logging.WARNING if isinstance(error, KeyError | AdapterError) else logging.ERROR
+            logger.log(level, "'%s' stays as it was: %s", name, error)
+
+    async def switch(self, name: str) -> str:
+        """Load what `name` means now; from then on it serves. Returns the version.
+
+        Raises:
+            KeyError, AdapterError: as `admit`; what served before serves on.
+        """
+        async with self._locks[name]:
+            now = self.store.signature(name)
+            serving = self._serving.get(name)
+            if serving is not None and serving.signature == now:
+                return serving.version
+            if self._is_refused(name, now):
+                raise AdapterError(name, self._refused[name][1])
+            try:
+                resident = await self.residents.load(name)
             except AdapterError as error:
-                self._forget(name)
                 self._refused[name] = now, error.reason
                 logger.warning("refused: %s", error)
                 raise
-            self._loaded[name] = now
-
-    async def _freeze(self, name: str) -> Snapshot:
-        try:
-            return await asyncio.to_thread(
-                self.snapshots.take, self.store, name, self.base, self.max_rank
-            )
-        except (OSError, ValueError) as error:
-            if isinstance(error, AdapterError):
-                raise
-            raise AdapterError(name, f"cannot be read: {error}") from error
-
-    async def _load(self, name: str, snapshot: Snapshot) -> None:
-        request = LoRARequest(
-            lora_name=snapshot.version,
-            lora_int_id=self.models.lora_id_counter.inc(1),
-            lora_path=str(snapshot.path),
-            base_model_name=self.base.name,
-        )
-        try:
-            await self.engine.add_lora(request)
-        except Exception as error:  # the engine's own words, whatever their type
-            raise AdapterError(name, f"the engine cannot load it: {error}") from error
-        self.models.lora_requests[name] = request
-        logger.info("loaded %s", snapshot.version)
+            self._serving[name] = Serving(now, resident.version)
+            self._refused.pop(name, None)
+            if serving is not None:
+                logger.info("'%s' moved from %s to %s", name, serving.version, resident.version)
+                self._retire(serving.version)
+            return resident.version
 
     def _forget(self, name: str) -> None:
-        self._loaded.pop(name, None)
-        if self.models.lora_requests.pop(name, None) is not None:
-            logger.info("forgot %s: it is no longer in the store as it was", name)
+        """The store has nothing of that name any more."""
+        self._locks.pop(name, None)
+        serving = self._serving.pop(name, None)
+        if serving is not None:
+            logger.info("forgot '%s': it is no longer in the store", name)
+            self._retire(serving.version)
+
+    def _retire(self, version: str) -> None:
+        """`version` goes, unless another alias serves it."""
+        others = {one.version for alias, one in self._serving.items() if "@" not in alias}
+        if version not in others:
+            self._serving.pop(version, None)  # where it was asked for by its own name
+            self.residents.retire(version)
+
+    def gate(self, name: str, own: Gate) -> Gate:
+        """A version's gate, with the threshold that was set for `name`, where one was."""
+        tau = self.taus.get(name)
+        return own if tau is None else own.model_copy(update={"tau": tau})
+
+    def serving(self, name: str) -> str | None:
+        """The version that serves `name` now."""
+        one = self._serving.get(name)
+        return one.version if one else None
+
+    def refusal(self, name: str) -> str | None:
+        """Why the store's present content of `name` could not be loaded."""
+        seen = self._refused.get(name)
+        return seen[1] if seen else None
+
+    def is_switching(self, name: str) -> bool:
+        """Whether another version is on its way in."""
+        return name in self._switching
+
+    # ------------------------------------------------------------------------------------ by hand
+
+    async def preload(self, reference: str) -> Resident:
+        """Have what `reference` means in the engine before anybody asks for it.
+
+        What was refused before is tried again.
+        """
+        for name in (reference, reference.partition("@")[0]):
+            self._refused.pop(name, None)
+        version = await self.version(reference)
+        resident = await self._load(version, reference)
+        if resident is None:
+            raise AdapterError(reference, "was replaced meanwhile; ask again")
+        return resident
+
+    async def move(self, name: str, version: str, act: Callable[[], Any]) -> None:
+        """Load `version`, have `act` move the alias to it in the store, and serve it.
+
+        Raises:
+            KeyError, AdapterError: it cannot be loaded or the store refuses; nothing has moved.
+        """
+        await self.preload(version)
+        await asyncio.to_thread(act)
+        await self.switch(name)
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Keep what serves `name` in its slot; at least one slot stays for the others."""
+        resident = await self.preload(name)
+        if pinned and len(self.slots.pinned | {resident.version}) >= self.slots.count:
+            raise AdapterError(
+                name, f"of {self.slots.count} slots (--max-loras) one must stay unpinned"
+            )
+        await self.residents.pin(resident, pinned)
+        (self.slots.pinned.add if pinned else self.slots.pinned.discard)(resident.version)
+
+    def of_name(self, name: str) -> list[Resident]:
+        """What of `name` is in the engine: its versions, and what serves it."""
+        return [
+            one
+            for one in self.residents
+            if one.version in (name, self.serving(name)) or one.version.partition("@")[0] == name
+        ]
+
+    def unload(self, name: str) -> None:
+        """Take what `name` has in the engine out of it, once the requests are over."""
+        for resident in self.of_name(name):
+            resident.pinned = False
+            self.slots.pinned.discard(resident.version)
+            self.residents.retire(resident.version)
+
+    # ----------------------------------------------------------------------------------- listing
 
     def listing(self) -> Listing:
         """Every adapter of the store, checked against the base; unchanged ones only once."""
         listing = Listing({}, {})
         for name in self.store.names():
-            now = signature(self.store.root / name)
-            seen = self._checked.get(name)
-            if seen is None or seen[0] != now:
-                try:
-                    seen = now, self._check(name)
-                except KeyError:
-                    continue  # removed between the two looks
-                self._checked[name] = seen
-            if isinstance(seen[1], AdapterError):
-                listing.refused[name] = seen[1]
+            try:
+                seen = self.checked(name)
+            except KeyError:
+                continue  # removed between the two looks
+            if isinstance(seen, AdapterError):
+                listing.refused[name] = seen
             else:
-                listing.offered[name] = seen[1]
+                listing.offered[name] = seen
         return listing
 
+    def checked(self, name: str) -> AdapterVersion | AdapterError:
+        """The store's present content of `name`, or what is wrong with it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        try:
+            now = self.store.signature(name)
+        except AdapterError as error:
+            return error
+        seen = self._checked.get(name)
+        if seen is None or seen[0] != now:
+            seen = self._checked[name] = now, self._check(name)
+        return seen[1]
+
     def _check(self, name: str) -> AdapterVersion | AdapterError:
-        if self.models.is_base_model(name):
+        if self.residents.models.is_base_model(name):
             return AdapterError(name, "has the base's own name; rename its folder")
         try:
-            return self.store.get(name, self.base, self.max_rank)
+            return self.store.get(name, self.residents.base, self.residents.max_rank, hashes=False)
         except AdapterError as error:
             return error
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""GET /v1/models over the store, and the start-up of everything that belongs to the HTTP server.
+"""GET /v1/models over the store, GET /metrics, and the start-up of all that belongs to HTTP.
 
 A `vllm.endpoint_plugins` plugin: loaded only where VLLM_PLUGINS names it, as our launcher does.
 """
@@ -6,29 +6,43 @@ A `vllm.endpoint_plugins` plugin: loaded only where VLLM_PLUGINS names it, as ou
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 from adapters.base import BaseModel
 from adapters.store import Store
+from serving import admin
 from serving.drain import Drain, Draining
 from serving.engine import admission, report, usage
 from serving.guard import Guard
-from serving.modes import SUFFIX, Modes
+from serving.held import Holding
+from serving.modes import Modes
 from serving.registry import Registry
+from serving.residents import GATED, Residents
+from serving.slots import Slots
 from serving.snapshot import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -37,29 +51,27 @@ logger = logging.getLogger(__name__)
 CLOSED = ("/invocations", "/generative_scoring", "/scale_elastic_ep", "/is_scaling_elastic_ep")
 
 
-def _names(registry: Registry, gated: bool) -> Iterator[str]:
-    """Every adapter that fits the base, and its gated form where it has a threshold."""
-    for name, version in registry.listing().offered.items():
-        yield name
-        if gated and version.manifest is not None:
-            yield name + SUFFIX
-
-
 def model_cards(registry: Registry, gated: bool) -> list[ModelCard]:
-    """The base, then every adapter that fits it; no paths."""
-    base = registry.models.base_model_paths[0].name
-    length = registry.engine.model_config.max_model_len
+    """The base, then every adapter that fits it; `root` is the version, `parent` the base."""
+    residents = registry.residents
+    base = residents.models.base_model_paths[0].name
 
-    def card(name: str, parent: str | None) -> ModelCard:
+    def card(name: str, root: str, parent: str | None) -> ModelCard:
         return ModelCard(
             id=name,
-            root=base,
+            root=root,
             parent=parent,
-            max_model_len=length,
+            max_model_len=residents.engine.model_config.max_model_len,
             permission=[ModelPermission()],
         )
 
-    return [card(base, None), *(card(name, base) for name in _names(registry, gated))]
+    cards = [card(base, base, None)]
+    for name, version in registry.listing().offered.items():
+        root = registry.serving(name) or version.id
+        cards.append(card(name, root, base))
+        if gated and version.gate is not None:
+            cards.append(card(name + GATED, root, base))
+    return cards
 
 
 async def list_models(request: Request) -> JSONResponse:
@@ -82,6 +94,18 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     return JSONResponse(error.model_dump(), status_code=404)
 
 
+def metrics(_: Request) -> Response:
+    """GET /metrics: what all processes counted, and how this one, the front end, is doing.
+
+    vLLM's own leaves out the process_* and python_* series once there are several processes.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
 async def http_error(_: Request, error: HTTPException) -> JSONResponse:
     """FastAPI's own refusals (unknown path, unreadable body) in OpenAI's error shape."""
     status = HTTPStatus(error.status_code)
@@ -96,15 +120,21 @@ class ModelsEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Replace /v1/models, close what should not be open."""
+        """Replace /v1/models and /metrics, close what should not be open."""
         app.router.routes[:] = [
             route
             for route in app.router.routes
-            if not (isinstance(route, Route) and route.path in CLOSED)
+            if not (isinstance(route, Route | Mount) and route.path in (*CLOSED, "/metrics"))
         ]
+        app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        args = app.state.args
+        if args.admin_key:
+            app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
+            app.include_router(admin.router)
+        app.add_middleware(Holding)
         app.state.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
@@ -118,14 +148,17 @@ class ModelsEndpoint:
         self._snapshots = tempfile.TemporaryDirectory(
             prefix="reasonmaxxer-"
         )  # goes with the server
-        registry = Registry(
-            store=Store(Path(args.adapters)),
+        store = Store(Path(args.adapters))
+        residents = Residents(
+            store=store,
             base=BaseModel.open(args.model),
             max_rank=args.max_lora_rank,
             snapshots=Snapshots(Path(self._snapshots.name)),
             engine=engine_client,
             models=state.openai_serving_models,
+            capacity=args.max_cpu_loras,
         )
+        registry = Registry(store, residents, Slots(args.max_loras, args.max_waiting))
         state.registry = registry
         admission.install(Modes(registry, gated=args.gate).admit)
         if args.gate:
@@ -137,7 +170,7 @@ class ModelsEndpoint:
             logger.warning("refused: %s", error)
         logger.info(
             "serving %s with %d adapter(s): %s",
-            registry.models.base_model_paths[0].name,
+            residents.models.base_model_paths[0].name,
             len(listing.offered),
             ", ".join(listing.offered) or "none yet",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -40,19 +40,25 @@ class Settings(BaseSettings):
     model: str = Field(
         str(SHIPPED.parents[1] / "models" / "tiny-qwen2"), description="Folder or hub id."
     )
-    adapters: Path = Field(SHIPPED, description="The store: a folder of adapter folders.")
+    adapters: Path = Field(SHIPPED, description="The store of adapters.")
     family: str | None = Field(
         None, description="Recipe whose prompt is served; default: found by the model's name."
     )
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535)
     api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
+    admin_key: SecretStr | None = Field(
+        None, description="Opens /admin to those who send it; must differ from the API key."
+    )
     gate: Literal["on", "off"] = Field(
         "on", description="Offer each adapter as NAME:gated too; off leaves vLLM as it is."
     )
     max_lora_rank: LoraRank = Field(64, description="Adapters of a larger rank are refused.")
     max_loras: int = Field(4, ge=1, description="Different adapters in one batch.")
     max_cpu_loras: int = Field(16, ge=1, description="Adapters kept in host memory.")
+    max_waiting: int = Field(
+        1024, ge=1, description="Requests that may wait for an adapter's slot; then 503 (429)."
+    )
     shutdown_timeout: int = Field(
         30, ge=0, description="Seconds that requests in flight get to finish after SIGTERM."
     )
@@ -63,11 +69,18 @@ class Settings(BaseSettings):
     def _rank_from_text(cls, value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
-    @field_validator("api_key")
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _key_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
-            raise ValueError("must not be empty; leave it out to serve without a key")
+            raise ValueError("must not be empty; leave it out to serve without")
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _keys_differ(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and value == info.data.get("api_key"):
+            raise ValueError("must differ from the API key, which clients hold")
         return value
 
     @property
@@ -123,7 +136,7 @@ def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
         said = f"--{flag}" if name in flags else f"{name} (--{flag}, {PREFIX}{name.upper()})"
         if problem["type"] == "extra_forbidden":
             said, problem["msg"] = name, "no such setting; vLLM's own flags belong under 'engine'"
-        given = "" if name == "api_key" else f", not {problem['input']!r}"
+        given = "" if name.endswith("_key") else f", not {problem['input']!r}"
         lines.append(f"{said}: {problem['msg']}{given}")
     return "\n".join(lines)
 

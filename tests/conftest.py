@@ -48,6 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     outside = make_adapter(tmp_path_factory.mktemp("outside"), "link", base_folder)
     (store / "link").symlink_to(outside)
     (store / "empty").mkdir()
+    (store / "empty" / "README.md").write_text("to be filled\n")
     return store
 
 

@@ -24,6 +24,7 @@ from adapters.version import CONFIG, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
+ADMIN_KEY = "test-admin-key"
 START_SECONDS = 240
 # One thread: the miniature gains nothing from two, and two that wait for each other on a busy
 # machine are ten times slower.
@@ -128,6 +129,7 @@ def running_server(base: Path, store: Path, work: Path, *flags: str) -> Iterator
     port = free_port()
     log_file = work / f"server-{port}.log"
     environment = os.environ | ENGINE_ENVIRONMENT | {"REASONMAXXER_API_KEY": KEY}
+    environment["REASONMAXXER_ADMIN_KEY"] = ADMIN_KEY
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM without bytecode: 10 s more a process
     with log_file.open("wb") as log:
         process = subprocess.Popen(

@@ -120,8 +120,11 @@ async def _ask(
     if not response.choices:
         raise ServerError(f"{endpoint.url}: problem {problem.id}: an answer without choices")
     choice = response.choices[0]
+    usage = response.usage
+    details = usage.completion_tokens_details if usage else None
     return Reply(
         text=choice.message.content or "",
-        tokens=response.usage.completion_tokens if response.usage else 0,
+        tokens=usage.completion_tokens if usage else 0,
         finish_reason=choice.finish_reason,
+        gated=getattr(details, "gated_tokens", None) or 0,
     )

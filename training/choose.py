@@ -1,7 +1,9 @@
-"""Stage 6, choose: the checkpoint that answers best on problems held out from training.
+"""Stage 6, choose: the checkpoint and the threshold that answer best, gated, on held-out problems.
 
-The base answers the same problems, so that the gain is known. A score that was used to choose is
-optimistic; what the adapter is worth is for `training.evaluate` to say on fresh problems.
+First every checkpoint is asked with the gate it was trained for; then the best of them with other
+thresholds. The base and the adapter at every step answer the same problems, so that the gain is
+known. A score that was used to choose is optimistic; what the adapter is worth is for
+`training.evaluate` to say on fresh problems.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adapters.manifest import Gate
 from adapters.prompt import PromptRenderer
 from training.evaluate import evaluate_generator
-from training.generate import Generator, SamplingOptions
+from training.generate import Applied, Generator, SamplingOptions
 from training.problems import Problem
 from training.results import Result
 from training.run import Stage
@@ -20,16 +23,20 @@ from training.verify import Verifier
 
 
 class Choice(NamedTuple):
-    """The checkpoint kept, and how it and the base did on the held-out problems."""
+    """The checkpoint and the gate that are kept, and how they did on the held-out problems."""
 
     checkpoint: Path
+    gate: Gate
     base: Result
-    adapter: Result
+    always: Result
+    gated: Result
 
 
 def choose(
     stage: Stage,
     checkpoints: Sequence[Path],
+    gate: Gate,
+    others: Sequence[Gate],
     problems: Sequence[Problem],
     renderer: PromptRenderer,
     options: SamplingOptions,
@@ -37,26 +44,41 @@ def choose(
     verifier: Verifier,
     source: str,
 ) -> Choice:
-    """Answer the held-out problems with the base and with each checkpoint; keep the best.
+    """Answer the held-out problems with each candidate; keep the best.
 
-    Ties go to the earlier checkpoint, which has moved less from the base. `source` names the
-    problems in the results.
+    Ties go to the earlier checkpoint, which has moved less from the base, and to the gate trained
+    for.
+
+    Args:
+        gate: the one trained for.
+        others: other thresholds to try, on the best checkpoint.
+        source: the problems' name in the results.
     """
 
-    def ask(adapter: Path | None) -> Result:
+    def ask(label: str, applied: Applied | None) -> Result:
         return evaluate_generator(
             generator,
             renderer,
             problems,
             options,
             verifier,
-            adapter,
+            applied,
             source=source,
-            label=adapter.name if adapter else "base",
+            label=label,
             output=stage.path(),
         )
 
-    base = ask(None)
-    results = [ask(checkpoint) for checkpoint in checkpoints]
-    best = max(range(len(results)), key=lambda place: results[place].pass_at_1.value)
-    return Choice(checkpoints[best], base, results[best])
+    base = ask("base", None)
+    trained = [ask(path.name, Applied(path, gate.tau)) for path in checkpoints]
+    place = _best(trained)
+    best, gates = checkpoints[place], [gate, *others]
+    gated = [trained[place]]
+    gated += [ask(f"{best.name} at {other.tau:.3f}", Applied(best, other.tau)) for other in others]
+    always = ask(f"{best.name} always", Applied(best))
+    kept = _best(gated)
+    return Choice(best, gates[kept], base, always, gated[kept])
+
+
+def _best(results: Sequence[Result]) -> int:
+    """The place of the highest pass@1, the first one of equals."""
+    return max(range(len(results)), key=lambda place: results[place].pass_at_1.value)

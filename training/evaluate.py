@@ -1,6 +1,7 @@
 r"""How often a model is right: pass@1, avg@k, pass@k with standard errors, \boxed{} rate, length.
 
-In process, the base and an adapter of it on the same problems, with the paired difference:
+In process, the base and an adapter of it, at every step and at decision points only, on the same
+problems, with the paired differences:
 
     python -m training.evaluate --model models/tiny-qwen2 --adapter tiny-math \
         --problems problems.jsonl --samples 4 --output runs/evaluate
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -38,7 +39,14 @@ from adapters.store import SHIPPED, Store
 from adapters.version import WEIGHTS, AdapterVersion
 from training.ask import Endpoint, ServerError, ask_all
 from training.config import Config, usage_error
-from training.generate import Engine, Generator, SamplingOptions, derive_seed, open_generator
+from training.generate import (
+    Applied,
+    Engine,
+    Generator,
+    SamplingOptions,
+    derive_seed,
+    open_generator,
+)
 from training.model import open_base
 from training.problems import Problem, benchmark_of, load_problems
 from training.results import Recorder, Reply, Result, compare, table
@@ -57,7 +65,7 @@ def evaluate_generator(
     problems: Sequence[Problem],
     options: SamplingOptions,
     verifier: Verifier,
-    adapter: Path | None = None,
+    applied: Applied | None = None,
     *,
     source: str = "problems",
     label: str | None = None,
@@ -67,17 +75,17 @@ def evaluate_generator(
     """Ask `generator` every problem `options.n` times and grade the answers.
 
     Args:
-        adapter: a PEFT folder, applied at every step; None: the base.
+        applied: an adapter and where it runs; None: the base.
         source: the problems' name in the result.
         label: the result's name; by default its mode.
         output: where answers are kept, and found again after a kill; None: nowhere.
         identity: what else the answers depend on: the base, say.
     """
-    mode: Mode = "base" if adapter is None else "always"
+    mode: Mode = applied.mode if applied else "base"
     label = label or mode
     settings = {
         "identity": identity,
-        "adapter": adapter and sha256_file(adapter / WEIGHTS),
+        "applied": applied and (sha256_file(applied.adapter / WEIGHTS), *applied[1:]),
         "template": renderer.template,
         "options": asdict(options),
     }
@@ -88,9 +96,10 @@ def evaluate_generator(
             prompts = [renderer.token_ids(problems[index].problem) for index in missing]
             # Seeds follow the problem, not the place in the queue: a resumed run draws the same.
             seeds = [derive_seed(options.seed, problems[index].id) for index in missing]
-            for place, completions in generator.stream(prompts, options, adapter, seeds):
+            for place, completions in generator.stream(prompts, options, applied, seeds):
                 replies = [
-                    Reply(one.text, len(one.token_ids), one.finish_reason) for one in completions
+                    Reply(one.text, len(one.token_ids), one.finish_reason, one.gated)
+                    for one in completions
                 ]
                 recorder.add(missing[place], replies)
         return recorder.result(label, mode, source, options.temperature)
@@ -139,7 +148,7 @@ def _answers_folder(output: Path | None, label: str, settings: dict[str, Any]) -
     if output is None:
         return None
     name = re.sub(r"[^\w.-]+", "-", label)
-    return Stage.first(output, f"answers-{name}", settings).path()
+    return Stage.first(output, f"answers-{name}", settings | {"format": 2}).path()
 
 
 # ------------------------------------------------------------------------------- as a command
@@ -157,7 +166,11 @@ class EvaluateConfig(Config):
     adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
     store: Path = Field(SHIPPED, description="Folder of adapters.")
     mode: list[Mode] = Field(
-        [], description="In process: base, always, or both. With --url: what the models are."
+        [], description="In process: base, always, gated. With --url: what the models are."
+    )
+    tau: float | None = Field(None, ge=0, description="Of gated, nats; default: the manifest's.")
+    gate: Literal["entropy", "random"] = Field(
+        "entropy", description="random: a control, the manifest's gate rate drawn by lot."
     )
     family: str = Field("", description="Default: the adapter's, else by the model's name.")
     engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
@@ -233,10 +246,10 @@ class EvaluateConfig(Config):
     def _in_process_problem(self) -> str | None:
         if self.models:
             return "--models: needs --url; in process, give --model and --adapter"
-        if "gated" in self.mode:
-            return "--mode: gated needs a server (--url)"
-        if "always" in self.mode and not self.adapter:
-            return "--adapter: is missing for --mode always"
+        if set(self.mode) - {"base"} and not self.adapter:
+            return f"--adapter: is missing for --mode {','.join(self.mode)}"
+        if self.gate == "random" and (self.engine != "transformers" or self.tau is not None):
+            return "--gate: random goes with --engine transformers and without --tau"
         if len(set(self.mode)) < len(self.mode):
             return "--mode: one occurs twice"
         return None
@@ -319,19 +332,18 @@ def _over_url(
 def _in_process(
     config: EvaluateConfig, problems: Sequence[Problem], verifier: Verifier
 ) -> list[Result]:
-    from transformers import AutoTokenizer
-
     base = open_base(str(config.model))
     version = find_adapter(config.adapter, config.store, base) if config.adapter else None
     recipe = _recipe(config, base, version)
     options = _options(config, recipe.sampling.max_tokens)
-    renderer = PromptRenderer.of(AutoTokenizer.from_pretrained(base.folder), recipe.prompt)
+    renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
-    modes: Sequence[Mode] = config.mode or (["base", "always"] if version else ["base"])
+    ways = {mode: _applied(config, mode, version) for mode in _modes(config, version)}
     with open_generator(
         str(base.folder),
         engine=config.engine,
-        max_rank=version.rank if version and "always" in modes else None,
+        max_rank=version.rank if version and any(ways.values()) else None,
+        gated="gated" in ways,
         max_model_len=longest + options.max_tokens,
         seed=config.seed,
     ) as generator:
@@ -342,13 +354,37 @@ def _in_process(
                 problems,
                 options,
                 verifier,
-                version.path if version and mode == "always" else None,
+                applied,
                 source=_source(config),
+                label=f"{mode} (random gate)" if applied and applied.random_rate else mode,
                 output=config.output,
                 identity=base.fingerprint,
             )
-            for mode in modes
+            for mode, applied in ways.items()
         ]
+
+
+def _modes(config: EvaluateConfig, version: AdapterVersion | None) -> list[Mode]:
+    """Those asked for; by default all that the adapter can do."""
+    if config.mode or version is None:
+        return config.mode or ["base"]
+    return ["base", "always", "gated"] if version.gate else ["base", "always"]
+
+
+def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None) -> Applied | None:
+    """How the adapter runs in `mode`."""
+    if mode == "base" or version is None:
+        return None
+    if mode == "always":
+        return Applied(version.path)
+    if config.tau is not None:
+        return Applied(version.path, config.tau)
+    gate = version.gate
+    if gate is None:
+        raise ValueError("--adapter: it has no threshold; give --tau")
+    if config.gate == "random":
+        return Applied(version.path, random_rate=gate.rate)
+    return Applied(version.path, gate.tau)
 
 
 def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:
@@ -378,8 +414,9 @@ def _recipe(config: EvaluateConfig, base: BaseModel, version: AdapterVersion | N
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input, 1 if the run fails."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    # httpx logs every request at INFO.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Every request is logged at INFO.
+    for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
+        logging.getLogger(client).setLevel(logging.WARNING)
     config = EvaluateConfig.load(argv)
     logger.info("settings:\n%s", config.to_yaml())
     try:

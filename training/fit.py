@@ -1,7 +1,10 @@
 """Fit an adapter: sample, verify, score, select, train, choose, publish.
 
-    python -m training.fit --model models/tiny-qwen2 --problems problems.jsonl --output my-adapter
+    python -m training.fit --model models/tiny-qwen2 --problems problems.jsonl --publish my-adapter
     python -m training.fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --output my-adapter
+
+`--publish NAME` makes it a version in the store and points the alias NAME at it, `--output` writes
+a plain folder.
 
 Each stage leaves its result in the run folder; the same command after a kill goes on from there.
 Every setting of the family's recipe can be set by `--config FILE` or by flags (`--help`).
@@ -12,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import random
 import shlex
 import sys
@@ -29,6 +33,7 @@ from pydantic import Field, model_validator
 from adapters.base import BaseModel
 from adapters.files import write_json
 from adapters.manifest import Gate, Name, is_name
+from adapters.moves import FILE as MOVES
 from adapters.prompt import PromptRenderer
 from adapters.recipe import (
     Checkpoints,
@@ -42,6 +47,9 @@ from adapters.recipe import (
     get_recipe,
     recipe_for,
 )
+from adapters.reference import Reference
+from adapters.store import SHIPPED, Store
+from adapters.version import CONFIG
 from training.choose import choose
 from training.config import Config, usage_error
 from training.generate import (
@@ -57,7 +65,7 @@ from training.publish import publish
 from training.run import Stage, write_table
 from training.sample import sample
 from training.score import score
-from training.select import Example, choose_gate, select
+from training.select import Example, choose_gates, select
 from training.train import TrainingRow, train
 from training.verify import Verifier
 
@@ -71,8 +79,10 @@ class FitConfig(Config):
 
     model: str = Field(description="Base model: a folder or a hub id.")
     problems: str = Field(description="JSONL or Parquet file, benchmark name or hub data set.")
-    output: Path = Field(description="The adapter's folder.")
-    name: Name = Field("", description="The adapter's name; default: that of the output folder.")
+    publish: Name | None = Field(None, description="Publish it in the store under this name.")
+    store: Path | None = Field(None, description="Where --publish puts it; default: the shipped.")
+    output: Path | None = Field(None, description="Write it to this plain folder.")
+    name: Name = Field("", description="The adapter's name; default: that of --publish, --output.")
     family: str = Field("", description="Default: by the model's name and type.")
     run_dir: Path = Field(Path(), description="Where stages keep results; default runs/fit/NAME.")
     limit: int | None = Field(None, ge=2, description="Use at most so many problems.")
@@ -93,8 +103,10 @@ class FitConfig(Config):
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The family's recipe, and names derived from the output folder."""
-        if "model" not in given or "output" not in given:
+        """The family's recipe, and names derived from where the adapter goes."""
+        if "publish" not in given and "output" not in given:
+            raise ValueError("--publish: name the adapter (or write a plain folder with --output)")
+        if "model" not in given:
             return {}  # validation will name the missing field
         base = open_base(given["model"])
         recipe = (
@@ -102,7 +114,7 @@ class FitConfig(Config):
             if given.get("family")
             else recipe_for(base.name, base.model_type)
         )
-        name = given.get("name") or Path(given["output"]).resolve().name
+        name = given.get("name") or given.get("publish") or Path(given["output"]).resolve().name
         if not is_name(name):
             raise ValueError(
                 f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
@@ -114,9 +126,20 @@ class FitConfig(Config):
         }
 
     @model_validator(mode="after")
-    def _output_is_ours_to_write(self) -> FitConfig:
-        if self.output.exists() and not (self.output / "adapter_config.json").exists():
-            raise ValueError(f"output: {self.output} exists and is no adapter folder")
+    def _can_be_written(self) -> FitConfig:
+        """Hours before it is."""
+        output = self.output
+        if output is not None and (output / MOVES).exists():
+            raise ValueError(f"output: {output} holds versions; add one with --publish NAME")
+        if output is not None and output.exists() and not (output / CONFIG).exists():
+            raise ValueError(f"output: {output} exists and is no adapter folder")
+        if self.publish is not None:
+            if not is_name(self.publish):
+                raise ValueError(f"publish: '{self.publish}' is not a name")
+            store = (self.store or SHIPPED).absolute()
+            there = next(path for path in (store, *store.parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                raise ValueError(f"store: {store} cannot be written")
         return self
 
 
@@ -124,7 +147,7 @@ def fit(config: FitConfig) -> Path:
     """Run every stage that is not done yet; return the adapter's folder."""
     base = open_base(config.model)
     problems, heldout = split_problems(config)
-    renderer = renderer_for(base, config.prompt)
+    renderer = PromptRenderer.load(base.folder, config.prompt)
     run = config.run_dir
     config.save(run / "fit.yaml")
     clock = Clock(run / "clock.json")
@@ -135,6 +158,7 @@ def fit(config: FitConfig) -> Path:
             str(base.folder),
             engine=config.engine,
             max_rank=max_rank,
+            gated=max_rank is not None,
             max_model_len=longest + config.sampling.max_tokens,
             seed=config.seed,
         )
@@ -165,7 +189,7 @@ def fit(config: FitConfig) -> Path:
         with clock("score", stage):
             entropies = score(stage, rollouts, load_base)
 
-        gate = choose_gate(entropies, config.gate)
+        gate, others = choose_gates(entropies, config.gate)
         examples = select(
             rollouts["problem"].to_numpy(),
             rewards,
@@ -206,6 +230,8 @@ def fit(config: FitConfig) -> Path:
             choice = choose(
                 stage,
                 checkpoints,
+                gate,
+                others,
                 heldout,
                 renderer,
                 options,
@@ -213,23 +239,33 @@ def fit(config: FitConfig) -> Path:
                 verifier,
                 Path(config.heldout or config.problems).name,
             )
+    folder = config.output or run / "adapter"
     publish(
-        config.output,
+        folder,
         config.name,
         choice.checkpoint,
         base,
         base_reference(config.model, base),
         config.family,
-        gate,
-        choice.base.to_scores() + choice.adapter.to_scores(),
+        choice.gate,
+        [score for result in choice[2:] for score in result.to_scores()],
         config.seed,
         config.to_yaml(),
         shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
     )
+    where = str(folder)
+    if config.publish is not None:
+        store = Store(config.store or SHIPPED)
+        version = store.publish(folder, config.publish, base=base)
+        folder = store.path(Reference(config.publish, version.hash))
+        where = f"{version.id} in {store.root}"
     write_json(run / "seconds.json", clock.seconds)
-    logger.info("held out: base %s, adapter %s", choice.base.pass_at_1, choice.adapter.pass_at_1)
-    logger.info("adapter: %s; seconds: %s", config.output, clock.summary())
-    return config.output
+    logger.info(
+        "held out: base %s, always %s, gated %s", *(result.pass_at_1 for result in choice[2:])
+    )
+    logger.info("gate: tau %.4f nats, gate rate %.3f", choice.gate.tau, choice.gate.rate)
+    logger.info("adapter: %s; seconds: %s", where, clock.summary())
+    return folder
 
 
 # ------------------------------------------------------------------------------- the small print
@@ -250,13 +286,6 @@ def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     if count == 0:
         raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
     return problems[count:], problems[:count]
-
-
-def renderer_for(base: BaseModel, prompt: Prompt) -> PromptRenderer:
-    """The renderer of `base`'s tokenizer and the run's prompt settings."""
-    from transformers import AutoTokenizer
-
-    return PromptRenderer.of(AutoTokenizer.from_pretrained(base.folder), prompt)
 
 
 def verify(

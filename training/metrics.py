@@ -92,6 +92,16 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Estimate:
     return mean(second - first)
 
 
+def ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
+    """Sum of parts / sum of wholes over problems ([P] each), such as gated / generated tokens.
+
+    The standard error is the linearized one of a ratio of means.
+    """
+    part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    value = part.sum() / whole.sum()
+    return Estimate(float(value), mean(part - value * whole).stderr / whole.mean(), part.size)
+
+
 def _matrix(values: npt.ArrayLike) -> Floats:
     matrix = np.asarray(values, dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:

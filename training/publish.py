@@ -64,7 +64,7 @@ def publish(
             made_by={"command": command} | library_versions(),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        (folder / "README.md").write_text(model_card(manifest, base_reference, config["r"]))
+        (folder / "README.md").write_text(model_card(manifest, gate, base_reference, config["r"]))
         AdapterVersion.read(folder, name).check_fits(base)
     return AdapterVersion.read(output, name)
 
@@ -80,7 +80,7 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def model_card(manifest: Manifest, base_reference: str, rank: int) -> str:
+def model_card(manifest: Manifest, gate: Gate, base_reference: str, rank: int) -> str:
     """The README.md of an adapter, in the hub's format."""
     rows = "\n".join(
         f"| {s.mode} | {s.problems} | {s.metric} | {s.temperature:g} | {s.value:.3f} "
@@ -101,8 +101,8 @@ A LoRA of rank {rank} for `{base_reference}` ({manifest.base.architecture}), fit
 ReasonMaxxer method (arXiv 2605.06241): a contrastive loss at the base model's high-entropy decision
 points, on its own rollouts, without reinforcement learning.
 
-Gate: tau = {manifest.gate.tau:.4f} nats, which opened at {manifest.gate.rate:.2%} of the
-{manifest.gate.tokens:,} generated positions it was calibrated on.
+Gate: tau = {gate.tau:.4f} nats, which opened at {gate.rate:.2%} of the
+{gate.tokens:,} generated positions it was calibrated on.
 
 ## Scores
 

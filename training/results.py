@@ -31,6 +31,7 @@ from training.metrics import (
     pass_at_1,
     pass_at_k,
     per_problem,
+    ratio,
 )
 from training.problems import Problem
 from training.run import Parts
@@ -45,6 +46,7 @@ SCHEMA = pa.schema(
         ("sample", pa.int32()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
+        ("gated", pa.int32()),
         ("finish_reason", pa.string()),  # stop, length
         ("correct", pa.bool_()),
         ("boxed", pa.bool_()),
@@ -63,6 +65,7 @@ class Reply(NamedTuple):
     text: str
     tokens: int  # generated, with the end-of-sequence token
     finish_reason: str  # "stop" or "length"
+    gated: int = 0  # tokens sampled through the open gate
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Result:
     correct: npt.NDArray[np.bool_]
     boxed: npt.NDArray[np.bool_]
     tokens: npt.NDArray[np.int64]
+    gated: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
     timed_out: int = 0
 
@@ -116,6 +120,11 @@ class Result:
     def truncated_rate(self) -> Estimate:
         return mean(per_problem(self.truncated))
 
+    @property
+    def gate_rate(self) -> Estimate:
+        """Gated tokens / generated tokens."""
+        return ratio(self.gated.sum(-1), self.tokens.sum(-1))
+
     def metrics(self, ks: Iterable[int] = ()) -> dict[str, Estimate]:
         """Metric -> estimate: pass@1, avg@K for K > 1 samples, pass@k for each of `ks`, the rest.
 
@@ -130,6 +139,7 @@ class Result:
             "boxed_rate": self.boxed_rate,
             "mean_tokens": self.mean_tokens,
             "truncated_rate": self.truncated_rate,
+            **({"gate_rate": self.gate_rate} if self.mode == "gated" else {}),
         }
 
     def against(self, other: Result) -> Estimate:
@@ -198,14 +208,15 @@ def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
 def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
     """The results as a table for a terminal, and the paired differences below it."""
     ks = sorted(set(ks))
-    rows = [["", "n", "samples"]]
-    rows[0] += list(results[0].metrics(ks)) if results else []
+    columns = list(dict.fromkeys(metric for result in results for metric in result.metrics(ks)))
+    rows = [["", "n", "samples", *columns]]
     for result in results:
-        cells = [
-            f"{estimate.value:.1f}" if metric == "mean_tokens" else str(estimate)
+        cells = {
+            metric: f"{estimate.value:.1f}" if metric == "mean_tokens" else str(estimate)
             for metric, estimate in result.metrics(ks).items()
-        ]
-        rows.append([result.label, str(result.n), str(result.samples), *cells])
+        }
+        figures = [cells.get(metric, "") for metric in columns]
+        rows.append([result.label, str(result.n), str(result.samples), *figures])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -329,6 +340,7 @@ class Recorder:
             correct=np.array(column("correct"), dtype=np.bool_),
             boxed=np.array(column("boxed"), dtype=np.bool_),
             tokens=np.array(column("tokens"), dtype=np.int64),
+            gated=np.array(column("gated"), dtype=np.int64),
             truncated=np.array(column("finish_reason")) == "length",
             timed_out=int(np.sum(column("timed_out"))),
         )

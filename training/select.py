@@ -38,16 +38,19 @@ def advantages(rewards: npt.ArrayLike, clip: float) -> npt.NDArray[np.float64]:
     return np.clip((r - r.mean()) / deviation, -clip, clip)
 
 
-def choose_gate(entropies: Sequence[npt.NDArray[Any]], choice: GateChoice) -> Gate:
-    """tau for the wanted gate rate on all rollouts (or the tau that was given), and its table."""
+def choose_gates(
+    entropies: Sequence[npt.NDArray[Any]], choice: GateChoice
+) -> tuple[Gate, list[Gate]]:
+    """The gate to train for, at the wanted rate or the tau that was given, and others to serve."""
     h = np.concatenate(list(entropies))
-    tau = choice.tau if choice.tau is not None else calibrate(h, choice.rate)
-    return Gate(
-        tau=tau,
-        rate=float((h > tau).mean()),
-        tokens=h.size,
-        table=calibration_table(h, RATES),
-    )
+    table = calibration_table(h, RATES)
+
+    def gate(tau: float) -> Gate:
+        return Gate(tau=tau, rate=float((h > tau).mean()), tokens=h.size, table=table)
+
+    trained = gate(choice.tau if choice.tau is not None else calibrate(h, choice.rate))
+    others = [gate(calibrate(h, rate)) for rate in choice.others]
+    return trained, [other for other in others if other.tau != trained.tau]
 
 
 def select(

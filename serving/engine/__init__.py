@@ -2,6 +2,7 @@
 
     admission.py   asks our registry before vLLM looks up a model's name
     cpu_lora.py    CPU LoRA kernels that give base rows base outputs
+    cpu_layers.py  LoRA layers that do no work for rows, modules and ranks that need none
     cpu_seeds.py   seeded requests whose prompt is computed in pieces, on the CPU
     hooks.py       where the gate goes in, and what it is refused with
     plan.py        what the scheduler tells the workers about gated requests
@@ -12,6 +13,7 @@
     evidence.py    what a trace keeps of a decision point
     report.py      gated tokens on their way to the front end; usage.py into the answer
     counters.py    Prometheus counters, kept by the scheduler
+    residency.py   which adapters a worker holds, and where
 
 tests/serving/test_engine_parts.py fails when vLLM changes under these.
 """

@@ -4,6 +4,7 @@ vLLM 0.32's own (vllm/lora/ops/torch_ops/lora_ops.py) index the stacked weights 
 slot. A row of the base model has slot -1, which reads the *last* slot: in a mixed batch base
 requests are answered with some adapter's weights. They also gather one copy of the weights per row.
 These loop over the slots present instead: right for base rows, and cost goes with adapter rows.
+The layers that use them, and do without them where they can, are in cpu_layers.py.
 """
 
 from __future__ import annotations
@@ -82,32 +83,49 @@ def bgmv_expand_slice(
         columns[rows] = columns[rows] + product if add_inputs else product
 
 
-def _update_prefill_metadata(self: Any, token_lora_tensor: torch.Tensor) -> None:
-    """vLLM's, and which rows each slot has: once a step, not once a layer."""
-    self.stock_prefill_metadata(token_lora_tensor)
-    self.rows_of = list(_slots(token_lora_tensor))
+def _rows_of(slots: list[int]) -> list[tuple[int, torch.Tensor | slice]]:
+    """(slot, its rows) for each adapter slot among `slots`, one for each row; -1 is the base."""
+    import torch
+
+    if max(slots, default=-1) < 0:
+        return []
+    found: dict[int, list[int]] = {}
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            found.setdefault(slot, []).append(row)
+    runs = {slot: rows[-1] - rows[0] == len(rows) - 1 for slot, rows in found.items()}
+    return [  # a run of rows is a view, others have to be gathered
+        (slot, slice(rows[0], rows[-1] + 1) if runs[slot] else torch.tensor(rows))
+        for slot, rows in found.items()
+    ]
 
 
-def _add_lora_linear(
-    self: Any,
-    y: torch.Tensor,  # [rows, out]
-    x: torch.Tensor,  # [rows, in]
-    lora_a_stacked: tuple[torch.Tensor, ...],
-    lora_b_stacked: tuple[torch.Tensor, ...],
-    scale: float,
-    output_slices: tuple[int, ...],
-    **_: Any,
+def _update_base_metadata(
+    self: Any, mapping: Any, lora_index_to_id: list[int | None], _: int, vocab_size: int
 ) -> None:
-    """y += scale * x A^T B^T on adapter rows, slice by slice; nothing where there are none."""
-    for slot, rows in self.rows_of:
-        mine = x[rows].float()
-        offset = 0
-        for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            inner = scale * (mine @ _weights(a, slot).float().T)  # float32, as vLLM's buffer is
-            columns = y[:, offset : offset + size]
-            outer = _weights(b, slot)[:size].to(y.dtype)
-            columns[rows] += inner.to(y.dtype) @ outer.T
-            offset += size
+    """Which slot each token [T] and each sampled row has: vLLM's, less what only a GPU reads."""
+    slot_of = {lora: slot for slot, lora in enumerate(lora_index_to_id) if lora is not None}
+    slot_of[0] = -1
+    tokens = [slot_of[lora] for lora in mapping.index_mapping]
+    samples = [slot_of[lora] for lora in mapping.prompt_mapping]
+    # Small lists go into numpy's views of these buffers, at a tenth of what torch takes.
+    self._token_lora_indices.numpy()[: len(tokens)] = tokens
+    self._embeddings_indices.numpy()[: len(tokens)] = [max(t, 0) * vocab_size for t in tokens]
+    self._sampler_indices.numpy()[: len(samples)] = samples
+    self.indices_len[:] = [len(tokens), len(samples), None, len(tokens)]
+
+
+def _update_metadata(self: Any, *args: Any, **_: Any) -> None:
+    """The same, and which rows each slot has: once a step, not once a layer.
+
+    vLLM's also counts stretches of equal slots in prompts, with room for one a request. A gated
+    request that is computed again after a preemption has two for each of its decision points; more
+    than there are requests, and the copy would end the engine.
+    """
+    self._update_base_metadata(*args)
+    self.is_prefill = False  # our kernels take each row by its slot, in prompts too
+    self.rows_of = _rows_of(self.token_lora_indices.tolist())
+    self.sampled_slots = [slot for slot, _ in _rows_of(self.sampler_indices.tolist())]
 
 
 def install() -> None:
@@ -115,14 +133,13 @@ def install() -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
+    from serving.engine import cpu_layers
+
     for name in KERNELS:
-        ours = globals()[name]
         for module in (lora_ops, punica_cpu):  # sgmv_* call bgmv_* inside lora_ops
-            if not hasattr(module, name):
-                raise AttributeError(f"vLLM's {module.__name__} has no {name}")
-            setattr(module, name, ours)
+            cpu_layers.replace(module, name, globals()[name])
     wrapper = punica_cpu.PunicaWrapperCPU
-    if wrapper._update_prefill_metadata is not _update_prefill_metadata:
-        wrapper.stock_prefill_metadata = wrapper._update_prefill_metadata
-        wrapper._update_prefill_metadata = _update_prefill_metadata
-        wrapper.add_lora_linear = _add_lora_linear
+    wrapper.rows_of = wrapper.sampled_slots = ()  # before the first step
+    cpu_layers.replace(wrapper, "_update_base_metadata", _update_base_metadata)
+    cpu_layers.replace(wrapper, "update_metadata", _update_metadata)
+    cpu_layers.install()

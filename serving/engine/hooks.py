@@ -8,14 +8,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from adapters.engine import ARGUMENTS, SCHEDULER, WORKERS
 from serving.engine import WRITTEN_FOR, supported
-
-SCHEDULER = "serving.engine.scheduler.make_scheduler"
-WORKERS = {
-    "cpu": "serving.engine.worker.GateCPUWorker",
-    "cuda": "serving.engine.gpu_worker.GateGPUWorker",
-}
-ARGUMENTS = "serving.arguments:GateArguments"
 
 
 class GateError(ValueError):
@@ -45,7 +39,11 @@ def put_in(args: Namespace) -> None:
     refused = {
         "--speculative-config": args.speculative_config,
         "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
+        "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
+        "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
+        "--runner pooling": args.runner == "pooling",
         "--kv-transfer-config": args.kv_transfer_config,
+        "--kv-offloading-size": args.kv_offloading_size,
         "--scheduler-cls": args.scheduler_cls,
         "--worker-cls": args.worker_cls != "auto",
     }

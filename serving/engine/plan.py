@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-TAU = "gate_tau"
+from adapters.engine import TAU
+
 TRACE = "gate_trace"
 TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
 

@@ -35,14 +35,14 @@ class Report:
 class Tally:
     """The reports of one HTTP answer's sequences, by the index of their choice."""
 
-    many_prompts: bool  # a completion may hold several prompts, each with n sequences
-    n: int
+    separator: str | None  # stands before a prompt's number in its request's id, if it has one
+    n: int  # sequences of each prompt
     open: bool = False  # the answer is a gated one
     reports: dict[int, Report] = field(default_factory=dict)
 
     def add(self, request_id: str, index: int, report: Report) -> None:
-        """Sequence `index` of the request `request_id`, which ends in -PROMPT in a completion."""
-        prompt = int(request_id.rpartition("-")[2]) if self.many_prompts else 0
+        """Sequence `index` of the request `request_id`."""
+        prompt = int(request_id.rpartition(self.separator)[2]) if self.separator else 0
         self.reports[prompt * self.n + index] = report
 
     @property

@@ -26,10 +26,10 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from serving.engine.counters import count
+from serving.engine.counters import HELD, count
 from serving.engine.hooks import check
 from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
-from serving.engine.report import REPORT
+from serving.engine.report import REPORT, install
 
 
 @dataclass
@@ -87,6 +87,7 @@ class GateMixin(Scheduler):
             self._gates[request.request_id] = Gate(
                 tau, bool(arguments.get(TRACE)), request.lora_request.lora_name
             )
+            HELD.set(len(self._gates))
             if request._block_hasher is not None:
                 # The prompt was hashed when the request was made; hash it again, as the base's.
                 request._block_hasher = _hash_as_base(request._block_hasher)
@@ -95,7 +96,8 @@ class GateMixin(Scheduler):
         super().add_request(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
-        self._gates.pop(request.request_id, None)
+        if self._gates.pop(request.request_id, None) is not None:
+            HELD.set(len(self._gates))
         return super()._free_request(request, delay_free_blocks)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -204,6 +206,7 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
 def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
     check(vllm_config, kv_cache_config)
+    install()  # for the outputs of an engine inside its user's process
     asynchronous = vllm_config.scheduler_config.async_scheduling
     return (AsyncGateScheduler if asynchronous else GateScheduler)(
         vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs

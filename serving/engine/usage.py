@@ -1,8 +1,10 @@
 """Gated tokens in the answer: `usage.completion_tokens_details.gated_tokens`, and the trace.
 
-vLLM builds its answers out of reach of a plugin, so they are completed on their way out: around
-`create_chat_completion` and `create_completion` (vllm/entrypoints/openai/*/serving.py). A request
-and its sequences find each other by a number in the sampling parameters.
+In the Responses API: `usage.output_tokens_details.gated_tokens`, and the trace in the response.
+
+vLLM builds its answers out of reach of a plugin, so they are completed on their way out: around the
+methods in `install` (vllm/entrypoints/openai/*/serving.py). A request and its sequences find each
+other by a number in the sampling parameters.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import itertools
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.engine.protocol import CompletionTokenUsageInfo
 
+from serving.engine.counters import ANSWERS
 from serving.engine.plan import TALLY, TRACE
 from serving.engine.report import TALLIES, Tally
 
@@ -33,6 +37,7 @@ def ticket() -> dict[str, int]:
     number = next(_numbers)
     TALLIES[number] = tally
     tally.open = True
+    ANSWERS.set(len(TALLIES))
     return {TALLY: number}
 
 
@@ -74,10 +79,36 @@ async def _stream(
         yield f"data: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _completed(stock: Callable[..., Any], many_prompts: bool) -> Callable[..., Any]:
+def _whole_or_streamed(answer: Any, tally: Tally, trace: bool) -> Any:
+    """What chat and completion endpoints give."""
+    if hasattr(answer, "__aiter__"):
+        return _stream(answer, tally, trace)
+    return _complete(answer, tally, trace)
+
+
+async def _held(events: AsyncGenerator[Any, None], tally: Tally) -> AsyncGenerator[Any, None]:
+    """The same events; the tally lives as long as they are streamed."""
+    async for event in events:
+        yield event
+    del tally
+
+
+def _kept(answer: Any, tally: Tally, trace: bool) -> Any:  # noqa: ARG001
+    """What the Responses API gives; `_response` has completed it, or will when the stream ends."""
+    return _held(answer, tally) if hasattr(answer, "__aiter__") else answer
+
+
+def _tallied(
+    stock: Callable[..., Any],
+    separator: str | None = None,
+    finish: Callable[[Any, Tally, bool], Any] = _whole_or_streamed,
+) -> Callable[..., Any]:
     @wraps(stock)
     async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        tally = Tally(many_prompts, getattr(request, "n", None) or 1)
+        # Here and not where a tally ends: the garbage collector ends it, perhaps within
+        # prometheus_client, whose lock would then be taken twice.
+        ANSWERS.set(len(TALLIES))
+        tally = Tally(separator, getattr(request, "n", None) or 1)
         token = _current.set(tally)
         try:
             answer = await stock(self, request, *args, **kwargs)
@@ -85,21 +116,46 @@ def _completed(stock: Callable[..., Any], many_prompts: bool) -> Callable[..., A
             _current.reset(token)
         if not tally.open:
             return answer
-        trace = bool((request.vllm_xargs or {}).get(TRACE))
-        if hasattr(answer, "__aiter__"):
-            return _stream(answer, tally, trace)
-        return _complete(answer, tally, trace)
+        return finish(answer, tally, bool((request.vllm_xargs or {}).get(TRACE)))
 
     create.reasonmaxxer = True  # type: ignore[attr-defined]
     return create
 
 
+def _response(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The Responses API makes its answer in one place: streamed, whole or in the background."""
+
+    @wraps(stock)
+    async def full(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = await stock(self, request, *args, **kwargs)
+        arguments = request.vllm_xargs or {}
+        tally = TALLIES.get(arguments.get(TALLY, 0))
+        usage = getattr(answer, "usage", None)
+        if tally is not None and usage is not None:
+            usage.output_tokens_details.gated_tokens = tally.gated
+            if arguments.get(TRACE):
+                answer.gate_trace = [
+                    entry for turn in tally.reports.values() for entry in turn.trace
+                ]
+        return answer
+
+    full.reasonmaxxer = True  # type: ignore[attr-defined]
+    return full
+
+
 def install() -> None:
     """Complete the answers of this process's server; again is harmless."""
-    for owner, name in (
-        (OpenAIServingChat, "create_chat_completion"),
-        (OpenAIServingCompletion, "create_completion"),
-    ):
+    doors: tuple[tuple[type, str, Callable[..., Any]], ...] = (
+        (OpenAIServingChat, "create_chat_completion", _tallied),
+        (OpenAIServingCompletion, "create_completion", partial(_tallied, separator="-")),
+        (
+            OpenAIServingResponses,
+            "create_responses",
+            partial(_tallied, separator="_", finish=_kept),
+        ),
+        (OpenAIServingResponses, "responses_full_generator", _response),
+    )
+    for owner, name, wrap in doors:
         stock = getattr(owner, name)
         if not hasattr(stock, "reasonmaxxer"):
-            setattr(owner, name, _completed(stock, many_prompts=name == "create_completion"))
+            setattr(owner, name, wrap(stock))

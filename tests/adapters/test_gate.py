@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.gate import RATES, calibrate, calibration_table, entropy, opens
+from adapters.gate import CACHED, RATES, calibrate, calibration_table, entropy, opens
 
 
 def test_entropy_of_hand_worked_distributions() -> None:
@@ -32,6 +32,22 @@ def test_entropy_of_a_batch_in_bfloat16_is_computed_in_float32() -> None:
     reference = -(p * p.log()).sum(-1)
     assert entropy(logits).dtype == torch.float32
     torch.testing.assert_close(entropy(logits).double(), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_entropy_of_more_rows_than_one_pass_takes() -> None:
+    vocabulary = 3000
+    rows = 2 * CACHED // vocabulary + 5
+    logits = 4 * torch.randn(2, rows, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[1, ::7, 1:] = float("-inf")  # one token left
+    logits[0, ::5, : vocabulary // 2] = float("-inf")
+    kept = logits.clone()
+    p = logits.double().softmax(-1)
+    reference = torch.special.entr(p).sum(-1)
+    found = entropy(logits)
+    assert found.shape == (2, rows)
+    torch.testing.assert_close(found.double(), reference, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits, kept)
+    assert entropy(logits[:0]).shape == (0, rows)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=40), st.floats(-100, 100))

@@ -11,55 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from tiny import MODULE, make_adapter, make_base
 
 from adapters.base import BaseModel, fingerprint, safetensors_header
-from adapters.files import sha256_file
-from adapters.manifest import Base, Gate, Manifest, is_name
+from adapters.manifest import is_name
 from adapters.store import Store
 from adapters.version import CONFIG, WEIGHTS, AdapterError, AdapterVersion
-
-MODULE = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> BaseModel:
-    folder = tmp_path / "base"
-    folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
-    )
-    weight = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
-    save_file({f"{MODULE}.weight": weight}, folder / "model.safetensors")
-    return BaseModel.open(str(folder))
-
-
-def make_adapter(
-    path: Path, base: BaseModel | None = None, rank: int = 2, shape: tuple[int, int] = (12, 8)
-) -> Path:
-    path.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
-    (path / CONFIG).write_text(json.dumps(config))
-    save_file(
-        {
-            f"base_model.model.{MODULE}.lora_A.weight": np.ones((rank, shape[1]), np.float32),
-            f"base_model.model.{MODULE}.lora_B.weight": np.ones((shape[0], rank), np.float32),
-        },
-        path / WEIGHTS,
-    )
-    if base is not None:
-        write_manifest(path, base)
-    return path
-
-
-def write_manifest(path: Path, base: BaseModel) -> None:
-    manifest = Manifest(
-        name=path.name,
-        family="tiny",
-        base=Base(model=base.name, architecture=base.architecture, fingerprint=base.fingerprint),
-        gate=Gate(tau=1.0, rate=0.05, tokens=100, table=[(0.05, 1.0), (0.1, 0.5)]),
-        files={file: sha256_file(path / file) for file in (CONFIG, WEIGHTS)},
-    )
-    (path / "manifest.json").write_text(manifest.model_dump_json())
+    return make_base(tmp_path / "base")
 
 
 def test_a_good_adapter_is_offered(tmp_path: Path, base: BaseModel) -> None:

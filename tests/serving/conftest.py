@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from gate_models import make_adapters, make_model
 from gate_reference import Reference
+from support import Server, make_adapter, running_server
+
+from adapters.manifest import Gate, Manifest
 
 if TYPE_CHECKING:
     from test_gate_exact import World
+
+CALIBRATED = [(0.01, 1.0), (0.1, 0.5), (0.5, 0.05)]  # (rate, tau)
+FLAGS = (
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # Else a small model may fill its JSON with white space for ever.
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +40,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
         return known[architecture]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def gated_store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    """`alpha` with a calibration, `plain` without a manifest."""
+    store = tmp_path_factory.mktemp("gated-store")
+    folder = make_adapter(store, "alpha", base_folder, seed=1)
+    manifest = Manifest.read(folder)
+    gate = Gate(tau=0.3, rate=0.2, tokens=1000, table=CALIBRATED)
+    changed = manifest.model_copy(update={"gate": gate})
+    (folder / "manifest.json").write_text(changed.model_dump_json())
+    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
+    return store
+
+
+@pytest.fixture(scope="session")
+def gated(
+    gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The real server over `gated_store`."""
+    work = tmp_path_factory.mktemp("gated-server")
+    with running_server(base_folder, gated_store, work, *FLAGS) as running:
+        yield running

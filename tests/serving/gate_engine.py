@@ -2,8 +2,10 @@
 
 stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
 A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
-"reset": [step], "break": name or null}. A request: {"prompt", "adapter", "tau", "tokens"} and any
-SamplingParams. Waves run to their end before the next begins.
+"reset": [step], "pending": {"abort": [index], "reset": times}, "break": name or null}; what stands
+under "pending" is done while a replay is. A request: {"prompt", "adapter", "tau", "tokens"} and any
+SamplingParams. Waves run to their end before the next begins. With PROMETHEUS_MULTIPROC_DIR set a
+result also holds what all processes counted.
 """
 
 from __future__ import annotations
@@ -100,10 +102,29 @@ def _breakages() -> dict[str, Any]:
     }
 
 
-def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """One job on a fresh engine."""
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+def counted() -> list[int]:
+    """[generated, gated] tokens, as /metrics would show them: added up over all processes."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    sums = {metric.name: sum(s.value for s in metric.samples) for metric in registry.collect()}
+    return [int(sums.get(f"reasonmaxxer_{name}_tokens", 0)) for name in ("generated", "gated")]
+
+
+def pending(scheduler: Any) -> set[str]:
+    """Requests whose gate has opened and whose replay has not given its token yet."""
+    return {
+        name.rpartition("-")[0]  # vLLM adds a random part to the id it was given
+        for name, gate in getattr(scheduler, "_gates", {}).items()
+        if gate.points and gate.points[-1] == scheduler.requests[name].num_tokens - 1
+    }
+
+
+def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
+    """The engine of a job."""
+    from vllm import LLM
 
     gate = job.get("gate", True)
     hooks = {
@@ -111,7 +132,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "worker_cls": "serving.engine.worker.GateCPUWorker",
     }
     lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
-    llm = LLM(
+    return LLM(
         model=case["model"],
         **{
             "dtype": "float32",
@@ -127,9 +148,36 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         | (hooks if gate else {})
         | job.get("engine", {}),
     )
-    numbers = {name: index for index, name in enumerate(case["adapters"], 1)}
+
+
+def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) -> None:
+    """Put a request into the engine."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    asked = dict(given)
+    prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
+    arguments = asked.pop("arguments", {})
+    if tau is not None:
+        arguments = arguments | {"gate_tau": tau}
+    params = SamplingParams(
+        **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+        | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}
+        | asked
+    )
+    request = None
+    if adapter is not None:
+        number = 1 + list(case["adapters"]).index(adapter)
+        request = LoRARequest(adapter, number, case["adapters"][adapter])
+    engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=request)
+
+
+def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """One job on a fresh engine."""
+    llm = start(case, job)
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
+    before = counted()
     preempted = 0
     stock_preempt = scheduler._preempt_request
 
@@ -142,44 +190,42 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     steps = 0
     resets, aborts = set(job.get("reset", [])), job.get("abort", {})
+    amid = {"abort": [], "reset": 0} | job.get("pending", {})
     for wave in job["waves"]:
         offset = len(results)
         for index, given in enumerate(wave):
-            asked = dict(given)
-            prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
-            arguments = asked.pop("arguments", {})
-            if tau is not None:
-                arguments = arguments | {"gate_tau": tau}
-            params = SamplingParams(
-                **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
-                | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}
-                | asked
-            )
-            request = None
-            if adapter is not None:
-                request = LoRARequest(adapter, numbers[adapter], case["adapters"][adapter])
-            engine.add_request(
-                str(offset + index), {"prompt_token_ids": prompt}, params, lora_request=request
-            )
-            results.append({})
+            submit(engine, case, str(offset + index), given)
+            results.append({"tokens": [], "gated": None, "trace": []})
         while engine.has_unfinished_requests():
             steps += 1
             if steps in resets:
                 engine.reset_prefix_cache(reset_running_requests=True)
             for index in aborts.get(str(steps), []):
                 engine.abort_request([str(index)])
-                results[index] = {"aborted": True}
+                results[index]["aborted"] = True
             for output in engine.step():
-                if output.finished:
-                    first = output.outputs[0]
-                    report = getattr(first, "gate", None)
-                    results[int(output.request_id)] = {
-                        "tokens": list(first.token_ids),
-                        "gated": None if report is None else report.gated,
-                        "trace": [] if report is None else report.trace,
-                        "cached": output.num_cached_tokens,
-                        "finish": first.finish_reason,
-                    }
+                first = output.outputs[0]
+                report = getattr(first, "gate", None)
+                results[int(output.request_id)] |= {
+                    "tokens": list(first.token_ids),
+                    "gated": None if report is None else report.gated,
+                    "trace": [] if report is None else list(report.trace),
+                    "cached": output.num_cached_tokens,
+                    "finish": first.finish_reason,
+                    "stop": first.stop_reason,
+                    "logprobs": [
+                        best[token].logprob
+                        for token, best in zip(first.token_ids, first.logprobs or [], strict=False)
+                    ],
+                }
+            waiting = pending(scheduler)
+            for index in [index for index in amid["abort"] if str(index) in waiting]:
+                amid["abort"].remove(index)
+                engine.abort_request([str(index)])
+                results[index]["aborted"] = True
+            if amid["reset"] and waiting:
+                amid["reset"] -= 1
+                engine.reset_prefix_cache(reset_running_requests=True)
     leaked = getattr(scheduler, "_gates", {})
     manager = scheduler.kv_cache_manager
     result = {
@@ -187,9 +233,12 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "preempted": preempted,
         "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
+        "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
+        "counted": [now - then for now, then in zip(counted(), before, strict=True)],
         "left": [len(leaked), len(scheduler.requests), round(manager.usage, 6)],
     }
     scheduler._preempt_request = stock_preempt
+    engine.engine_core.shutdown()  # the processes of its ranks, too
     del engine, scheduler, manager, llm
     gc.collect()
     return result

@@ -2,16 +2,19 @@
 
 Hugging Face and PEFT, float32, one position at a time with a KV cache: a base pass; where its
 entropy exceeds tau the cache is cut back by one and that position runs again with the adapter on.
+A grammar masks tokens before the test; bias and penalties change logits after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 TIE = 1e-3  # nats, and logits: closer calls are nobody's fault
+TOP = 20  # more than a trace shows: its last may be within a hair of others
 
 
 class Asked(NamedTuple):
@@ -29,6 +32,12 @@ class Decoded(NamedTuple):
     tokens: list[int]
     points: list[int]  # positions of the decision points
     entropies: list[float]  # of the base passes
+    tops: list[dict[int, float]]  # of the base passes: tokens with their probabilities, best first
+    logprobs: list[float]  # of the tokens, in the pass that gave them, before bias and penalties
+
+
+Grammar = Callable[[list[int]], Collection[int]]  # tokens said -> tokens that may come next
+Change = Callable[[torch.Tensor, list[int]], torch.Tensor]  # (logits [V], tokens said) -> logits
 
 
 class Reference:
@@ -46,50 +55,71 @@ class Reference:
             name: PeftModel.from_pretrained(load(), str(path)).eval()
             for name, path in adapters.items()
         }
+        ends = self.base.generation_config.eos_token_id
+        self.ends = {ends} if isinstance(ends, int) else set(ends)
         self._known: dict[Any, Decoded] = {}
 
-    def decode(self, asked: Asked) -> Decoded:
+    def decode(
+        self, asked: Asked, grammar: Grammar | None = None, change: Change | None = None
+    ) -> Decoded:
         """The answer to one request."""
-        key = (tuple(asked.prompt), *asked[1:])
+        key = (tuple(asked.prompt), *asked[1:], grammar, change)
         if key not in self._known:
-            self._known[key] = self._decode(asked)
+            self._known[key] = self._decode(asked, grammar, change)
         return self._known[key]
 
     @torch.no_grad()
-    def _decode(self, asked: Asked) -> Decoded:
+    def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
         from transformers import DynamicCache
 
         prompt, adapter, tau, count = asked
         adapted = self.adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         cache = DynamicCache()
+        said: list[int] = []
 
         def run(network: Any, ids: list[int]) -> torch.Tensor:
             output = network(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
-            return output.logits[0, -1].double()
+            logits = output.logits[0, -1].double()
+            if grammar is not None:
+                forbidden = torch.ones_like(logits, dtype=torch.bool)
+                forbidden[list(grammar(said))] = False
+                logits = logits.masked_fill(forbidden, -torch.inf)
+            return logits
 
-        ids, points, entropies = list(prompt), [], []
-        logits = run(model, ids)
-        while len(ids) < len(prompt) + count:
+        made = Decoded([], [], [], [], [])
+        logits = run(model, prompt)
+        while len(said) < count:
+            opened = False
             if tau is not None:
-                log_p = logits.log_softmax(-1)
-                h = -float((log_p.exp() * log_p).sum())
+                p = logits.softmax(-1)
+                h = float(torch.special.entr(p).sum())
+                top = p.topk(min(TOP, len(p)))
                 if abs(h - tau) < TIE:
                     break
-                entropies.append(h)
-                if h > tau:
-                    points.append(len(ids) - 1)
-                    cache.crop(-1)
-                    logits = run(adapted, ids[-1:])
+                opened = h > tau
+            if opened:
+                cache.crop(-1)
+                logits = run(adapted, [*prompt, *said][-1:])
+            free = logits
+            if change is not None:
+                logits = change(logits.clone(), said)
             best = logits.topk(2)
             if best.values[0] - best.values[1] < TIE:
                 break
-            ids.append(int(best.indices[0]))
-            logits = run(model, ids[-1:])
-        made = len(ids) - len(prompt)
-        return Decoded(
-            ids[len(prompt) :], [p for p in points if p < len(ids) - 1], entropies[:made]
-        )
+            if tau is not None:
+                made.entropies.append(h)
+                made.tops.append(dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
+            if opened:
+                made.points.append(len(prompt) + len(said) - 1)
+            token = int(best.indices[0])
+            made.logprobs.append(float(free.log_softmax(-1)[token]))
+            said.append(token)
+            if grammar is not None and token in self.ends:
+                break
+            logits = run(model, [token])
+        made.tokens.extend(said)
+        return made
 
     @torch.no_grad()
     def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:

@@ -21,6 +21,12 @@ EXPECTED = [
     *("1f116c7327f6", "b00eeaef34aa", "d41ef5aa4be6"),  # sgmv_*
     *("5a2f4707ffb7", "c7bc850c2f8d", "1b697475252e"),  # BaseServing
     *("5cb5c1da02cf", "13c3e81003a7"),  # GPUModelRunner
+    *("57c8604ccec2", "c73fd59a99a6", "496c868b1208"),  # BaseLinearLayerWithLoRA
+    *("8384ac3c1339", "111b25b22b35"),  # ColumnParallel, MergedColumnParallel
+    *("8ad5c46718ce", "f6b4ab36b9c4"),  # RowParallel, Replicated
+    *("5b169c35ea69", "38bf7c9b7e45"),  # embedding
+    *("e78cb65460f6", "e06c5b852bde"),  # logits
+    *("d495e482e77f", "e0c8bab8013a", "f95d398f21af"),  # PunicaWrapperBase, convert_mapping
 ]
 
 
@@ -41,9 +47,23 @@ def test_the_sources_our_replacements_were_written_against() -> None:
         "from vllm.lora.ops.torch_ops import lora_ops as o\n"
         "from vllm.entrypoints.serve.engine.serving import BaseServing as b\n"
         "from vllm.v1.worker.gpu_model_runner import GPUModelRunner as r\n"
+        "from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA as l\n"
+        "from vllm.lora.layers.column_parallel_linear import ColumnParallelLinearWithLoRA as c\n"
+        "from vllm.lora.layers.column_parallel_linear import"
+        " MergedColumnParallelLinearWithLoRA as m\n"
+        "from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA as w\n"
+        "from vllm.lora.layers.replicated_linear import ReplicatedLinearWithLoRA as p\n"
+        "from vllm.lora.layers.vocab_parallel_embedding import"
+        " VocabParallelEmbeddingWithLoRA as e\n"
+        "from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA as g\n"
+        "from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase as u\n"
+        "from vllm.lora.punica_wrapper.utils import convert_mapping as v\n"
         "print(*map(h, (o.bgmv_shrink, o.bgmv_expand, o.bgmv_expand_slice, o.sgmv_shrink,"
         " o.sgmv_expand, o.sgmv_expand_slice, b._check_model, b._maybe_get_adapters,"
-        " b._is_model_supported, r._sample, r._bookkeeping_sync)))"
+        " b._is_model_supported, r._sample, r._bookkeeping_sync,"
+        " l._apply_lora_to_output, l.set_lora, l.reset_lora, c.forward, m.set_lora, w.forward,"
+        " p.forward, e.forward, e.set_lora, g._get_logits, g.set_lora, u.update_metadata,"
+        " u._update_base_metadata, v)))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", script],

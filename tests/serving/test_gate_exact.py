@@ -11,13 +11,14 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from gate_models import ADAPTERS, ARCHITECTURES, prompts
-from gate_reference import Asked, Reference
+from gate_reference import TIE, Asked, Decoded, Reference
 from support import ENGINE_ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.engine
@@ -60,20 +61,29 @@ class World(NamedTuple):
         }
         if runner != "v1":
             environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
-        process = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
-            input=json.dumps(case),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with tempfile.TemporaryDirectory(prefix="metrics-") as metrics:
+            process = subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
+                input=json.dumps(case),
+                env=environment | {"PROMETHEUS_MULTIPROC_DIR": metrics},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         assert process.returncode == 0, process.stderr[-4000:]
         return json.loads(process.stdout.splitlines()[-1])
 
     def request(self, asked: Asked) -> dict[str, Any]:
         """A request whose answer is certain: as many tokens as the reference has before a tie."""
-        return asked._asdict() | {"tokens": max(1, len(self.reference.decode(asked).tokens))}
+        request = asked._asdict() | {"tokens": max(1, len(self.reference.decode(asked).tokens))}
+        if traced(asked):
+            request |= {"arguments": {"gate_trace": 1}, "logprobs": 1}
+        return request
+
+
+def traced(asked: Asked) -> bool:
+    """Whether a request asks for a trace, and for logprobs: every second one."""
+    return asked.tau is not None and len(asked.prompt) % 2 == 1
 
 
 def mixed(seed: int, count: int = BATCH) -> list[Asked]:
@@ -121,7 +131,42 @@ def bad_cases(world: World, waves: list[list[Asked]], result: dict[str, Any]) ->
             bad.append(f"{index} {asked}: gated at {points} instead of {wanted.points}")
         elif asked.tau is None and got["gated"] is not None:
             bad.append(f"{index} {asked}: reports a gate")
+        elif any(traced(asked) != same_evidence(entry, wanted) for entry in got["trace"]):
+            bad.append(f"{index} {asked}: traced {got['trace']}")
+        elif traced(asked) and not same_logprobs(got["logprobs"], wanted.logprobs):
+            bad.append(f"{index} {asked}: {got['logprobs']} instead of {wanted.logprobs}")
     return bad
+
+
+def same_evidence(entry: dict[str, Any], wanted: Decoded) -> bool:
+    """Whether an entry of a trace holds the reference's entropy, base probabilities and token."""
+    at = entry["position"]
+    if "entropy" not in entry or at >= len(wanted.tokens):
+        return False
+    return (
+        entry["token_id"] == wanted.tokens[at]
+        and abs(entry["entropy"] - wanted.entropies[at]) < TIE
+        and len(entry["base_top"]) == 5
+        and all(
+            abs(best["probability"] - wanted.tops[at].get(best["token_id"], -1)) < TIE
+            for best in entry["base_top"]
+        )
+    )
+
+
+def same_logprobs(got: list[float], wanted: list[float]) -> bool:
+    """One for each token, of the pass that gave it."""
+    return len(got) == len(wanted) and all(
+        abs(one - other) < TIE for one, other in zip(got, wanted, strict=True)
+    )
+
+
+def assert_tidy(result: dict[str, Any]) -> None:
+    """Nothing is left behind, and the counters say what the requests got, each token once."""
+    assert result["left"] == [0, 0, 0.0], "request state or blocks are left behind"
+    gated = [got for got in result["results"] if got["gated"] is not None]
+    told = [sum(len(got["tokens"]) for got in gated), sum(got["gated"] for got in gated)]
+    assert result["counted"] == told
 
 
 def job(world: World, waves: list[list[Asked]], engine: dict[str, Any], **more: Any) -> Any:
@@ -155,7 +200,7 @@ def test_every_case_is_the_references(
     bad = []
     for (waves, _), result in zip(cases, results, strict=True):
         bad += bad_cases(here, waves, result)
-        assert result["left"] == [0, 0, 0.0], "request state or blocks are left behind"
+        assert_tidy(result)
     total = sum(len(wave) for waves, _ in cases for wave in waves)
     preempted = sum(result["preempted"] for result in results)
     record_property("cases", total)

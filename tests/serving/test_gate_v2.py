@@ -11,8 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gate_models import ARCHITECTURES
-from test_gate_exact import CRAMPED, PLAIN, World, bad_cases, job, mixed, next_turns
+from gate_models import ARCHITECTURES, prompts
+from gate_reference import Asked
+from test_gate_ends import ends, not_ended
+from test_gate_exact import (
+    CRAMPED,
+    PLAIN,
+    World,
+    assert_tidy,
+    bad_cases,
+    job,
+    mixed,
+    next_turns,
+)
 
 pytestmark = [
     pytest.mark.engine,
@@ -26,18 +37,21 @@ pytestmark = [
 TIGHT = CRAMPED | {"num_gpu_blocks_override": 15}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
+RUNNERS = pytest.mark.parametrize(
     ("runner", "scheduler"),
     [("v2 sync", "GateScheduler"), ("v2 async", "AsyncGateScheduler")],
 )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@RUNNERS
 def test_every_case_is_the_references(
     world: Callable[[str], World], architecture: str, runner: str, scheduler: str
 ) -> None:
     here = world(architecture)
     first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(70, 20)]
     turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, 70)]]
-    disturbed = {"reset": [4, 9], "abort": {"6": [2, 3]}}
+    disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": [7, 9], "reset": 2}}
     cases: list[tuple[Any, Any]] = [
         ([first], job(here, [first], PLAIN, **disturbed)),
         (turns, job(here, turns, TIGHT)),
@@ -46,10 +60,36 @@ def test_every_case_is_the_references(
     bad = []
     for (waves, _), result in zip(cases, results, strict=True):
         assert result["kind"] == [scheduler, True]
-        assert result["left"] == [0, 0, 0.0], "request state or blocks are left behind"
+        assert_tidy(result)
         bad += bad_cases(here, waves, result)
     total = sum(len(wave) for waves, _ in cases for wave in waves)
     preempted = sum(result["preempted"] for result in results)
     print(f"{runner} {architecture}: {total} cases, {preempted} preemptions, {len(bad)} bad")
     assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
     assert preempted > 0
+
+
+@RUNNERS
+def test_ends_and_seeds(world: Callable[[str], World], runner: str, scheduler: str) -> None:
+    here = world("qwen2")
+    chosen = ends(here, 8, seed=80, length=16)
+    by_end = [asked for _, asked in chosen]
+    seeded = [
+        Asked(prompt, "attention", 1.8, 10)._asdict() | {"temperature": 1.0, "seed": seed}
+        for seed, prompt in enumerate(prompts(8, 60, seed=81))  # the third block on the way
+    ]
+    crowd = [request | {"seed": None} for request in seeded]
+    first, alone, together = here.run(
+        {"engine": TIGHT, "waves": [by_end]},
+        {"engine": PLAIN, "waves": [seeded]},
+        {"engine": TIGHT, "waves": [seeded + crowd]},
+        runner=runner,
+    )
+    assert not not_ended(chosen, first["results"])
+    assert together["preempted"] > 0
+    for result in (first, alone, together):
+        assert result["kind"] == [scheduler, True]
+        assert_tidy(result)
+    said = [[(got["tokens"], got["trace"]) for got in r["results"]] for r in (alone, together)]
+    assert said[0] == said[1][: len(seeded)]
+    assert sum(got["gated"] for got in alone["results"]) > len(seeded)

@@ -29,7 +29,7 @@ def test_our_defaults(settings: Settings, tmp_path: Path) -> None:
     args = arguments(settings, tmp_path)
     assert args.enable_lora
     assert args.max_lora_rank == 64
-    assert (args.max_loras, args.max_cpu_loras) == (20, 20)  # never fewer on the host
+    assert (args.max_loras, args.max_cpu_loras) == (20, 21)  # always more on the host
     assert args.generation_config == "vllm"
     assert (args.host, args.port, args.shutdown_timeout) == ("127.0.0.1", 8000, 30)
     assert args.served_model_name[0] == Path(settings.model).name

@@ -13,7 +13,7 @@ from adapters.base import BaseModel
 from adapters.store import Store
 from adapters.version import WEIGHTS, AdapterError
 from serving import snapshot
-from serving.snapshot import Snapshots, signature
+from serving.snapshot import Snapshots
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def test_a_version_is_its_content(tmp_path: Path, base: BaseModel, snapshots: Sn
     first = snapshots.take(store, "alpha", base, 64)
     assert first.version.startswith("alpha@")
     assert (first.path / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
-    before = signature(folder)
-    assert signature(folder) == before
+    before = store.signature("alpha")
+    assert store.signature("alpha") == before
 
     shutil.rmtree(folder)
     make_adapter(store.root, "alpha", base.folder, seed=2)
-    assert signature(folder) != before
+    assert store.signature("alpha") != before
     second = snapshots.take(store, "alpha", base, 64)
     assert second.version != first.version
     shutil.rmtree(folder)
@@ -48,12 +48,13 @@ def test_a_version_is_its_content(tmp_path: Path, base: BaseModel, snapshots: Sn
 
 
 def test_signature_sees_a_rewrite_of_equal_length(tmp_path: Path, base_folder: Path) -> None:
-    folder = make_adapter(tmp_path, "alpha", base_folder)
-    before = signature(folder)
+    store = Store(tmp_path)
+    folder = make_adapter(store.root, "alpha", base_folder)
+    before = store.signature("alpha")
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (folder / WEIGHTS).write_bytes(content)
-    assert signature(folder) != before
+    assert store.signature("alpha") != before
 
 
 def test_nothing_is_kept_of_a_refused_adapter(
@@ -83,3 +84,21 @@ def test_a_folder_rewritten_during_the_copy_is_refused(
     with pytest.raises(AdapterError, match="being rewritten"):
         snapshots.take(store, "alpha", base, 64)
     assert os.listdir(snapshots.root) == []
+
+
+def test_a_version_is_frozen_under_its_own_name(
+    tmp_path: Path, base: BaseModel, snapshots: Snapshots
+) -> None:
+    store = Store(tmp_path / "store")
+    folder = make_adapter(tmp_path, "made", base.folder)
+    version = store.publish(folder, "alpha", base=base)
+    store.alias("latest", version.id)
+    assert snapshots.take(store, "latest", base, 64).version == version.id
+    weights = version.path / WEIGHTS
+    weights.chmod(0o644)
+    weights.write_bytes(
+        (make_adapter(tmp_path, "other", base.folder, seed=9) / WEIGHTS).read_bytes()
+    )
+    with pytest.raises(AdapterError, match="hash"):
+        snapshots.take(store, "latest", base, 64)
+    assert os.listdir(snapshots.root) == [version.id]

@@ -19,7 +19,7 @@ import pytest
 from adapters.prompt import PromptRenderer
 from training.ask import Endpoint, ServerError
 from training.evaluate import EvaluateConfig, evaluate_generator, evaluate_url, main
-from training.generate import Completion, SamplingOptions, derive_seed
+from training.generate import Applied, Completion, Generator, SamplingOptions, derive_seed
 from training.problems import Problem
 from training.results import Recorder, Reply, Result, compare, table
 from training.verify import Verifier
@@ -54,7 +54,7 @@ class Renderer:
 
 
 @dataclass
-class Scripted:
+class Scripted(Generator):
     """Right on problem i for its first i % 5 samples; with an adapter, for one more."""
 
     asked: list[int] = field(default_factory=list)  # problem numbers
@@ -65,7 +65,7 @@ class Scripted:
         self,
         prompts: Sequence[list[int]],
         options: SamplingOptions,
-        adapter: Path | None = None,
+        applied: Applied | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
         assert seeds is not None
@@ -75,17 +75,15 @@ class Scripted:
             number = int("".join(map(chr, prompts[place])).split()[0])
             self.asked.append(number)
             self.seeds[number] = seeds[place]
-            right = number % 5 + (adapter is not None)
-            yield place, [self.answer(number, sample < right) for sample in range(options.n)]
+            right = number % 5 + (applied is not None)
+            gated = int(applied is not None and applied.mode == "gated")
+            yield place, [self.answer(number, sample < right, gated) for sample in range(options.n)]
 
     @staticmethod
-    def answer(number: int, right: bool) -> Completion:
+    def answer(number: int, right: bool, gated: int) -> Completion:
         if right:
-            return Completion([1, 2, 0], f"\\boxed{{{number + 1}}}", "stop")
+            return Completion([1, 2, 0], f"\\boxed{{{number + 1}}}", "stop", gated)
         return Completion([1, 2, 3, 4, 5], "and so on", "length")
-
-    def generate(self, *_: Any, **__: Any) -> list[list[Completion]]:
-        raise NotImplementedError
 
 
 def run(generator: Scripted, verifier: Verifier, **more: Any) -> Result:
@@ -168,8 +166,15 @@ def test_base_and_adapter_are_paired(tmp_path: Path, verifier: Verifier) -> None
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     base = run(Scripted(), verifier, output=tmp_path / "out")
-    tuned = run(Scripted(), verifier, output=tmp_path / "out", adapter=adapter)
-    assert (base.mode, tuned.mode) == ("base", "always")
+    tuned = run(Scripted(), verifier, output=tmp_path / "out", applied=Applied(adapter))
+    gated = run(Scripted(), verifier, output=tmp_path / "out", applied=Applied(adapter, 0.5))
+    assert (base.mode, tuned.mode, gated.mode) == ("base", "always", "gated")
+    # One token of each right answer: 20 of them of 3 tokens, 12 wrong ones of 5.
+    assert gated.gate_rate.value == pytest.approx(20 / (20 * 3 + 12 * 5))
+    assert "gate_rate" in gated.report() and "gate_rate" not in tuned.report()
+    table_of_all = table([base, tuned, gated]).splitlines()
+    assert table_of_all[0].split()[-1] == "gate_rate"
+    assert table_of_all[4].split()[-3] == "0.167"
     [difference] = compare([base, tuned])
     # One more right of four on every problem but p4, which was right throughout: squares of
     # deviations sum to 7/16 - 8 (7/32)^2 = 7/128, and sqrt(7/128 / 7 / 8) = 1/32.
@@ -382,7 +387,9 @@ def test_paper_default_of_samples() -> None:
         ("--model m --problems gsm8k --top-p 1.5", "--top-p"),
         ("--model m --problems gsm8k --samples 4 --k 1,8", "--k"),
         ("--model m --problems gsm8k --mode always", "--adapter"),
-        ("--model m --problems gsm8k --mode gated", "--mode"),
+        ("--model m --problems gsm8k --mode gated", "--adapter"),
+        ("--model m --problems gsm8k --adapter a --tau -1", "--tau"),
+        ("--model m --problems gsm8k --adapter a --gate random", "--gate"),
         ("--models a,b --problems gsm8k", "--models"),
         ("--model m --problems gsm8k --url ftp://x", "--url"),
         ("--model m --problems gsm8k --url http://x/v1 --adapter a", "--adapter"),
@@ -439,7 +446,7 @@ def test_command_in_process(
         [*args.split(), "--problems", str(problems_file), "--limit", "3", "--output", str(tmp_path)]
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["results"]) == {"base", "always"}
+    assert set(report["results"]) == {"base", "always"}  # no manifest: no threshold to gate by
     assert report["differences"] == [
         {"of": "always", "against": "base", "pass@1": 0.0, "stderr": 0.0, "n": 3}
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base import BaseModel
+from adapters.recipe import GateChoice
 from adapters.store import Store
 from adapters.version import WEIGHTS
 from training.fit import FitConfig
@@ -36,6 +37,11 @@ def command(problems: Path, folder: Path, *flags: str) -> list[str]:
         *("--engine", "transformers", "--sampling.rollouts", "6", "--sampling.max-tokens", "96"),
         *("--optimizer.batch-size", "4", "--checkpoints.samples", "1", *flags),
     ]
+
+
+def without_output(argv: list[str]) -> list[str]:
+    at = argv.index("--output")
+    return argv[:at] + argv[at + 2 :]
 
 
 def digest(path: Path) -> str:
@@ -104,7 +110,14 @@ def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) 
     version = Store(fitted).get("adapter", BaseModel.open(BASE))
     assert version.manifest is not None
     assert version.manifest.gate.tau > 0
-    assert {score.mode for score in version.manifest.scores} == {"base", "always"}
+    assert {score.mode for score in version.manifest.scores} == {"base", "always", "gated"}
+    assert {s.metric for s in version.manifest.scores if s.mode == "gated"} >= {
+        "pass@1",
+        "gate_rate",
+    }
+    wanted = [0.06, *GateChoice().others]  # the tiny recipe's, and those tried for serving
+    rates = [rate for rate in wanted if version.manifest.gate.rate <= rate]
+    assert min(rates) - version.manifest.gate.rate < 0.01
     assert "fit.yaml" in version.manifest.files
     model = PeftModel.from_pretrained(load_model(BASE), fitted / "adapter")
     moved = [p.abs().max() for n, p in model.named_parameters() if "lora_B" in n]
@@ -112,6 +125,20 @@ def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) 
     card = (fitted / "adapter" / "README.md").read_text()
     assert "pass@1" in card and "python -m training.fit" in card
     assert str(fitted) not in (fitted / "adapter" / "adapter_config.json").read_text()
+
+
+@pytest.mark.engine
+def test_a_published_fit_is_a_version_that_the_alias_points_at(
+    problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    argv = command(problems, fitted, "--publish", "mine", "--store", str(tmp_path / "store"))
+    subprocess.run(without_output(argv), check=True, capture_output=True)
+    store = Store(tmp_path / "store")
+    version = store.get("mine", BaseModel.open(BASE))
+    assert digest(version.path / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
+    assert version.manifest is not None and version.manifest.name == "mine"
+    (move,) = store.history("mine")
+    assert (move.version, move.action) == (version.id, "publish")
 
 
 @pytest.mark.engine
@@ -142,3 +169,27 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
     shared = FitConfig.load([*command(problems, tmp_path)[3:], "--heldout", str(problems)])
     with pytest.raises(ValueError, match=r"heldout: 16 problems are also in --problems"):
         split_problems(shared)
+
+
+def test_where_the_adapter_goes_is_checked_before_anything_is_done(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = without_output(command(problems, tmp_path)[3:])
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "moves.jsonl").touch()
+    for flags, message in (
+        ([], "--publish: name the adapter"),
+        (["--publish", "No"], "--name: 'No' is not a name"),
+        (["--publish", "a..b", "--name", "ok"], "publish: 'a..b' is not a name"),
+        (["--publish", "mine", "--store", str(tmp_path / "file")], "cannot be written"),
+        (["--output", str(tmp_path / "versions")], "holds versions; add one with --publish"),
+        (["--output", str(tmp_path / "other")], "exists and is no adapter folder"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            FitConfig.load([*plain, *flags])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    config = FitConfig.load([*plain, "--publish", "mine", "--store", str(tmp_path / "new")])
+    assert config.name == "mine" and config.output is None

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DynamicCache
 
 from adapters.base import BaseModel
+from adapters.gate import entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
-from training.generate import SamplingOptions, open_generator
+from training.generate import Applied, SamplingOptions, open_generator
 from training.model import load_model
 from training.tiny.world import puzzles
 
@@ -43,7 +44,9 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module", params=["vllm", "transformers"])
 def generator(request):
-    with open_generator(BASE, engine=request.param, max_rank=8, max_model_len=128) as generator:
+    with open_generator(
+        BASE, engine=request.param, max_rank=8, gated=True, max_model_len=128
+    ) as generator:
         yield generator
 
 
@@ -75,7 +78,7 @@ def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adap
     greedy = SamplingOptions(temperature=0.0, max_tokens=12)
     answers = {
         "base": generator.generate(prompts, greedy),
-        "adapter": generator.generate(prompts, greedy, adapter),
+        "adapter": generator.generate(prompts, greedy, Applied(adapter)),
     }
     assert answers["base"] == generator.generate(prompts, greedy)  # the adapter is gone again
     assert answers["base"] != answers["adapter"]
@@ -93,6 +96,46 @@ def test_greedy_with_and_without_an_adapter_equals_peft(generator, prompts, adap
             total += 1
             ids.append(token)
     assert agree == total
+
+
+def test_gated_greedy_is_the_reference(generator, prompts, adapter) -> None:
+    """Each token is the best of the pass it ought to come from, within bfloat16's rounding."""
+    from peft import PeftModel
+
+    tau = 0.3
+    greedy = SamplingOptions(temperature=0.0, max_tokens=32)
+    answers = generator.generate(prompts, greedy, Applied(adapter, tau))
+    assert answers == generator.generate(prompts, greedy, Applied(adapter, tau))
+    model = PeftModel.from_pretrained(load_model(BASE), adapter)
+    gated = 0
+    for prompt, (answer,) in zip(prompts, answers, strict=True):
+        opened = 0
+        cache = DynamicCache()
+        ids = torch.tensor([prompt])
+        for token in answer.token_ids:
+            with torch.inference_mode(), model.disable_adapter():
+                logits = model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
+            if entropy(logits) > tau:
+                opened += 1
+                cache.crop(-1)
+                with torch.inference_mode():
+                    logits = model(ids[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+            assert logits.max() - logits[token] < 0.05 * logits.abs().max()
+            ids = torch.tensor([[token]])
+        assert abs(answer.gated - opened) <= 1  # an entropy close to tau
+        gated += answer.gated
+    assert gated > 0
+    never = generator.generate(prompts, greedy, Applied(adapter, 1e9))
+    assert never == generator.generate(prompts, greedy)
+
+
+def test_the_random_gate_opens_at_its_rate(prompts, adapter) -> None:
+    with open_generator(BASE, engine="transformers") as generator:
+        options = SamplingOptions(n=8, temperature=1.0, max_tokens=80)
+        answers = generator.generate(prompts, options, Applied(adapter, random_rate=0.1))
+    tokens = sum(len(one.token_ids) for row in answers for one in row)
+    gated = sum(one.gated for row in answers for one in row)
+    assert gated / tokens == pytest.approx(0.1, abs=4 * (0.09 / tokens) ** 0.5)
 
 
 def test_an_engine_that_cannot_start_says_so(tmp_path) -> None:

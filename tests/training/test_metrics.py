@@ -16,6 +16,7 @@ from training.metrics import (
     pass_at_k,
     pass_at_k_scores,
     per_problem,
+    ratio,
 )
 
 # Four problems, four samples: 4, 2, 1 and 0 right.
@@ -75,6 +76,11 @@ def test_pairing_removes_what_problems_share() -> None:
     estimate = paired_difference(hard, hard + 0.05)
     assert estimate.value == pytest.approx(0.05)
     assert estimate.stderr == pytest.approx(0)
+
+
+def test_ratio_by_hand() -> None:
+    # 3 of 12; deviations from a quarter: 0, 1, -1; their s is 1, over sqrt(3) and the mean 4.
+    assert ratio([1, 2, 0], [4, 4, 4]) == pytest.approx((0.25, 1 / 3**0.5 / 4, 3))
 
 
 def test_one_problem_has_no_standard_error() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.recipe import GateChoice, Selection
-from training.select import advantages, choose_gate, select
+from training.select import advantages, choose_gates, select
 
 
 def test_advantages_by_hand() -> None:
@@ -46,11 +46,12 @@ def test_decisions_are_where_entropy_exceeds_tau_and_rollouts_without_any_are_le
     assert kept[0].decisions.tolist() == [False, True, False]
 
 
-def test_choose_gate_calibrates_or_obeys() -> None:
+def test_choose_gates_calibrates_or_obeys() -> None:
     h = [np.array([0.0, 0.5, 1.0, 1.5]), np.array([0.0, 0.0, 0.0, 2.0])]
-    gate = choose_gate(h, GateChoice(rate=0.25))
+    gate, others = choose_gates(h, GateChoice(rate=0.25, others=[0.125, 0.25]))
     assert (gate.tau, gate.rate, gate.tokens) == (1.0, 0.25, 8)
-    given = choose_gate(h, GateChoice(tau=1.5))
+    assert [(other.tau, other.rate) for other in others] == [(1.5, 0.125)]  # never the same twice
+    given, _ = choose_gates(h, GateChoice(tau=1.5))
     assert (given.tau, given.rate) == (1.5, 0.125)
 
 

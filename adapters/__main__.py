@@ -1,0 +1,284 @@
+"""python -m adapters COMMAND: look after a store of adapters by hand.
+
+    list                             every adapter and where its alias points
+    show NAME[@HASH]                 manifest, scores, versions and history
+    publish FOLDER --name NAME       a PEFT folder becomes a version, and the alias points at it
+    alias NAME NAME@HASH             point an alias at a version
+    rollback NAME                    point it at the version before; again: further back
+    verify                           check every version, alias and history; exit code 1 if unsound
+    gc [--keep K]                    delete versions that no alias points at and nobody uses
+    import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
+    export NAME[@HASH] FOLDER        a plain PEFT folder again
+
+Bad input ends with exit code 2 and a line that says what was wrong, a store that cannot be written
+with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from adapters.audit import verify
+from adapters.base import BaseModel
+from adapters.collect import GRACE, collect
+from adapters.exchange import export_adapter, import_adapter
+from adapters.manifest import Score, is_name
+from adapters.reference import Reference
+from adapters.store import SHIPPED, Store, StoreError
+from adapters.version import AdapterError, AdapterVersion
+
+PROGRAM = "python -m adapters"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, default=SHIPPED, help="default: %(default)s")
+    readable = argparse.ArgumentParser(add_help=False)
+    readable.add_argument("--json", action="store_true", help="for programs")
+    unaliased = argparse.ArgumentParser(add_help=False)
+    unaliased.add_argument(
+        "--no-alias", dest="alias", action="store_false", help="leave the alias where it is"
+    )
+
+    top = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[common, *parents])
+
+    command("list", readable)
+    command("show", readable).add_argument("reference", metavar="NAME[@HASH]")
+    publish = command("publish", unaliased)
+    publish.add_argument("folder", type=Path)
+    publish.add_argument("--name", help="default: the folder's")
+    publish.add_argument("--base", help="folder or hub id of the base that it must fit")
+    alias = command("alias")
+    alias.add_argument("name")
+    alias.add_argument("version", metavar="NAME@HASH")
+    command("rollback").add_argument("name")
+    command("verify")
+    gc = command("gc")
+    gc.add_argument("--keep", type=int, default=1, help="roll-backs that stay possible (1)")
+    gc.add_argument(
+        "--grace", type=float, default=GRACE, help=f"seconds that any version stays ({GRACE:g})"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    imported = command("import", unaliased)
+    imported.add_argument("source", help="PEFT folder or hub id")
+    imported.add_argument("--name", help="default: the source's")
+    imported.add_argument("--revision", help="of the hub repository")
+    imported.add_argument("--family", default="", help="default: by the base's name and type")
+    base = imported.add_mutually_exclusive_group(required=True)
+    base.add_argument("--base", help="folder or hub id of the base that it was made for")
+    base.add_argument(
+        "--no-base", action="store_true", help="unknown: check it against each base by shapes alone"
+    )
+    export = command("export")
+    export.add_argument("reference", metavar="NAME[@HASH]")
+    export.add_argument("folder", type=Path)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    store = Store(args.store)
+    try:
+        return int(COMMANDS[args.command](store, args) or 0)
+    except StoreError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyError as error:
+        known = ", ".join(store.names()) or "none"
+        fail(f"{error.args[0]!r} is not in {store.root} (there: {known})")
+    except (AdapterError, ValueError, FileNotFoundError, FileExistsError) as error:
+        fail(str(error))
+    except OSError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+
+
+def fail(message: str) -> NoReturn:
+    """Bad input: one line and exit code 2."""
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---------------------------------------------------------------------------------- the commands
+
+
+def list_adapters(store: Store, args: argparse.Namespace) -> None:
+    _existing(store)
+    rows = [_row(store, name) for name in store.names()]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    headings = ("NAME", "VERSION", "VERSIONS", "BASE", "TAU", "STATE")
+    print_table([headings, *([_cell(row[h.lower()]) for h in headings] for row in rows)])
+
+
+def show(store: Store, args: argparse.Namespace) -> None:
+    version = store.get(args.reference)
+    found = store.resolve(args.reference)
+    asked = Reference.parse(args.reference)
+    facts: dict[str, Any] = {
+        "version": version.id,
+        "path": str(version.path),
+        "rank": version.rank,
+        "manifest": version.manifest.model_dump(mode="json") if version.manifest else None,
+        "versions": [str(Reference(asked.name, digest)) for digest in store.versions(asked.name)],
+        "history": [m.model_dump(mode="json", by_alias=True) for m in store.history(asked.name)],
+    }
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    print(f"{args.reference}: {version.id if found.hash else 'a plain folder, no version'}")
+    print(f"  rank {version.rank}, {version.path}")
+    if version.manifest:
+        made_for, gate = version.manifest.base, version.gate
+        print(f"  made for {made_for.model} ({made_for.architecture}), {version.manifest.family}")
+        print(f"  tau {gate.tau:.4f} nats, gate rate {gate.rate:.3f}" if gate else "  no threshold")
+    else:
+        print("  no manifest: any base of its shapes, no threshold")
+    if version.manifest and version.manifest.scores:
+        print()
+        print_table(
+            [
+                ("MODE", "PROBLEMS", "METRIC", "T", "VALUE", "STDERR", "N"),
+                *map(_score, version.manifest.scores),
+            ]
+        )
+    if facts["versions"]:
+        print("\nversions: " + ", ".join(facts["versions"]))
+    if facts["history"]:
+        print()
+        moved = [[m["at"], m["action"], m["version"], m["by"]] for m in facts["history"]]
+        print_table([("AT", "ACTION", "VERSION", "BY"), *moved])
+
+
+def publish(store: Store, args: argparse.Namespace) -> None:
+    name = _name(args.name, args.folder.resolve().name)
+    base = BaseModel.open(args.base) if args.base else None
+    print(store.publish(args.folder, name, base=base, alias=args.alias).id)
+
+
+def alias(store: Store, args: argparse.Namespace) -> None:
+    print(f"{args.name} -> {store.alias(args.name, args.version).version}")
+
+
+def rollback(store: Store, args: argparse.Namespace) -> None:
+    print(f"{args.name} -> {store.rollback(args.name).version}")
+
+
+def verify_store(store: Store, args: argparse.Namespace) -> int:  # noqa: ARG001
+    _existing(store)
+    problems = verify(store)
+    for problem in problems:
+        print(problem)
+    count = sum(len(store.versions(name)) for name in store.folders())
+    if not problems:
+        print(f"sound: {len(store.names())} adapter(s), {count} version(s)")
+    return 1 if problems else 0
+
+
+def gc(store: Store, args: argparse.Namespace) -> None:
+    _existing(store)
+    if args.keep < 0:
+        fail(f"--keep: {args.keep} is negative")
+    gone = collect(store, args.keep, args.grace, args.dry_run)
+    for reference in gone:
+        print(f"{'would delete' if args.dry_run else 'deleted'} {reference}")
+    print(f"{len(gone)} version(s)")
+
+
+def import_(store: Store, args: argparse.Namespace) -> None:
+    name = _name(args.name, Path(args.source).name.lower())
+    base = BaseModel.open(args.base) if args.base else None
+    version = import_adapter(
+        *(store, args.source, name),
+        base=base,
+        family=args.family,
+        revision=args.revision,
+        alias=args.alias,
+    )
+    print(version.id)
+
+
+def export(store: Store, args: argparse.Namespace) -> None:
+    print(f"{export_adapter(store, args.reference, args.folder).id} -> {args.folder}")
+
+
+COMMANDS = {
+    "list": list_adapters,
+    "show": show,
+    "publish": publish,
+    "alias": alias,
+    "rollback": rollback,
+    "verify": verify_store,
+    "gc": gc,
+    "import": import_,
+    "export": export,
+}
+
+# ------------------------------------------------------------------------------- the small print
+
+
+def _existing(store: Store) -> None:
+    if not store.root.is_dir():
+        fail(f"--store: {store.root} is no folder")
+
+
+def _name(given: str | None, default: str) -> str:
+    name = given if given is not None else default
+    if not is_name(name):
+        fail(f"--name: {name[:100]!r} is not a name; use lower case letters, digits, . _ -")
+    return name
+
+
+def _row(store: Store, name: str) -> dict[str, Any]:
+    """One line of `list`."""
+    row: dict[str, Any] = dict.fromkeys(("name", "version", "versions", "base", "tau", "state"))
+    row |= {"name": name, "versions": len(store.versions(name))}
+    try:
+        found = store.resolve(name)
+        row["version"] = str(found) if found.hash else None
+        version: AdapterVersion = store.get(name, hashes=False)
+    except (AdapterError, KeyError, OSError) as error:
+        return row | {"state": f"refused: {getattr(error, 'reason', error)}"}
+    row["base"] = version.manifest.base.model if version.manifest else None
+    row["tau"] = version.gate.tau if version.gate else None
+    return row | {"state": "ok" if found.hash else "ok, plain folder"}
+
+
+def _score(score: Score) -> list[str]:
+    """One line of `show`."""
+    stderr = "" if score.stderr is None else f"{score.stderr:.3f}"
+    what = [score.mode, score.problems, score.metric, f"{score.temperature:g}"]
+    return [*what, f"{score.value:.3f}", stderr, str(score.n)]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""How vLLM is told to gate: the names that go into its arguments and into a request.
+
+`serving` puts them into the server's engine, `training` into the one it evaluates with. They are
+text, so neither wing has to import the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TAU = "gate_tau"  # in SamplingParams.extra_args: a gated request's threshold, nats
+
+SCHEDULER = "serving.engine.scheduler.make_scheduler"
+WORKERS = {
+    "cpu": "serving.engine.worker.GateCPUWorker",
+    "cuda": "serving.engine.gpu_worker.GateGPUWorker",
+}
+ARGUMENTS = "serving.arguments:GateArguments"
+
+
+def gate_arguments(device_type: str) -> dict[str, Any]:
+    """vLLM's engine arguments for an engine that can gate, on a device that can.
+
+    Raises:
+        KeyError: the gate has no model runner for such devices.
+    """
+    return {
+        "scheduler_cls": SCHEDULER,
+        "worker_cls": WORKERS[device_type],
+        "logits_processors": [ARGUMENTS],
+    }

@@ -1,0 +1,120 @@
+"""Adapters from elsewhere (a PEFT folder, a hub id) and for elsewhere (a plain PEFT folder)."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters.base import BaseModel
+from adapters.files import atomic_directory, copy_file, sha256_file
+from adapters.manifest import FILE as MANIFEST
+from adapters.manifest import Base, Manifest
+from adapters.recipe import get_recipe, recipe_for
+from adapters.store import Store
+from adapters.version import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+class SourceError(ValueError):
+    """Nothing can be imported from there."""
+
+
+@contextmanager
+def opened(source: str, revision: str | None = None) -> Iterator[Path]:
+    """The folder `source`, or that of the hub id `source`, downloaded for as long as this is open.
+
+    Raises:
+        SourceError: it is neither, or the hub cannot be reached.
+    """
+    if Path(source).is_dir():
+        yield Path(source)
+        return
+    if not _HUB_ID.fullmatch(source):
+        raise SourceError(f"'{source}' is neither a folder nor a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
+        try:
+            # Whole files of these names and no others: a repository may hold anything beside them.
+            snapshot_download(source, revision=revision, local_dir=folder, allow_patterns=[*FILES])
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
+        yield Path(folder)
+
+
+def import_adapter(
+    store: Store,
+    source: str,
+    name: str,
+    *,
+    base: BaseModel | None,
+    family: str = "",
+    revision: str | None = None,
+    alias: bool = True,
+    by: str | None = None,
+) -> AdapterVersion:
+    """Publish somebody else's adapter as a version of `name`.
+
+    With a `base` it must fit, and is bound to its weights by a manifest, if it brought none: from
+    then on another base of the same shapes is refused. It has no threshold, so no gated form.
+
+    Args:
+        source: a PEFT folder or a hub id.
+        base: what it was made for; None: it is checked against each base by shapes alone.
+        family: default: by the base's name and type.
+        revision: of the hub repository.
+
+    Raises:
+        SourceError: there is no such folder or hub id.
+        ValueError: `name` is none, or the base's family is unknown.
+        AdapterError: the adapter cannot be used.
+        StoreError: the store cannot be written.
+    """
+    with opened(source, revision) as folder, tempfile.TemporaryDirectory() as copy:
+        AdapterVersion.read(folder, name)  # bounds what is copied
+        copied = Path(copy)
+        for file, limit in (FILES | ALONGSIDE).items():
+            if (folder / file).is_file():
+                copy_file(folder / file, copied / file, limit)
+        if base is not None and not (copied / MANIFEST).exists():
+            known = get_recipe(family) if family else recipe_for(base.name, base.model_type)
+            origin = Path(source).name if Path(source).is_dir() else source
+            manifest = Manifest(
+                name=name,
+                family=known.family,
+                base=Base(
+                    model=base.name,
+                    revision=base.revision,
+                    architecture=base.architecture,
+                    fingerprint=base.fingerprint,
+                ),
+                files={file: sha256_file(copied / file) for file in (CONFIG, WEIGHTS)},
+                made_by={"imported from": f"{origin}@{revision}" if revision else origin},
+            )
+            (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        return store.publish(copied, name, base=base, alias=alias, by=by)
+
+
+def export_adapter(store: Store, reference: str, folder: Path) -> AdapterVersion:
+    """Write NAME or NAME@HASH to a new plain PEFT folder, for PEFT, stock vLLM or the hub.
+
+    Raises:
+        FileExistsError: the folder is there already.
+        KeyError, AdapterError: as `Store.get`.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists")
+    held = store.lease(reference)
+    with held.lease:
+        version = store.get(str(held.reference))
+        with atomic_directory(folder) as copy:
+            for file, limit in (FILES | ALONGSIDE).items():
+                if (version.path / file).is_file():
+                    copy_file(version.path / file, copy / file, limit, mode=0o644)
+    return version

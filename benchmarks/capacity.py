@@ -1,0 +1,116 @@
+"""More adapters than slots: what it costs, and how long the longest waits.
+
+    python -m benchmarks.capacity                      (about 4 minutes)
+
+The same random traffic goes to 64 adapters through 4 slots, and to 4 adapters that are always in
+theirs, in turns on one server. Random LoRAs of the shipped miniature, float32, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapters.store import Store
+from benchmarks.adapters import make_random_adapter
+from benchmarks.report import print_table, save, show
+from benchmarks.streams import Answer, environment, percentile, stream
+from benchmarks.swap import BASE
+from demo.server import running_server
+
+TOKENS = 48
+
+
+async def round_of(
+    client: httpx.AsyncClient, names: list[str], options: Any, seed: int
+) -> tuple[float, list[Answer]]:
+    """(tokens per second, answers) of `options.requests` requests, `options.users` at a time."""
+    choose = random.Random(seed)
+    todo = [(choose.choice(names), choose.randrange(1000)) for _ in range(options.requests)]
+    queue = iter(todo)
+    answers: list[Answer] = []
+
+    async def user() -> None:
+        for name, number in queue:  # shared: each user takes the next one
+            answers.append(await stream(client, name, f"What is {number}-11*7+12?", TOKENS))
+
+    start = time.perf_counter()
+    await asyncio.gather(*(user() for _ in range(options.users)))
+    seconds = time.perf_counter() - start
+    return sum(len(one.arrivals) for one in answers) / seconds, answers
+
+
+async def measure(url: str, names: list[str], options: Any) -> dict[str, Any]:
+    few, many = names[: options.slots], names
+    speeds: dict[str, list[float]] = {"resident": [], "through the slots": []}
+    waits: dict[str, list[float]] = {"resident": [], "through the slots": []}
+    failed = 0
+    async with httpx.AsyncClient(
+        base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)
+    ) as client:
+        for turn in range(options.runs + 1):  # the first is a warm-up
+            for label, chosen in (("resident", few), ("through the slots", many)):
+                speed, answers = await round_of(client, chosen, options, turn)
+                failed += sum(bool(one.error) for one in answers)
+                if turn:
+                    speeds[label].append(speed)
+                    waits[label] += [one.arrivals[0] for one in answers if one.arrivals]
+    ratios = [
+        many / few
+        for many, few in zip(speeds["through the slots"], speeds["resident"], strict=True)
+    ]
+    return {
+        "adapters, slots, users": [len(names), options.slots, options.users],
+        "runs": options.runs,
+        "tokens/s, 4 resident": show(speeds["resident"]),
+        "tokens/s, 64 through 4 slots": show(speeds["through the slots"]),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(one, 3) for one in ratios],
+        "failed": failed,
+        **{
+            f"first token, s, {label}: p50, p99, longest": [
+                round(percentile(values, share), 2) for share in (0.5, 0.99, 1)
+            ]
+            for label, values in waits.items()
+        },
+    }
+
+
+def main() -> int:
+    """Measure; exit code 1 if a request failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapters", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=512, help="of each run")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--gated", action="store_true")
+    options = parser.parse_args()
+    environment()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder, "store"))
+        for seed in range(options.adapters):
+            store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
+        suffix = ":gated" if options.gated else ""
+        names = [f"a{seed}{suffix}" for seed in range(options.adapters)]
+        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
+        flags += ("--max-num-seqs", "64", "--max-model-len", "512")
+        flags += ("--max-loras", str(options.slots), "--max-cpu-loras", str(options.adapters))
+        with running_server(*flags) as server:
+            result = asyncio.run(measure(server.url, names, options))
+    print_table(["", ""], [[name, str(value)] for name, value in result.items()])
+    save("capacity-gated" if options.gated else "capacity", result)
+    return int(bool(result["failed"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

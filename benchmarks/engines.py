@@ -1,0 +1,110 @@
+"""Models with random weights made on the spot, and engines with and without a gate on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+Shape = Literal["31m", "98m"]
+# Qwen2 with tied embeddings; parameters are counted and printed when the model is made.
+SHAPES: dict[Shape, dict[str, int]] = {
+    "31m": {
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
+    "98m": {
+        "vocab_size": 16384,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    },
+}
+RANK = 32
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LONGEST = 4096
+
+
+def prepare() -> None:
+    """Settings of this process, which is started anew with them; call before anything heavy.
+
+    Memory is asked for in huge pages: in small ones, where an engine's weights happen to lie makes
+    one of two equal engines up to 5 % faster.
+    """
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.environ.update(ENVIRONMENT)
+        os.execv(sys.executable, sys.orig_argv)
+    from serving.engine import report
+
+    report.install()
+
+
+def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, list[Path], int]:
+    """(base, adapters, parameters): random, with entropies that vary; rank 32 on q, k, v, o."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SHAPES[shape],
+        max_position_embeddings=LONGEST,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    base = folder / "base"
+    model.save_pretrained(str(base))
+    paths = [folder / f"adapter-{number}" for number in range(1, adapters + 1)]
+    for path in paths:
+        lora = LoraConfig(
+            r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, init_lora_weights=False
+        )
+        with_lora = get_peft_model(model, lora)
+        with_lora.save_pretrained(str(path))
+        model = with_lora.unload()
+    return base, paths, parameters
+
+
+def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) -> Any:
+    """vLLM without LoRA, or with LoRA and all the gate needs. Nothing is compiled in either.
+
+    vLLM's CPU build compiles nothing where LoRA is on.
+    """
+    from vllm import LLM
+
+    with_gate: dict[str, Any] = {
+        "enable_lora": True,
+        "max_lora_rank": RANK,
+        "max_loras": adapters,
+        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
+        "worker_cls": "serving.engine.worker.GateCPUWorker",
+        "logits_processors": ["serving.arguments:GateArguments"],
+    }
+    return LLM(
+        model=str(base),
+        dtype="float32",
+        skip_tokenizer_init=True,
+        block_size=32,
+        kv_cache_memory_bytes=2**30,
+        enforce_eager=True,
+        disable_log_stats=True,
+        **(with_gate if gate else {}),
+        **arguments,
+    )

@@ -1,0 +1,185 @@
+"""What moving an alias costs those who are being served.
+
+    python -m benchmarks.swap                      (about 5 minutes)
+
+32 streams ask one alias without pause. First nobody moves it; then it is moved 1,000 times among
+five versions, through the admin API. Every answer must be the one that its version gives alone.
+Random LoRAs of the shipped miniature, float32, greedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapters.store import SHIPPED, Store
+from benchmarks.adapters import make_random_adapter
+from benchmarks.report import print_table, save
+from benchmarks.streams import Answer, environment, percentile, resident_mib, stream
+from demo.server import Running, running_server
+
+BASE = SHIPPED.parents[1] / "models" / "tiny-qwen2"
+ADMIN_KEY = "the benchmark's own"
+NAME, VERSIONS, PROMPTS, TOKENS = "moving", 5, 8, 48
+
+
+class Load:
+    """Streams that ask the alias until they are told to stop."""
+
+    def __init__(self, client: httpx.AsyncClient, model: str) -> None:
+        self.client, self.model = client, model
+        self.answers: list[tuple[int, Answer]] = []  # (prompt, its answer)
+        self._stop = False
+
+    async def _user(self, choose: random.Random) -> None:
+        while not self._stop:
+            number = choose.randrange(PROMPTS)
+            self.answers.append((number, await ask(self.client, self.model, number)))
+
+    async def during(self, work: Any, users: int) -> float:
+        """Run `users` streams while `work` lasts. Returns the seconds."""
+        start = time.perf_counter()
+        tasks = [asyncio.create_task(self._user(random.Random(n))) for n in range(users)]
+        await work
+        self._stop = True
+        await asyncio.gather(*tasks)
+        return time.perf_counter() - start
+
+    @property
+    def gaps(self) -> list[float]:
+        return [gap for _, answer in self.answers for gap in answer.gaps]
+
+
+async def ask(client: httpx.AsyncClient, model: str, number: int) -> Answer:
+    prompt = f"What is {number + 3}-{number + 11}*7+12+{number}?"
+    return await stream(client, model, prompt, TOKENS)
+
+
+async def move_about(
+    client: httpx.AsyncClient, versions: list[str], moves: int, pause: float
+) -> list[float]:
+    """Move the alias `moves` times, each time elsewhere. Returns the seconds of each."""
+    choose = random.Random(0)
+    seconds, now = [], versions[-1]
+    for _ in range(moves):
+        now = choose.choice([one for one in versions if one != now])
+        start = time.perf_counter()
+        answer = await client.post(f"/admin/adapters/{NAME}/alias", json={"version": now})
+        answer.raise_for_status()
+        assert answer.json()["serving"] == now
+        seconds.append(time.perf_counter() - start)
+        await asyncio.sleep(pause)
+    return seconds
+
+
+async def until_idle(client: httpx.AsyncClient) -> dict[str, Any]:
+    """What is left in the engine once it has nothing to do."""
+    deadline = time.monotonic() + 60
+    while True:
+        state = (await client.get(f"/admin/adapters/{NAME}")).json()
+        text = (await client.get("/metrics")).text
+        used = sum(
+            float(line.rpartition(" ")[2])
+            for line in text.splitlines()
+            if line.startswith(("vllm:num_requests_running{", "vllm:kv_cache_usage_perc{"))
+        )
+        left = {"residents": len(state["resident"]), "requests and KV blocks": used}
+        if left == {"residents": 1, "requests and KV blocks": 0.0} or time.monotonic() > deadline:
+            return left
+
+
+async def measure(
+    server: Running, versions: list[str], options: Any, key: str = "", admin_key: str = ADMIN_KEY
+) -> dict[str, Any]:
+    """The figures; `versions` are those of NAME, the alias stands at the last."""
+
+    def client(key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=server.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=300,
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    model = f"{NAME}:gated" if options.gated else NAME
+    async with client(key) as users, client(admin_key) as admin:
+        alone = {
+            version: [
+                (await ask(users, model.replace(NAME, version), number)).whole()
+                for number in range(PROMPTS)
+            ]
+            for version in versions
+        }
+        quiet = Load(users, model)
+        await quiet.during(asyncio.sleep(options.quiet), options.users)
+        memory = [resident_mib(server.pid)]
+        busy = Load(users, model)
+        moves: list[float] = []
+
+        async def work() -> None:
+            moves.extend(await move_about(admin, versions, options.moves, options.pause))
+
+        seconds = await busy.during(work(), options.users)
+        left = await until_idle(admin)
+        memory.append(resident_mib(server.pid))
+    answers = [answer for _, answer in busy.answers]
+    wrong = sum(
+        answer.text != alone[answer.model][number]
+        for number, answer in busy.answers
+        if not answer.error
+    )
+    before, during = percentile(quiet.gaps, 0.99), percentile(busy.gaps, 0.99)
+    return {
+        "moves": len(moves),
+        "seconds": round(seconds, 1),
+        "requests": len(answers),
+        "failed": sum(bool(answer.error) for answer in answers),
+        "not its version's answer": wrong,
+        "versions that answered": len({answer.model for answer in answers}),
+        "inter-token p99, ms, nobody moves": round(1000 * before, 2),
+        "inter-token p99, ms, moving": round(1000 * during, 2),
+        "ratio": round(during / before, 3),
+        "inter-token p50, ms": [
+            round(1000 * percentile(load.gaps, 0.5), 2) for load in (quiet, busy)
+        ],
+        "a move, ms, p50 and p99": [round(1000 * percentile(moves, s), 1) for s in (0.5, 0.99)],
+        "left when idle": left,
+        "memory MiB, before and after": [round(one) for one in memory],
+    }
+
+
+def main() -> int:
+    """Measure; exit code 1 if an answer failed or was another version's."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--users", type=int, default=32)
+    parser.add_argument("--moves", type=int, default=1000)
+    parser.add_argument("--quiet", type=float, default=30, help="seconds without moves")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds between moves")
+    parser.add_argument("--gated", action="store_true", help="ask NAME:gated")
+    options = parser.parse_args()
+    environment(REASONMAXXER_ADMIN_KEY=ADMIN_KEY)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder, "store"))
+        versions = [
+            store.publish(make_random_adapter(Path(folder), BASE, seed), NAME).id
+            for seed in range(VERSIONS)
+        ]
+        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
+        flags += ("--max-num-seqs", "64", "--max-model-len", "512")
+        with running_server(*flags) as server:
+            result = asyncio.run(measure(server, versions, options))
+    print_table(["", ""], [[name, str(value)] for name, value in result.items()])
+    save("swap-gated" if options.gated else "swap", result)
+    return int(bool(result["failed"] or result["not its version's answer"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""/admin: what is in the store and in the engine, and the moves between the two.
+
+Off unless an admin key is set. Every route is idempotent, names no path, and logs who did what to
+which version. An alias moves only after its new version is in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.manifest import NAME_PATTERN, Score
+from adapters.store import StoreError
+from adapters.version import AdapterError
+from serving.registry import Registry
+
+logger = logging.getLogger("serving.admin")
+
+VERSION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}@[0-9a-f]{12}$"
+EXAMPLE = "tiny-math@7546404521e9"
+
+Name = Annotated[str, Path(pattern=NAME_PATTERN, examples=["tiny-math"])]
+Version = Annotated[str, Field(pattern=VERSION_PATTERN, examples=[EXAMPLE])]
+State = Literal["available", "loading", "device", "host", "draining", "refused"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class VersionState(BaseModel):
+    """One version in the engine, or on its way in or out."""
+
+    version: Version
+    state: State = Field(description="device: in a slot; host: in host memory; draining: finishing")
+    pinned: bool = False
+    in_flight: int = Field(0, description="Requests it answers now.")
+    waiting: int = Field(0, description="Requests that wait for its slot.")
+    idle_seconds: float | None = Field(None, description="Since its last use.")
+    load_seconds: dict[str, float] = Field({}, description="What loading took, by part.")
+
+
+class AdapterState(BaseModel):
+    """One name of the store."""
+
+    name: str
+    serving: str | None = Field(
+        None, description="The version that answers now.", examples=[EXAMPLE]
+    )
+    alias: str | None = Field(None, description="The version the store's alias points at.")
+    state: State
+    reason: str | None = Field(None, description="Why the store's version is refused.")
+    tau: float | None = Field(None, description="Threshold of NAME:gated, nats.")
+    scores: list[Score] = Field([], description="As measured when it was fitted.")
+    versions: list[str] = Field([], description="In the store.", examples=[[EXAMPLE]])
+    resident: list[VersionState] = []
+
+
+class Adapters(BaseModel):
+    """GET /admin/adapters."""
+
+    data: list[AdapterState]
+    slots: int = Field(description="Versions that may answer at a time.")
+    waiting: int = Field(description="Requests that wait for a slot.")
+
+
+class Load(_Strict):
+    """Body of load."""
+
+    version: Version | None = Field(None, description="Default: where the alias points.")
+
+
+class Alias(_Strict):
+    """Body of alias."""
+
+    version: Version
+
+
+class Pin(_Strict):
+    """Body of pin."""
+
+    pinned: bool = True
+
+
+class Tau(_Strict):
+    """Body of tau."""
+
+    tau: float | None = Field(ge=0, allow_inf_nan=False, description="Nats; null: the manifest's.")
+
+
+bearer = HTTPBearer(auto_error=False, description="The admin key.")
+
+
+async def admin(
+    request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> str:
+    """Who asks, for the log; 401 unless it is the admin key."""
+    wanted: bytes = request.app.state.admin_digest
+    digest = hashlib.sha256((sent.credentials if sent else "").encode()).digest()
+    if not secrets.compare_digest(digest, wanted):
+        raise HTTPException(
+            401,
+            "The admin key is missing or wrong; send 'Authorization: Bearer KEY'.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    host = request.client.host if request.client else "?"
+    return f"key {wanted.hex()[:8]} from {host}"
+
+
+async def _registry(request: Request) -> Registry:
+    found: Registry = request.app.state.registry
+    return found
+
+
+Who = Annotated[str, Depends(admin)]
+Served = Annotated[Registry, Depends(_registry)]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request or the adapter cannot be used; the message says why."},
+    401: {"description": "The admin key is missing or wrong."},
+    404: {"description": "The store has no such name or version."},
+    409: {"description": "Not now, or not any more."},
+}
+router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSALS)
+
+
+@router.get("")
+async def list_adapters(who: Who, registry: Served) -> Adapters:  # noqa: ARG001
+    """Every name of the store: what serves it, where its weights are, who uses it."""
+    names = await asyncio.to_thread(registry.store.names)
+    places = await registry.residents.places()
+    states = [await _state(registry, name, places) for name in names]
+    slots = registry.slots
+    return Adapters(
+        data=[one for one in states if one is not None], slots=slots.count, waiting=slots.waiting
+    )
+
+
+@router.get("/{name}")
+async def show_adapter(name: Name, who: Who, registry: Served) -> AdapterState:  # noqa: ARG001
+    """One name."""
+    return await _shown(registry, name)
+
+
+@router.post("/{name}/load")
+async def load(name: Name, body: Load, who: Who, registry: Served) -> AdapterState:
+    """Have a version in the engine before anybody asks for it."""
+    async with _refusing(registry, name, f"load {body.version or ''}", who):
+        _same_name(name, body.version)
+        await registry.preload(body.version or name)
+    return await _shown(registry, name)
+
+
+@router.post("/{name}/unload")
+async def unload(name: Name, who: Who, registry: Served) -> AdapterState:
+    """Take every version of the name out of the engine once its requests are over.
+
+    The next request loads it again.
+    """
+    async with _refusing(registry, name, "unload", who):
+        registry.store.resolve(name)
+        registry.unload(name)
+    return await _shown(registry, name)
+
+
+@router.post("/{name}/pin")
+async def pin(name: Name, body: Pin, who: Who, registry: Served) -> AdapterState:
+    """Keep what serves the name in its slot, whatever else is asked for."""
+    async with _refusing(registry, name, f"pin {body.pinned}", who):
+        await registry.pin(name, body.pinned)
+    return await _shown(registry, name)
+
+
+@router.post("/{name}/alias")
+async def alias(name: Name, body: Alias, who: Who, registry: Served) -> AdapterState:
+    """Point the alias at a version; it is in the engine before the first request gets it."""
+    async with _refusing(registry, name, f"alias {body.version}", who):
+        await registry.move(
+            name, body.version, lambda: registry.store.alias(name, body.version, by=who)
+        )
+    return await _shown(registry, name)
+
+
+@router.post("/{name}/rollback")
+async def rollback(name: Name, who: Who, registry: Served) -> AdapterState:
+    """Point the alias at the version before the present one."""
+    async with _refusing(registry, name, "rollback", who):
+        target = registry.store.previous(name)
+        await registry.move(name, target, lambda: registry.store.rollback(name, by=who))
+    return await _shown(registry, name)
+
+
+@router.put("/{name}/tau")
+async def set_tau(name: Name, body: Tau, who: Who, registry: Served) -> AdapterState:
+    """The threshold of NAME:gated for requests that name none, until this server ends."""
+    async with _refusing(registry, name, f"tau {body.tau}", who):
+        registry.store.resolve(name)
+        if body.tau is None:
+            registry.taus.pop(name, None)
+        else:
+            registry.taus[name] = body.tau
+    return await _shown(registry, name)
+
+
+# ------------------------------------------------------------------------------- the small print
+
+
+class _refusing:  # noqa: N801
+    """Log an action and its outcome; the store's and the engine's refusals become HTTP errors."""
+
+    def __init__(self, registry: Registry, name: str, action: str, who: str) -> None:
+        self._registry, self._name, self._action, self._who = registry, name, action, who
+        self._before = registry.serving(name)
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        after = self._registry.serving(self._name)
+        outcome = "done" if error is None else f"refused: {error}"
+        logger.info(
+            "%s: %s %s: %s (serving %s, before %s)",
+            *(self._who, self._name, self._action, outcome, after, self._before),
+        )
+        if isinstance(error, KeyError):
+            raise HTTPException(404, f"name: the store has no {error.args[0]}") from error
+        if isinstance(error, StoreError):
+            raise HTTPException(409, str(error)) from error
+        if isinstance(error, ValueError):  # AdapterError is one
+            raise HTTPException(400, str(error)) from error
+
+
+def _same_name(name: str, version: str | None) -> None:
+    if version is not None and version.partition("@")[0] != name:
+        raise ValueError(f"version: {version} is not one of {name}")
+
+
+async def _shown(registry: Registry, name: str) -> AdapterState:
+    state = await _state(registry, name, await registry.residents.places())
+    if state is None:
+        raise HTTPException(404, f"name: the store has no {name}")
+    return state
+
+
+async def _state(
+    registry: Registry, name: str, places: dict[str, Literal["device", "host"]]
+) -> AdapterState | None:
+    try:
+        target = str(await asyncio.to_thread(registry.store.resolve, name))
+    except KeyError:
+        return None
+    except AdapterError as error:
+        return AdapterState(name=name, state="refused", reason=error.reason)
+    listing = await asyncio.to_thread(registry.checked, name)
+    gate = None if isinstance(listing, AdapterError) else listing.gate
+    manifest = None if isinstance(listing, AdapterError) else listing.manifest
+    reason = listing.reason if isinstance(listing, AdapterError) else registry.refusal(name)
+    resident = [
+        VersionState(
+            version=one.version,
+            state="draining" if one.retired else places.get(one.version, "host"),
+            pinned=one.pinned,
+            in_flight=one.in_flight,
+            waiting=registry.slots.waiting_for(one.version),
+            idle_seconds=round(time.monotonic() - one.last_use, 3),
+            load_seconds=one.seconds,
+        )
+        for one in registry.of_name(name)
+    ]
+    serving = registry.serving(name)
+    mine = next((one.state for one in resident if one.version == serving), None)
+    state: State = mine or ("refused" if reason else "available")
+    if registry.is_switching(name):
+        state = "loading"
+    return AdapterState(
+        name=name,
+        serving=serving,
+        alias=target if "@" in target else None,
+        state=state,
+        reason=reason,
+        tau=registry.gate(name, gate).tau if gate else None,
+        scores=manifest.scores if manifest else [],
+        versions=[f"{name}@{digest}" for digest in registry.store.versions(name)],
+        resident=resident,
+    )

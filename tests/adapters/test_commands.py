@@ -1,0 +1,324 @@
+"""python -m adapters: by hand, from the first publish to the last export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny import MODULE, contents, make_adapter, make_base
+
+from adapters.__main__ import main
+from adapters.audit import verify
+from adapters.base import BaseModel
+from adapters.exchange import SourceError, export_adapter, import_adapter
+from adapters.moves import FILE as MOVES
+from adapters.store import SHIPPED, Store
+from adapters.version import CONFIG, FILES, WEIGHTS, AdapterError
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseModel:
+    return make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+class Console:
+    """Commands on one store, and what they print."""
+
+    def __init__(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+        self.store, self.capsys = store, capsys
+
+    def __call__(self, *argv: object, code: int = 0) -> str:
+        self.capsys.readouterr()
+        try:
+            found = main([*map(str, argv), "--store", str(self.store.root)])
+        except SystemExit as end:
+            found = int(end.code or 0)
+        out, err = self.capsys.readouterr()
+        assert found == code, err
+        assert "Traceback" not in err
+        return out if code == 0 else err or out
+
+
+@pytest.fixture
+def console(store: Store, capsys: pytest.CaptureFixture[str]) -> Console:
+    return Console(store, capsys)
+
+
+def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseModel) -> None:
+    first = console("publish", make_adapter(tmp_path / "mine", base)).strip()
+    assert first.startswith("mine@")
+    second = make_adapter(tmp_path / "second", base, value=2)
+    flags = ("--name", "mine", "--base", base.folder)
+    new = console("publish", second, *flags, "--no-alias").strip()
+    assert first in console("show", "mine") and "tau 1.0000" in console("show", "mine")
+    assert console("alias", "mine", new) == f"mine -> {new}\n"
+    assert console("publish", second, *flags).strip() == new  # it is there, and aliased
+
+    (row,) = json.loads(console("list", "--json"))
+    assert row == {
+        **{"name": "mine", "version": new, "versions": 2, "base": "base", "tau": 1.0},
+        "state": "ok",
+    }
+    assert new in console("list")
+    shown = json.loads(console("show", "mine", "--json"))
+    assert [move["action"] for move in shown["history"]] == ["publish", "alias"]
+    assert [move["from"] for move in shown["history"]] == [None, first]
+    assert shown["version"] == new and set(shown["versions"]) == {first, new}
+    assert json.loads(console("show", first, "--json"))["version"] == first
+
+    assert console("rollback", "mine") == f"mine -> {first}\n"
+    assert "no version before" in console("rollback", "mine", code=2)
+    assert console("gc") == "0 version(s)\n"
+    assert f"would delete {new}" in console("gc", "--grace", "0", "--dry-run")
+    assert f"deleted {new}" in console("gc", "--grace", "0")
+    assert console("verify") == "sound: 1 adapter(s), 1 version(s)\n"
+    console("export", "mine", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("show", "absent"), "'absent' is not in"),
+        (("show", "../x"), "'../x' is not in"),
+        (("alias", "a", "b"), "'b' is a name; a version is written NAME@HASH"),
+        (("alias", "a", "b@0123456789ab"), "'b@0123456789ab' is not in"),
+        (("alias", "A", "b@0123456789ab"), "'A' is not a name"),
+        (("rollback", "absent"), "'absent' is not in"),
+        (("publish", "/nowhere/at-all"), "no such folder"),
+        (("publish", "{folder}", "--name", "No"), "--name: 'No' is not a name"),
+        (("publish", "{folder}", "--base", "/nowhere"), "/nowhere: neither a folder nor"),
+        (("gc", "--keep", "-1"), "--keep: -1 is negative"),
+        (("gc", "--keep", "x"), "argument --keep: invalid int value"),
+        (("import", "{folder}"), "one of the arguments --base --no-base is required"),
+        (("import", "nothing", "--no-base"), "'nothing' is neither a folder nor a hub id"),
+        (("export", "absent", "{folder}-new"), "'absent' is not in"),
+        (("fly",), "invalid choice: 'fly'"),
+    ],
+)
+def test_bad_input_is_named(
+    console: Console, tmp_path: Path, argv: tuple[str, ...], message: str
+) -> None:
+    console.store.root.mkdir()
+    folder = make_adapter(tmp_path / "folder")
+    assert message in console(*(text.format(folder=folder) for text in argv), code=2)
+    assert contents(console.store.root) == {}
+
+
+def test_verify_tells_what_is_unsound(console: Console, tmp_path: Path) -> None:
+    store = console.store
+    version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
+    other = store.publish(make_adapter(tmp_path / "beta", value=2), "beta")
+    store.alias("latest", other.id)
+    make_adapter(store.root / "plain")
+    assert verify(store) == []
+
+    data = bytearray((version.path / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (version.path / WEIGHTS).chmod(0o644)
+    (version.path / WEIGHTS).write_bytes(data)
+    shutil.rmtree(other.path)
+    make_adapter(store.root / "broken", value=float("nan"))
+    shutil.copy(tmp_path / "beta" / WEIGHTS, store.root / "alpha")
+    with (store.root / "latest" / MOVES).open("a") as history:
+        history.write(json.dumps({"version": other.id, "from": None}) + "\n")
+    told = console("verify", code=1)
+    assert f"{version.id}: the content of {version.id} is not what its hash names" in told
+    assert f"beta: points at {other.id}, which is gone" in told
+    assert "broken: adapter_model.safetensors: base_model.model." in told and "NaN" in told
+    assert "alpha: adapter_model.safetensors lies beside the versions" in told
+    assert "latest: moves.jsonl: line 2: action: Field required" in told
+    assert len(told.splitlines()) == 5
+    # An alias that cannot be read might need anything.
+    assert "latest" in console("gc", "--grace", "0", code=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "bf16"])
+def test_weights_that_are_no_numbers_are_refused(
+    store: Store, tmp_path: Path, value: float, dtype: str
+) -> None:
+    folder = make_adapter(tmp_path / "alpha")
+    finite = load_file(folder / WEIGHTS)
+    for bad in (False, True):
+        tensors = {key: weight.copy() for key, weight in finite.items()}
+        tensors[f"base_model.model.{MODULE}.lora_B.weight"][-1, -1] = value if bad else 3e4
+        if dtype == "bf16":
+            import torch
+            from safetensors.torch import save_file as save_torch
+
+            converted = {k: torch.from_numpy(v).to(torch.bfloat16) for k, v in tensors.items()}
+            save_torch(converted, folder / WEIGHTS)
+        else:
+            save_file({k: v.astype(dtype) for k, v in tensors.items()}, folder / WEIGHTS)
+        if bad:
+            with pytest.raises(AdapterError, match=r"lora_B\.weight holds numbers that are NaN or"):
+                store.publish(folder, "bad")
+        else:
+            store.publish(folder, "good")
+    assert store.names() == ["good"]
+
+
+def test_integers_are_no_weights(store: Store, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "alpha")
+    ints = {k: v.astype(np.int8) for k, v in load_file(folder / WEIGHTS).items()}
+    save_file(ints, folder / WEIGHTS)
+    with pytest.raises(AdapterError, match="is I8; save it as one of F64, F32, F16, BF16"):
+        store.publish(folder, "alpha")
+
+
+# ------------------------------------------------------------------------------ import and export
+
+
+def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: BaseModel) -> None:
+    folder = make_adapter(tmp_path / "theirs")
+    version = import_adapter(store, str(folder), "mine", base=base, family="tiny")
+    assert version.manifest is not None and version.gate is None
+    assert version.manifest.base.fingerprint == base.fingerprint
+    other = make_base(tmp_path / "other")
+    weights = load_file(other.folder / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, other.folder / "model.safetensors")
+    other = BaseModel.open(str(other.folder))
+    store.get("mine", base)
+    with pytest.raises(AdapterError, match="made for other weights"):
+        store.get("mine", other)
+    # Without a base the shapes are all that can be compared.
+    import_adapter(store, str(folder), "unbound", base=None)
+    assert store.get("unbound", other).manifest is None
+    with pytest.raises(AdapterError, match="made for a 16 x 8 weight"):
+        wide = make_adapter(tmp_path / "wide", shape=(16, 8))
+        import_adapter(store, str(wide), "wide", base=base, family="tiny")
+    assert store.names() == ["mine", "unbound"]
+
+
+def test_an_import_from_the_hub_takes_three_files(
+    store: Store, tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = make_adapter(tmp_path / "hub")
+    asked = []
+
+    def download(repo: str, *, revision: str | None, local_dir: str, allow_patterns: list[str]):
+        asked.append((repo, revision, allow_patterns))
+        if repo == "someone/absent":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no network\nat all")
+        for file in allow_patterns:
+            if (hub / file).exists():
+                shutil.copy(hub / file, local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    version = import_adapter(
+        store, "someone/their-lora", "theirs", base=base, family="tiny", revision="abc"
+    )
+    assert asked == [("someone/their-lora", "abc", list(FILES))]
+    assert version.manifest is not None
+    assert version.manifest.made_by == {"imported from": "someone/their-lora@abc"}
+    with pytest.raises(SourceError, match=r"'someone/absent' cannot be fetched.*: no network$"):
+        import_adapter(store, "someone/absent", "absent", base=None)
+    (hub / WEIGHTS).unlink()  # a repository of pickled weights
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is missing"):
+        import_adapter(store, "someone/pickled", "pickled", base=None)
+    for source in ("a/b/c", "https://x/y", "-x/y", "a/..", "x\n/y"):
+        with pytest.raises(SourceError, match="neither a folder nor a hub id"):
+            import_adapter(store, source, "x", base=None)
+    assert store.names() == ["theirs"]
+
+
+def test_an_oversized_file_is_refused_before_it_is_read(store: Store, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "huge")
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate(FILES[WEIGHTS] + 1)  # sparse: it takes no room
+    with pytest.raises(AdapterError, match="larger than 17179869184 bytes"):
+        store.publish(folder, "huge")
+    (folder / CONFIG).write_bytes(b" " * (FILES[CONFIG] + 1))
+    with pytest.raises(AdapterError, match=r"adapter_config\.json is larger than 1048576 bytes"):
+        store.publish(folder, "huge")
+    assert contents(store.root) == {} if store.root.exists() else True
+
+
+def test_an_export_comes_back_as_the_same_version(store: Store, tmp_path: Path) -> None:
+    shipped = Store(SHIPPED)
+    version = export_adapter(shipped, "tiny-math", tmp_path / "out")
+    with pytest.raises(FileExistsError):
+        export_adapter(shipped, "tiny-math", tmp_path / "out")
+    again = import_adapter(store, str(tmp_path / "out"), "tiny-math", base=None)
+    assert again.id == version.id
+    assert (tmp_path / "out" / "fit.yaml").read_bytes() == (version.path / "fit.yaml").read_bytes()
+    assert (tmp_path / "out" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+    assert again.path.joinpath(WEIGHTS).stat().st_mode & 0o777 == 0o444
+
+
+def test_an_export_loads_with_peft(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    export_adapter(Store(SHIPPED), "tiny-math", tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained("models/tiny-qwen2")
+    model = PeftModel.from_pretrained(base, tmp_path / "out")
+    loaded = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    saved = load_file(tmp_path / "out" / WEIGHTS)
+    assert len(loaded) == sum("lora_B" in name for name in saved) > 0
+    for name, parameter in loaded.items():
+        assert np.array_equal(parameter.detach().numpy(), saved[name.replace(".default", "")])
+
+
+def test_a_plain_folder_becomes_a_version_that_can_be_rolled_back_to(
+    store: Store, tmp_path: Path
+) -> None:
+    plain = make_adapter(store.root / "alpha")
+    before = store.get("alpha")
+    assert store.resolve("alpha").hash is None and store.lease("alpha").path == plain
+    with pytest.raises(KeyError):
+        store.rollback("alpha")
+    new = store.publish(make_adapter(tmp_path / "new", value=2), "alpha")
+    assert store.get("alpha").id == new.id
+    assert not (plain / CONFIG).exists() and not (plain / WEIGHTS).exists()
+    store.rollback("alpha")
+    assert store.get("alpha").id == before.id
+    assert verify(store) == []
+
+    damaged = make_adapter(store.root / "beta")
+    (damaged / WEIGHTS).write_bytes(b"")
+    kept = contents(damaged)
+    with pytest.raises(AdapterError, match=r"its plain folder cannot become a version \(.*remove"):
+        store.publish(tmp_path / "new", "beta")
+    assert kept.items() <= contents(damaged).items()
+
+
+def test_a_listing_believes_names_and_a_load_does_not(store: Store, tmp_path: Path) -> None:
+    version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
+    with (version.path / WEIGHTS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    assert store.get("alpha", hashes=False) == version
+    assert list(store.listing(hashes=False).offered) == ["alpha"]
+    assert list(store.listing().refused) == ["alpha"]
+    with pytest.raises(AdapterError, match="not what its hash names"):
+        store.get("alpha")
+    with pytest.raises(AdapterError, match="not what its hash names"):
+        store.alias("beta", version.id)
+    assert store.names() == ["alpha"]
+
+
+def test_the_shipped_store_is_sound() -> None:
+    assert verify(Store(SHIPPED)) == []
+    assert Store(SHIPPED).names() == ["tiny-math"]
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'vllm', 'transformers', 'peft', 'huggingface_hub', 'serving', 'training'}"
+    code = f"import sys, adapters.__main__; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

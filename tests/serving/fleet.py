@@ -1,0 +1,98 @@
+"""A registry over a real store and an engine that only remembers what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.types import Message, Scope
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from adapters.base import BaseModel
+from adapters.store import Store
+from serving.held import Holding
+from serving.modes import Modes
+from serving.registry import Registry
+from serving.residents import Residents
+from serving.slots import Slots
+from serving.snapshot import Snapshots
+
+
+class Engine:
+    """Loads adapters when told to go on."""
+
+    def __init__(self) -> None:
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+        self.loaded: dict[int, str] = {}  # LoRA id -> NAME@HASH
+        self.refuses = ""  # what it says of the next adapter
+
+    async def add_lora(self, request: Any) -> None:
+        await self.may_load.wait()
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+        assert Path(request.lora_path).is_dir()
+        assert not request.load_inplace
+        self.loaded[request.lora_int_id] = request.lora_name
+
+    async def remove_lora(self, number: int) -> None:
+        del self.loaded[number]
+
+    async def pin_lora(self, number: int) -> None:
+        assert number in self.loaded
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> Any:
+        return [list(self.loaded)] if method == "adapters_on_device" else [None]
+
+
+def make_modes(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Modes:
+    """Modes over the store `tmp_path/store`."""
+    (tmp_path / "frozen").mkdir()
+    numbers = iter(range(1, 10_000))
+    models = SimpleNamespace(
+        lora_requests={},
+        lora_id_counter=SimpleNamespace(inc=lambda _: next(numbers)),
+        is_base_model=lambda name: name == "base",
+    )
+    store = Store(tmp_path / "store")
+    residents = Residents(
+        store=store,
+        base=BaseModel.open(str(base)),
+        max_rank=64,
+        snapshots=Snapshots(tmp_path / "frozen"),
+        engine=Engine(),  # type: ignore[arg-type]
+        models=models,  # type: ignore[arg-type]
+        capacity=capacity,
+    )
+    return Modes(Registry(store, residents, Slots(slots, patience=0.0)), gated=True)
+
+
+def completion(model: str, **arguments: Any) -> CompletionRequest:
+    """A request, as vLLM's handler has it."""
+    return CompletionRequest(model=model, prompt="x", vllm_xargs=arguments or None)
+
+
+async def answered(
+    modes: Modes, model: str, during: Callable[[Any], Coroutine[Any, Any, None]], **arguments: Any
+) -> str:
+    """Admit a request, await `during(request)`, end it. Returns the model it was bound to."""
+    request = completion(model, **arguments)
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        await modes.admit(request)
+        await during(request)
+
+    async def nothing(*_: Message) -> Any: ...
+
+    await Holding(app)({"type": "http", "path": "/", "headers": []}, nothing, nothing)
+    return str(request.model)
+
+
+async def settled(modes: Modes) -> None:
+    """Let loads and drops that were begun come to their end."""
+    registry = modes.registry
+    while registry._switching or registry.residents._dropping:
+        await asyncio.sleep(0)

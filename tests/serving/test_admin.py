@@ -1,0 +1,219 @@
+"""The admin API over a real store and an engine that only remembers: moves, refusals, fuzz."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from fleet import Engine, answered, make_modes, settled
+from support import make_adapter
+
+from adapters.store import Store
+from adapters.version import WEIGHTS
+from serving import admin
+from serving.modes import Modes
+from serving.routes import http_error
+
+KEY = "an admin key"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
+    """Adapters of different content."""
+    place = tmp_path_factory.mktemp("folders")
+    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture
+def modes(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Modes:
+    """`alpha` has three versions and points at the newest; `beta` has one."""
+    store = Store(tmp_path / "store")
+    for folder in folders:
+        store.publish(folder, "alpha")
+    store.publish(folders[0], "beta")
+    return make_modes(tmp_path, base_folder)
+
+
+def application(modes: Modes) -> FastAPI:
+    """The routes as the server has them."""
+    app = FastAPI()
+    app.state.registry = modes.registry
+    app.state.admin_digest = hashlib.sha256(KEY.encode()).digest()
+    app.include_router(admin.router)
+    app.add_exception_handler(admin.HTTPException, http_error)  # type: ignore[arg-type]
+    return app
+
+
+@pytest.fixture
+def client(modes: Modes) -> Iterator[TestClient]:
+    with TestClient(application(modes), headers=BEARER) as client:
+        yield client
+
+
+def versions(modes: Modes) -> list[str]:
+    """NAME@HASH of alpha, oldest first."""
+    return [move.version for move in modes.registry.store.history("alpha")]
+
+
+def engine(modes: Modes) -> Engine:
+    found: Any = modes.registry.residents.engine
+    return found
+
+
+def test_from_available_to_serving_and_back(modes: Modes, client: TestClient) -> None:
+    first, _, newest = versions(modes)
+    listed = client.get("/admin/adapters").json()
+    assert [(one["name"], one["state"]) for one in listed["data"]] == [
+        ("alpha", "available"),
+        ("beta", "available"),
+    ]
+    assert (listed["slots"], listed["waiting"]) == (2, 0)
+    shown = client.post("/admin/adapters/alpha/load", json={}).json()
+    assert (shown["serving"], shown["alias"], shown["state"]) == (newest, newest, "device")
+    assert set(shown["resident"][0]["load_seconds"]) == {"check", "engine"}
+    assert sorted(shown["versions"]) == sorted(versions(modes))
+    for _ in range(2):  # idempotent
+        moved = client.post("/admin/adapters/alpha/alias", json={"version": first}).json()
+        assert (moved["serving"], moved["alias"]) == (first, first)
+    assert first in engine(modes).loaded.values()
+    back = client.post("/admin/adapters/alpha/rollback").json()
+    assert back["serving"] == back["alias"] == newest
+    assert [move.action for move in modes.registry.store.history("alpha")][-2:] == [
+        "alias",
+        "rollback",
+    ]
+    assert modes.registry.store.history("alpha")[-1].by.startswith("key ")
+    pinned = client.post("/admin/adapters/alpha/pin", json={"pinned": True}).json()
+    assert [one["pinned"] for one in pinned["resident"] if one["version"] == newest] == [True]
+    gone = client.post("/admin/adapters/alpha/unload").json()
+    assert (gone["state"], gone["resident"]) == ("available", [])
+    assert not modes.registry.slots.pinned
+
+
+def test_a_version_in_use_drains(modes: Modes) -> None:
+    first, _, newest = versions(modes)
+
+    async def story() -> None:
+        async def during(_: Any) -> None:
+            await modes.registry.move(
+                "alpha", first, lambda: modes.registry.store.alias("alpha", first)
+            )
+            state = await admin._shown(modes.registry, "alpha")
+            by_version = {one.version: one for one in state.resident}
+            assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
+            assert by_version[first].state == "device"
+
+        assert await answered(modes, "alpha", during) == newest
+        await settled(modes)
+        state = await admin._shown(modes.registry, "alpha")
+        assert [one.version for one in state.resident] == [first]
+
+    asyncio.run(story())
+
+
+def test_the_threshold_of_gated_requests(modes: Modes, client: TestClient) -> None:
+    assert client.get("/admin/adapters/alpha").json()["tau"] == 0.3
+    assert client.put("/admin/adapters/alpha/tau", json={"tau": 1.5}).json()["tau"] == 1.5
+    assert client.put("/admin/adapters/alpha/tau", json={"tau": None}).json()["tau"] == 0.3
+    assert client.put("/admin/adapters/alpha/tau", json={"tau": -1}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("way", "body", "status", "word"),
+    [
+        ("nothing/load", {}, 404, "no nothing"),
+        ("alpha/load", {"version": "beta@000000000000"}, 400, "not one of alpha"),
+        ("alpha/load", {"version": "alpha@000000000000"}, 404, "alpha@000000000000"),
+        ("alpha/alias", {"version": "alpha@000000000000"}, 404, "alpha@000000000000"),
+        ("beta/rollback", None, 400, "no version before"),
+        ("beta/pin", {"pinned": "perhaps"}, 422, ""),
+        ("alpha/alias", {"version": "../../etc"}, 422, ""),
+        ("..%2Falpha/load", {}, 404, ""),
+        ("Alpha/load", {}, 422, ""),
+    ],
+)
+def test_refused(client: TestClient, way: str, body: Any, status: int, word: str) -> None:
+    answer = client.post(f"/admin/adapters/{way}", json=body)
+    assert answer.status_code == status
+    assert word in answer.text
+
+
+def test_a_version_that_does_not_load_leaves_the_alias(modes: Modes, client: TestClient) -> None:
+    first, _, newest = versions(modes)
+    client.post("/admin/adapters/alpha/load", json={})
+    weights = modes.registry.store.root / "alpha" / first.partition("@")[2] / WEIGHTS
+    weights.chmod(0o644)
+    weights.write_bytes(b"\x08" + bytes(20))
+    answer = client.post("/admin/adapters/alpha/alias", json={"version": first})
+    assert answer.status_code == 400
+    assert WEIGHTS in answer.json()["error"]["message"]
+    after = client.get("/admin/adapters/alpha").json()
+    assert (after["serving"], after["alias"], after["state"]) == (newest, newest, "device")
+
+
+@pytest.mark.parametrize("sent", [None, "", "another key", KEY + "x", KEY[:-1]])
+def test_only_the_admin_key_opens(modes: Modes, sent: str | None) -> None:
+    headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
+    with TestClient(application(modes), headers=headers) as client:
+        for method, way in (("GET", ""), ("GET", "/alpha"), ("POST", "/alpha/unload")):
+            answer = client.request(method, f"/admin/adapters{way}")
+            assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == 401
+
+
+def test_every_action_is_logged_with_who_and_what(
+    modes: Modes, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _, newest = versions(modes)
+    caplog.set_level(logging.INFO, "serving.admin")
+    client.post("/admin/adapters/alpha/load", json={})
+    client.post("/admin/adapters/alpha/alias", json={"version": first})
+    client.post("/admin/adapters/nothing/unload")
+    lines = [record.getMessage() for record in caplog.records if record.name == "serving.admin"]
+    assert len(lines) == 3
+    assert all("key " in line and KEY not in line for line in lines)
+    assert first in lines[1] and newest in lines[1] and "done" in lines[1]
+    assert "refused" in lines[2]
+
+
+def test_no_body_or_path_makes_it_fail(modes: Modes) -> None:
+    """schemathesis over the API's own schema: whatever is sent, never a 500, always as declared."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application(modes))
+    with TestClient(application(modes), headers=BEARER, raise_server_exceptions=False) as client:
+        asked = 0
+        for operation in schema.get_all_operations():
+            for case in _examples(operation.ok()):
+                answer = client.request(
+                    case.method,
+                    case.formatted_path,
+                    json=case.body if isinstance(case.body, dict) else None,
+                )
+                assert answer.status_code < 500, (case, answer.text)
+                asked += 1
+    assert asked > 100
+
+
+def _examples(operation: Any, count: int = 40) -> list[Any]:
+    """Cases of one operation, the same every time."""
+    from hypothesis import Phase, given, seed, settings
+
+    found: list[Any] = []
+
+    @seed(0)
+    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate])
+    @given(case=operation.as_strategy())
+    def gather(case: Any) -> None:
+        found.append(case)
+
+    gather()
+    return found

@@ -1,0 +1,137 @@
+"""What the gate cannot work with is refused at the start, by name, with the way out."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from serving.engine import hooks
+from serving.launch import look_at_base, vllm_arguments
+from serving.settings import Settings, SettingsError
+
+
+@pytest.fixture
+def settings(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return Settings(model=str(base_folder))
+
+
+def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
+    base = look_at_base(settings)
+    return vllm_arguments(settings, list(flags), base, tmp_path / "template.jinja")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'),
+        ("--pipeline-parallel-size", "2"),
+        ("--prefill-context-parallel-size", "2"),
+        ("--decode-context-parallel-size", "2"),
+        ("--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'),
+        ("--kv-offloading-size", "1"),
+        ("--runner", "pooling"),
+        ("--scheduler-cls", "theirs.Scheduler"),
+        ("--worker-cls", "theirs.Worker"),
+    ],
+)
+def test_flags(settings: Settings, tmp_path: Path, flag: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{flag}.*: not together with the gate.*--gate off"):
+        arguments(settings, tmp_path, flag, value)
+    off = arguments(settings.model_copy(update={"gate": "off"}), tmp_path, flag, value)
+    assert off.scheduler_cls in (None, "theirs.Scheduler")
+    assert off.worker_cls in ("auto", "theirs.Worker")
+    assert not off.logits_processors
+
+
+def test_what_goes_in(settings: Settings, tmp_path: Path) -> None:
+    args = arguments(settings, tmp_path, "--logits-processors", "theirs:Processor")
+    assert args.scheduler_cls == hooks.SCHEDULER
+    assert args.worker_cls == hooks.WORKERS["cpu"]
+    assert args.logits_processors == [hooks.ARGUMENTS, "theirs:Processor"]
+
+
+def test_another_vllm_or_device(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms import current_platform
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "supported", lambda: False)
+        with pytest.raises(SettingsError, match=r"written for vLLM 0\.32\.x, and this is"):
+            arguments(settings, tmp_path)
+    args = arguments(settings.model_copy(update={"gate": "off"}), tmp_path)
+    monkeypatch.setattr(type(current_platform), "device_type", "tpu")
+    with pytest.raises(hooks.GateError, match="'tpu' devices"):
+        hooks.put_in(args)
+
+
+def config(**changes: Any) -> Any:
+    """What `check` looks at of vLLM's configuration, with nothing wrong in it."""
+    return SimpleNamespace(
+        **{
+            "speculative_config": None,
+            "kv_transfer_config": None,
+            "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+            "scheduler_config": SimpleNamespace(async_scheduling=False),
+            "use_v2_model_runner": False,
+        }
+        | changes
+    )
+
+
+def layers(*specs: Any) -> Any:
+    """A KV cache configuration of these groups."""
+    return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
+
+
+def test_models_with_other_than_full_attention() -> None:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+
+    shape = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    full = FullAttentionSpec(**shape)
+    hooks.check(config(), layers(full))
+    for odd in (
+        MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,)),
+        SlidingWindowSpec(**shape, sliding_window=8),
+    ):
+        with pytest.raises(hooks.GateError, match=f"{type(odd).__name__}.*--gate off"):
+            hooks.check(config(), layers(full, odd))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"kv_transfer_config": object()}, "KV connector"),
+        ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline parallelism"),
+        ({"scheduler_config": SimpleNamespace(async_scheduling=True)}, "--no-async-scheduling"),
+    ],
+)
+def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(hooks.GateError, match=words):
+        hooks.check(config(**changes), layers())
+
+
+def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
+    from vllm import SamplingParams
+
+    from serving.arguments import GateArguments
+
+    validate = GateArguments.validate_params
+    validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1}))
+    validate(SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
+    for more, words in (
+        ({"prompt_logprobs": 1, "extra_args": {"gate_tau": 0.5}}, "prompt_logprobs"),
+        ({"extra_args": {"gate_trace": 1}}, "gate_trace"),
+        ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
+        ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
+        ({"extra_args": {"gate_tau": True}}, "gate_tau"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            validate(SamplingParams(**more))

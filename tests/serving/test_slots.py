@@ -1,0 +1,155 @@
+"""Turns for adapters: never more than there are slots, nobody starves, the queue is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.slots import QueueFullError, Slots
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
+    async def story() -> None:
+        clock = Clock()
+        slots = Slots(2, patience=1.0, clock=clock)
+        await slots.take("a")
+        await slots.take("b")
+        third = asyncio.create_task(slots.take("c"))
+        await asyncio.sleep(0)
+        assert slots.waiting == 1
+        await slots.take("a")  # c is still patient
+        clock.now = 1.5
+        late = asyncio.create_task(slots.take("a"))  # no longer
+        await asyncio.sleep(0)
+        assert slots.waiting == 2
+        slots.give("a")
+        await asyncio.sleep(0)
+        assert not third.done()  # a still answers its other request
+        slots.give("a")
+        await third
+        assert set(slots.busy) == {"b", "c"}
+        assert not late.done()
+        slots.give("b")
+        await late
+        assert (slots.busy, slots.waiting) == ({"c": 1, "a": 1}, 0)
+        assert slots.longest_wait == 1.5
+
+    asyncio.run(story())
+
+
+def test_all_that_wait_for_one_version_enter_together() -> None:
+    async def story() -> None:
+        slots = Slots(1)
+        await slots.take("a")
+        tasks = [asyncio.create_task(slots.take(version)) for version in "bcb"]
+        await asyncio.sleep(0)
+        slots.give("a")
+        await asyncio.gather(tasks[0], tasks[2])
+        assert slots.busy == {"b": 2}
+        assert not tasks[1].done()
+        slots.give("b")
+        slots.give("b")
+        await tasks[1]
+
+    asyncio.run(story())
+
+
+def test_pinned_versions_keep_their_slot() -> None:
+    async def story() -> None:
+        slots = Slots(2)
+        slots.pinned.add("p")
+        await slots.take("a")
+        waits = asyncio.create_task(slots.take("b"))
+        await asyncio.sleep(0)
+        assert slots.waiting == 1
+        await slots.take("p")
+        slots.give("p")
+        await asyncio.sleep(0)
+        assert not waits.done()  # the pinned slot is not for others
+        slots.give("a")
+        await waits
+
+    asyncio.run(story())
+
+
+def test_a_full_queue_refuses_one_version_before_all() -> None:
+    async def story() -> None:
+        slots = Slots(1, queue=4)
+        await slots.take("a")
+        tasks = [asyncio.create_task(slots.take("b")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="adapter 'b' has 2") as refused:
+            await slots.take("b")
+        assert refused.value.status == 429
+        tasks += [asyncio.create_task(slots.take("c")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="the adapters have 4") as refused:
+            await slots.take("d")
+        assert refused.value.status == 503
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert slots.waiting == 0
+
+    asyncio.run(story())
+
+
+def test_a_client_that_leaves_at_its_turn_gives_it_on() -> None:
+    async def story() -> None:
+        slots = Slots(1)
+        await slots.take("a")
+        leaves = asyncio.create_task(slots.take("b"))
+        stays = asyncio.create_task(slots.take("c"))
+        await asyncio.sleep(0)
+        slots.give("a")  # b's turn has come ...
+        leaves.cancel()  # ... and its client goes before it notices
+        await asyncio.gather(leaves, return_exceptions=True)
+        await stays
+        assert slots.busy == {"c": 1}
+
+    asyncio.run(story())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 10_000))
+def test_never_too_many_nobody_forgotten(count: int, adapters: int, seed: int) -> None:
+    async def story() -> None:
+        choose = random.Random(seed)
+        slots = Slots(count, patience=0.0)
+
+        async def request(version: str) -> None:
+            await slots.take(version)
+            try:
+                assert len(slots.busy) <= count
+                for _ in range(choose.randint(0, 5)):
+                    await asyncio.sleep(0)
+            finally:
+                slots.give(version)
+
+        tasks = []
+        for _ in range(60):
+            task = asyncio.create_task(request(f"v{choose.randrange(adapters)}"))
+            tasks.append(task)
+            if choose.random() < 0.2:
+                choose.choice(tasks).cancel()
+            if choose.random() < 0.5:
+                await asyncio.sleep(0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results)
+        assert (slots.waiting, slots.busy) == (0, {})
+
+    asyncio.run(story())

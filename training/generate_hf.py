@@ -1,0 +1,138 @@
+"""Text from transformers, in batches, for machines where vLLM cannot run; and for the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoTokenizer,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from training.gated import Draw, IsOpen, decode, open_above, open_by_lot
+from training.generate import Applied, Completion, SamplingOptions
+from training.model import load_model
+
+
+class TransformersSource:
+    """transformers' `generate`; gated decoding is our own (gated.py)."""
+
+    def __init__(self, model: str, batch_size: int = 256) -> None:
+        self._model = load_model(model)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._batch_size = batch_size
+        ends = self._model.generation_config.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+        pad = self._tokenizer.pad_token_id
+        self._pad = self._tokenizer.eos_token_id if pad is None else pad
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        applied: Applied | None,
+        seeds: Sequence[int],
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """As Generator.stream. One seed serves a batch: that of its first prompt."""
+        model: Any = self._model
+        if applied:
+            model = PeftModel.from_pretrained(self._model, applied.adapter).eval()
+        try:
+            per_batch = max(1, self._batch_size // options.n)
+            for start in range(0, len(prompts), per_batch):
+                batch = prompts[start : start + per_batch]
+                with torch.random.fork_rng(), torch.inference_mode():
+                    torch.manual_seed(seeds[start])
+                    answers = self._batch(model, batch, options, applied)
+                for offset in range(len(batch)):
+                    mine = answers[offset * options.n : (offset + 1) * options.n]
+                    yield start + offset, mine
+        finally:
+            if applied:
+                model.unload()  # takes the LoRA layers out again
+
+    def _batch(
+        self,
+        model: Any,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        applied: Applied | None,
+    ) -> list[Completion]:
+        width = max(map(len, prompts))
+        fill = [width - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[self._pad] * gap + p for gap, p in zip(fill, prompts, strict=True)])
+        real = torch.tensor([[0] * gap + [1] * (width - gap) for gap in fill])
+        ids, real = ids.to(model.device), real.to(model.device)
+        if applied is None or applied.mode == "always":
+            rows = self._generate(model, ids, real, options)
+            return [self._completion(row, []) for row in rows[:, width:].tolist()]
+        rows, opened = decode(
+            model,
+            ids.repeat_interleave(options.n, 0),
+            real.repeat_interleave(options.n, 0),
+            _gate(applied),
+            _drawing(options),
+            self._ends,
+            options.max_tokens,
+        )
+        return [
+            self._completion(row, gates)
+            for row, gates in zip(rows.tolist(), opened.tolist(), strict=True)
+        ]
+
+    def _generate(
+        self, model: Any, ids: torch.Tensor, real: torch.Tensor, options: SamplingOptions
+    ) -> torch.Tensor:
+        sampling: dict[str, Any] = (
+            {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p}
+            if options.temperature > 0
+            else {"do_sample": False}
+        )
+        output: torch.Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=real,
+            num_return_sequences=options.n,
+            max_new_tokens=options.max_tokens,
+            pad_token_id=self._pad,
+            top_k=0,
+            **sampling,
+        )
+        return output
+
+    def _completion(self, row: list[int], opened: list[bool]) -> Completion:
+        end = next((i for i, token in enumerate(row) if token in self._ends), None)
+        token_ids = row if end is None else row[: end + 1]
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        reason = "length" if end is None else "stop"
+        return Completion(token_ids, text, reason, sum(opened[: len(token_ids)]))
+
+    def close(self) -> None:
+        """Forget the model."""
+        del self._model
+
+
+def _gate(applied: Applied) -> IsOpen:
+    if applied.tau is not None:
+        return open_above(applied.tau)
+    return open_by_lot(applied.random_rate or 0.0)
+
+
+def _drawing(options: SamplingOptions) -> Draw:
+    """Logits [B, V] -> tokens [B], as `generate` draws them."""
+    warpers = LogitsProcessorList()
+    if options.temperature > 0:
+        warpers.append(TemperatureLogitsWarper(options.temperature))
+        if options.top_p < 1:
+            warpers.append(TopPLogitsWarper(options.top_p))
+
+    def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if options.temperature == 0:
+            return logits.argmax(-1)
+        return warpers(ids, logits.float()).softmax(-1).multinomial(1).squeeze(-1)
+
+    return draw
