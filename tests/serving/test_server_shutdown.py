@@ -80,13 +80,11 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
             server.client().models.list()
 
 
-def test_a_second_signal_ends_it(
-    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_signal_ends_it(tmp_path: Path, base_folder: Path) -> None:
     (tmp_path / "store").mkdir()
-    # Far beyond the base's own context: these streams would run for half a minute and more.
-    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    flags = ("--max-model-len", "20000")
+    # A base of more positions than it was trained for: these streams would run for half a minute
+    # and more. (--max-model-len alone would let them read behind the table of rotary angles.)
+    flags = ("--hf-overrides", '{"max_position_embeddings": 20000}', "--max-model-len", "20000")
     with running_server(base_folder, tmp_path / "store", tmp_path, *flags) as server:
         processes = family(server.process.pid)
         streams = long_streams(server, base_folder.name, 19000)
