@@ -137,9 +137,10 @@ async def list_adapters(who: Who, registry: Served) -> Adapters:  # noqa: ARG001
     names = await asyncio.to_thread(registry.store.names)
     places = await registry.residents.places()
     states = [await _state(registry, name, places) for name in names]
-    slots = registry.slots
     return Adapters(
-        data=[one for one in states if one is not None], slots=slots.count, waiting=slots.waiting
+        data=[one for one in states if one is not None],
+        slots=registry.slots.count,
+        waiting=registry.slots.waiting + registry.places.waiting,
     )
 
 
@@ -268,7 +269,7 @@ async def _state(
             state="draining" if one.retired else places.get(one.version, "host"),
             pinned=one.pinned,
             in_flight=one.in_flight,
-            waiting=registry.slots.waiting_for(one.version),
+            waiting=registry.waiting_for(one.version),
             idle_seconds=round(time.monotonic() - one.last_use, 3),
             load_seconds=one.seconds,
         )

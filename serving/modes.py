@@ -62,7 +62,7 @@ class Modes:
             return
         if gated:
             check_can_gate(request, plain)
-        resident = await self.registry.admit(plain)
+        resident = await self.registry.admit(plain, gated)
         request.model = resident.version
         if not gated:
             return

@@ -12,8 +12,8 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from adapters.manifest import Gate
@@ -40,7 +40,8 @@ class Registry:
 
     store: Store
     residents: Residents
-    slots: Slots
+    slots: Slots  # of the device
+    shares_slots: bool = False  # gated requests take none (serving/engine/hooks.py)
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
     _serving: dict[str, Serving] = field(default_factory=dict)
     _refused: dict[str, tuple[Signature, str]] = field(default_factory=dict)  # and the reason
@@ -50,12 +51,16 @@ class Registry:
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     _switching: dict[str, asyncio.Task[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Versions in use never fill the engine's cache: the next one is loaded before one goes.
+        self.places = Slots(max(1, self.residents.capacity - 1), self.slots.queue)
+
     # -------------------------------------------------------------------------------- a request
 
-    async def admit(self, name: str) -> Resident:
+    async def admit(self, name: str, gated: bool = False) -> Resident:
         """The version that answers this request for `name`, in the engine and with a slot.
 
-        It is held until the request is over.
+        It is held until the request is over. A gated request may need no slot of its own.
 
         Raises:
             KeyError: the store has nothing of that name.
@@ -63,31 +68,26 @@ class Registry:
             QueueFullError: too many wait for a slot.
         """
         mine = held()
+        # Whoever waits for a place has its slot already, so nobody waits in a circle.
+        turns = [self.places] if gated and self.shares_slots else [self.slots, self.places]
         while True:
             version = await self.version(name)
             resident = self.residents.get(version)
             if mine is not None and mine.version == version and resident is not None:
                 return resident  # vLLM asks twice on some ways
-            await self.slots.take(version)
-            try:
+            with ExitStack() as taken:
+                for turn in turns:
+                    await turn.take(version)
+                    taken.callback(turn.give, version)
                 resident = await self._load(version, name)
-            except BaseException:
-                self.slots.give(version)
-                raise
-            if resident is None:  # replaced while this waited
-                self.slots.give(version)
-                continue
-            self.residents.enter(resident)
-            if mine is None:  # asked by no HTTP request: nothing says when it is over
-                self._leave(resident)
+                if resident is None:  # replaced while this waited
+                    continue
+                self.residents.enter(resident)
+                taken.callback(self.residents.leave, resident)
+                if mine is not None:  # else nothing says when the request is over
+                    mine.version = version
+                    mine.give_back.append(taken.pop_all().close)
                 return resident
-            mine.version = version
-            mine.give_back.append(partial(self._leave, resident))
-            return resident
-
-    def _leave(self, resident: Resident) -> None:
-        self.slots.give(resident.version)
-        self.residents.leave(resident)
 
     async def _load(self, version: str, name: str) -> Resident | None:
         """`version` in the engine; None where the store has it no longer."""
@@ -197,6 +197,10 @@ class Registry:
         seen = self._refused.get(name)
         return seen[1] if seen else None
 
+    def waiting_for(self, version: str) -> int:
+        """Requests that wait for a slot or a place of `version`."""
+        return self.slots.waiting_for(version) + self.places.waiting_for(version)
+
     def is_switching(self, name: str) -> bool:
         """Whether another version is on its way in."""
         return name in self._switching
@@ -234,7 +238,8 @@ class Registry:
                 name, f"of {self.slots.count} slots (--max-loras) one must stay unpinned"
             )
         await self.residents.pin(resident, pinned)
-        (self.slots.pinned.add if pinned else self.slots.pinned.discard)(resident.version)
+        for turns in (self.slots, self.places):
+            (turns.pinned.add if pinned else turns.pinned.discard)(resident.version)
 
     def of_name(self, name: str) -> list[Resident]:
         """What of `name` is in the engine: its versions, and what serves it."""
@@ -248,7 +253,8 @@ class Registry:
         """Take what `name` has in the engine out of it, once the requests are over."""
         for resident in self.of_name(name):
             resident.pinned = False
-            self.slots.pinned.discard(resident.version)
+            for turns in (self.slots, self.places):
+                turns.pinned.discard(resident.version)
             self.residents.retire(resident.version)
 
     # ----------------------------------------------------------------------------------- listing

@@ -36,7 +36,7 @@ from adapters.base import BaseModel
 from adapters.store import Store
 from serving import admin
 from serving.drain import Drain, Draining
-from serving.engine import admission, report, usage
+from serving.engine import admission, hooks, report, usage
 from serving.guard import Guard
 from serving.held import Holding
 from serving.modes import Modes
@@ -158,7 +158,9 @@ class ModelsEndpoint:
             models=state.openai_serving_models,
             capacity=args.max_cpu_loras,
         )
-        registry = Registry(store, residents, Slots(args.max_loras, args.max_waiting))
+        shares_slots = hooks.shares_slots(engine_client.vllm_config) if args.gate else False
+        slots = Slots(args.max_loras, args.max_waiting)
+        registry = Registry(store, residents, slots, shares_slots)
         state.registry = registry
         admission.install(Modes(registry, gated=args.gate).admit)
         if args.gate:

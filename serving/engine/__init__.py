@@ -13,6 +13,7 @@
     evidence.py    what a trace keeps of a decision point
     report.py      gated tokens on their way to the front end; usage.py into the answer
     counters.py    Prometheus counters, kept by the scheduler
+    pins.py        which adapters are pinned, for the scheduler
     residency.py   which adapters a worker holds, and where
 
 tests/serving/test_engine_parts.py fails when vLLM changes under these.

@@ -54,6 +54,15 @@ def put_in(args: Namespace) -> None:
     args.logits_processors = [ARGUMENTS, *(args.logits_processors or [])]
 
 
+def shares_slots(vllm_config: Any) -> bool:
+    """Whether a gated request needs a LoRA slot only in the steps that correct a token.
+
+    The V2 runner finds and corrects decision points on the device, before the scheduler hears of
+    them: there it needs one throughout.
+    """
+    return not vllm_config.use_v2_model_runner and not vllm_config.scheduler_config.async_scheduling
+
+
 def check(vllm_config: Any, kv_cache_config: Any) -> None:
     """What only the engine knows, when it starts.
 

@@ -57,10 +57,12 @@ class GateRunnerV1(CPUModelRunner):
                 )
         if num_sampled_tokens is not None:
             rows = rows.repeat(num_sampled_tokens)
+        used = np.unique(tokens)  # the others need no slot in this step
+        known = input_batch.lora_id_to_lora_request
         self._set_active_loras(
             tuple(rows.tolist()),
             tuple(tokens.tolist()),
-            set(input_batch.lora_id_to_lora_request.values()),
+            {known[lora] for lora in used.tolist() if lora},
             *args,
             **kwargs,
         )

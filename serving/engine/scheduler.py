@@ -15,7 +15,8 @@ Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,10 +27,11 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from serving.engine import pins, report
 from serving.engine.counters import HELD, count
-from serving.engine.hooks import check
+from serving.engine.hooks import check, shares_slots
 from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
-from serving.engine.report import REPORT, install
+from serving.engine.report import REPORT
 
 
 @dataclass
@@ -68,6 +70,11 @@ class GateMixin(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gates: dict[str, Gate] = {}
+        self._shares_slots = shares_slots(self.vllm_config)
+        self._turned_away: dict[int, int] = {}  # LoRA id -> step since which it has had no slot
+        # A copy, whose max_loras goes down for steps that do not run the pinned ones.
+        self.lora_config: Any = copy(self.vllm_config.lora_config)
+        self._slots = self.lora_config.max_loras
         coordinator = self.kv_cache_manager.coordinator
         stock_cache_blocks = coordinator.cache_blocks
 
@@ -101,10 +108,57 @@ class GateMixin(Scheduler):
         return super()._free_request(request, delay_free_blocks)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        output = super().schedule(throttle_prefills)
-        if self._gates:
-            attach(output, self._plan(output))
+        if not self._gates and not self._turned_away:  # always-on ones may still be taking turns
+            return super().schedule(throttle_prefills)
+        hidden = self._hide_idle_adapters() if self._shares_slots else {}
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self.lora_config.max_loras = self._slots
+            for request, lora in hidden.items():
+                request.lora_request = lora
+        for new in output.scheduled_new_reqs:
+            new.lora_request = self.requests[new.req_id].lora_request
+        attach(output, self._plan(output))
         return output
+
+    def _hide_idle_adapters(self) -> dict[Request, Any]:
+        """Have vLLM count, against max_loras, the adapters that the coming step runs.
+
+        Where it would run more than there are slots, some wait for the next step: first come those
+        that have waited longest.
+
+        Returns:
+            Requests that seem to have no adapter until theirs is put back.
+        """
+        hidden: dict[Request, Any] = {}
+        wanted: dict[int, list[Request]] = {}  # LoRA id -> those that run with it in this step
+        for name, gate in self._gates.items():
+            request = self.requests[name]
+            if not gate.points or gate.points[-1] < request.num_computed_tokens:
+                hidden[request], request.lora_request = request.lora_request, None
+        for request in self.running:
+            if request.lora_request is not None:
+                wanted.setdefault(request.lora_request.lora_int_id, []).append(request)
+        free = self._slots - len(pins.PINNED)
+        self.lora_config.max_loras = self._slots - len(pins.PINNED - wanted.keys())
+        if len(wanted) >= free and self.current_step % 2 and self._is_kept_waiting(wanted):
+            free -= 1
+        now = self.current_step + 1
+        others = wanted.keys() - pins.PINNED
+        turned_away = {one: self._turned_away.get(one, now) for one in others}
+        for lora in sorted(others, key=turned_away.__getitem__)[:free]:
+            del turned_away[lora]
+        for lora in turned_away:
+            for request in wanted[lora]:
+                request.next_decode_eligible_step = now + 1
+        self._turned_away = turned_away
+        return hidden
+
+    def _is_kept_waiting(self, wanted: Container[int]) -> bool:
+        """Whether a request that has not begun needs an adapter beside those `wanted`."""
+        loras = (request.lora_request for request in self.waiting)
+        return any(lora is not None and lora.lora_int_id not in wanted for lora in loras)
 
     def _plan(self, output: SchedulerOutput) -> Plan:
         plan: Plan = {}
@@ -206,7 +260,8 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
 def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
     check(vllm_config, kv_cache_config)
-    install()  # for the outputs of an engine inside its user's process
+    pins.install()
+    report.install()  # for the outputs of an engine inside its user's process
     asynchronous = vllm_config.scheduler_config.async_scheduling
     return (AsyncGateScheduler if asynchronous else GateScheduler)(
         vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs

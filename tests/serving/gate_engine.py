@@ -67,11 +67,11 @@ def _breakages() -> dict[str, Any]:
 
     def no_cap() -> Any:
         """Share what a gated request wrote, also past its first decision point."""
-        stock_read = mixin._read
+        stock_init, stock_read = mixin.__init__, mixin._read
 
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            super(mixin, self).__init__(*args, **kwargs)
-            self._gates = {}
+            stock_init(self, *args, **kwargs)
+            del self.kv_cache_manager.coordinator.cache_blocks
 
         def read(self: Any, plan: Any, result: Any) -> Any:
             there = [self.requests[name] for name in plan if name in self.requests]

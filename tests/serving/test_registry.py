@@ -128,33 +128,74 @@ def test_least_recently_used_go_and_pinned_stay(
     tmp_path: Path, base_folder: Path, folders: list[Path]
 ) -> None:
     store = Store(tmp_path / "store")
-    for number in range(4):
-        store.publish(folders[number], f"a{number}")
-    modes = make_modes(tmp_path, base_folder, capacity=2)
+    for number in range(5):
+        store.publish(folders[number % 4], f"a{number}")
+    modes = make_modes(tmp_path, base_folder, capacity=3)
 
     async def story() -> None:
         def loaded() -> set[str]:
             return {version.partition("@")[0] for version in engine(modes).loaded.values()}
 
-        for name in ("a0", "a1", "a2"):
+        for name in ("a0", "a1", "a2", "a3"):
             await answered(modes, name, nothing)
-        assert loaded() == {"a1", "a2"}
+        assert loaded() == {"a1", "a2", "a3"}
         await modes.registry.pin("a1", True)
-        await answered(modes, "a3", nothing)
-        assert loaded() == {"a1", "a3"}
+        await answered(modes, "a4", nothing)
+        assert loaded() == {"a1", "a3", "a4"}
         with pytest.raises(AdapterError, match="one must stay unpinned"):
             await modes.registry.pin("a3", True)
         await modes.registry.pin("a1", False)
         await answered(modes, "a0", nothing)
         await answered(modes, "a2", nothing)
-        assert loaded() == {"a0", "a2"}
+        assert loaded() == {"a4", "a0", "a2"}
         modes.registry.unload("a0")
         await settled(modes)
-        assert loaded() == {"a2"}
+        assert loaded() == {"a4", "a2"}
         await answered(modes, "a0", nothing)
-        assert loaded() == {"a0", "a2"}
+        assert loaded() == {"a4", "a0", "a2"}
 
-    asyncio.run(story())
+
+def test_gated_requests_of_many_adapters_share_the_slots(
+    tmp_path: Path, base_folder: Path, folders: list[Path]
+) -> None:
+    store = Store(tmp_path / "store")
+    for number in range(4):
+        store.publish(folders[number], f"a{number}")
+
+    def in_use_at_once(shares_slots: bool, waiting: int) -> int:
+        """With `waiting` of four requests held back."""
+        work = tmp_path / str(shares_slots)
+        work.mkdir()
+        (work / "store").symlink_to(store.root)
+        modes = make_modes(work, base_folder, capacity=4, slots=1)
+        registry = modes.registry
+        registry.shares_slots = shares_slots
+
+        async def story() -> int:
+            end = asyncio.Event()
+
+            async def until_the_end(_: object) -> None:
+                await end.wait()
+
+            asked = [
+                asyncio.create_task(answered(modes, f"a{number}:gated", until_the_end))
+                for number in range(4)
+            ]
+            async with asyncio.timeout(30):
+                while registry.slots.waiting + registry.places.waiting < waiting:
+                    await asyncio.sleep(0)
+                while sum(one.in_flight for one in registry.residents) + waiting < 4:
+                    await asyncio.sleep(0)
+            most = sum(one.in_flight for one in registry.residents)
+            end.set()
+            assert len(await asyncio.gather(*asked)) == 4
+            assert not registry.places.busy
+            return most
+
+        return asyncio.run(story())
+
+    assert in_use_at_once(shares_slots=False, waiting=3) == 1
+    assert in_use_at_once(shares_slots=True, waiting=1) == 3  # one place stays for the next
 
 
 def test_a_plain_folder_replaced_and_removed(modes: Modes, base_folder: Path) -> None:
