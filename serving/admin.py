@@ -278,7 +278,7 @@ async def _state(
     serving = registry.serving(name)
     mine = next((one.state for one in resident if one.version == serving), None)
     state: State = mine or ("refused" if reason else "available")
-    if registry.is_switching(name):
+    if name in registry.loading():
         state = "loading"
     return AdapterState(
         name=name,

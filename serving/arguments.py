@@ -4,7 +4,7 @@ A client sends, in `vllm_xargs`, with a model NAME:gated:
 
     {"gate_tau": 0.8}    the threshold, in nats, instead of the manifest's
     {"gate_rate": 0.05}  the threshold that was calibrated for this share of tokens
-    {"gate_trace": 1}    say which tokens were gated, and why
+    {"gate_trace": 1}    say which tokens were gated, and why; 2: the entropy at every token
 
 The engine is told the threshold only, as `SamplingParams.extra_args["gate_tau"]`.
 """
@@ -66,8 +66,8 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
         rate = _number(RATE, rate, 1)
         told[TAU] = NEVER if rate == 0 else threshold_for(gate.table, rate)
     told[TAU] = _number(TAU, told.get(TAU, gate.tau))
-    if told.setdefault(TRACE, 0) not in (0, 1):
-        raise ValueError(f"{TRACE}: must be 0 or 1, not {told[TRACE]!r}")
+    if told.setdefault(TRACE, 0) not in (0, 1, 2):
+        raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
     return told
 
 

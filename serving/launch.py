@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adapters.prompt import chat_template
 from adapters.recipe import Recipe, get_recipe, recipe_for
+from serving import logs
 from serving.engine.residency import EXTENSION
 from serving.settings import Settings, SettingsError
 
@@ -149,14 +150,13 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
     Raises:
         SettingsError: the server cannot start as told.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("serving").setLevel(logging.INFO)
+    logs.configure(settings.log_format)
     if not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters}: no such folder")
     set_environment(settings.model)
     base = look_at_base(settings)
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
-        # The gate's counters stand in the engine's process; vLLM's /metrics gathers them here.
+        # The scheduler's counters stand in the engine's process; /metrics gathers them here.
         # prometheus_client looks once, when it is first imported.
         metrics = Path(folder, "metrics")
         metrics.mkdir()

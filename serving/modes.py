@@ -19,6 +19,8 @@ from adapters.version import AdapterError
 from serving.arguments import given, resolve
 from serving.engine import usage
 from serving.held import held
+from serving.metrics import ALWAYS, BASE
+from serving.metrics import GATED as GATED_MODE
 from serving.registry import Registry
 from serving.residents import GATED
 
@@ -59,11 +61,15 @@ class Modes:
                 f"'{GATED}' behind it)"
             )
         if base:
+            if mine is not None:
+                mine.watch.bind(name, None, BASE)
             return
         if gated:
             check_can_gate(request, plain)
         resident = await self.registry.admit(plain, gated)
         request.model = resident.version
+        if mine is not None:
+            mine.watch.bind(name, resident.version, GATED_MODE if gated else ALWAYS)
         if not gated:
             return
         if resident.gate is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from adapters.manifest import Gate
 from adapters.store import Listing, Signature, Store
 from adapters.version import AdapterError, AdapterVersion
 from serving.held import held
+from serving.metrics import MOVE_SECONDS, MOVES
 from serving.residents import Resident, Residents
 from serving.slots import Slots
 
@@ -154,6 +156,7 @@ class Registry:
                 return serving.version
             if self._is_refused(name, now):
                 raise AdapterError(name, self._refused[name][1])
+            start = time.perf_counter()
             try:
                 resident = await self.residents.load(name)
             except AdapterError as error:
@@ -163,6 +166,8 @@ class Registry:
             self._serving[name] = Serving(now, resident.version)
             self._refused.pop(name, None)
             if serving is not None:
+                MOVES.inc()
+                MOVE_SECONDS.observe(time.perf_counter() - start)
                 logger.info("'%s' moved from %s to %s", name, serving.version, resident.version)
                 self._retire(serving.version)
             return resident.version
@@ -201,9 +206,13 @@ class Registry:
         """Requests that wait for a slot or a place of `version`."""
         return self.slots.waiting_for(version) + self.places.waiting_for(version)
 
-    def is_switching(self, name: str) -> bool:
-        """Whether another version is on its way in."""
-        return name in self._switching
+    def loading(self) -> list[str]:
+        """Names that another version is on its way in for."""
+        return list(self._switching)
+
+    def refused(self) -> list[str]:
+        """Names whose present content in the store could not be loaded."""
+        return list(self._refused)
 
     # ------------------------------------------------------------------------------------ by hand
 

@@ -26,6 +26,7 @@ from adapters.lease import Lease
 from adapters.manifest import Gate
 from adapters.store import Store
 from adapters.version import AdapterError
+from serving.metrics import EVICTIONS, LOAD_SECONDS, LOADS
 from serving.snapshot import Snapshot, Snapshots
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,11 @@ class Residents:
             return present
         async with self._changing:
             start = time.perf_counter()
-            frozen, gate, lease = await asyncio.to_thread(self._freeze, reference)
+            try:
+                frozen, gate, lease = await asyncio.to_thread(self._freeze, reference)
+            except AdapterError:
+                LOADS.labels("refused").inc()
+                raise
             present = self._by_version.get(frozen.version)
             if present is not None:
                 lease.close()
@@ -95,8 +100,11 @@ class Residents:
                 await self._make_room()
                 resident = await self._add(frozen, gate, lease)
             except BaseException:
+                LOADS.labels("refused").inc()
                 lease.close()
                 raise
+            LOADS.labels("loaded").inc()
+            LOAD_SECONDS.observe(time.perf_counter() - start)
             resident.seconds = {
                 "check": round(checked - start, 4),
                 "engine": round(time.perf_counter() - checked, 4),
@@ -128,6 +136,7 @@ class Residents:
             if not idle:
                 return  # the engine then reloads the oldest at its next use
             await self._drop(min(idle, key=lambda one: one.last_use))
+            EVICTIONS.labels("capacity").inc()
 
     async def _add(self, frozen: Snapshot, gate: Gate | None, lease: Lease) -> Resident:
         lora = LoRARequest(
@@ -192,6 +201,7 @@ class Residents:
             known = self._by_version.get(resident.version) is resident
             if known and resident.retired and not resident.in_flight:
                 await self._drop(resident)
+                EVICTIONS.labels("retired").inc()
 
     async def _drop(self, resident: Resident) -> None:
         """Take it out of the engine; the caller holds the lock."""

@@ -37,8 +37,10 @@ from adapters.store import Store
 from serving import admin
 from serving.drain import Drain, Draining
 from serving.engine import admission, hooks, report, usage
+from serving.gauges import Gauges
 from serving.guard import Guard
-from serving.held import Holding
+from serving.held import Holding, follow
+from serving.metrics import METRICS
 from serving.modes import Modes
 from serving.registry import Registry
 from serving.residents import GATED, Residents
@@ -94,7 +96,7 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     return JSONResponse(error.model_dump(), status_code=404)
 
 
-def metrics(_: Request) -> Response:
+def metrics(request: Request) -> Response:
     """GET /metrics: what all processes counted, and how this one, the front end, is doing.
 
     vLLM's own leaves out the process_* and python_* series once there are several processes.
@@ -103,7 +105,9 @@ def metrics(_: Request) -> Response:
     MultiProcessCollector(registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    registry.register(Gauges(request.app.state.registry))
+    page = generate_latest(registry) + METRICS.page().encode()
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
 
 
 async def http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -134,11 +138,11 @@ class ModelsEndpoint:
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
             app.include_router(admin.router)
-        app.add_middleware(Holding)
         app.state.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
             app.add_middleware(Guard, key=app.state.args.guard_key)
+        app.add_middleware(Holding)  # the outermost: it sees what the others refuse
 
     async def init_state(
         self, engine_client: EngineClient | None, state: State, args: Namespace
@@ -163,8 +167,8 @@ class ModelsEndpoint:
         registry = Registry(store, residents, slots, shares_slots)
         state.registry = registry
         admission.install(Modes(registry, gated=args.gate).admit)
+        report.install(follow)
         if args.gate:
-            report.install()
             usage.install()
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)

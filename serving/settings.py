@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         1024, ge=1, description="Requests that may wait for an adapter's slot; then 503 (429)."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object a line."
+    )
     shutdown_timeout: int = Field(
         30, ge=0, description="Seconds that requests in flight get to finish after SIGTERM."
     )

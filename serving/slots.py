@@ -1,9 +1,10 @@
 """Which adapters may answer at the same time: as many as the engine has slots, in fair turns.
 
 vLLM skips a waiting request whose adapter does not fit beside those that run, for as long as the
-running ones have work: under steady traffic it starves. Here an adapter that waits longer than
-`patience` closes the door on those that run: their next requests queue behind it, the first to
-finish gives its slot. So the longest wait is bounded by patience and the longest answers ahead.
+running ones have work: under steady traffic it starves. Here a free slot goes to the adapter that
+most requests wait for, since all of them then run in one batch; until one has waited longer than
+`patience`, which closes the door on those that run: their next requests queue behind it, the first
+to finish gives it its slot. So the longest wait is bounded by patience and the answers ahead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from serving.metrics import QUEUE_SECONDS
 
 
 class QueueFullError(RuntimeError):
@@ -37,7 +40,8 @@ class Slots:
     Args:
         count: versions at a time (vLLM's --max-loras).
         queue: requests that may wait; one version may fill half of it.
-        patience: seconds an adapter waits before running ones must make room.
+        patience: seconds an adapter waits before its turn comes first; so many more as there are
+            adapters waiting for each slot, or a long queue would be all impatience.
     """
 
     def __init__(
@@ -70,10 +74,10 @@ class Slots:
             QueueFullError: status 429 where this version's share of the queue is full, else 503.
         """
         now = self._clock()
-        impatient = bool(self._waiting) and now - self._waiting[0].since > self.patience
-        if version in self.pinned or (self._fits(version) and not impatient):
+        if version in self.pinned or (self._fits(version) and not self._impatient()):
             # Nobody in the queue could use the slot, or they would have it already.
             self.busy[version] += 1
+            QUEUE_SECONDS.observe(0)
             return
         if self.waiting_for(version) >= max(1, self.queue // 2):
             raise QueueFullError(version, 429, self.waiting_for(version))
@@ -100,13 +104,30 @@ class Slots:
     def _fits(self, version: str) -> bool:
         return version in self.busy or len(self.pinned | set(self.busy)) < self.count
 
+    def _impatient(self) -> bool:
+        """Whether the head of the queue has waited so long that nothing goes before it."""
+        if not self._waiting:
+            return False
+        adapters = len({one.version for one in self._waiting})
+        waited = self._clock() - self._waiting[0].since
+        return waited > self.patience * (1 + adapters / self.count)
+
+    def _next(self) -> str:
+        """The version whose turn is next."""
+        if self._impatient():
+            return self._waiting[0].version
+        wanted = Counter(one.version for one in self._waiting)
+        return max(wanted, key=wanted.__getitem__)  # of equals the one that has waited longest
+
     def _admit(self) -> None:
-        """Give turns to the head of the queue, and with it to all that wait for its version."""
+        """Give turns, each to all that wait for one version."""
         self._waiting = deque(one for one in self._waiting if not one.turn.cancelled())
-        while self._waiting and self._fits(self._waiting[0].version):
-            version, now = self._waiting[0].version, self._clock()
-            self.longest_wait = max(self.longest_wait, now - self._waiting[0].since)
-            for one in [one for one in self._waiting if one.version == version]:
-                self._waiting.remove(one)
-                self.busy[version] += 1
+        while self._waiting and self._fits(version := self._next()):
+            now = self._clock()
+            enter = [one for one in self._waiting if one.version == version]
+            self._waiting = deque(one for one in self._waiting if one.version != version)
+            self.longest_wait = max(self.longest_wait, now - enter[0].since)
+            self.busy[version] += len(enter)
+            for one in enter:
+                QUEUE_SECONDS.observe(now - one.since)
                 one.turn.set_result(None)

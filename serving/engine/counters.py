@@ -1,8 +1,8 @@
-"""Prometheus counters of generated and gated tokens, by adapter, and gauges of what is held.
+"""What the scheduler's process counts for Prometheus; all else is counted where it goes out.
 
-They stand in the scheduler: workers would count once a tensor-parallel rank, and on a GPU also the
-tokens computed past a stop. The gauges are 0 when no gated request is under way; anything else then
-is a leak (`python -m loadtests.soak` looks).
+Workers would count once a tensor-parallel rank, and on a GPU also what is computed past a stop. The
+gauges are 0 when no gated request is under way; anything else then is a leak
+(`python -m loadtests.soak` looks).
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from functools import lru_cache
 
 from prometheus_client import Counter, Gauge
 
-GENERATED = Counter(
-    "reasonmaxxer_generated_tokens", "Tokens that gated requests have generated.", ["adapter"]
-)
-GATED = Counter(
-    "reasonmaxxer_gated_tokens", "Those of them sampled through the open gate.", ["adapter"]
+REPLAYS = Counter(
+    "reasonmaxxer_replays",
+    "Positions that the engine computed a second time, adapter on.",
+    ["adapter", "version"],
 )
 # livesum: over the processes that live, one scheduler for each engine and one or more front ends.
 HELD = Gauge(
@@ -31,14 +30,11 @@ ANSWERS = Gauge(
 
 
 @lru_cache(maxsize=1024)  # the look-up costs several times what the counting does
-def _counters(adapter: str) -> tuple[Counter, Counter]:
-    name = adapter.partition("@")[0]
-    return GENERATED.labels(name), GATED.labels(name)
+def _replays(adapter: str) -> Counter:
+    name, _, version = adapter.partition("@")
+    return REPLAYS.labels(name, version)
 
 
-def count(adapter: str, gated: bool) -> None:
-    """One token of `adapter`, an engine name NAME@HASH or plain NAME."""
-    generated, of_which_gated = _counters(adapter)
-    generated.inc()
-    if gated:
-        of_which_gated.inc()
+def count_replay(adapter: str) -> None:
+    """One position of `adapter`, an engine name NAME@HASH or plain NAME."""
+    _replays(adapter).inc()

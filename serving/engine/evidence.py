@@ -1,27 +1,44 @@
-"""What is kept of a decision point for a request that asks for a trace."""
+"""What is kept of a decision point: the entropy, and which tokens the base thought best.
+
+The entropy and the rank of the token taken go into the metrics; a request that asks for a trace
+gets the base's best with their probabilities as well.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-Evidence = dict[str, dict[str, Any]]
-TOP = 5
+DEPTH = 20  # tokens looked at; a rank beyond is not told
+TOP = 5  # of them shown in a trace
 
 
-def entry(h: float, ids: list[int], probabilities: list[float]) -> dict[str, Any]:
-    """Entropy (nats) and the base's best tokens with their probabilities."""
-    return {
-        "entropy": round(h, 6),
-        "base_top": [
+class Seen(NamedTuple):
+    """The base's distribution at one position."""
+
+    entropy: float  # nats
+    ids: Sequence[int] = ()  # the base's best tokens, best first; none where the gate stayed shut
+    probabilities: Sequence[float] = ()
+
+    def rank(self, token: int) -> int | None:
+        """1 for the base's best token; None beyond DEPTH."""
+        return self.ids.index(token) + 1 if token in self.ids else None
+
+    def top(self) -> list[dict[str, Any]]:
+        """The best tokens, for a trace."""
+        return [
             {"token_id": token, "probability": round(p, 6)}
-            for token, p in zip(ids, probabilities, strict=True)
-        ],
-    }
+            for token, p in zip(self.ids[:TOP], self.probabilities, strict=False)
+        ]
 
 
-def gather(logits: torch.Tensor, h: float) -> dict[str, Any]:
-    """The same from one row of logits [V]."""
-    best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
-    return entry(h, best.indices.tolist(), best.values.tolist())
+Evidence = dict[str, Seen]  # by request id
+
+
+def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probabilities, ids), both [R, DEPTH], of logits [R, V]; no synchronisation."""
+    depth = min(DEPTH, logits.shape[-1])
+    values, ids = logits.float().topk(depth)
+    return (values - logits.float().logsumexp(-1, keepdim=True)).exp(), ids

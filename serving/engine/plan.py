@@ -23,7 +23,7 @@ class Step(NamedTuple):
     tau: float  # nats
     gates: bool  # samples in this step, at a position not known to be a decision point
     corrected: tuple[int, ...]  # known decision points that the step may compute; adapter on
-    trace: bool
+    trace: int  # 0; 1: tell of decision points; 2: of every token
 
 
 Plan = dict[str, Step]  # by request id; requests that are not gated are absent

@@ -1,20 +1,40 @@
-"""How a gated token is seen outside the engine: counters, and a note on the request's outputs.
+"""How a gated token is seen outside the engine: by a mark on the request's outputs.
 
 The scheduler marks the token; vLLM carries the mark to the front end in `kv_transfer_params`, the
 one free-form field of EngineCoreOutput (v1/engine/__init__.py). There it is taken out again and
 added up: on the CompletionOutput, as its attribute `gate`, and for the HTTP answer it belongs to.
+Here, too, every token of every request passes on its way out, and whoever follows a sequence is
+told: what is counted here is what the client gets, stop strings, aborts and preemptions included.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from serving.engine.evidence import Seen
 from serving.engine.plan import TALLY
 
 REPORT = "gate"
+
+
+def mark(trace: int, position: int, token: int, gated: bool, seen: Seen | None) -> dict[str, Any]:
+    """What the scheduler says of a token; nothing where it was not gated and no trace asks."""
+    if not gated and trace < 2:
+        return {}
+    entry: dict[str, Any] = {"position": position, "gated": gated}
+    if seen is not None:
+        entry["entropy"] = round(seen.entropy, 6)
+        if gated:
+            entry["rank"] = seen.rank(token)
+    if trace:
+        entry["token_id"] = token
+        if gated and seen is not None:
+            entry["base_top"] = seen.top()
+    return entry
 
 
 @dataclass
@@ -27,8 +47,15 @@ class Report:
     def add(self, entry: dict[str, Any]) -> None:
         """One token's mark; an empty one says only that the request is gated."""
         if entry:
-            self.gated += 1
+            self.gated += entry["gated"]
             self.trace.append(entry)
+
+
+class Follower(Protocol):
+    """Whoever wants to know of one sequence's tokens."""
+
+    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
+        """They go out now; `mark`: the last one's, of a gated request."""
 
 
 @dataclass
@@ -60,8 +87,16 @@ class Tally:
 TALLIES: WeakValueDictionary[int, Tally] = WeakValueDictionary()
 
 
-def install() -> None:
-    """Have this process's outputs carry reports; again is harmless."""
+def _nobody(_: Any) -> None:
+    return None
+
+
+def install(follow: Callable[[Any], Follower | None] = _nobody) -> None:
+    """Have this process's outputs carry reports; again is harmless.
+
+    Args:
+        follow: says who follows the sequence of an EngineCoreRequest; called where it is made.
+    """
     from vllm.v1.engine.output_processor import RequestState
 
     if hasattr(RequestState, "gate_report"):
@@ -76,6 +111,7 @@ def install() -> None:
         number = (params.extra_args or {}).get(TALLY) if params is not None else None
         if number is not None:
             state.gate_tally = TALLIES.get(number)
+        state.follower = follow(request)
         return state
 
     @wraps(make)
@@ -89,12 +125,16 @@ def install() -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        told = None
         if kv_transfer_params and REPORT in kv_transfer_params:
             if self.gate_report is None:
                 self.gate_report = Report()
                 if self.gate_tally is not None:
                     self.gate_tally.add(self.external_req_id, self.request_index, self.gate_report)
-            self.gate_report.add(kv_transfer_params.pop(REPORT))
+            told = kv_transfer_params.pop(REPORT)
+            self.gate_report.add(told)
+        if new_token_ids and self.follower is not None:
+            self.follower.tokens(len(new_token_ids), told)
         return make(
             self,
             new_token_ids,
@@ -112,7 +152,7 @@ def install() -> None:
         output.gate = self.gate_report
         return output
 
-    RequestState.gate_report = RequestState.gate_tally = None
+    RequestState.gate_report = RequestState.gate_tally = RequestState.follower = None
     RequestState.from_new_request = classmethod(from_new_request)
     RequestState.make_request_output = make_request_output
     RequestState._new_completion_output = new_completion_output

@@ -19,7 +19,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from adapters.gate import entropy, opens
-from serving.engine.evidence import Evidence, gather
+from serving.engine.evidence import Evidence, Seen, best
 from serving.engine.plan import EMPTY, Plan, Step, plan_of
 
 
@@ -109,11 +109,17 @@ class GateRunnerV1(CPUModelRunner):
             # All ranks hold the same logits; rounding must not make them disagree all the same.
             agreed = torch.from_numpy(opened.astype(np.uint8))
             opened = get_tp_group().broadcast(agreed, src=0).numpy()
-        for which in opened.nonzero()[0].tolist():
+        for which, (_, _, name) in enumerate(gating):
+            if self._plan[name].trace > 1:
+                self._evidence[name] = Seen(float(h[which]))
+        found = opened.nonzero()[0].tolist()
+        if not found:
+            return
+        probabilities, ids = best(logits[[rows[which] for which in found]])
+        for which, p, best_ids in zip(found, probabilities.tolist(), ids.tolist(), strict=True):
             row, _, name = gating[which]
             self.discard_request_mask.np[row] = True
-            if self._plan[name].trace:
-                self._evidence[name] = gather(logits[row], float(h[which]))
+            self._evidence[name] = Seen(float(h[which]), best_ids, p)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         result = super().sample_tokens(*args, **kwargs)

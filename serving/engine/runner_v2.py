@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from serving.engine.evidence import TOP, entry
+from serving.engine.evidence import Seen, best
 from serving.engine.plan import EMPTY, Plan, plan_of
 from serving.engine.table import GateTable, mask_loras
 
@@ -37,9 +37,7 @@ class GateSampler(Sampler):
         # The stock sampler may write to the logits, so they are looked at before.
         ones = torch.ones_like(slots)
         opened, h = runner.table.test(logits, slots, positions, ones)
-        best = None
-        if any(step.trace for step in runner.plan.values()):
-            best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
+        seen = best(logits)
         output = super().__call__(logits, input_batch)
         opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
         if runner.parallel_config.tensor_parallel_size > 1:
@@ -48,10 +46,7 @@ class GateSampler(Sampler):
         runner.table.note(slots, positions, opened)
         output.num_sampled = output.num_sampled.masked_fill(opened, 0)
         output.num_rejected = output.num_rejected.masked_fill(opened, 1)
-        if best is not None:
-            runner.evidence = [
-                async_copy_to_np(tensor) for tensor in (opened, h, best.indices, best.values)
-            ]
+        runner.evidence = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
         return output
 
 
@@ -146,11 +141,13 @@ def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
 
     def get_output() -> Any:
         output = stock()  # waits for the copies
-        opened, h, ids, p = evidence
+        opened, h, p, ids = evidence
         output.gate_evidence = {
-            name: entry(float(h[row]), ids[row].tolist(), p[row].tolist())
+            name: Seen(float(h[row]), ids[row].tolist(), p[row].tolist())
+            if opened[row]
+            else Seen(float(h[row]))
             for row, name in enumerate(output.req_ids)
-            if opened[row] and name in plan and plan[name].trace
+            if name in plan and (opened[row] or plan[name].trace > 1)
         }
         return output
 

@@ -28,7 +28,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from serving.engine import pins, report
-from serving.engine.counters import HELD, count
+from serving.engine.counters import HELD, count_replay
+from serving.engine.evidence import Evidence, Seen
 from serving.engine.hooks import check, shares_slots
 from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
 from serving.engine.report import REPORT
@@ -39,10 +40,10 @@ class Gate:
     """A gated request: its threshold and the decision points found so far."""
 
     tau: float
-    trace: bool
+    trace: int  # see plan.Step
     adapter: str
     points: list[int] = field(default_factory=list)  # positions, ascending
-    evidence: dict[str, Any] | None = None  # of the newest decision point, for a trace
+    seen: Seen | None = None  # at the newest decision point
 
 
 class Answer(NamedTuple):
@@ -51,6 +52,7 @@ class Answer(NamedTuple):
     gate: Gate
     position: int  # among the generated tokens, from 0
     gated: bool
+    seen: Seen | None
 
 
 def _hash_as_base(stock: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -92,7 +94,7 @@ class GateMixin(Scheduler):
         if tau is not None and request.request_id not in self.requests:
             arguments = request.sampling_params.extra_args
             self._gates[request.request_id] = Gate(
-                tau, bool(arguments.get(TRACE)), request.lora_request.lora_name
+                tau, arguments.get(TRACE) or 0, request.lora_request.lora_name
             )
             HELD.set(len(self._gates))
             if request._block_hasher is not None:
@@ -203,7 +205,7 @@ class GateMixin(Scheduler):
         """
         opened: list[Request] = []
         answered: dict[str, Answer] = {}
-        evidence = getattr(result, "gate_evidence", None) or {}
+        evidence: Evidence = getattr(result, "gate_evidence", None) or {}
         for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
@@ -217,15 +219,17 @@ class GateMixin(Scheduler):
             known = bool(gate.points) and gate.points[-1] == position
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
-                answered[request_id] = Answer(gate, request.num_output_tokens, known)
+                seen = gate.seen if known else evidence.get(request_id)
+                answered[request_id] = Answer(gate, request.num_output_tokens, known, seen)
             elif step.gates:
                 if not known:
                     gate.points.append(position)
-                    gate.evidence = evidence.get(request_id)
+                    gate.seen = evidence.get(request_id)
                     del request.block_hashes[position // self.hash_block_size :]
                     request._block_hasher = None
                 if not stale:  # a preemption has already taken everything back
                     opened.append(request)
+                    count_replay(gate.adapter)
         return opened, answered
 
     def _tell(
@@ -233,20 +237,17 @@ class GateMixin(Scheduler):
         outputs: dict[int, EngineCoreOutputs],
         answered: dict[str, Answer],
     ) -> None:
-        """Count the tokens that go out, and mark the gated ones."""
+        """Mark the gated tokens that go out."""
         for batch in outputs.values():
             for output in batch.outputs:
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated = found
-                count(gate.adapter, gated)
-                if not gated and position:
+                gate, position, gated, seen = found
+                if not gated and position and gate.trace < 2:
                     continue
-                entry: dict[str, Any] = {"position": position} if gated else {}
-                if gated and gate.evidence is not None:
-                    entry |= gate.evidence | {"token_id": output.new_token_ids[0]}
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: entry}
+                mark = report.mark(gate.trace, position, output.new_token_ids[0], gated, seen)
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
 
 
 class GateScheduler(GateMixin):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -46,7 +47,7 @@ def _details(usage: dict[str, Any], tally: Tally) -> None:
     usage["completion_tokens_details"] = details | {"gated_tokens": tally.gated}
 
 
-def _complete(answer: Any, tally: Tally, trace: bool) -> Any:
+def _complete(answer: Any, tally: Tally, trace: int) -> Any:
     """A whole answer."""
     usage = getattr(answer, "usage", None)
     if usage is None:
@@ -61,25 +62,30 @@ def _complete(answer: Any, tally: Tally, trace: bool) -> Any:
 
 
 async def _stream(
-    chunks: AsyncGenerator[str, None], tally: Tally, trace: bool
+    chunks: AsyncGenerator[str, None], tally: Tally, trace: int
 ) -> AsyncGenerator[str, None]:
-    """The chunks of a streamed answer; only those with usage or an end are looked into."""
+    """The chunks of a streamed answer; without a trace of all tokens, only some are looked into."""
+    told: Counter[int] = Counter()  # by choice: entries that have gone out
     async for chunk in chunks:
         usage = '"usage":{' in chunk
-        ends = trace and '"finish_reason":"' in chunk
-        if not (usage or ends) or not chunk.startswith("data: {"):
+        traced = trace > 1 or (trace and '"finish_reason":"' in chunk)
+        if not (usage or traced) or not chunk.startswith("data: {"):
             yield chunk
             continue
         answer = json.loads(chunk.removeprefix("data: "))
         if answer.get("usage"):
             _details(answer["usage"], tally)
         for choice in answer.get("choices", []):
-            if trace and choice.get("finish_reason"):
-                choice["gate_trace"] = tally.trace(choice.get("index", 0))
+            index = choice.get("index", 0)
+            if trace > 1:  # as it grows
+                choice["gate_trace"] = tally.trace(index)[told[index] :]
+                told[index] += len(choice["gate_trace"])
+            elif trace and choice.get("finish_reason"):
+                choice["gate_trace"] = tally.trace(index)
         yield f"data: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _whole_or_streamed(answer: Any, tally: Tally, trace: bool) -> Any:
+def _whole_or_streamed(answer: Any, tally: Tally, trace: int) -> Any:
     """What chat and completion endpoints give."""
     if hasattr(answer, "__aiter__"):
         return _stream(answer, tally, trace)
@@ -93,7 +99,7 @@ async def _held(events: AsyncGenerator[Any, None], tally: Tally) -> AsyncGenerat
     del tally
 
 
-def _kept(answer: Any, tally: Tally, trace: bool) -> Any:  # noqa: ARG001
+def _kept(answer: Any, tally: Tally, trace: int) -> Any:  # noqa: ARG001
     """What the Responses API gives; `_response` has completed it, or will when the stream ends."""
     return _held(answer, tally) if hasattr(answer, "__aiter__") else answer
 
@@ -101,7 +107,7 @@ def _kept(answer: Any, tally: Tally, trace: bool) -> Any:  # noqa: ARG001
 def _tallied(
     stock: Callable[..., Any],
     separator: str | None = None,
-    finish: Callable[[Any, Tally, bool], Any] = _whole_or_streamed,
+    finish: Callable[[Any, Tally, int], Any] = _whole_or_streamed,
 ) -> Callable[..., Any]:
     @wraps(stock)
     async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +122,7 @@ def _tallied(
             _current.reset(token)
         if not tally.open:
             return answer
-        return finish(answer, tally, bool((request.vllm_xargs or {}).get(TRACE)))
+        return finish(answer, tally, int((request.vllm_xargs or {}).get(TRACE) or 0))
 
     create.reasonmaxxer = True  # type: ignore[attr-defined]
     return create

@@ -102,15 +102,23 @@ def _breakages() -> dict[str, Any]:
     }
 
 
-def counted() -> list[int]:
-    """[generated, gated] tokens, as /metrics would show them: added up over all processes."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.multiprocess import MultiProcessCollector
+class Counts:
+    """Follows all gated requests, as the server's metrics do: [generated, gated] tokens."""
 
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    sums = {metric.name: sum(s.value for s in metric.samples) for metric in registry.collect()}
-    return [int(sums.get(f"reasonmaxxer_{name}_tokens", 0)) for name in ("generated", "gated")]
+    def __init__(self) -> None:
+        self.sums = [0, 0]
+
+    def follow(self, request: Any) -> Counts | None:
+        """Itself, where the request is gated."""
+        return self if "gate_tau" in (request.sampling_params.extra_args or {}) else None
+
+    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
+        """They go out now."""
+        self.sums[0] += count
+        self.sums[1] += bool(mark and mark["gated"])
+
+
+COUNTS = Counts()
 
 
 def pending(scheduler: Any) -> set[str]:
@@ -177,7 +185,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     llm = start(case, job)
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
-    before = counted()
+    before = list(COUNTS.sums)
     preempted = 0
     stock_preempt = scheduler._preempt_request
 
@@ -234,7 +242,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
         "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
-        "counted": [now - then for now, then in zip(counted(), before, strict=True)],
+        "counted": [now - then for now, then in zip(COUNTS.sums, before, strict=True)],
         "left": [len(leaked), len(scheduler.requests), round(manager.usage, 6)],
     }
     scheduler._preempt_request = stock_preempt
@@ -251,7 +259,7 @@ def main() -> None:
         _interpret(case["runner"] == "v2 async")
     from serving.engine import report
 
-    report.install()
+    report.install(COUNTS.follow)
     breakages = _breakages()
     done = []
     for job in case["jobs"]:

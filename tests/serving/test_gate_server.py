@@ -37,10 +37,10 @@ def text(answer: Any) -> str:
 
 
 def metric(server: Server, name: str) -> float:
-    """A counter of `alpha`."""
+    """A counter of `alpha:gated`."""
     page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    found = re.search(rf'^{name}{{adapter="alpha"}} (\S+)$', page, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    labels = 'adapter="alpha",version="[^"]*",mode="gated"'
+    return sum(map(float, re.findall(rf"^{name}{{{labels}}} (\S+)$", page, re.MULTILINE)))
 
 
 def test_names(gated: Server) -> None:
@@ -145,7 +145,7 @@ def test_features_work_gated(gated: Server) -> None:
         ("alpha:gated", {"gate_rate": 2}, {}, "gate_rate"),
         ("alpha:gated", {"gate_rate": 0.001}, {}, "gate_rate"),
         ("alpha:gated", {"gate_tau": 1, "gate_rate": 0.1}, {}, "one of them"),
-        ("alpha:gated", {"gate_trace": 2}, {}, "gate_trace"),
+        ("alpha:gated", {"gate_trace": 3}, {}, "gate_trace"),
         ("alpha:gated", {"gate_tally": 1}, {}, "no such argument"),
         ("alpha:gated", {}, {"extra_body": {"use_beam_search": True}}, "beam"),
         ("alpha:gated", {}, {"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
@@ -209,9 +209,10 @@ def test_gate_off(
         assert names == [base_folder.name, "alpha", "plain"]
         with pytest.raises(openai.NotFoundError):
             ask(server, "alpha:gated")
-        assert "reasonmaxxer_gated" not in json.dumps(
-            urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-        )
+        ask(server, "alpha")
+        page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+        assert 'reasonmaxxer_generated_tokens_total{adapter="alpha"' in page
+        assert "reasonmaxxer_gated_tokens_total{" not in page
 
 
 def test_refused_at_the_start(gated_store: Path, base_folder: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
         await asyncio.sleep(0)
         assert slots.waiting == 1
         await slots.take("a")  # c is still patient
-        clock.now = 1.5
+        clock.now = 1.6  # patience, and half as much for one adapter that waits for two slots
         late = asyncio.create_task(slots.take("a"))  # no longer
         await asyncio.sleep(0)
         assert slots.waiting == 2
@@ -46,7 +46,7 @@ def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
         slots.give("b")
         await late
         assert (slots.busy, slots.waiting) == ({"c": 1, "a": 1}, 0)
-        assert slots.longest_wait == 1.5
+        assert slots.longest_wait == 1.6
 
     asyncio.run(story())
 
@@ -64,6 +64,29 @@ def test_all_that_wait_for_one_version_enter_together() -> None:
         slots.give("b")
         slots.give("b")
         await tasks[1]
+
+    asyncio.run(story())
+
+
+def test_the_most_wanted_goes_first_until_another_is_impatient() -> None:
+    async def story() -> None:
+        clock = Clock()
+        slots = Slots(1, patience=1.0, clock=clock)
+        await slots.take("a")
+        rare, *wanted = (asyncio.create_task(slots.take(version)) for version in "bcc")
+        await asyncio.sleep(0)
+        slots.give("a")
+        await asyncio.gather(*wanted)
+        assert slots.busy == {"c": 2}
+        more = [asyncio.create_task(slots.take("d")) for _ in range(3)]
+        await asyncio.sleep(0)
+        clock.now = 3.5  # two adapters wait for one slot: three times the patience
+        slots.give("c")
+        slots.give("c")
+        await rare
+        assert slots.busy == {"b": 1}
+        slots.give("b")
+        await asyncio.gather(*more)
 
     asyncio.run(story())
 
