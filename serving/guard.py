@@ -12,7 +12,10 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN = frozenset({"/health", "/ping", "/metrics", "/version"})
+from serving import page
+
+# The page is files alone: what it asks the API for takes the key.
+OPEN = frozenset({"/health", "/ping", "/metrics", "/version"}) | page.PATHS
 ADMIN = "/admin/"  # asks for a key of its own
 
 

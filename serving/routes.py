@@ -34,7 +34,7 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base import BaseModel
 from adapters.store import Store
-from serving import admin
+from serving import admin, page
 from serving.drain import Drain, Draining
 from serving.engine import admission, hooks, report, usage
 from serving.gauges import Gauges
@@ -134,6 +134,7 @@ class ModelsEndpoint:
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        app.include_router(page.router)
         args = app.state.args
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
