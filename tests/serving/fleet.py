@@ -87,7 +87,9 @@ async def answered(
 
     async def nothing(*_: Message) -> Any: ...
 
-    await Holding(app)({"type": "http", "path": "/", "headers": []}, nothing, nothing)
+    await Holding(app)(
+        {"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, nothing
+    )
     return str(request.model)
 
 
