@@ -1,0 +1,34 @@
+"""vLLM's own OpenAI server, with none of this project's plugins: what a user of plain vLLM gets.
+
+    python -m loadtests.plain --model models/tiny-qwen2 --enable-lora --lora-modules NAME=FOLDER ...
+
+All flags are vLLM's. `vllm serve` does the same; the CPU wheel's fails, for it asks for the
+metadata of a distribution named `vllm`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(argv: list[str]) -> None:
+    """Serve until SIGTERM."""
+    os.environ["VLLM_PLUGINS"] = ""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m loadtests.plain"))
+    args = parser.parse_args(argv)
+    validate_parsed_serve_args(args)
+    uvloop.run(run_server(args))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,6 @@
+def page(folder):
+    return ""
+
+
+def comparison(folder):
+    return ""

@@ -1,0 +1,59 @@
+"""A server of this project for one run (`--start`): the shipped base, a store as it is needed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from adapters.store import SHIPPED, Store
+from benchmarks.adapters import make_random_adapter
+from benchmarks.streams import environment
+from demo.server import Running, running_server
+from loadtests.plan import ADMIN_KEY
+from loadtests.scenarios import Scenario
+
+BASE = SHIPPED.parents[1] / "models" / "tiny-qwen2"
+MANY, VERSIONS = 12, 4  # random adapters; random versions of the shipped one
+FLAGS = ("--max-model-len", "512", "--max-num-seqs", "64")
+
+
+def fill(scenario: Scenario, folder: Path) -> Path:
+    """The store: the shipped one, or a copy with random LoRAs where the scenario needs more.
+
+    Random ones are as fast as any, and that is all that counts here.
+    """
+    if not scenario.moves and not scenario.zipf:
+        return SHIPPED
+    root = folder / "store"
+    shutil.copytree(SHIPPED, root, ignore=shutil.ignore_patterns(".lock", ".lease"))
+    store = Store(root)
+    (shipped,) = store.names()[:1]
+    for seed in range(VERSIONS if scenario.moves else MANY):
+        made = make_random_adapter(folder, BASE, seed)
+        if scenario.moves:
+            store.publish(made, shipped, alias=False)
+        else:
+            store.publish(made, f"random-{seed}")
+    return root
+
+
+@contextmanager
+def started(scenario: Scenario, flags: Sequence[str] = ()) -> Iterator[Running]:
+    """A server for `scenario`; `flags` are added to its own. An admin key is made if there is none.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    environment()
+    os.environ.setdefault(ADMIN_KEY, secrets.token_hex(16))
+    with TemporaryDirectory(prefix="loadtest-") as folder:
+        store = fill(scenario, Path(folder))
+        with running_server(
+            "--model", str(BASE), "--adapters", str(store), *FLAGS, *flags
+        ) as running:
+            yield running
