@@ -40,8 +40,10 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LONGEST = 4096
 
 
-def prepare() -> None:
+def prepare(**reports: Any) -> None:
     """Settings of this process, which is started anew with them; call before anything heavy.
+
+    `reports` are for serving.engine.report.install.
 
     Memory is asked for in huge pages: in small ones, where an engine's weights happen to lie makes
     one of two equal engines up to 5 % faster.
@@ -51,7 +53,7 @@ def prepare() -> None:
         os.execv(sys.executable, sys.orig_argv)
     from serving.engine import report
 
-    report.install()
+    report.install(**reports)
 
 
 def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, list[Path], int]:

@@ -1,10 +1,12 @@
 """What the server holds at the moment of a scrape: versions by state, slots, the queue.
 
-Read off the registry when Prometheus asks, so none of it can drift from the truth.
+Read off the registry when Prometheus asks, so none of it can drift from the truth. Only what else
+the store has is as of some seconds ago: looking through a large one takes longer than all the rest.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from serving.metrics import UNKNOWN, Labels
 from serving.registry import Registry
 
+LOOK_SECONDS = 15  # between two looks at the store
 STATES = ("available", "loading", "resident", "draining", "refused")
 
 
@@ -22,6 +25,14 @@ class Gauges:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self._names: list[str] = []
+        self._looked = -float(LOOK_SECONDS)
+
+    def names(self) -> list[str]:
+        """The store's, as of the last look."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._names, self._looked = self.registry.store.names(), time.monotonic()
+        return self._names
 
     def collect(self) -> Iterator[Metric]:
         """The server's gauges."""
@@ -50,7 +61,7 @@ class Gauges:
             seen.update(names)
             for name in names:
                 info.add_metric([name, UNKNOWN, state], 1)
-        states["available"] = sum(name not in seen for name in registry.store.names())
+        states["available"] = sum(name not in seen for name in self.names())
         adapters = _gauge("adapters", "Names of the store and versions in the engine.", "state")
         for state in STATES:
             adapters.add_metric([state], states[state])

@@ -105,7 +105,7 @@ def metrics(request: Request) -> Response:
     MultiProcessCollector(registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    registry.register(Gauges(request.app.state.registry))
+    registry.register(request.app.state.gauges)
     page = generate_latest(registry) + METRICS.page().encode()
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 
@@ -167,6 +167,7 @@ class ModelsEndpoint:
         slots = Slots(args.max_loras, args.max_waiting)
         registry = Registry(store, residents, slots, shares_slots)
         state.registry = registry
+        state.gauges = Gauges(registry)
         admission.install(Modes(registry, gated=args.gate).admit)
         report.install(follow)
         if args.gate:

@@ -20,7 +20,7 @@ class Seen(NamedTuple):
 
     entropy: float  # nats
     ids: Sequence[int] = ()  # the base's best tokens, best first; none where the gate stayed shut
-    probabilities: Sequence[float] = ()
+    probabilities: Sequence[float] = ()  # theirs, where a trace asks
 
     def rank(self, token: int) -> int | None:
         """1 for the base's best token; None beyond DEPTH."""
@@ -37,8 +37,9 @@ class Seen(NamedTuple):
 Evidence = dict[str, Seen]  # by request id
 
 
-def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(probabilities, ids), both [R, DEPTH], of logits [R, V]; no synchronisation."""
-    depth = min(DEPTH, logits.shape[-1])
-    values, ids = logits.float().topk(depth)
-    return (values - logits.float().logsumexp(-1, keepdim=True)).exp(), ids
+def best(logits: torch.Tensor, traced: bool) -> tuple[torch.Tensor, ...]:
+    """Of logits [R, V], nothing synchronised: ids [R, DEPTH], and for a trace the probabilities."""
+    values, ids = logits.topk(min(DEPTH, logits.shape[-1]))
+    if not traced:
+        return (ids,)
+    return ids, (values.float() - logits.float().logsumexp(-1, keepdim=True)).exp()

@@ -115,11 +115,14 @@ class GateRunnerV1(CPUModelRunner):
         found = opened.nonzero()[0].tolist()
         if not found:
             return
-        probabilities, ids = best(logits[[rows[which] for which in found]])
-        for which, p, best_ids in zip(found, probabilities.tolist(), ids.tolist(), strict=True):
+        traced = any(self._plan[gating[which][2]].trace for which in found)
+        seen = (
+            tensor.tolist() for tensor in best(logits[[rows[which] for which in found]], traced)
+        )
+        for which, *its_best in zip(found, *seen, strict=True):
             row, _, name = gating[which]
             self.discard_request_mask.np[row] = True
-            self._evidence[name] = Seen(float(h[which]), best_ids, p)
+            self._evidence[name] = Seen(float(h[which]), *its_best)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         result = super().sample_tokens(*args, **kwargs)

@@ -37,7 +37,7 @@ class GateSampler(Sampler):
         # The stock sampler may write to the logits, so they are looked at before.
         ones = torch.ones_like(slots)
         opened, h = runner.table.test(logits, slots, positions, ones)
-        seen = best(logits)
+        seen = best(logits, any(step.trace for step in runner.plan.values()))
         output = super().__call__(logits, input_batch)
         opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
         if runner.parallel_config.tensor_parallel_size > 1:
@@ -141,9 +141,9 @@ def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
 
     def get_output() -> Any:
         output = stock()  # waits for the copies
-        opened, h, p, ids = evidence
+        opened, h, *seen = evidence
         output.gate_evidence = {
-            name: Seen(float(h[row]), ids[row].tolist(), p[row].tolist())
+            name: Seen(float(h[row]), *(values[row].tolist() for values in seen))
             if opened[row]
             else Seen(float(h[row]))
             for row, name in enumerate(output.req_ids)

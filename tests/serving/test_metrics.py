@@ -218,7 +218,8 @@ async def one_request(client: httpx.AsyncClient, number: int) -> dict[str, Any]:
 
 async def traffic(server: Server) -> list[dict[str, Any]]:
     """All requests, USERS at a time."""
-    limits = httpx.Limits(max_connections=None)
+    # The server closes what is idle for five seconds.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
     headers = {"Authorization": f"Bearer {server.key}"}
     numbers = iter(range(REQUESTS))
     results = []

@@ -1,0 +1,191 @@
+"""What the metrics cost: throughput with and without them, and a scrape with 200 adapters.
+
+    python -m benchmarks.metrics                      (about 5 minutes)
+
+Throughput: the shipped miniature, whose steps are so short that a cost by token shows most, in this
+process, gated, batch 16, one thread; the same engine counts and does not count in turns. A scrape:
+the real server over a store of 200 adapters, each of which has answered at every step and gated,
+idle and with eight clients streaming.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import httpx
+
+from adapters.store import Store
+from benchmarks.adapters import make_random_adapter
+from benchmarks.engines import make_engine, prepare
+from benchmarks.report import print_table, save, show, spread
+from benchmarks.streams import environment, stream
+from benchmarks.swap import BASE
+
+BATCH, TOKENS = 16, 64
+TAU = 0.4  # nats; gates about 6 % of the miniature's tokens
+PROBLEMS = [f"What is {number}-11*7+{number % 20}?" for number in range(64)]
+
+
+class Watching:
+    """Watches requests, where it is on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.watches: list[Any] = []
+
+    def follow(self, _: Any) -> Any:
+        """As the server's (serving/held.py)."""
+        if not self.on:
+            return None
+        from serving.metrics import GATED
+        from serving.watch import Stream, Watch
+
+        watch = Watch()
+        watch.bind("one:gated", "one@000000000000", GATED)
+        self.watches.append(watch)
+        assert watch.series is not None
+        return Stream(watch, watch.series)
+
+    @contextmanager
+    def turn(self, on: bool) -> Iterator[list[Any]]:
+        """A block in which everything is counted, or nothing; the watches of its requests."""
+        import torch
+
+        from serving.engine import runner_v1
+
+        def unseen(logits: Any, _: bool) -> tuple[Any]:
+            return (torch.empty((logits.shape[0], 0), dtype=torch.int64),)
+
+        self.on, self.watches = on, []
+        with nullcontext() if on else mock.patch.object(runner_v1, "best", unseen):
+            yield self.watches
+
+
+def cost(watching: Watching, folder: Path, runs: int) -> dict[str, Any]:
+    """Tokens per second with and without, and the ratio of each turn."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    adapter = make_random_adapter(folder, BASE, 0)
+    engine = make_engine(BASE, gate=True, max_num_seqs=BATCH, max_model_len=256)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    prompts = [{"prompt_token_ids": tokenizer(text)["input_ids"]} for text in PROBLEMS]
+    params = SamplingParams(
+        temperature=1,
+        seed=1,
+        max_tokens=TOKENS,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={"gate_tau": TAU},
+    )
+    lora = LoRARequest("one@000000000000", 1, str(adapter))
+    speeds: dict[bool, list[float]] = {True: [], False: []}
+    gated = 0
+    for turn in range(runs + 1):  # the first is a warm-up
+        for on in (True, False) if turn % 2 else (False, True):
+            with watching.turn(on) as watches:
+                start = time.perf_counter()
+                engine.generate(prompts, params, lora_request=lora, use_tqdm=False)
+                for watch in watches:
+                    watch.end(200, aborted=False, broken=False)
+                seconds = time.perf_counter() - start
+            if on:
+                assert sum(watch.generated for watch in watches) == len(prompts) * TOKENS
+                gated = sum(watch.gated for watch in watches)
+            if turn:
+                speeds[on].append(len(prompts) * TOKENS / seconds)
+    ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
+    return {
+        "gate rate": round(gated / (len(prompts) * TOKENS), 3),
+        "tokens/s, counted": spread(speeds[True]),
+        "tokens/s, not counted": spread(speeds[False]),
+        "ratio": spread(ratios),
+        "shown": [show(speeds[True]), show(speeds[False]), show(ratios, 4)],
+    }
+
+
+async def scrapes(url: str, adapters: int, runs: int) -> dict[str, Any]:
+    """Milliseconds of GET /metrics, idle and under load, and the size of the page."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        for number in range(adapters):
+            for name in (f"a{number}", f"a{number}:gated"):
+                (await stream(client, name, "What is 1+2?", 4)).whole()
+
+        async def timed() -> list[float]:
+            found = []
+            for _ in range(runs):
+                start = time.perf_counter()
+                page = await client.get("/metrics")
+                found.append(1000 * (time.perf_counter() - start))
+                assert page.text.count("time_to_first_token_seconds_count{adapter=") >= 2 * adapters
+            return found
+
+        idle = await timed()
+        users = [
+            asyncio.create_task(stream(client, f"a0{mode}", PROBLEMS[n], 480))
+            for n, mode in enumerate(4 * ("", ":gated"))
+        ]
+        await asyncio.sleep(1)
+        busy = await timed()
+        for user in users:
+            user.cancel()
+        await asyncio.gather(*users, return_exceptions=True)
+        size = (await client.get("/metrics")).text.count("\n")
+    return {
+        "adapters": adapters,
+        "lines": size,
+        "idle_ms": spread(idle),
+        "busy_ms": spread(busy),
+        "shown": [show(idle, 1), show(busy, 1)],
+    }
+
+
+def main() -> None:
+    """Measure both."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--adapters", type=int, default=200)
+    options = parser.parse_args()
+    watching = Watching()
+    prepare(follow=watching.follow)
+    environment()
+    from demo.server import running_server
+
+    with tempfile.TemporaryDirectory() as folder:
+        throughput = cost(watching, Path(folder), options.runs)
+        store = Store(Path(folder, "store"))
+        for seed in range(options.adapters):
+            store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
+        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
+        flags += ("--max-cpu-loras", str(options.adapters + 1), "--max-model-len", "512")
+        with running_server(*flags) as server:
+            page = asyncio.run(scrapes(server.url, options.adapters, options.runs))
+    print(f"\nmedian (range) of {options.runs} runs\n")
+    on, off, ratio = throughput.pop("shown")
+    idle, busy = page.pop("shown")
+    print_table(
+        ["", "median (range)"],
+        [
+            [f"tokens/s, counted, gate rate {throughput['gate rate']:.1%}", on],
+            ["tokens/s, not counted", off],
+            ["ratio", ratio],
+            [f"scrape, ms, {page['adapters']} adapters, {page['lines']:,} lines, idle", idle],
+            ["scrape, ms, 8 clients streaming", busy],
+        ],
+    )
+    save("metrics", {"throughput": throughput, "scrape": page})
+
+
+if __name__ == "__main__":
+    main()
