@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= 1
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
+.PHONY: help install tools demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,7 +28,14 @@ $(VENV)/installed: pyproject.toml overrides-cpu.txt
 demo: install ## fit an adapter, serve it, compare it with its base (about 4 minutes on 2 cores)
 	$(BIN)/python -m demo
 
-test: install ## all tests, fast ones first
+# What the tests of the dashboards and of the page drive; without them those are skipped.
+tools: ## Prometheus and Chromium, from Debian's packages
+	@if command -v promtool >/dev/null && command -v chromium >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
+	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
+
+test: install tools ## all tests, fast ones first
 	$(BIN)/python -m pytest -m "not engine"
 	$(BIN)/python -m pytest -m engine
 
