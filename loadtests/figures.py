@@ -45,7 +45,7 @@ def tokens_between(answers: Iterable[Answer], start: float, end: float) -> float
     for answer in answers:
         came = answer.arrivals
         if len(came) and answer.at < end and came[-1] >= start:
-            within = np.count_nonzero((came >= start) & (came < end))
+            within = int(np.count_nonzero((came >= start) & (came < end)))
             total += within * answer.tokens / len(came)
     return total
 
@@ -227,8 +227,11 @@ def steps(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[str, 
     return by_phase(answers, settled)
 
 
-def saturation(rows: Sequence[dict[str, Any]]) -> Saturation | None:
-    """The first step within PLATEAU of the highest throughput; None without steps."""
+def saturation(rows: Sequence[dict[str, Any]], most_users: int) -> Saturation | None:
+    """The first step within PLATEAU of the highest throughput; None without steps.
+
+    A ramp that ended before `most_users` did so because throughput no longer rose.
+    """
     if not rows:
         return None
     best = max(row["tokens_per_second"] for row in rows)
@@ -242,7 +245,8 @@ def saturation(rows: Sequence[dict[str, Any]]) -> Saturation | None:
     tokens = sum(row["tokens"] for row in rows)
     # Counted, the few requests of one step would say less than its many tokens do.
     requests = best * answers / tokens if tokens else 0.0
-    return Saturation(knee["users"], best, round(requests, 3), without_gain > 0)
+    reached = without_gain > 0 or rows[-1]["users"] < most_users
+    return Saturation(knee["users"], best, round(requests, 3), reached)
 
 
 # ------------------------------------------------------------------------------------------- moves

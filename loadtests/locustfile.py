@@ -14,6 +14,7 @@ import json
 import os
 import random
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class Run:
     numbers: Iterator[int]
     phases: list[Phase]
     moves: list[Move]
-    pieces: Counter[int]  # second -> pieces of text that came in it
+    pieces: list[float]  # of a ramp: when each piece of text came, seconds
     spoken: Counter[str]  # tokens and pieces of the answers that have ended
 
     @classmethod
@@ -76,7 +77,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     Run.headers = JSON | bearer(os.environ.get(API_KEY, ""))
     Run.file = (Run.folder / "answers.jsonl").open("w", encoding="utf-8")
     Run.numbers, Run.phases, Run.moves = itertools.count(), [], []
-    Run.pieces, Run.spoken = Counter(), Counter()
+    Run.pieces, Run.spoken = [], Counter()
     Run.start = time.perf_counter()
     # perf_counter is the machine's: who samples the server's memory knows from this when.
     (Run.folder / "start.txt").write_text(f"{Run.start}\n", encoding="utf-8")
@@ -144,10 +145,9 @@ class Curve(LoadTestShape):
 
 def _tokens_a_second(start: float, end: float) -> float:
     """From the pieces that came; answers under way have not said their tokens yet."""
-    first, last = int(start) + 1, int(end)
-    pieces = sum(Run.pieces[second] for second in range(first, last))
+    pieces = len(Run.pieces) - bisect_left(Run.pieces, start)
     tokens_a_piece = Run.spoken["tokens"] / max(1, Run.spoken["pieces"])
-    return pieces * tokens_a_piece / max(1, last - first)
+    return pieces * tokens_a_piece / (end - start)
 
 
 class Person(FastHttpUser):
@@ -312,7 +312,8 @@ def _listen(answer: Answer, start: float, read: Callable[[bytes], bytes]) -> Non
                 else:
                     answer.gaps.append(passed)
                 before = now
-                Run.pieces[int(now - Run.start)] += 1
+                if not Run.plan.curve.stages:
+                    Run.pieces.append(now - Run.start)
             finished = finished or choice["finish_reason"] is not None
         answer.served = chunk.get("model") or answer.served
         if usage := chunk.get("usage"):

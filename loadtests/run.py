@@ -145,7 +145,7 @@ def summarize(plan: Plan, ran: Ran, more: dict[str, Any] | None = None) -> dict[
     length = ran.phases[-1].end if ran.phases else 0.0
     rising = not plan.curve.stages
     phases = (figures.steps if rising else figures.by_phase)(ran.answers, ran.phases)
-    found = figures.saturation(phases) if rising else None
+    found = figures.saturation(phases, plan.users) if rising else None
     checks = judge(plan, ran.answers, phases, ran.moves, ran.samples, found)
     took = [1000 * (move.end - move.start) for move in ran.moves[1:]]
     settings = {k: v for k, v in vars(plan).items() if k != "world"}

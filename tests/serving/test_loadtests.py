@@ -1,51 +1,126 @@
-"""The load test against the real server for a few seconds, and its Prometheus configuration."""
+"""Load tests against the real server for a few seconds, and its Prometheus configuration."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import ROOT, Server
+from support import ADMIN_KEY, ROOT, Server, make_adapter
+
+from adapters.store import Store
+from loadtests.answers import read_answers, read_moves
+
+CHAT = {"alpha", "alpha:gated", "plain"}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine short ones."""
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1"}) + "\n" for i in range(9)))
+    return path
+
+
+def run(
+    server: Server, out: Path, problems: Path, scenario: str, *flags: str
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """(the command, summary.json) of a scenario with answers of at most 16 tokens."""
+    command = [sys.executable, "-m", "loadtests", scenario, "--host", server.url]
+    command += ["--problems", str(problems), "--results", str(out), "--max-tokens", "16", *flags]
+    keys = {"REASONMAXXER_API_KEY": server.key, "REASONMAXXER_ADMIN_KEY": ADMIN_KEY}
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | keys,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    path = out / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    return ended, summary
 
 
 @pytest.mark.engine
-def test_a_few_seconds_of_load(server: Server, tmp_path: Path) -> None:
-    problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(json.dumps({"problem": f"{i} + 1"}) + "\n" for i in range(9)))
-    command = [sys.executable, "-m", "loadtests", "--host", server.url, "--users", "4"]
-    command += ["--seconds", "4", "--problems", str(problems), "--results", str(tmp_path / "out")]
-    command += ["--mix", "base=1,alpha=1", "--max-tokens", "16"]
-    environment = os.environ | {"REASONMAXXER_API_KEY": server.key}
-    ended = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
+    flags = ("--users", "4", "--seconds", "4", "--mix", "base=1,alpha=1,alpha:gated=1")
+    pid = ("--pid", str(gated.process.pid))
+    ended, summary = run(gated, tmp_path, problems, "steady", *flags, *pid)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert set(summary["models"]) == {server.base.name, "alpha"}
-    for model in summary["models"].values():
-        assert model["requests"] > 0
-        assert model["failures"] == 0
+    assert set(summary["models"]) == {gated.base.name, "alpha", "alpha:gated"}
+    for name, model in summary["models"].items():
+        assert model["requests"] > 0 and model["failures"] == 0
         assert model["tokens_per_second"] > 0
-        assert 0 < model["ttft_ms"]["mean"] < model["request_ms"]["mean"]
-        assert model["inter_token_ms"]["mean"] > 0
-        assert model["request_tokens_per_second"]["mean"] > 0
-    table = (tmp_path / "out" / "locust_stats.csv").read_text()
-    assert all(f"\n{kind}," in table for kind in ("POST", "ttft", "inter-token", "tokens/s"))
+        assert 0 < model["ttft_ms"]["p50"] < model["request_ms"]["p50"]
+        assert 0 < model["inter_token_ms"]["p50"] <= model["inter_token_ms"]["p99"]
+        assert (model["gate_rate"] is not None) == name.endswith(":gated")
+    for answer in read_answers(tmp_path):
+        assert answer.tokens <= 16 and len(answer.gaps) < answer.tokens
+        assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
+    with (tmp_path / "seconds.csv").open() as file:
+        seconds = list(csv.DictReader(file))
+    assert len(seconds) == 4
+    assert sum(float(row["tokens"]) for row in seconds) > 0
+    assert any(float(row["memory_mib"] or 0) > 100 for row in seconds)
+    table = (tmp_path / "locust_stats.csv").read_text()
+    kinds = ("POST", "ttft", "inter-token", "tokens/s", "gate rate")
+    assert all(f"\n{kind}," in table for kind in kinds)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure>") == 7 and "Memory of the server" in page
 
-    wrong = subprocess.run(
-        [*command, "--api-key", "wrong"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert wrong.returncode != 0
+    wrong, _ = run(gated, tmp_path / "w", problems, "steady", "--api-key", "wrong")
+    assert wrong.returncode == 2
+    assert "401" in wrong.stderr
+
+
+@pytest.mark.engine
+def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
+    ended, summary = run(gated, tmp_path, problems, "burst", "--users", "16", "--seconds", "5")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [phase["users"] for phase in summary["phases"]] == [2, 16, 2, 16, 2]
+    assert all(phase["requests"] for phase in summary["phases"])
+
+
+@pytest.mark.engine
+def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
+    ended, summary = run(gated, tmp_path, problems, "hostile", "--users", "6", "--seconds", "6")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert summary["all"]["failures"] == 0
+    assert len(summary["refused"]) > 3
+    assert all(kind["requests"] and not kind["wrong"] for kind in summary["refused"].values())
+
+
+@pytest.mark.engine
+def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
+    flags = ("--users", "4", "--seconds", "3")
+    ended, summary = run(gated, tmp_path, problems, "many-adapters", *flags)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert set(summary["models"]) == CHAT
+
+
+@pytest.mark.engine
+def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: Path) -> None:
+    store = Store(gated.store)
+    made = [make_adapter(tmp_path, f"v{n}", base_folder, seed=40 + n) for n in range(3)]
+    out, flags = tmp_path / "out", ("--users", "6", "--seconds", "5")
+    try:
+        versions = {store.publish(folder, "storm").id for folder in made}
+        ended, summary = run(gated, out, problems, "swap-storm", *flags)
+    finally:
+        shutil.rmtree(gated.store / "storm")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert set(summary["models"]) == {"storm", "storm:gated"}
+    assert summary["moves_ms"]["moves"] > 3
+    assert {move.version for move in read_moves(out)} == versions
+    assert {one.served.partition(":")[0] for one in read_answers(out)} <= versions
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
