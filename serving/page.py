@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 PATH = "/gate"
 MEDIA_TYPES = {
@@ -49,7 +49,9 @@ def _read(folder: Path) -> dict[str, File]:
 
 
 FILES = _read(Path(__file__).with_suffix(""))
-PATHS = frozenset({PATH, *(f"{PATH}/{name}" for name in FILES)})  # open to those without a key
+PATHS = frozenset(
+    {PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in FILES)}
+)  # open to those without a key
 
 router = APIRouter(include_in_schema=False)
 
@@ -62,7 +64,10 @@ def page(request: Request) -> Response:
     Raises:
         HTTPException: 404, no such file.
     """
-    file = FILES.get(request.path_params.get("name", "index.html"))
+    name = request.path_params.get("name", "index.html")
+    if not name:
+        return RedirectResponse("../gate")  # relative: a proxy may have put a prefix before it
+    file = FILES.get(name)
     if file is None:
         raise HTTPException(404, "The page has no such file.")
     return Response(file.body, media_type=file.media_type, headers=HEADERS)

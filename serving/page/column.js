@@ -9,8 +9,6 @@ const TOP = 6; // one more than shown: vLLM lists the sampled token among them e
 const TOP_FOR_ENTROPY = 20;
 const BOXED = /\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}/g;
 
-const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
-
 export class Column {
   /**
    * `kind`: "base", "always" or "gated". `model`: the name to ask for, `title`: the one to show.
@@ -18,7 +16,7 @@ export class Column {
    */
   constructor({ kind, model, title, version, base, exact, tau, say }) {
     Object.assign(this, { kind, model, title, base, exact, say });
-    const caption = { base: "Base", always: "Adapter, every step", gated: "Adapter, behind the gate" }[kind];
+    const caption = { base: "Base", always: "Adapter at every step", gated: "Adapter at decision points" }[kind];
     this.figures = Object.fromEntries(
       [["gate", kind === "base" && exact ? "Above tau" : "Gate rate"], ["first", "First token"], ["between", "Between"], ["rate", "Tokens/s"]].map(
         ([name, label]) => [name, { label, value: make("dd", { "data-figure": name, text: DASH }) }],
@@ -68,7 +66,6 @@ export class Column {
       ...(xargs && { vllm_xargs: xargs }),
     };
     this.began = performance.now();
-    this.gaps = [];
     this.content = "";
     this.#set("streaming", "streaming");
     try {
@@ -109,8 +106,7 @@ export class Column {
     }
     if (!tokens.length) return;
     const now = performance.now();
-    if (this.firstAt === undefined) this.firstAt = now;
-    else for (const _ of tokens) this.gaps.push((now - this.lastAt) / tokens.length);
+    this.firstAt ??= now;
     this.lastAt = now;
     this.drawing ??= requestAnimationFrame(() => this.#figures());
   }
@@ -119,12 +115,12 @@ export class Column {
     this.drawing = undefined;
     const { items } = this.tokens;
     const share = { base: this.exact && this.tokens.tau !== undefined ? this.tokens.above : undefined, gated: this.tokens.gated }[this.kind];
-    const seconds = (this.lastAt - this.firstAt) / 1000;
+    const count = items.length;
     const write = (name, text) => (this.figures[name].value.textContent = text);
-    write("gate", items.length && share !== undefined ? percent(share / items.length) : DASH);
+    write("gate", count && share !== undefined ? percent(share / count) : DASH);
     write("first", milliseconds(this.firstAt - this.began));
-    write("between", milliseconds(median(this.gaps ?? [])));
-    write("rate", plain(this.gaps?.length && seconds > 0 ? this.gaps.length / seconds : undefined));
+    write("between", milliseconds(count > 1 ? (this.lastAt - this.firstAt) / (count - 1) : undefined));
+    write("rate", plain(count ? (1000 * count) / (this.lastAt - this.began) : undefined));
   }
 
   #summary() {
@@ -158,7 +154,6 @@ export class Column {
   }
 
   async #open(item) {
-    this.panel.hidden = false;
     const said = await inspect(this.panel, item, {
       base: this.base,
       own: this.kind === "always" ? this.title : "base",
@@ -166,6 +161,9 @@ export class Column {
       tau: this.tokens.tau,
       isCurrent: () => this.tokens.opened === item.position,
     });
-    if (said) this.say(said);
+    if (!said) return; // another token was opened meanwhile, or none is any more
+    this.panel.hidden = false;
+    this.panel.scrollIntoView({ block: "nearest" });
+    this.say(said);
   }
 }

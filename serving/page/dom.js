@@ -14,7 +14,7 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
 export const DASH = "–";
 const or = (write) => (value) => (value === undefined || Number.isNaN(value) ? DASH : write(value));
 
-export const percent = or((share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`);
+export const percent = or((share) => share > 0 && share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`);
 export const milliseconds = or((ms) => (ms < 9950 ? `${ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`));
 export const plain = or((value) => (value < 9.95 ? value.toFixed(1) : String(Math.round(value))));
 export const nats = or((value) => `${value.toFixed(2)} nats`);

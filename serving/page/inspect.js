@@ -5,11 +5,10 @@ import { make, nats, percent, visible } from "./dom.js";
 
 const SHOWN = 5;
 
-/** [{text, p, taken}] of an answer's own logprobs. */
+/** [{text, p, taken}] of an answer's own logprobs, best first. */
 function ownTop(item) {
   return [...item.top]
     .sort((a, b) => b.logprob - a.logprob)
-    .slice(0, SHOWN)
     .map(({ token, logprob }) => ({
       text: token,
       p: Math.exp(logprob),
@@ -28,26 +27,40 @@ function baseTop(item, base) {
   );
 }
 
-function table(caption, rows, item) {
+function bar(p, kind) {
+  const element = make("span", { class: `bar ${kind}`, "aria-hidden": "true" });
+  element.style.setProperty("--share", `${(100 * (p ?? 0)).toFixed(1)}%`);
+  return element;
+}
+
+/** One row a candidate; `corrected`, where given, stands beside `rows` in a second column. */
+function table(caption, rows, corrected, item) {
+  const after = corrected && new Map(corrected.map(({ text, p }) => [text, p]));
+  const taken = { text: item.text, taken: true, outside: true };
   const body = make("tbody");
-  const shown = rows.some((row) => row.taken) ? rows : [...rows, { text: item.text, taken: true, outside: true }];
-  for (const { text, p, taken, outside } of shown) {
-    const bar = make("span", { class: "bar", "aria-hidden": "true" });
-    if (p !== undefined) bar.style.setProperty("--share", `${(100 * p).toFixed(1)}%`);
+  for (const row of rows.some((each) => each.taken) ? rows : [...rows, taken]) {
+    const bars = row.outside ? [make("span", { class: "soft", text: "beyond the five" })] : [bar(row.p, "first")];
+    if (after) bars.push(bar(after.get(row.text), "corrected"));
     body.append(
       make(
         "tr",
-        { class: taken ? "taken" : undefined, "data-p": outside ? undefined : p },
-        make("th", { scope: "row" }, make("code", { text: visible(text) })),
-        make("td", { class: "share" }, outside ? make("span", { class: "soft", text: "beyond the five" }) : bar),
-        make("td", { class: "figure", text: outside ? "" : percent(p) }),
-        make("td", { class: "mark", text: taken ? "✓ taken" : "" }),
+        { class: row.taken && "taken", "data-p": row.p },
+        make("th", { scope: "row" }, make("code", { text: visible(row.text) })),
+        make("td", { class: "share" }, ...bars),
+        make("td", { class: "figure", text: percent(row.p) }),
+        ...(after ? [make("td", { class: "figure corrected", text: percent(after.get(row.text)) })] : []),
+        make("td", { class: "mark", text: row.taken ? "✓ taken" : "" }),
       ),
     );
   }
-  const head = make("tr", { class: "hidden" });
-  for (const text of ["Token", "Share", "Probability", "Taken"]) head.append(make("th", { scope: "col", text }));
-  return make("table", {}, make("caption", { text: caption }), make("thead", {}, head), body);
+  const head = make("tr");
+  const titles = [[caption, "name"], ["Share"], [after ? "base" : "probability", after ? "figure" : undefined]];
+  if (after) titles.push(["corrected", "figure corrected"]);
+  titles.push(["Taken"]);
+  for (const [text, kind] of titles) {
+    head.append(make("th", { scope: "col", class: kind }, make("span", { class: kind ? undefined : "hidden", text })));
+  }
+  return make("table", { "aria-label": caption }, make("thead", {}, head), body);
 }
 
 const inWords = (rows) => rows.map((row) => `${visible(row.text)} ${percent(row.p)}${row.taken ? ", taken" : ""}`).join("; ");
@@ -59,19 +72,19 @@ const inWords = (rows) => rows.map((row) => `${visible(row.text)} ${percent(row.
  */
 export async function inspect(panel, item, { base, own, exact, tau, isCurrent }) {
   const ours = ownTop(item);
+  const best = ours.slice(0, SHOWN);
   const theirs = item.gated && item.baseTop ? await baseTop(item, base) : undefined;
   if (!isCurrent()) return "";
   const facts = [`position ${item.position}`];
   if (item.entropy !== undefined) facts.push(`entropy ${exact ? "" : "about "}${nats(item.entropy)}`);
   if (item.gated) facts.push(item.rank ? `base rank ${item.rank}` : "base rank beyond 20");
   else if (exact && tau !== undefined) facts.push(item.entropy > tau ? "above tau, gate held shut" : "gate shut");
-  const tables = theirs
-    ? [table("Base’s top 5", theirs, item), table("After the correction", ours, item)]
-    : [table(`${own === "base" ? "Base’s" : `${own}’s`} top 5`, ours, item)];
+  const caption = own === "base" || theirs ? "Base’s top 5" : `${own}’s top 5`;
   panel.replaceChildren(
-    make("h4", {}, make("code", { text: visible(item.text) }), make("span", { text: item.gated ? "decision point" : "" })),
-    make("p", { class: "facts", text: facts.join(" · ") }),
-    ...(ours.length || theirs ? tables : [make("p", { text: "The server sent no candidates." })]),
+    make("h4", {}, make("code", { text: visible(item.text) }), ...(item.gated ? [make("span", { text: "decision point" })] : []), make("span", { class: "facts", text: facts.join(" · ") })),
+    ours.length || theirs
+      ? table(caption, theirs ?? best, theirs && ours, item)
+      : make("p", { text: "The server sent no candidates." }),
   );
-  return `${item.gated ? "Decision point. " : ""}${own === "base" || theirs ? "Base's" : `${own}'s`} top five: ${inWords(theirs ?? ours)}`;
+  return `${item.gated ? "Decision point. " : ""}${caption}: ${inWords(theirs ?? best)}`;
 }

@@ -6,7 +6,7 @@ import { make } from "./dom.js";
 import { ServerTiles } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const server = new ServerTiles(document.querySelector("footer"));
+const server = new ServerTiles(document.querySelector("footer"), showTau);
 let models = { base: undefined, adapters: [] };
 let running; // the AbortController of the streams under way
 
@@ -44,6 +44,13 @@ async function loadModels() {
 function chosenAdapters() {
   const names = new Set([...document.querySelectorAll('[name="adapter"]:checked')].map((box) => box.value));
   return models.adapters.filter((adapter) => names.has(adapter.name));
+}
+
+/** The threshold that an empty field stands for. */
+function showTau() {
+  const gate = chosenAdapters().find((adapter) => adapter.gated);
+  const tau = gate && server.tau(gate.name);
+  $("tau").placeholder = tau === undefined ? "auto" : tau.toFixed(2);
 }
 
 /** The columns for what is chosen, each with the arguments its request needs beside the common ones. */
@@ -106,6 +113,7 @@ $("question").addEventListener("keydown", (event) => {
   $("ask").requestSubmit();
 });
 $("stop").addEventListener("click", () => running?.abort());
+$("adapters").addEventListener("change", showTau);
 $("reload").addEventListener("click", loadModels);
 $("access").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -8,7 +8,9 @@ const EVERY = 3000; // ms
 const REMEMBERED = 60_000; // ms
 
 export class ServerTiles {
-  constructor(root) {
+  /** `onScrape` is called after each scrape that came through. */
+  constructor(root, onScrape) {
+    this.onScrape = onScrape;
     this.root = root;
     this.scrapes = [];
     this.rates = [];
@@ -33,6 +35,7 @@ export class ServerTiles {
       const samples = parse(await readMetrics(AbortSignal.timeout(EVERY)));
       this.scrapes.push({ at: performance.now(), samples });
       this.#show();
+      this.onScrape();
     } catch {
       this.#write("freshness", "no metrics just now");
     } finally {
