@@ -39,6 +39,7 @@ JSON = {"Content-Type": "application/json"}
 class Run:
     """What the users share; filled when the test starts."""
 
+    under_way = False
     plan: Plan
     folder: Path
     problems: tuple[str, ...]
@@ -65,9 +66,8 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--plan", required=True, help="plan.json of `python -m loadtests`")
 
 
-@events.test_start.add_listener
-def prepare(environment: Environment, **_: Any) -> None:
-    """Read the plan."""
+def prepare(environment: Environment) -> None:
+    """Read the plan; the clock starts. Locust asks for the curve before it fires test_start."""
     options = environment.parsed_options
     assert options is not None
     Run.folder = Path(options.plan).parent
@@ -78,6 +78,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     Run.file = (Run.folder / "answers.jsonl").open("w", encoding="utf-8")
     Run.numbers, Run.phases, Run.moves = itertools.count(), [], []
     Run.pieces, Run.spoken = [], Counter()
+    Run.under_way = True
     Run.start = time.perf_counter()
     # perf_counter is the machine's: who samples the server's memory knows from this when.
     (Run.folder / "start.txt").write_text(f"{Run.start}\n", encoding="utf-8")
@@ -86,6 +87,7 @@ def prepare(environment: Environment, **_: Any) -> None:
 @events.test_stop.add_listener
 def finish(**_: Any) -> None:
     """Write the phases and the moves."""
+    Run.under_way = False
     Run.file.close()
     if Run.phases:
         Run.phases[-1] = _ended(Run.phases[-1], min(Run.now(), Run.phases[-1].end))
@@ -106,8 +108,10 @@ class Curve(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """(users, users a second) now, by locust's habit; None ends the test."""
-        if not hasattr(Run, "phases"):
-            return 1, AT_ONCE
+        if not Run.under_way:
+            assert self.runner is not None
+            self.best, self.without_gain = 0.0, 0
+            prepare(self.runner.environment)
         now = Run.now()
         found = self._stage(now) if Run.plan.curve.stages else self._step(now)
         if found is None:
@@ -167,7 +171,11 @@ class Person(FastHttpUser):
         self.pace = plan.users / plan.rate if plan.rate else 0.0
         self.due = Run.now()
         self.first = True
-        if self.pace:  # spread over one turn, not all at the same moment
+        self.headers = dict(Run.headers)
+        if self.pace:
+            # The server closes a connection that rests for seconds, just when it is used again.
+            self.headers["Connection"] = "close"
+            # Spread over one turn, not all at the same moment.
             self.due += self.random.uniform(0, self.pace)
         if plan.curve.moves and self.number == 0:
             gevent.spawn(move_about, self.environment)
@@ -221,7 +229,7 @@ class Person(FastHttpUser):
         with self.client.post(
             "/v1/chat/completions",
             data=body,
-            headers=Run.headers,
+            headers=self.headers,
             name=name,
             stream=True,
             catch_response=True,
@@ -273,7 +281,7 @@ class Person(FastHttpUser):
         with self.client.post(
             ask.path,
             data=ask.content or b" ",  # an empty one would not be sent as a body
-            headers=Run.headers,
+            headers=self.headers,
             name=f"refused: {ask.kind}",
             catch_response=True,
         ) as response:
