@@ -16,12 +16,13 @@ import random
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
 from locust import FastHttpUser, LoadTestShape, events, task
+from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.env import Environment
 
 from loadtests.answers import CHAT, HOSTILE, LONG, Answer, Move, Phase, append, write_lines
@@ -29,6 +30,7 @@ from loadtests.figures import STEPS_WITHOUT_GAIN, no_gain
 from loadtests.hostile import bad_request
 from loadtests.judge import refused
 from loadtests.plan import ADMIN_KEY, API_KEY, Plan, bearer, read_problems
+from loadtests.stream import listen
 
 AT_ONCE = 1000.0  # users a second: as good as all at once
 ANSWER_SECONDS = 120
@@ -51,7 +53,7 @@ class Run:
     numbers: Iterator[int]
     phases: list[Phase]
     moves: list[Move]
-    pieces: list[float]  # of a ramp: when each piece of text came, seconds
+    pieces: list[float]  # of a ramp: when each piece of text came, perf_counter
     spoken: Counter[str]  # tokens and pieces of the answers that have ended
 
     @classmethod
@@ -149,7 +151,7 @@ class Curve(LoadTestShape):
 
 def _tokens_a_second(start: float, end: float) -> float:
     """From the pieces that came; answers under way have not said their tokens yet."""
-    pieces = len(Run.pieces) - bisect_left(Run.pieces, start)
+    pieces = len(Run.pieces) - bisect_left(Run.pieces, Run.start + start)
     tokens_a_piece = Run.spoken["tokens"] / max(1, Run.spoken["pieces"])
     return pieces * tokens_a_piece / (end - start)
 
@@ -237,11 +239,12 @@ class Person(FastHttpUser):
             try:
                 answer.status = response.status_code
                 if answer.status == 200:
-                    _listen(answer, start, response._response.readline)
+                    heard = None if Run.plan.curve.stages else Run.pieces.append
+                    listen(answer, start, response._response.readline, heard)
                 else:
                     said = str(response.error or "") or "no answer"
                     answer.error = (response.text or said)[:300] if answer.status else said[:300]
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (*FAILURE_EXCEPTIONS, ValueError, LookupError, TypeError) as error:
                 answer.error = f"{type(error).__name__}: {error}"[:300]
             answer.ms = 1000 * (time.perf_counter() - start)
             # locust stops its clock at the headers.
@@ -294,43 +297,6 @@ class Person(FastHttpUser):
             else:
                 response.success()
         append(Run.file, answer)
-
-
-def _listen(answer: Answer, start: float, read: Callable[[bytes], bytes]) -> None:
-    """Read a stream to its end.
-
-    Raises:
-        ValueError: it is broken off, or not what a stream of chat is.
-    """
-    before, finished = start, False
-    while event := read(b"\n\n"):
-        if not event.startswith(b"data: "):
-            continue
-        if event.startswith(b"data: [DONE]"):
-            break
-        now = time.perf_counter()
-        chunk = json.loads(event[len(b"data: ") :])
-        if "error" in chunk:
-            raise ValueError(f"in the stream: {chunk['error']}")
-        for choice in chunk["choices"]:
-            if choice["delta"].get("content"):
-                passed = 1000 * (now - before)
-                if answer.ttft is None:
-                    answer.ttft = passed
-                else:
-                    answer.gaps.append(passed)
-                before = now
-                if not Run.plan.curve.stages:
-                    Run.pieces.append(now - Run.start)
-            finished = finished or choice["finish_reason"] is not None
-        answer.served = chunk.get("model") or answer.served
-        if usage := chunk.get("usage"):
-            answer.tokens, answer.prompt = usage["completion_tokens"], usage["prompt_tokens"]
-            answer.gated = (usage.get("completion_tokens_details") or {}).get("gated_tokens")
-    if not finished:
-        raise ValueError("the stream ended without a finish_reason")
-    while read(b"\n\n"):  # the end of the body, so that the connection is used again
-        pass
 
 
 def move_about(environment: Environment) -> None:
