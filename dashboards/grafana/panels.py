@@ -106,7 +106,7 @@ OVERVIEW = [
         kind="stat",
     ),
     Panel(
-        "Errors",
+        "Error ratio",
         "Share of requests that ended with 5xx or were broken off by the server, over five "
         "minutes. All adapters: a request that fails early has none.",
         "percentunit",
