@@ -11,6 +11,8 @@ WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 26
 MOST_POINTS = 240  # more are averaged: they would be narrower than a line is thick
 
+SPAN = 1.05
+
 Point = tuple[float, float | None]
 
 
@@ -75,7 +77,7 @@ def line_chart(
     """A figure with curves over time, or over numbers that double; empty if there is no point.
 
     Args:
-        zero: the y axis begins at 0.
+        zero: the y axis begins at 0; else it spans SPAN at least, so that little looks like little.
         doubling: the x axis is logarithmic, with a tick at every x.
     """
     lines = [line._replace(points=thin(line.points)) for line in lines]
@@ -84,7 +86,7 @@ def line_chart(
         return ""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points if y is not None]
-    y_ticks = ticks(0.0 if zero else min(ys), max(ys))
+    y_ticks = ticks(0.0, max(ys)) if zero else ticks(min(ys), max(*ys, min(ys) * SPAN))
     x_ticks = sorted(set(xs)) if doubling else ticks(0.0, max(xs), 6)
     if not doubling:
         x_ticks = [x for x in x_ticks if x <= max(xs) + 1e-9]
@@ -143,7 +145,8 @@ def _path(points: Sequence[Point], across: object, up: object) -> str:
         if y is None:
             pen = "M"
             continue
-        path.append(f"{pen}{across(x):.1f} {up(y):.1f}")
+        # h0: a point without neighbours is a dot.
+        path.append(f"{pen}{across(x):.1f} {up(y):.1f}" + ("h0" if pen == "M" else ""))
         pen = "L"
     return "".join(path)
 

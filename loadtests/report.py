@@ -23,6 +23,7 @@ from loadtests.charts import Band, Bar, Line, bar_chart, line_chart
 
 STYLE = Path(__file__).with_name("report.css")
 NONE = "–"
+LONG = 300  # seconds; longer runs are shown in minutes
 
 
 class ReportError(ValueError):
@@ -48,6 +49,11 @@ class Result(NamedTuple):
     def curve(self, column: str) -> list[tuple[float, float | None]]:
         """A column of seconds.csv over time."""
         return [(row["second"] or 0.0, row[column]) for row in self.seconds]
+
+    @property
+    def scale(self) -> float:
+        """Seconds in a unit of the time axis."""
+        return 60.0 if len(self.seconds) > LONG else 1.0
 
 
 def read(folder: Path) -> Result:
@@ -105,17 +111,20 @@ ONLY_IF_ANY = {"errors", "refused"}
 
 def _over_time(results: Sequence[Result]) -> str:
     charts = []
+    scale = max(one.scale for one in results)
     for title, unit, columns, zero in OVER_TIME:
         lines = []
         for column, name, style, other in columns:
             for which, result in enumerate(results):
-                points = result.curve(column)
+                points = [(x / scale, y) for x, y in result.curve(column)]
                 if column in ONLY_IF_ANY and not any(y for _, y in points):
                     continue
                 said = f"{name}, {'AB'[which]}" if len(results) > 1 else name
                 lines.append(Line(said, points, other if which else style))
-        bands = results[0].bands if len(results[0].bands) > 1 else []
-        charts.append(line_chart(title, lines, bands, unit=unit, zero=zero))
+        bands = [Band(one.name, one.start / scale, one.end / scale) for one in results[0].bands]
+        bands = bands if len(bands) > 1 else []
+        x_unit = "min" if scale > 1 else "s"
+        charts.append(line_chart(title, lines, bands, unit=unit, x_unit=x_unit, zero=zero))
     return "".join(charts)
 
 
@@ -239,6 +248,9 @@ def _cards(summary: dict[str, Any]) -> str:
     if saturation:
         said = f"{saturation['tokens_per_second']:,.0f}"
         cards.append(("saturation, tokens/s", said, f"from {saturation['users']} users", False))
+    if of := summary.get("of_saturation"):
+        said = f"{of['share']:.0%} of {of['requests_per_second']:.1f}"
+        cards.append(("requests a second", f"{row['requests_per_second']:.1f}", said, False))
     if summary["moves_ms"]:
         moves = summary["moves_ms"]
         cards.append(("moves of the alias", f"{moves['moves']:,}", f"p50 {moves['p50']:.0f} ms", 0))
