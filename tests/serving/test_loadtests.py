@@ -67,7 +67,7 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
         assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
     with (tmp_path / "seconds.csv").open() as file:
         seconds = list(csv.DictReader(file))
-    assert len(seconds) == 4
+    assert len(seconds) >= 4
     assert sum(float(row["tokens"]) for row in seconds) > 0
     assert any(float(row["memory_mib"] or 0) > 100 for row in seconds)
     table = (tmp_path / "locust_stats.csv").read_text()
@@ -91,7 +91,7 @@ def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
-    ended, summary = run(gated, tmp_path, problems, "hostile", "--users", "6", "--seconds", "6")
+    ended, summary = run(gated, tmp_path, problems, "hostile", "--users", "6", "--seconds", "5")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert summary["all"]["failures"] == 0
     assert len(summary["refused"]) > 3
