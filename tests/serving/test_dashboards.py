@@ -21,7 +21,7 @@ from support import ROOT, Server, free_port
 
 from dashboards.queries import Question, alerts, panels, recordings
 
-DEADLINE = 60  # seconds
+DEADLINE = 40  # seconds
 MESSAGES = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
 ENDLESS = {"ignore_eos": True}
 # Without loads, moves and waits within the minute there is no quantile of them.
