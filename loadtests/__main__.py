@@ -24,7 +24,7 @@ import psutil
 
 from loadtests.figures import Saturation
 from loadtests.plan import ADMIN_KEY, API_KEY, Plan, PlanError, Server, make, make_problems
-from loadtests.run import LocustError, perform
+from loadtests.run import LocustError, end_as_asked, perform
 from loadtests.scenarios import SCENARIOS, Scenario
 
 RESULTS = Path("runs/loadtest")
@@ -193,6 +193,7 @@ def main(argv: list[str]) -> int:
     if options.scenario is None:
         print(listing())
         return 0
+    end_as_asked()
     try:
         return run(SCENARIOS[options.scenario], options)
     except PlanError as error:

@@ -40,7 +40,7 @@ from loadtests import figures
 from loadtests.__main__ import RESULTS, Parser
 from loadtests.answers import Answer
 from loadtests.plan import Plan, make_problems
-from loadtests.run import LocustError, drive
+from loadtests.run import LocustError, drive, end_as_asked
 from loadtests.stand import BASE
 
 PLAIN_BASE, PLAIN_LORA = "plain base", "plain LoRA"
@@ -360,6 +360,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Compare. Returns the exit code."""
     options = parse(argv)
+    end_as_asked()
     folder = options.results or RESULTS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True, exist_ok=True)
     try:

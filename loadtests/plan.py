@@ -68,7 +68,9 @@ class Plan:
 
     def known_world(self) -> World:
         """`world` as the refusals want it."""
-        tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in self.world.items()}
+        tuples: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in self.world.items()
+        }
         return World(**tuples)
 
 
@@ -175,7 +177,8 @@ class Server:
         if not self.admin_key:
             raise PlanError(f"swap-storm moves an alias: set --admin-key or {ADMIN_KEY}")
         names = self.ask("GET", "/admin/adapters", self.admin_key)["data"]
-        most = max(names, key=lambda one: len(one["versions"]), default={"versions": []})
+        none: dict[str, Any] = {"versions": []}
+        most: dict[str, Any] = max(names, key=lambda one: len(one["versions"]), default=none)
         if len(most["versions"]) < 2 or most["alias"] is None:
             raise PlanError(
                 "swap-storm needs an alias with two versions or more; publish another "

@@ -313,12 +313,12 @@ def page(folder: Path) -> str:
         rows = [(f"{one['phase']} ({one['users']})", one) for one in summary["phases"]]
         parts.append(f"<h2>By phase, chat users alone</h2>{_figures(rows, 'phase (users)')}")
     if summary["refused"]:
-        rows = [
+        table = [
             [escape(kind), f"{row['requests']:,}", f"{row['wrong']:,}", f"{row['most_ms']:,.0f}"]
             for kind, row in summary["refused"].items()
         ]
         header = ("kind", "requests", "not refused as due", "longest, ms")
-        parts.append(f"<h2>Hostile requests</h2>{_table(header, rows)}")
+        parts.append(f"<h2>Hostile requests</h2>{_table(header, table)}")
     parts.append(_details(summary))
     return _document(f"{summary['scenario']}: load test", "".join(parts))
 

@@ -7,6 +7,7 @@ A result folder holds plan.json, summary.json, seconds.csv, report.html, locust'
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,11 @@ SAMPLE_SECONDS = 1.0
 
 class LocustError(RuntimeError):
     """locust itself failed; the message holds the end of its log."""
+
+
+def end_as_asked() -> None:
+    """SIGTERM ends this process as Ctrl-C does: what it has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 class Ran(NamedTuple):
@@ -164,7 +170,7 @@ def summarize(plan: Plan, ran: Ran, more: dict[str, Any] | None = None) -> dict[
         "phases": phases,
         "saturation": found._asdict() if found else None,
         "refused": figures.refusals(ran.answers),
-        "moves_ms": figures.percentiles(took) | {"moves": len(took)} if took else None,
+        "moves_ms": (figures.percentiles(took) or {}) | {"moves": len(took)} if took else None,
         "memory_mib": (
             vitals.memory(ran.samples)._asdict() if len(ran.samples) >= vitals.FEWEST else None
         ),
@@ -205,8 +211,10 @@ def perform(
 def show(summary: dict[str, Any]) -> None:
     """The figures as tables, and the checks."""
     print(f"\n{summary['scenario']}: {summary['about']}\n")
-    header = ("", "requests", "failed", "tokens/s", "TTFT p50 / p99, ms")
-    header += ("inter-token p50 / p99, ms", "gate rate")
+    header = (
+        *("", "requests", "failed", "tokens/s", "TTFT p50 / p99, ms"),
+        *("inter-token p50 / p99, ms", "gate rate"),
+    )
     rows = [_row(name, row) for name, row in summary["models"].items()]
     print_table(header, [*rows, _row("all", summary["all"])])
     if len(summary["phases"]) > 1:

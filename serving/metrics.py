@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 PREFIX = "reasonmaxxer_"
 BASE, ALWAYS, GATED = "base", "always", "gated"
 UNKNOWN = "unknown"
+OUTCOMES = ("ok", "aborted", "refused", "shed", "error")
 
 FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
@@ -116,7 +117,8 @@ class Series:
         self.labels = labels
         self.generated = 0  # tokens
         self.gated = 0  # of them
-        self.outcomes: Counter[str] = Counter()  # HTTP requests
+        # HTTP requests; zeros too, or Prometheus could not see a first one as a rise.
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self.first_token = Distribution("time_to_first_token_seconds", FIRST_TOKEN, labels)
         self.between_tokens = Distribution("inter_token_latency_seconds", BETWEEN_TOKENS, labels)
         self.duration = Distribution("request_duration_seconds", DURATION, labels)
@@ -141,6 +143,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._series: dict[Labels, Series] = {}
+        self.series(Labels.of(None, UNKNOWN))
 
     def series(self, labels: Labels) -> Series:
         """The one of these labels."""

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Literal
+from typing import Any
 
 from serving.engine.evidence import DEPTH
 from serving.metrics import METRICS, UNKNOWN, Labels, Series
 
 logger = logging.getLogger("serving.requests")
 
-Outcome = Literal["ok", "aborted", "refused", "shed", "error"]
 SHED = (429, 503)  # come again later
 
 
@@ -73,7 +72,8 @@ class Watch:
         )
 
 
-def _outcome(status: int | None, aborted: bool, broken: bool) -> Outcome:
+def _outcome(status: int | None, aborted: bool, broken: bool) -> str:
+    """One of metrics.OUTCOMES."""
     if aborted:
         return "aborted"
     if status is None or broken:
