@@ -35,12 +35,15 @@ tools: ## Prometheus and Chromium, from Debian's packages
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
 	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
 
+# Two tests at a time, a file's in one process: most of a server's start is waiting.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: install tools ## all tests, fast ones first
-	$(BIN)/python -m pytest -m "not engine"
-	$(BIN)/python -m pytest -m engine
+	$(PYTEST) -m "not engine"
+	$(PYTEST) -m engine
 
 test-fast: install ## the tests that start no engine
-	$(BIN)/python -m pytest -m "not engine"
+	$(PYTEST) -m "not engine"
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s

@@ -142,7 +142,7 @@ def bad_cases(world: World, waves: list[list[Asked]], result: dict[str, Any]) ->
 def same_evidence(entry: dict[str, Any], wanted: Decoded) -> bool:
     """Whether an entry of a trace holds the reference's entropy, base probabilities and token."""
     at = entry["position"]
-    if "entropy" not in entry or at >= len(wanted.tokens):
+    if "base_top" not in entry or at >= len(wanted.tokens):
         return False
     return (
         entry["token_id"] == wanted.tokens[at]

@@ -37,7 +37,9 @@ def test_refused_by_name_with_the_reason(server: Server, name: str) -> None:
     assert message.startswith(f"adapter '{name}': ")
     assert REFUSED[name] in message
     assert refused.value.body["param"] == "model"  # type: ignore[index]
-    warnings = [line for line in server.log.splitlines() if "WARNING" in line and "refused" in line]
+    warnings = [
+        line for line in server.log.splitlines() if "[warning" in line and "refused" in line
+    ]
     assert any(f"'{name}'" in line and REFUSED[name] in line for line in warnings)
 
 

@@ -387,16 +387,19 @@ def test_no_server(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_a_minute_of_mixed_traffic(
-    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    base_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Few KV blocks (preemptions), small steps (prompts in pieces), more adapters than slots."""
-    store, temporary = tmp_path / "store", tmp_path / "tmp"
+    # vLLM's sockets lie there, and a socket's path may have 107 characters.
+    store, temporary = tmp_path / "store", tmp_path_factory.mktemp("t")
     shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
     make_adapter(store, "alpha", base_folder, seed=1)
     wide = ("q_proj", "v_proj", "up_proj", "down_proj")
     make_adapter(store, "gamma", base_folder, seed=3, rank=16, targets=wide)
     make_adapter(store, "plain", base_folder, seed=2, manifest=False)
-    temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     pressure = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
     pressure += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
