@@ -27,7 +27,7 @@ def adapter(tmp_path_factory) -> Path:
     model = get_peft_model(load_model(BASE), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=0.2)
     path = tmp_path_factory.mktemp("adapters") / "noisy"
     model.save_pretrained(path)
     return path
