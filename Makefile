@@ -71,7 +71,7 @@ bench: install ## speed and memory of the training stages
 	$(BIN)/python -m benchmarks.sampling
 
 loadtest: install ## locust against a server that `make serve` left running
-	$(BIN)/python -m loadtests --host http://127.0.0.1:$(PORT)
+	$(BIN)/python -m loadtests steady --host http://127.0.0.1:$(PORT)
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
 	$(BIN)/python -m training.tiny pretrain --base qwen2-start
