@@ -6,6 +6,7 @@ the traffic stays the same.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -92,8 +93,11 @@ def sample(pid: int, seconds: float, requests: int) -> Sample:
             if process.pid == pid:
                 raise
     folder = Path(root.environ().get("TMPDIR", "/tmp"))
+    # os.walk passes over folders that go while it looks: versions come and go under traffic.
+    found = (walked for top in folder.glob(SNAPSHOTS) for walked in os.walk(top))
     frozen = sum(
-        1 for top in folder.glob(SNAPSHOTS) for path in top.rglob("*") if path.suffix != ".db"
+        len(folders) + sum(not name.endswith(".db") for name in names)
+        for _, folders, names in found
     )
     return Sample(seconds, requests, rss / 2**20, files, threads, frozen)
 
