@@ -46,8 +46,12 @@ class Selection(_Section):
     problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
     shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
     advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
-    gate: Literal["entropy", "random"] = Field(
-        "entropy", description="random: a control, as many positions drawn at random."
+    advantages: Literal["signed", "positive"] = Field(
+        "signed", description="positive: an ablation, right rollouts alone."
+    )
+    gate: Literal["entropy", "random", "position", "none"] = Field(
+        "entropy",
+        description="Controls: as many positions drawn at random, the first ones, or all of them.",
     )
     reward: Literal["verified", "random"] = Field(
         "verified", description="random: a control, coin tosses at the base's pass rate."
@@ -74,6 +78,12 @@ class Objective(_Section):
     kl_weight: float = Field(0.2, ge=0, description="Weight of KL(base || adapter) off the gate.")
     min_probability: float = Field(
         0.0, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
+    )
+    mean: Literal["rollout", "token"] = Field(
+        "rollout", description="What weighs the same in a batch."
+    )
+    mode: Literal["always", "gated"] = Field(
+        "always", description="Where the adapter runs in training: gated, at decision points alone."
     )
 
 

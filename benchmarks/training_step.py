@@ -106,7 +106,7 @@ def measure(way: str, config: StepConfig) -> None:
     mask, tokens = torch.ones_like(ids), ids[0, 1:]
     advantage = torch.ones(config.tokens - 1, device=device)
     rollout = torch.zeros(config.tokens - 1, dtype=torch.long, device=device)
-    weights = position_weights(decision, rollout, Objective().kl_weight)
+    weights = position_weights(decision, rollout, Objective())
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0)
 

@@ -65,12 +65,13 @@ def decision_loss(
 
 
 def position_weights(
-    decision: torch.Tensor, rollout: torch.Tensor, kl_weight: float
+    decision: torch.Tensor, rollout: torch.Tensor, objective: Objective
 ) -> torch.Tensor:
-    """What each position counts in the mean over rollouts of the losses above.
+    """What each position counts in the batch's mean of the losses above.
 
-    A decision point weighs 1 / |D| of its rollout, any other position kl_weight / |not D|, and
-    each rollout the same.
+    By the mean per rollout a decision point weighs 1 / |D| of its rollout, any other position
+    kl_weight / |not D|, and each rollout the same. By the mean per token the batch counts as one
+    rollout, so that a rollout weighs as it has decision points.
 
     Args:
         decision: [T] bool, positions of all rollouts of a batch one after another.
@@ -79,12 +80,14 @@ def position_weights(
     Returns:
         [T] float32.
     """
+    if objective.mean == "token":
+        rollout = torch.zeros_like(rollout)
     count = int(rollout.max()) + 1
     size = torch.zeros(count, 2, device=decision.device)
     kind = decision.long()  # 1: in D, 0: not
     size.index_put_((rollout, kind), torch.ones_like(rollout, dtype=torch.float32), accumulate=True)
     weights = 1.0 / size[rollout, kind]
-    return torch.where(decision, weights, kl_weight * weights) / count
+    return torch.where(decision, weights, objective.kl_weight * weights) / count
 
 
 def batch_loss(
@@ -114,7 +117,7 @@ def batch_loss(
     Returns:
         A scalar.
     """
-    weights = position_weights(decision, rollout, objective.kl_weight)
+    weights = position_weights(decision, rollout, objective)
 
     def chunk_loss(
         h: torch.Tensor,

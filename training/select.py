@@ -92,9 +92,23 @@ def select(
         )
         shortest = sorted(rows, key=lambda row: (len(entropies[row]), row))
         for row in sorted(shortest[: max(1, round(selection.shortest * len(rows)))]):
-            decisions = entropies[row] > tau
-            if selection.gate == "random":
-                decisions = rng.permutation(decisions)
+            if selection.advantages == "positive" and advantage[row] <= 0:
+                continue
+            decisions = _decisions(entropies[row] > tau, selection.gate, rng)
             if decisions.any():
                 examples.append(Example(int(row), float(advantage[row]), decisions))
     return examples
+
+
+def _decisions(
+    opened: npt.NDArray[np.bool_], gate: str, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """The positions trained on, [T], given those above tau: these, or a control's."""
+    match gate:
+        case "random":
+            return rng.permutation(opened)
+        case "position":
+            return np.arange(opened.size) < opened.sum()
+        case "none":
+            return np.ones_like(opened)
+    return opened

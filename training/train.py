@@ -7,7 +7,8 @@ what is made of the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -104,7 +105,9 @@ class ContrastiveTrainer(Trainer):
         ids, mask, states = inputs["input_ids"], inputs["attention_mask"], inputs["states"]
         with torch.no_grad(), peft_model.disable_adapter():
             base_hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
-        hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
+        gated = self.objective.mode == "gated"
+        with lora_at(peft_model, decision_mask(inputs)) if gated else nullcontext():
+            hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
         return batch_loss(
             hidden,
             base_hidden,
@@ -120,6 +123,29 @@ class ContrastiveTrainer(Trainer):
         super()._save_checkpoint(*args, **kwargs)
         # The marker comes last: a checkpoint without it was cut short by a kill.
         write_text(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", WHOLE), "")
+
+
+def decision_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[B, S] bool of a collated batch: the positions that predict a token of a decision point."""
+    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    mask.view(-1)[inputs["states"][inputs["decision"]]] = True
+    return mask
+
+
+@contextmanager
+def lora_at(model: Any, mask: torch.Tensor) -> Iterator[None]:
+    """Within, the LoRA of `model` (PEFT) adds nothing off `mask`, [B, S] bool; as when gated."""
+    hooks = [
+        up.register_forward_hook(lambda _module, _inputs, output: output * mask[..., None])
+        for module in model.modules()
+        if hasattr(module, "lora_B")
+        for up in module.lora_B.values()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def peft_model(model: Any, lora: Lora, seed: int) -> Any:

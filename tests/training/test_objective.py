@@ -137,6 +137,6 @@ def test_clipped_surrogate_by_hand() -> None:
 def test_every_rollout_weighs_the_same() -> None:
     decision = torch.tensor([True, False, False, True, True, False])
     rollout = torch.tensor([0, 0, 0, 1, 1, 1])
-    weights = position_weights(decision, rollout, kl_weight=0.2)
+    weights = position_weights(decision, rollout, Objective(kl_weight=0.2))
     expected = [0.5, 0.05, 0.05, 0.25, 0.25, 0.1]
     assert weights.tolist() == pytest.approx(expected)
