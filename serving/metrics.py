@@ -4,9 +4,9 @@ By adapter, version and mode (base, always, gated), names that only the store ca
 client calls a model, it adds no series. Everything is counted where it goes out to the client.
 
 A token costs a few list operations here and no lock, since all of them pass through one event loop.
-The page is joined from lines whose names and labels are already text, and what has not changed since
-the last scrape is kept whole: with 200 adapters there are 24,000 lines, for which prometheus_client
-takes a quarter of a second.
+The page is joined from lines whose names and labels are already text, and what has not changed
+since the last scrape is kept whole: with 200 adapters there are 24,000 lines, for which
+prometheus_client takes a quarter of a second.
 """
 
 from __future__ import annotations

@@ -140,3 +140,10 @@ def test_every_rollout_weighs_the_same() -> None:
     weights = position_weights(decision, rollout, Objective(kl_weight=0.2))
     expected = [0.5, 0.05, 0.05, 0.25, 0.25, 0.1]
     assert weights.tolist() == pytest.approx(expected)
+
+
+def test_by_the_mean_per_token_every_decision_point_weighs_the_same() -> None:
+    decision = torch.tensor([True, False, False, True, True, False])
+    rollout = torch.tensor([0, 0, 0, 1, 1, 1])
+    weights = position_weights(decision, rollout, Objective(kl_weight=0.3, mean="token"))
+    assert weights.tolist() == pytest.approx([1 / 3, 0.1, 0.1, 1 / 3, 1 / 3, 0.1])

@@ -70,3 +70,17 @@ def test_the_controls_keep_the_numbers_and_lose_the_meaning() -> None:
     assert 0.3 < np.mean(signs) < 0.7
     again = select(problems, rewards, entropies, 1.0, Selection(problems=50, gate="random"))
     assert all((a.decisions == b.decisions).all() for a, b in zip(gate, again, strict=True))
+
+
+def test_positions_by_place_or_all_and_right_rollouts_alone() -> None:
+    h = [np.array([0.1, 2.0, 0.1, 2.0]), np.array([2.0, 0.1, 0.1, 0.1])]
+
+    def decisions(**changes: str) -> list[list[bool]]:
+        kept = select([0, 0], [1, 0], h, 1.0, Selection(problems=1, shortest=1.0, **changes))
+        return [one.decisions.tolist() for one in kept]
+
+    first, two = [True, False, False, False], [False, True, False, True]
+    assert decisions() == [two, first]
+    assert decisions(gate="position") == [[True, True, False, False], first]
+    assert decisions(gate="none") == [[True] * 4, [True] * 4]
+    assert decisions(advantages="positive") == [two]

@@ -11,7 +11,16 @@ from adapters.recipe import Lora, Objective, Optimizer
 from training.model import load_model
 from training.run import Stage
 from training.score import batches, sequence_entropies
-from training.train import ContrastiveTrainer, TrainingRow, collate, peft_model, strength, train
+from training.train import (
+    ContrastiveTrainer,
+    TrainingRow,
+    collate,
+    decision_mask,
+    lora_at,
+    peft_model,
+    strength,
+    train,
+)
 
 BASE = "models/tiny-qwen2"
 
@@ -133,3 +142,30 @@ def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:
         assert not torch.equal(wrapped(ids).logits, base)
         with wrapped.disable_adapter():
             assert torch.equal(wrapped(ids).logits, base)
+
+
+def test_a_masked_adapter_changes_nothing_before_its_first_position(model, rows) -> None:
+    wrapped = peft_model(load_model(BASE), Lora(rank=2), seed=0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    row = TrainingRow(
+        prompt_ids=rows[0]["prompt_ids"],
+        token_ids=[5, 6, 7, 8],
+        advantage=1.0,
+        decisions=[False, False, True, False],
+    )
+    batch = collate([row])
+    mask = decision_mask(batch)
+    place = len(row["prompt_ids"]) + 1  # it predicts the third token
+    assert mask.nonzero().tolist() == [[0, place]]
+    with torch.inference_mode():
+        base, always = model(batch["input_ids"]).logits, wrapped(batch["input_ids"]).logits
+        with lora_at(wrapped, mask):
+            gated = wrapped(batch["input_ids"]).logits
+        with lora_at(wrapped, torch.ones_like(mask)):
+            torch.testing.assert_close(wrapped(batch["input_ids"]).logits, always)
+        torch.testing.assert_close(wrapped(batch["input_ids"]).logits, always)  # hooks are gone
+    torch.testing.assert_close(gated[:, :place], base[:, :place])
+    assert not torch.allclose(gated[:, place], base[:, place], atol=1e-3)
+    assert not torch.allclose(gated[:, place], always[:, place], atol=1e-3)  # it reads base keys
