@@ -136,8 +136,10 @@ def test_a_distribution_counts_as_prometheus_does(values: list[float]) -> None:
     bounds = (0.5, 1.0, 10.0)
     mine = Distribution("x", bounds, Labels("a", "b", "gated"))
     for value in values:
+        mine.text()  # a scrape between any two
         mine.observe(value)
-    lines = [line.rsplit(" ", 1) for line in mine.lines()]
+    assert mine.text() == mine.text()
+    lines = [line.rsplit(" ", 1) for line in mine.text().splitlines()]
     wanted = [*(sum(v <= bound for v in values) for bound in bounds), len(values)]
     assert [int(n) for _, n in lines[:4]] == wanted
     assert math.isclose(float(lines[4][1]), sum(values), abs_tol=1e-6)
