@@ -18,6 +18,7 @@ GAIN = 0.05  # a step that adds less to the best throughput so far does not coun
 STEPS_WITHOUT_GAIN = 2  # in a row, and it is saturated
 PLATEAU = 0.95  # of the highest throughput: where saturation begins
 SETTLING = 1 / 3  # of a step, not counted
+WINDOWS = 5  # of a phase, whose spread is its error
 
 
 def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float] | None:
@@ -104,7 +105,7 @@ def by_model(answers: Sequence[Answer], start: float, end: float) -> dict[str, d
 
 
 def by_phase(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """The phases in order, each with the figures of plain chat users."""
+    """The phases in order, each with the figures of plain chat users, and their errors."""
     chat = [answer for answer in answers if answer.kind == CHAT]
     return [
         {
@@ -113,9 +114,28 @@ def by_phase(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[st
             "start": round(phase.start, 2),
             "end": round(phase.end, 2),
             **describe(chat, phase.start, phase.end),
+            "errors": errors(chat, phase.start, phase.end),
         }
         for phase in phases
     ]
+
+
+def errors(answers: Sequence[Answer], start: float, end: float) -> dict[str, dict[str, float]]:
+    """Figure -> percentile -> its standard error in [start, end), from `WINDOWS` equal parts.
+
+    A machine that is shared is now faster, now slower; how much, the parts of a phase tell.
+    """
+    edges = np.linspace(start, end, WINDOWS + 1)
+    parts = [describe(answers, *edges[at : at + 2]) for at in range(WINDOWS)]
+    found: dict[str, dict[str, float]] = {}
+    for figure in ("ttft_ms", "inter_token_ms"):
+        rows = [part[figure] for part in parts if part[figure]]
+        if len(rows) == WINDOWS:
+            found[figure] = {
+                share: round(float(np.std([row[share] for row in rows], ddof=1)) / WINDOWS**0.5, 3)
+                for share in ("p50", "p95", "p99")
+            }
+    return found
 
 
 def refusals(answers: Iterable[Answer]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -83,7 +84,11 @@ def alike(
     limits: Sequence[tuple[str, str, float]],
     seconds: float,
 ) -> list[Check]:
-    """The later of two phases is not slower than the earlier one, within `limits`."""
+    """The later of two phases is not slower than the earlier one, within `limits`.
+
+    What exceeds its limit by less than two standard errors of the difference is not judged: a
+    longer run, or a quieter machine, has to say.
+    """
     before, after = (next((p for p in phases if p["phase"] == name), None) for name in pair)
     checks = []
     for figure, share, limit in limits:
@@ -95,9 +100,18 @@ def alike(
         growth = new / old - 1 if old else 0.0
         few = min(before["requests"], after["requests"]) < JUDGED_ANSWERS
         long = seconds >= JUDGED_SECONDS and not few
-        said = f"{old:.1f} ms, then {new:.1f} ms ({growth:+.0%})"
-        checks.append(Check(what, said, growth <= limit if long else None))
+        error = math.hypot(*(_error(phase, figure, share) for phase in (before, after)))
+        said = f"{old:.1f} ms, then {new:.1f} ms ({growth:+.0%}; the difference ± {error:.1f} ms)"
+        within = growth <= limit
+        sure = within or new - old * (1 + limit) > 2 * error
+        checks.append(Check(what, said, within if long and sure else None))
     return checks
+
+
+def _error(phase: dict[str, Any], figure: str, share: str) -> float:
+    """Of a phase's percentile, ms; 0 where there was too little to tell."""
+    found: float = phase.get("errors", {}).get(figure, {}).get(share, 0.0)
+    return found
 
 
 def saturates(found: Saturation | None) -> Check:

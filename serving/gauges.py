@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-
-from serving.metrics import UNKNOWN, Labels
+from serving.metrics import PREFIX, UNKNOWN, Labels, head
 from serving.registry import Registry
 
 LOOK_SECONDS = 15  # between two looks at the store
 STATES = ("available", "loading", "resident", "draining", "refused")
 
 
+class Gauge:
+    """One metric: its samples in Prometheus' text format."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.parts = [head(name, "gauge", text)]
+
+    def add(self, labels: str, value: float) -> None:
+        """One more sample; `labels` as between the braces, of names that need no escaping."""
+        self.parts.append(f"{PREFIX}{self.name}{{{labels}}} {value}\n")
+
+    def set(self, value: float) -> Gauge:
+        """Its only sample."""
+        self.parts.append(f"{PREFIX}{self.name} {value}\n")
+        return self
+
+
 class Gauges:
-    """A collector of prometheus_client."""
+    """The server's gauges."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -34,16 +47,13 @@ class Gauges:
             self._names, self._looked = self.registry.store.names(), time.monotonic()
         return self._names
 
-    def collect(self) -> Iterator[Metric]:
-        """The server's gauges."""
+    def page(self) -> str:
+        """All of them as they are now."""
         registry = self.registry
-        version = ("adapter", "version")
-        info = _gauge("adapter_info", "1 for each version and its state.", *version, "state")
-        flying = _gauge("adapter_requests_in_flight", "Requests it answers now.", *version)
-        tau = _gauge("adapter_tau_nats", "Threshold of the gate in force.", *version)
-        rate = _gauge(
-            "adapter_calibrated_gate_rate", "Gate rate that its calibration promises.", *version
-        )
+        info = Gauge("adapter_info", "1 for each version and its state.")
+        flying = Gauge("adapter_requests_in_flight", "Requests it answers now.")
+        tau = Gauge("adapter_tau_nats", "Threshold of the gate in force.")
+        rate = Gauge("adapter_calibrated_gate_rate", "Gate rate that its calibration promises.")
         states: Counter[str] = Counter()
         seen = set()
         for one in registry.residents:
@@ -51,27 +61,27 @@ class Gauges:
             seen.add(name)
             state = "draining" if one.retired else "resident"
             states[state] += 1
-            info.add_metric([name, content, state], 1)
-            flying.add_metric([name, content], one.in_flight)
+            own = f'adapter="{name}",version="{content}"'
+            info.add(f'{own},state="{state}"', 1)
+            flying.add(own, one.in_flight)
             if one.gate is not None:
-                tau.add_metric([name, content], registry.gate(name, one.gate).tau)
-                rate.add_metric([name, content], one.gate.rate)
+                tau.add(own, registry.gate(name, one.gate).tau)
+                rate.add(own, one.gate.rate)
         for state, names in (("loading", registry.loading()), ("refused", registry.refused())):
             states[state] += len(names)
             seen.update(names)
             for name in names:
-                info.add_metric([name, UNKNOWN, state], 1)
+                info.add(f'adapter="{name}",version="{UNKNOWN}",state="{state}"', 1)
         states["available"] = sum(name not in seen for name in self.names())
-        adapters = _gauge("adapters", "Names of the store and versions in the engine.", "state")
+        adapters = Gauge("adapters", "Names of the store and versions in the engine.")
         for state in STATES:
-            adapters.add_metric([state], states[state])
-        yield from (info, flying, tau, rate, adapters)
-        yield _gauge("slots", "LoRA slots of the engine (--max-loras).", value=registry.slots.count)
+            adapters.add(f'state="{state}"', states[state])
         busy = len(registry.slots.pinned | set(registry.slots.busy))
-        yield _gauge("slots_busy", "Slots whose version answers, or is pinned.", value=busy)
         waiting = registry.slots.waiting + registry.places.waiting
-        yield _gauge("queue_requests", "Requests that wait for a slot.", value=waiting)
-
-
-def _gauge(name: str, text: str, *labels: str, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"reasonmaxxer_{name}", text, value=value, labels=labels or None)
+        gauges = (
+            *(info, flying, tau, rate, adapters),
+            Gauge("slots", "LoRA slots of the engine (--max-loras).").set(registry.slots.count),
+            Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
+            Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),
+        )
+        return "".join(part for gauge in gauges for part in gauge.parts)

@@ -167,22 +167,23 @@ class Metrics:
         served = list(self._series.values())
         answered = [one for one in served if one.labels.mode != UNKNOWN]
         gated = [one for one in served if one.labels.mode == GATED]
-        parts = [_head("generated_tokens_total", "counter", "Tokens sent out.")]
+        parts = [head("generated_tokens_total", "counter", "Tokens sent out.")]
         parts += [f"{one.tokens_head}{one.generated}\n" for one in answered]
-        parts.append(_head("gated_tokens_total", "counter", "Those sampled through the open gate."))
+        parts.append(head("gated_tokens_total", "counter", "Those sampled through the open gate."))
         parts += [f"{one.gated_head}{one.gated}\n" for one in gated]
-        parts.append(_head("requests_total", "counter", "HTTP requests, by outcome."))
+        parts.append(head("requests_total", "counter", "HTTP requests, by outcome."))
         for one in served:
             counts = one.outcomes.items()
             parts += [f"{one.outcome_heads[outcome]}{count}\n" for outcome, count in counts]
         for rows, distributions in ((answered, DISTRIBUTIONS), (gated, DECISIONS)):
             for attribute, name, text in distributions:
-                parts.append(_head(name, "histogram", text))
+                parts.append(head(name, "histogram", text))
                 parts += [getattr(one, attribute).text() for one in rows]
         return "".join(parts)
 
 
-def _head(name: str, kind: str, text: str) -> str:
+def head(name: str, kind: str, text: str) -> str:
+    """The two lines above the samples of a metric."""
     return f"# HELP {PREFIX}{name} {text}\n# TYPE {PREFIX}{name} {kind}\n"
 
 

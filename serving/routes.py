@@ -105,9 +105,8 @@ def metrics(request: Request) -> Response:
     MultiProcessCollector(registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    registry.register(request.app.state.gauges)
-    page = generate_latest(registry) + METRICS.page().encode()
-    return Response(page, media_type=CONTENT_TYPE_LATEST)
+    ours = request.app.state.gauges.page() + METRICS.page()
+    return Response(generate_latest(registry) + ours.encode(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def http_error(_: Request, error: HTTPException) -> JSONResponse:

@@ -34,6 +34,15 @@ def test_percentiles_are_interpolated() -> None:
     assert figures.percentiles([]) is None
 
 
+def test_the_error_of_a_phase_is_that_of_its_parts() -> None:
+    calm = [answer(at) for at in range(10)]
+    assert figures.errors(calm, 0, 10)["ttft_ms"] == {"p50": 0, "p95": 0, "p99": 0}
+    waves = [answer(at, ttft=100.0 + at // 2) for at in range(10)]  # 100 to 104, by parts
+    error = figures.errors(waves, 0, 10)["ttft_ms"]["p50"]
+    assert error == pytest.approx(np.std([0, 1, 2, 3, 4], ddof=1) / 5**0.5, abs=1e-3)
+    assert figures.errors(waves[:5], 0, 10) == {}  # parts without an answer
+
+
 def test_the_rates_of_one_answer() -> None:
     assert answer(0).rate == pytest.approx(3 / 0.06)
     assert answer(0, tokens=1, gaps=[]).rate is None

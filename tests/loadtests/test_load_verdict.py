@@ -77,6 +77,17 @@ def test_latency_may_grow_so_much() -> None:
     assert check.ok is None
 
 
+def test_what_the_noise_hides_is_not_judged() -> None:
+    def ok(after: float, error: float) -> Any:
+        errors = {"ttft_ms": {"p50": error}}
+        phases = [phase("x", 10) | {"errors": errors}, phase("y", after) | {"errors": errors}]
+        return verdict.alike(phases, ("x", "y"), (("ttft_ms", "p50", 0.5),), 60)[0].ok
+
+    assert ok(14, error=10)  # within the limit
+    assert ok(16, error=0.3) is False  # beyond it by 1, two errors of the difference are 0.85
+    assert ok(16, error=0.5) is None
+
+
 def test_saturation_has_to_be_reached() -> None:
     assert verdict.saturates(Saturation(8, 100.0, 2.0, True)).ok
     assert verdict.saturates(Saturation(8, 100.0, 2.0, False)).ok is False
