@@ -30,6 +30,11 @@ class Choice(NamedTuple):
     base: Result
     always: Result
     gated: Result
+    tokens: int  # generated for the choice, by all candidates
+
+    @property
+    def results(self) -> tuple[Result, Result, Result]:
+        return self.base, self.always, self.gated
 
 
 def choose(
@@ -76,7 +81,9 @@ def choose(
     gated += [ask(f"{best.name} at {other.tau:.3f}", Applied(best, other.tau)) for other in others]
     always = ask(f"{best.name} always", Applied(best))
     kept = _best(gated)
-    return Choice(best, gates[kept], base, always, gated[kept])
+    asked = [base, *trained, *gated[1:], always]
+    tokens = sum(int(one.tokens.sum()) for one in asked)
+    return Choice(best, gates[kept], base, always, gated[kept], tokens)
 
 
 def _best(results: Sequence[Result]) -> int:

@@ -20,13 +20,14 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
@@ -50,8 +51,9 @@ from adapters.recipe import (
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from adapters.version import CONFIG
-from training.choose import choose
+from training.choose import Choice, choose
 from training.config import Config, usage_error
+from training.diagnose import diagnose
 from training.generate import (
     Engine,
     Generator,
@@ -66,7 +68,7 @@ from training.run import Stage, write_table
 from training.sample import sample
 from training.score import score
 from training.select import Example, choose_gates, select
-from training.train import TrainingRow, train
+from training.train import LOG, TrainingRow, train
 from training.verify import Verifier
 
 logger = logging.getLogger("training.fit")
@@ -225,6 +227,7 @@ def fit(config: FitConfig) -> Path:
             max_tokens=config.sampling.max_tokens,
             seed=derive_seed(config.seed, "held-out"),
         )
+        trained = stage
         stage = stage.then("heldout", {"problems": [p.model_dump() for p in heldout]})
         with clock("choose", stage), generator(config.lora.rank) as answering:
             choice = choose(
@@ -248,7 +251,7 @@ def fit(config: FitConfig) -> Path:
         base_reference(config.model, base),
         config.family,
         choice.gate,
-        [score for result in choice[2:] for score in result.to_scores()],
+        [score for result in choice.results for score in result.to_scores()],
         config.seed,
         config.to_yaml(),
         shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
@@ -260,8 +263,10 @@ def fit(config: FitConfig) -> Path:
         folder = store.path(Reference(config.publish, version.hash))
         where = f"{version.id} in {store.root}"
     write_json(run / "seconds.json", clock.seconds)
+    for sentence in report(run, trained, rollouts, rewards, checkpoints, choice):
+        logger.warning("%s", sentence)
     logger.info(
-        "held out: base %s, always %s, gated %s", *(result.pass_at_1 for result in choice[2:])
+        "held out: base %s, always %s, gated %s", *(one.pass_at_1 for one in choice.results)
     )
     logger.info("gate: tau %.4f nats, gate rate %.3f", choice.gate.tau, choice.gate.rate)
     logger.info("adapter: %s; seconds: %s", where, clock.summary())
@@ -315,6 +320,37 @@ def describe_selection(gate: Gate, examples: list[Example], rewards: np.ndarray)
             "base can do, raise --sampling.rollouts, or lower --gate.tau"
         )
     logger.info("%d rollouts to train on", len(examples))
+
+
+def report(
+    run: Path,
+    trained: Stage,
+    rollouts: pa.Table,
+    rewards: np.ndarray,
+    checkpoints: Sequence[Path],
+    choice: Choice,
+) -> list[str]:
+    """Write report.json, what the run cost and found; return its warnings."""
+    pass_rates = pa.table({"problem": rollouts["problem"], "reward": rewards})
+    means = pass_rates.group_by("problem").aggregate([("reward", "mean")])["reward_mean"].to_numpy()
+    mixed, asked = int(((means > 0) & (means < 1)).sum()), len(means)
+    log = json.loads((trained.path() / LOG).read_text())
+    warnings = diagnose(mixed, asked, log, choice.gate, choice.base, choice.gated)
+    values = {
+        "warnings": warnings,
+        "problems": {"asked": asked, "mixed": mixed},
+        "pass@1 of the rollouts": float(rewards.mean()),
+        "tokens": {
+            "rollouts": pc.sum(pc.list_value_length(rollouts["token_ids"])).as_py(),
+            "heldout": choice.tokens,
+        },
+        "steps": int(checkpoints[-1].name.split("-")[1]),
+        "checkpoint": choice.checkpoint.name,
+        "gate": {"tau": choice.gate.tau, "rate": choice.gate.rate},
+        "heldout": {one.label: one.report() for one in choice.results},
+    }
+    write_json(run / "report.json", values)
+    return warnings
 
 
 def training_rows(rollouts: pa.Table, examples: list[Example]) -> list[TrainingRow]:

@@ -23,6 +23,7 @@ from training.model import head, hidden_states, pad_right
 from training.objective import batch_loss
 from training.run import Stage
 
+LOG = "log.json"  # the Trainer's history
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 
 
@@ -218,7 +219,7 @@ def train(
         )
         last = _checkpoints(folder)[-1:]
         trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
-        write_json(folder / "log.json", trainer.state.log_history)
+        write_json(folder / LOG, trainer.state.log_history)
         write_text(done, "")
     return _checkpoints(folder)
 

@@ -1,6 +1,7 @@
 """The whole of fit on the shipped miniature base: killed in every stage, resumed, reproducible."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -96,8 +97,14 @@ def test_killed_in_each_stage_it_resumes_and_gives_the_same_bytes(
 def test_a_finished_run_does_nothing_again(problems: Path, fitted: Path) -> None:
     before = finished_files(fitted / "run")
     weights = digest(fitted / "adapter" / WEIGHTS)
-    subprocess.run(command(problems, fitted), check=True, capture_output=True)
+    report = json.loads((fitted / "run" / "report.json").read_text())
+    again = subprocess.run(command(problems, fitted), check=True, capture_output=True, text=True)
     assert finished_files(fitted / "run") == before
+    assert json.loads((fitted / "run" / "report.json").read_text()) == report
+    # 12 problems are too few to learn from, and it says so.
+    assert "have both right and wrong rollouts" in report["warnings"][0]
+    assert report["warnings"][0] in again.stderr
+    assert report["problems"]["asked"] == 12 and report["tokens"]["rollouts"] > 12 * 6
     assert digest(fitted / "adapter" / WEIGHTS) == weights
 
 

@@ -1,0 +1,70 @@
+"""Each known failure is named, and a healthy run says nothing."""
+
+import math
+
+import numpy as np
+import pytest
+
+from adapters.manifest import Gate
+from training.diagnose import diagnose
+from training.results import Result
+
+GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
+LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
+
+
+def result(
+    right: int = 5, boxed: int = 10, tokens: int = 100, gated: int = 6, problems: int = 10
+) -> Result:
+    """`right` and `boxed` of ten problems, one answer each."""
+    column = np.arange(problems)[:, None]
+    return Result(
+        label="x",
+        mode="gated",
+        source="problems",
+        temperature=0.6,
+        problem_ids=[str(number) for number in range(problems)],
+        correct=column < right,
+        boxed=column < boxed,
+        tokens=np.full((problems, 1), tokens),
+        gated=np.full((problems, 1), gated),
+        truncated=column < 0,
+    )
+
+
+def warnings(**changes: object) -> list[str]:
+    given = {"mixed": 50, "asked": 100, "log": LOG, "gate": GATE, "base": result(), **changes}
+    return diagnose(**{"gated": result(right=8), **given})  # type: ignore[arg-type]
+
+
+def test_a_healthy_run_is_left_in_peace() -> None:
+    assert warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixed": 3}, "3 of 100 problems"),
+        ({"log": [*LOG, {"loss": -446.0}]}, "the loss reached 446"),
+        ({"log": [*LOG, {"loss": math.nan}]}, "the loss reached nan"),
+        ({"gated": result(right=8, gated=13)}, "opened at 13.0% of held-out tokens"),
+        ({"gated": result(right=8, gated=2)}, "opened at 2.0%"),
+        ({"gated": result(right=8, boxed=9)}, "90.0% of the gated answers have a \\boxed{}"),
+        ({"gated": result(right=8, tokens=70, gated=4)}, "have 70 tokens, the base's 100"),
+        ({"gated": result(right=8, tokens=130, gated=8)}, "have 130 tokens"),
+        ({"gated": result(right=4)}, "no gain on the held-out problems (-0.100"),
+    ],
+)
+def test_a_known_failure_is_named(changes: dict[str, object], words: str) -> None:
+    (sentence,) = warnings(**changes)
+    assert words in sentence
+
+
+def test_a_bounded_loss_is_no_spike() -> None:
+    assert (
+        warnings(log=[{"loss": 0.01}, {"loss": 0.01}, {"loss": 4.9}]) == []
+    )  # small beside the clip
+    assert (
+        warnings(log=[{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}]) == []
+    )  # a large scale, no spike
+    assert warnings(log=[]) == []
