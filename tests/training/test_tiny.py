@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Prompt
+from training.tiny.benchmarks import BENCHMARKS, benchmark_problems
 from training.tiny.corpus import CorpusConfig, documents, read_corpus, write_corpus
 from training.tiny.data import batches, encode
 from training.tiny.kinds import KINDS
@@ -56,6 +57,33 @@ def test_corpus_has_train_problems_only() -> None:
     rows = list(documents(CorpusConfig(documents=2000)))
     assert len(rows) == 2000
     assert not heldout & {row["problem"] for row in rows}
+
+
+def test_benchmarks_are_held_out_and_the_hard_ones_longer_than_the_corpus() -> None:
+    corpus = {row["problem"] for row in documents(CorpusConfig(documents=2000))}
+    total = 0
+    for name, benchmark in BENCHMARKS.items():
+        asked = benchmark_problems(name)
+        assert asked == benchmark_problems(name)
+        assert {problem.split for problem in asked} == {"heldout"}
+        assert not corpus & {problem.problem for problem in asked}
+        assert len({problem.id for problem in asked}) == len(asked) == benchmark.problems
+        total += len(asked)
+    assert total >= 500
+    seen = some(200, kinds=["increasing"])
+    longest = max(len(puzzle.state.remaining) for puzzle in seen)
+    hard = [p for p in benchmark_problems("longest") if p.kind == "increasing"]
+    assert min(len(re.findall(r"\d+", problem.problem)) for problem in hard) > longest
+
+
+def test_a_kind_is_named_with_its_length() -> None:
+    assert all(len(p.state.steps) == 5 for p in some(20, kinds=["undo:5"]))
+    assert {len(p.state.steps) for p in some(40, kinds=["undo"])} == {3, 4}  # not changed by it
+    for name in ("undo:", "undo:1", "undo:12", "poetry:3", ":3"):
+        with pytest.raises(ValueError, match="--kind"):
+            some(1, kinds=[name])
+    with pytest.raises(ValueError, match="--benchmark"):
+        benchmark_problems("hardest")
 
 
 def test_problems_are_deterministic_and_distinct() -> None:
@@ -321,6 +349,7 @@ def test_problems_command_writes_jsonl(tmp_path: Path) -> None:
         (["problems", "--count", "many"], "--count"),
         (["problems", "--split", "test"], "--split"),
         (["problems", "--kind", "poetry"], "--kind"),
+        (["problems", "--benchmark", "poetry"], "--benchmark"),
         (["problems", "--seed", "x"], "--seed"),
         (["problems", "--colour", "red"], "--colour"),
         (["pretrain", "--base", "gpt9"], "--base"),

@@ -1,6 +1,7 @@
 """A miniature world: problems, a corpus of solutions, and base models pre-trained on it.
 
     python -m training.tiny problems --seed 1 --count 400 --out problems.jsonl
+    python -m training.tiny problems --benchmark long --out long.jsonl
     python -m training.tiny corpus --out corpus.parquet
     python -m training.tiny pretrain --base qwen2 --output models/tiny-qwen2
     python -m training.tiny measure --model models/tiny-qwen2
@@ -12,6 +13,7 @@ by the right rule only some of the time.
 
     kinds/        one file a kind of problem: its statement, its moves, its right rule
     world.py      problems, their split into train and held-out, the authors
+    benchmarks.py six held-out sets of problems, from easy to hard
     corpus.py     the documents a base is pre-trained on
     tokenizer.py  byte-level BPE with a ChatML template
     pretrain.py   corpus -> tokenizer -> Trainer -> a model folder (bases/*.yaml)

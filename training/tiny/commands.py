@@ -9,10 +9,11 @@ from pydantic import Field
 
 from adapters.files import write_text
 from training.config import Config, usage_error
+from training.tiny.benchmarks import benchmark_problems
 from training.tiny.config import PretrainConfig
 from training.tiny.kinds import KINDS
 from training.tiny.pretrain import make_corpus
-from training.tiny.world import puzzles
+from training.tiny.world import Problem, puzzles
 
 
 class ProblemsConfig(Config):
@@ -24,7 +25,10 @@ class ProblemsConfig(Config):
     count: int = Field(100, ge=1, le=1_000_000)
     split: Literal["train", "heldout"] = "train"
     kind: list[str] = Field(
-        default=list(KINDS), description="Kinds to cycle through; may be given several times."
+        default=list(KINDS), description="Kinds to cycle through, NAME or NAME:LENGTH."
+    )
+    benchmark: str | None = Field(
+        None, description="One of the held-out benchmarks, as it is; in place of all the others."
     )
     out: Path | None = Field(None, description="JSONL file; default: standard output.")
 
@@ -35,12 +39,18 @@ class CorpusCommand(PretrainConfig):
     program: ClassVar[str] = "python -m training.tiny corpus"
 
 
+def _problems(config: ProblemsConfig) -> list[Problem]:
+    if config.benchmark is not None:
+        return benchmark_problems(config.benchmark)
+    stream = islice(puzzles(config.seed, config.split, config.kind), config.count)
+    return [puzzle.problem for puzzle in stream]
+
+
 def problems(argv: list[str]) -> None:
     """Write problems as JSONL: id, kind, problem, answer, split."""
     config = ProblemsConfig.load(argv)
     try:
-        stream = islice(puzzles(config.seed, config.split, config.kind), config.count)
-        lines = "".join(puzzle.problem.model_dump_json() + "\n" for puzzle in stream)
+        lines = "".join(problem.model_dump_json() + "\n" for problem in _problems(config))
         if config.out is None:
             sys.stdout.write(lines)
         else:

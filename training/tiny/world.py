@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from training.tiny.kinds import KINDS, Kind
+from training.tiny.kinds import KINDS, Kind, find_kind
 from training.tiny.kinds.base import State
 
 Split = Literal["train", "heldout"]
@@ -76,19 +76,21 @@ def draw_puzzle(kind: Kind, split: Split, rng: Random) -> Puzzle | None:
 def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[Puzzle]:
     """Endless distinct puzzles, cycling through `kinds`; equal arguments give equal puzzles.
 
+    Args:
+        kinds: NAME or NAME:LENGTH of each (`find_kind`).
+
     Raises:
         ValueError: `kinds` is empty or names an unknown one; or a kind has no further problems.
     """
-    unknown = [name for name in kinds if name not in KINDS]
-    if unknown or not kinds:
-        given = ", ".join(unknown) or "none"
-        raise ValueError(f"--kind: '{given}' is unknown; known: {', '.join(KINDS)}")
+    if not kinds:
+        raise ValueError(f"--kind: none is given; known: {', '.join(KINDS)}")
+    cycle = [find_kind(name) for name in kinds]
     rng = Random(f"{seed}:{split}")
     seen: set[str] = set()
     while True:
-        for name in kinds:
+        for kind in cycle:
             for _ in range(_PATIENCE):
-                puzzle = draw_puzzle(KINDS[name], split, rng)
+                puzzle = draw_puzzle(kind, split, rng)
                 if puzzle is not None and puzzle.problem.id not in seen:
                     break
             else:

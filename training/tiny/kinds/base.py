@@ -6,9 +6,10 @@ moves are correct arithmetic; whether the walk ends at the answer depends on *wh
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from copy import copy
 from functools import lru_cache
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 State = Any  # hashable; every kind has its own
 
@@ -25,7 +26,14 @@ class Kind(ABC):
     """A kind of problem. Its states are hashable and hold everything a solution depends on."""
 
     name: ClassVar[str]
+    lengths: tuple[int, ...]  # of a problem, in operations or numbers; drawn from uniformly
     max_luck: ClassVar[float] = 0.4  # a random author must not often be right
+
+    def of_length(self, length: int) -> Self:
+        """The same kind with problems of one length: longer ones than a base has seen, say."""
+        longer = copy(self)
+        longer.lengths = (length,)
+        return longer
 
     @abstractmethod
     def draw(self, rng: Random) -> State:

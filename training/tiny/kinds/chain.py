@@ -41,7 +41,6 @@ class ChainKind(Kind):
     """Moves of a chain; subclasses say which operation is due."""
 
     operators: str  # drawn from, uniformly
-    lengths: tuple[int, ...]  # numbers of operators, drawn from uniformly
     largest = 20
     wordings: tuple[str, ...]
 

@@ -18,11 +18,11 @@ class Sum(NamedTuple):
 class Increasing(Kind):
     name = "increasing"
     max_luck = 0.4
-    counts = (4, 5)
+    lengths = (4, 5)  # numbers
     largest = 60
 
     def draw(self, rng: Random) -> Sum:
-        return Sum(tuple(rng.sample(range(1, self.largest + 1), rng.choice(self.counts))), 0, 0)
+        return Sum(tuple(rng.sample(range(1, self.largest + 1), rng.choice(self.lengths))), 0, 0)
 
     def statement(self, state: Sum, rng: Random) -> str:
         numbers = ",".join(map(str, state.remaining))
