@@ -26,8 +26,7 @@ class TransformersSource:
         self._model = load_model(model)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._batch_size = batch_size
-        ends = self._model.generation_config.eos_token_id
-        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._ends = end_tokens(self._model)
         pad = self._tokenizer.pad_token_id
         self._pad = self._tokenizer.eos_token_id if pad is None else pad
 
@@ -76,7 +75,7 @@ class TransformersSource:
             ids.repeat_interleave(options.n, 0),
             real.repeat_interleave(options.n, 0),
             _gate(applied),
-            _drawing(options),
+            drawing(options),
             self._ends,
             options.max_tokens,
         )
@@ -116,13 +115,19 @@ class TransformersSource:
         del self._model
 
 
+def end_tokens(model: Any) -> set[int]:
+    """Those that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
 def _gate(applied: Applied) -> IsOpen:
     if applied.tau is not None:
         return open_above(applied.tau)
     return open_by_lot(applied.random_rate or 0.0)
 
 
-def _drawing(options: SamplingOptions) -> Draw:
+def drawing(options: SamplingOptions) -> Draw:
     """Logits [B, V] -> tokens [B], as `generate` draws them."""
     warpers = LogitsProcessorList()
     if options.temperature > 0:
