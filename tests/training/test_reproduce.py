@@ -1,0 +1,184 @@
+"""The plan, cells that resume, tables and verdicts by hand, a report from made-up cells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.reproduce import __main__ as command
+from training.reproduce.cell import Cell
+from training.reproduce.claims import judge, verdict
+from training.reproduce.plan import ABLATIONS, CONTROLS, METHOD, plan
+from training.reproduce.report import write_report
+from training.reproduce.tables import Results, main_rows
+from training.tiny.benchmarks import BENCHMARKS
+
+BASE = "tiny-qwen2"
+PROBLEMS = sum(one.problems for one in BENCHMARKS.values())
+
+
+def answers(score: float, spread: float = 0.0) -> dict[str, Any]:
+    """Every problem `score`, half of them `spread` more and half less."""
+    return {
+        name: {
+            "scores": [score + (spread if n % 2 else -spread) for n in range(one.problems)],
+            **{"tokens": 1000, "gated": 60, "boxed": 1.0},
+        }
+        for name, one in BENCHMARKS.items()
+    }
+
+
+def cost(tokens: int) -> dict[str, float]:
+    return {"tokens": tokens, "heldout_tokens": 1, "steps": 10, "seconds": 60.0}
+
+
+def made(cell: Cell) -> dict[str, Any]:
+    """A result as such a cell has it: GRPO gains .2, the method .19, .21 and .2, controls 0."""
+    if cell.kind == "base":
+        return {"base": answers(0.4, 0.1), "base, transformers": answers(0.4, 0.1)}
+    if cell.kind == "fit":
+        gain = {METHOD: (0.19, 0.21, 0.2)[cell.seed or 0]}.get(cell.variant, 0.0)
+        ways = {"gated": answers(0.4 + gain, 0.1), "always": answers(0.5), "by lot": answers(0.4)}
+        return {**ways, "tau": 1.0, "cost": cost(100), "warnings": ["it drifts"]}
+    if cell.kind == "grpo":
+        rest = {"kept": {"step": 5}, "stopped_rising": True, "looks": []}
+        return {"grpo": answers(0.6, 0.1), "cost": cost(4000), **rest}
+    if cell.kind == "footprint":
+        shares = {"unshifted": 0.97, "reranked": 0.03, "shifted": 0.0}
+        shares |= {"mean_rank": 2.2, "entropy_ratio": 7.0}
+        return {name: {"value": value, "stderr": 0.01} for name, value in shares.items()}
+    scores = {"base": 0.4, "tuned": 0.6, "oracle": 0.6, "random": 0.41, "entropy": 0.59}
+    return {
+        "results": {
+            name: {"pass@1": value, "stderr": 0.02, "taken_rate": 0.05}
+            for name, value in scores.items()
+        }
+    }
+
+
+@pytest.fixture
+def cells() -> list[Cell]:
+    return plan([BASE, "tiny-llama"], [0, 1, 2], ["rank-1", "o-only"])
+
+
+def write_all(cells: list[Cell], root: Path) -> None:
+    for cell in cells:
+        cell.write(root, made(cell), 1.0)
+
+
+def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cell]) -> None:
+    ids = [cell.id for cell in cells]
+    assert len(set(ids)) == len(ids)
+    assert ids[0] == f"{BASE}/base"
+    for seed in range(3):
+        assert all(f"{BASE}/fit/{name}/seed{seed}" in ids for name in (METHOD, *CONTROLS))
+    assert ids.index(f"{BASE}/footprint/grpo/seed0") > ids.index(f"{BASE}/grpo/seed0")
+    whole = plan([f"b{n}" for n in range(6)], [0, 1, 2], ABLATIONS)
+    grpo = [cell for cell in whole if cell.kind == "grpo"]
+    assert len(grpo) == 3 + 3 + 4  # three seeds on two bases, one on the others
+
+
+def test_every_ablation_is_a_recipe_that_fit_takes() -> None:
+    from training.fit import FitConfig
+
+    for flags in (*CONTROLS.values(), *ABLATIONS.values()):
+        FitConfig.load(
+            ["--model", "models/tiny-qwen2", "--problems", "x", "--publish", "y", *flags]
+        )
+
+
+def test_a_cell_is_read_back_and_never_confused(tmp_path: Path) -> None:
+    cell = Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "1"))
+    assert cell.read(tmp_path) is None
+    cell.write(tmp_path, {"x": 1}, 2.0)
+    assert cell.read(tmp_path) == {"x": 1}
+    assert cell.path(tmp_path) == tmp_path / BASE / "fit" / "rank-1" / "seed0.json"
+    with pytest.raises(ValueError, match="made with"):
+        Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "2")).read(tmp_path)
+    for broken in ("", "[]", '{"settings": {}}', "\x00"):
+        cell.path(tmp_path).write_text(broken)
+        with pytest.raises(ValueError, match="remove it"):
+            cell.read(tmp_path)
+
+
+def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
+    write_all(cells, tmp_path)
+    rows = main_rows(Results(cells, tmp_path), BASE)
+    ours = rows["**ReasonMaxxer, gated**"]
+    assert ours.gain is not None
+    assert ours.gain.value == pytest.approx(0.2)
+    # Paired: the same gain on every problem, so that all of the error is between the seeds.
+    assert ours.gain.stderr == pytest.approx(np.std([0.19, 0.21, 0.2], ddof=1) / 3**0.5)
+    assert (ours.score.n, ours.seeds, ours.tokens) == (PROBLEMS, 3, 100)
+    assert PROBLEMS >= 500
+    assert rows["base"].gain is None
+
+
+def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
+    assert [claim.verdict for claim in judge(Results(cells, tmp_path))] == ["not measured"] * 5
+    write_all(cells, tmp_path)
+    claims = judge(Results(cells, tmp_path))
+    # rank-1 and o-only gain nothing here.
+    wanted = ["holds", "holds", "holds", "does not hold", "holds"]
+    assert [claim.verdict for claim in claims] == wanted
+    assert "100%" in claims[4].measured[0] and "40.0 times" in claims[4].measured[0]
+    dear = Cell("tiny-llama", "grpo", seed=0)
+    dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0)
+    for seed in (1, 2):
+        Cell("tiny-llama", "grpo", seed=seed).path(tmp_path).unlink()
+    assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
+    assert verdict({"a": True, "b": False}) == "holds in part"
+
+
+def test_the_report_tells_what_is_there(cells: list[Cell], tmp_path: Path) -> None:
+    write_all(cells[:-3], tmp_path / "cells")
+    report = write_report(Results(cells, tmp_path / "cells"), tmp_path, "make it")
+    text = (tmp_path / "README.md").read_text()
+    assert f"{len(cells) - 3} of {len(cells)} are there" in text
+    assert "| 0.600 ± " in text and "ReasonMaxxer, gated" in text and "it drifts" in text
+    assert report["missing"] == [cell.id for cell in cells[-3:]]
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert (tmp_path / "ablations.png").exists()
+
+
+def test_the_command_makes_what_is_missing_and_goes_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    broken = ["no"]
+
+    def make(self: object, cell: Cell) -> dict[str, Any]:
+        asked.append(cell.id)
+        if cell.kind == "grpo" and broken:
+            raise RuntimeError(broken.pop())
+        return made(cell)
+
+    monkeypatch.setattr(command.Measurer, "make", make)
+    arguments = ["--quick", "--work", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        command.main(arguments)
+    assert end.value.code == 1
+    first, asked[:] = list(asked), []
+    assert len(first) == 9
+    command.main(arguments)
+    assert asked == [f"{BASE}/grpo/seed0"]  # the one that failed, and no other
+    asked.clear()
+    command.main(arguments)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--ablations", "rank-3"], "rank-3"),
+        (["--bases", "a/x,b/x"], "--bases"),
+        (["--seeds", "x"], "--seeds"),
+    ],
+)
+def test_bad_input_ends_with_2(arguments: list[str], word: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(arguments)
+    assert end.value.code == 2
+    assert word in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""A cell of the tables: one small JSON file, made once.
+
+docs/results/cells/tiny-qwen2/fit/method/seed0.json
+
+{"cell": "tiny-qwen2/fit/method/seed0", "settings": {...}, "machine": {...}, "seconds": 151.2,
+ "result": {...}}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from adapters.files import write_json
+from training.machine import machine
+
+Kind = Literal["base", "fit", "grpo", "footprint", "intervene"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is done to a base.
+
+    Attributes:
+        base: its name.
+        kind: what is done.
+        variant: of a fit, its ablation; of a footprint or an intervention, what was tuned.
+        seed: None for what has none.
+        flags: of the command that makes it.
+    """
+
+    base: str
+    kind: Kind
+    variant: str = ""
+    seed: int | None = None
+    flags: tuple[str, ...] = field(default=(), hash=False)
+
+    @property
+    def id(self) -> str:
+        """BASE/KIND[/VARIANT][/seedN]"""
+        parts = [self.base, self.kind, self.variant]
+        parts += [] if self.seed is None else [f"seed{self.seed}"]
+        return "/".join(part for part in parts if part)
+
+    def path(self, root: Path) -> Path:
+        """Its file."""
+        return root / f"{self.id}.json"
+
+    def read(self, root: Path) -> dict[str, Any] | None:
+        """Its result; None if it was not made yet.
+
+        Raises:
+            ValueError: its file is no cell's, or was made with other flags.
+        """
+        path = self.path(root)
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            flags, result = values["settings"]["flags"], values["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a cell ({error!r}); remove it") from None
+        if flags != list(self.flags):
+            raise ValueError(f"{path}: made with {flags}, wanted {list(self.flags)}; remove it")
+        found: dict[str, Any] = result
+        return found
+
+    def write(self, root: Path, result: dict[str, Any], seconds: float) -> None:
+        """Keep `result`, atomically."""
+        values = {
+            "cell": self.id,
+            "settings": {"flags": list(self.flags), "seed": self.seed},
+            "machine": machine(),
+            "seconds": round(seconds, 1),
+            "result": result,
+        }
+        write_json(self.path(root), values)

@@ -1,0 +1,75 @@
+"""Which cells there are, in the order in which they are made: what others depend on comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from training.reproduce.cell import Cell
+
+# The controls that the method's critics ask for; on every base, with every seed.
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "random-gate": ("--selection.gate", "random"),
+    "random-reward": ("--selection.reward", "random"),
+}
+
+
+def _rank(rank: int) -> tuple[str, ...]:
+    return ("--lora.rank", str(rank), "--lora.alpha", str(2 * rank))
+
+
+def _targets(*modules: str) -> tuple[str, ...]:
+    return ("--lora.target-modules", ",".join(f"{module}_proj" for module in modules))
+
+
+# One change to the recipe each; on the first base, with every seed.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "positive-only": ("--selection.advantages", "positive"),
+    "every-position": ("--selection.gate", "none"),
+    "gate-by-position": ("--selection.gate", "position"),
+    **{f"rate-{rate}": ("--gate.rate", rate) for rate in ("0.02", "0.04", "0.1", "0.2")},
+    **{f"rank-{rank}": _rank(rank) for rank in (1, 2, 4, 16, 32, 64)},
+    "o-only": _targets("o"),
+    "qkvo": _targets("q", "k", "v", "o"),
+    "all-linear": _targets("q", "k", "v", "o", "gate", "up", "down"),
+    **{f"problems-{n}": ("--selection.problems", str(n)) for n in (10, 25, 50, 100, 200)},
+    **{f"rollouts-{n}": ("--sampling.rollouts", str(n)) for n in (4, 8, 20)},
+    "paper-objective": ("--objective.name", "paper"),
+    **{f"kl-{weight}": ("--objective.kl-weight", weight) for weight in ("0", "0.05", "1")},
+    "masked-to-the-gate": ("--objective.mode", "gated"),
+    "mean-per-token": ("--objective.mean", "token"),
+}
+
+METHOD = "method"
+FITS = {METHOD: (), **CONTROLS, **ABLATIONS}
+GRPO_SEEDS = 2  # bases with all seeds of GRPO; the others have the first
+
+
+def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -> list[Cell]:
+    """All cells: the main table first, then what explains it, then the ablations.
+
+    Args:
+        bases: names; the first is that of the ablations.
+        ablations: names of ABLATIONS.
+    """
+    main, explain = [], []
+    for place, base in enumerate(bases):
+        main.append(Cell(base, "base"))
+        main += [
+            Cell(base, "fit", name, seed, FITS[name])
+            for seed in seeds
+            for name in (METHOD, *CONTROLS)
+        ]
+        main += [
+            Cell(base, "grpo", seed=seed)
+            for seed in (seeds if place < GRPO_SEEDS else seeds[:1])
+        ]  # fmt: skip
+        explain += [
+            Cell(base, kind, tuned, seeds[0])
+            for kind in ("footprint", "intervene")
+            for tuned in (METHOD, "grpo")
+        ]
+    return [
+        *main,
+        *explain,
+        *(Cell(bases[0], "fit", name, seed, FITS[name]) for name in ablations for seed in seeds),
+    ]

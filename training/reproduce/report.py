@@ -1,0 +1,136 @@
+"""The report of all cells that are there: README.md, report.json and plots, in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adapters.files import atomic_write, write_json, write_text
+from training.reproduce.claims import judge
+from training.reproduce.tables import (
+    HEADER,
+    Results,
+    Row,
+    ablation_rows,
+    gate_rate,
+    main_rows,
+    markdown,
+    show,
+)
+
+_HEAD = """# The paper's claims, measured
+
+Made by `{command}` from the cells beside this file: {made} of {planned} are there. Base models
+are miniatures of this project (`python -m training.tiny pretrain --base NAME`); every score is
+pass@1 at T 0.6 on six held-out benchmarks (`training/tiny/benchmarks.py`), with the standard error
+over problems and seeds; gains are paired by problem. `tokens`: generated for training.
+"""
+
+
+def write_report(results: Results, folder: Path, command: str) -> dict[str, Any]:
+    """Write it into `folder`; return what report.json holds."""
+    claims = judge(results)
+    parts = [
+        _HEAD.format(command=command, made=len(results.found), planned=len(results.cells)),
+        "## The claims\n",
+        markdown(
+            ["claim", "measured", "verdict"],
+            [[c.text, "<br>".join(c.measured), f"**{c.verdict}**"] for c in claims],
+        ),
+    ]
+    mains = {base: main_rows(results, base) for base in results.bases}
+    for base, rows in mains.items():
+        if rows:
+            parts += [f"\n## {base}\n", markdown(HEADER, [one.cells() for one in rows.values()])]
+            parts += _looks(results, base)
+    ablations = ablation_rows(results, results.bases[0])
+    if len(ablations) > 1:
+        parts.append(f"\n## Ablations on {results.bases[0]}, gated\n")
+        parts.append(markdown(HEADER, [one.cells() for one in ablations]))
+        plot_ablations(ablations, folder / "ablations.png")
+        parts.append("\n![gain by ablation](ablations.png)")
+    warnings = sorted(
+        f"- {cell.id}: {sentence}"
+        for cell, result in results.found.items()
+        for sentence in result.get("warnings", ())
+    )
+    if warnings:
+        parts += ["\n## What the fits warned of\n", *warnings]
+    write_text(folder / "README.md", "\n".join(parts) + "\n")
+    report = {
+        "cells": [cell.id for cell in results.found],
+        "missing": [cell.id for cell in results.cells if cell not in results.found],
+        "claims": [claim._asdict() for claim in claims],
+        "bases": {b: {k: _json(one) for k, one in rows.items()} for b, rows in mains.items()},
+        "ablations": {one.label: _json(one) for one in ablations},
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _json(row: Row) -> dict[str, Any]:
+    return {
+        "pass@1": row.score.value,
+        "stderr": row.score.stderr,
+        "n": row.score.n,
+        "gain": row.gain and row.gain.value,
+        "gain_stderr": row.gain and row.gain.stderr,
+        "seeds": row.seeds,
+        "tokens": row.tokens,
+        "benchmarks": row.benchmarks,
+    }
+
+
+def _looks(results: Results, base: str) -> list[str]:
+    """Footprints and interventions of a base, and the gate rate."""
+    parts = []
+    prints, steps = [], []
+    for tuned in ("grpo", "method"):
+        for one in results.of(base, "footprint", tuned):
+            shares = [show(one[n], "{:.2%}".format) for n in ("unshifted", "reranked", "shifted")]
+            ratio = show(one["entropy_ratio"], "{:.1f}".format)
+            prints.append([tuned, *shares, show(one["mean_rank"], "{:.2f}".format), ratio])
+        for one in results.of(base, "intervene", tuned):
+            steps += [
+                [tuned, name, f"{r['pass@1']:.3f} ± {r['stderr']:.3f}", f"{r['taken_rate']:.3f}"]
+                for name, r in one["results"].items()
+            ]
+    if prints:
+        header = ["footprint of", "unshifted", "reranked", "shifted", "mean rank", "entropy ratio"]
+        parts += ["", markdown(header, prints)]
+    if steps:
+        parts += ["", markdown(["tuned", "its token at", "pass@1", "share of tokens"], steps)]
+    if fits := results.of(base, "fit", "method"):
+        rates = ", ".join(f"{gate_rate(one['gated']):.3f}" for one in fits)
+        seconds = ", ".join(f"{one['cost']['seconds']:.0f}" for one in fits)
+        steps_ = ", ".join(str(one["cost"]["steps"]) for one in fits)
+        parts.append(
+            f"\nReasonMaxxer: gate rate {rates}; {steps_} optimizer steps; {seconds} s a fit."
+        )
+    for one in results.of(base, "grpo"):
+        end = "stopped rising" if one["stopped_rising"] else "was still rising at its last step"
+        parts.append(
+            f"\nGRPO: {one['cost']['steps']} optimizer steps, {one['cost']['seconds']:.0f} s; "
+            f"held-out accuracy {end}; kept step {one['kept']['step']}."
+        )
+    return parts
+
+
+def plot_ablations(rows: list[Row], path: Path) -> None:
+    """Gain over the base with its standard error, a bar each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.28 * len(rows) + 1), layout="constrained")
+    axes = figure.subplots()
+    gains = [one.gain for one in rows if one.gain]
+    axes.barh(
+        [one.label for one in rows],
+        [gain.value for gain in gains],
+        xerr=[gain.stderr for gain in gains],
+        color=["tab:blue" if one.label == "method" else "lightsteelblue" for one in rows],
+    )
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="gain over the base, pass@1, gated")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -1,0 +1,140 @@
+"""Cells -> tables. A score is the mean over the problems of all benchmarks; its standard error has
+both sources, problems and seeds; gains are paired by problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from training.metrics import Estimate, over_seeds
+from training.reproduce.cell import Cell
+from training.reproduce.measure import all_scores, total
+from training.reproduce.plan import METHOD
+from training.tiny.benchmarks import BENCHMARKS
+
+Answers = dict[str, Any]  # benchmark -> scores and the rest
+
+
+class Results:
+    """The cells that are there."""
+
+    def __init__(self, cells: Sequence[Cell], root: Path) -> None:
+        self.cells = list(cells)
+        self.found = {cell: result for cell in cells if (result := cell.read(root)) is not None}
+
+    @property
+    def bases(self) -> list[str]:
+        """Those planned, in their order."""
+        return list(dict.fromkeys(cell.base for cell in self.cells))
+
+    def of(self, base: str, kind: str, variant: str = "") -> list[dict[str, Any]]:
+        """The results of one thing, a seed each."""
+        return [
+            result
+            for cell, result in self.found.items()
+            if (cell.base, cell.kind, cell.variant) == (base, kind, variant)
+        ]
+
+    def variants(self, base: str) -> list[str]:
+        """Of its fits, those that are there, in the plan's order."""
+        made = (c.variant for c in self.cells if c in self.found and c.base == base)
+        return [name for name in dict.fromkeys(made) if self.of(base, "fit", name)]
+
+
+class Row(NamedTuple):
+    """One way to answer."""
+
+    label: str
+    score: Estimate
+    gain: Estimate | None  # over the base
+    seeds: int
+    benchmarks: dict[str, float]
+    tokens: float | None = None  # generated to make it, mean over seeds
+
+    def cells(self) -> list[str]:
+        """As a line of a Markdown table."""
+        gain = "" if self.gain is None else f"{self.gain.value:+.3f} ± {self.gain.stderr:.3f}"
+        return [
+            self.label,
+            *(f"{self.benchmarks[name]:.3f}" for name in BENCHMARKS),
+            str(self.score),
+            gain,
+            "" if self.tokens is None else f"{self.tokens / 1e6:.3f} M",
+            str(self.seeds) if self.gain else "",
+        ]
+
+
+HEADER = ["", *BENCHMARKS, "all", "gain", "tokens", "seeds"]
+
+
+def row(
+    label: str, seeds: Sequence[Answers], base: Answers | None, tokens: Sequence[float] = ()
+) -> Row:
+    """Of the answers of each seed."""
+    scores = [np.asarray(all_scores(answers)) for answers in seeds]
+    means = {
+        name: float(np.mean([answers[name]["scores"] for answers in seeds])) for name in BENCHMARKS
+    }
+    gain = None
+    if base is not None:
+        gain = over_seeds([one - np.asarray(all_scores(base)) for one in scores])
+    mean_tokens = float(np.mean(tokens)) if tokens else None
+    return Row(label, over_seeds(scores), gain, len(seeds), means, mean_tokens)
+
+
+# (label, kind, variant, key of the answers, key of the base's)
+WAYS = (
+    ("GRPO", "grpo", "", "grpo", "base"),
+    ("**ReasonMaxxer, gated**", "fit", METHOD, "gated", "base"),
+    ("at every step", "fit", METHOD, "always", "base"),
+    ("gate opened by lot", "fit", METHOD, "by lot", "base, transformers"),
+    ("fitted at random positions, gated", "fit", "random-gate", "gated", "base"),
+    ("fitted for random rewards, gated", "fit", "random-reward", "gated", "base"),
+)
+
+
+def main_rows(results: Results, base: str) -> dict[str, Row]:
+    """Label -> row: the base, GRPO, the method and its controls; what is there of them."""
+    made = results.of(base, "base")
+    if not made:
+        return {}
+    rows = {"base": row("base", [made[0]["base"]], None)}
+    for label, kind, variant, key, against in WAYS:
+        if seeds := results.of(base, kind, variant):
+            tokens = [one["cost"]["tokens"] for one in seeds]
+            answers = [one[key] for one in seeds]
+            rows[label] = row(label, answers, made[0][against], tokens)
+    return rows
+
+
+def ablation_rows(results: Results, base: str) -> list[Row]:
+    """A gated row for each variant of fit."""
+    made = results.of(base, "base")
+    if not made:
+        return []
+    rows = []
+    for variant in results.variants(base):
+        seeds = results.of(base, "fit", variant)
+        answers = [one["gated"] for one in seeds]
+        tokens = [one["cost"]["tokens"] for one in seeds]
+        rows.append(row(variant, answers, made[0]["base"], tokens))
+    return rows
+
+
+def gate_rate(answers: Answers) -> float:
+    """Gated tokens / generated tokens."""
+    return total(answers, "gated") / total(answers, "tokens")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def show(found: dict[str, float] | None, form: Callable[[float], str]) -> str:
+    """value ± standard error, of a footprint's figure."""
+    return f"{form(found['value'])} ± {form(found['stderr'])}" if found else "-"
