@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= 1
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install tools demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest base adapter clean
+.PHONY: help install tools demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,12 @@ bench: install ## speed and memory of the training stages
 
 loadtest: install ## locust against a server that `make serve` left running
 	$(BIN)/python -m loadtests steady --host http://127.0.0.1:$(PORT)
+
+reproduce: install ## the paper's claims on every base: the cells not there yet, then the report (hours)
+	$(BIN)/python -m training.reproduce
+
+reproduce-quick: install ## the same on one base with one seed, small
+	$(BIN)/python -m training.reproduce --quick
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
 	$(BIN)/python -m training.tiny pretrain --base qwen2-start
