@@ -163,7 +163,9 @@ def summarize(plan: Plan, ran: Ran, more: dict[str, Any] | None = None) -> dict[
         "checks": [check._asdict() for check in checks],
         "host": plan.host,
         "seconds": round(length, 2),
-        "settings": settings | {"versions": list(plan.versions)},
+        # A report is shown around: no path of this machine's.
+        "settings": settings
+        | {"versions": list(plan.versions), "problems": Path(plan.problems).name},
         "machine": machine() | {"locust": _version("locust")},
         "all": figures.describe(figures.good_users(ran.answers), 0.0, length),
         "models": figures.by_model(ran.answers, 0.0, length),

@@ -31,7 +31,7 @@ from training.generate import Engine, SamplingOptions, derive_seed, open_generat
 from training.model import load_model, open_base
 from training.problems import Problem, load_problems
 from training.results import Result
-from training.run import last_checkpoint
+from training.run import whole_checkpoints
 from training.verify import Verifier
 
 logger = logging.getLogger("training.grpo")
@@ -116,8 +116,8 @@ def train(
     max_tokens: int,
     verifier: Verifier,
     heldout: HeldOut,
-) -> list[dict[str, Any]]:
-    """Run TRL's trainer until `heldout` stops it; return its history, a row of figures a step.
+) -> None:
+    """Run TRL's trainer from its last checkpoint until `heldout` stops it.
 
     Raises:
         ValueError: TRL is not installed.
@@ -164,9 +164,8 @@ def train(
             report_to=[],
         ),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(config.run_dir))
-    history: list[dict[str, Any]] = trainer.state.log_history
-    return history
+    done = whole_checkpoints(config.run_dir)
+    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
 
 
 def load_device() -> str:
@@ -218,7 +217,12 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
 
         heldout = HeldOut(ask, config.patience, config.run_dir / "looks.json")
         heldout.look(0, base.folder)
-        history = train(config, base.folder, problems, renderer, max_tokens, verifier, heldout)
+        for folder in whole_checkpoints(config.run_dir):  # a kill may have come before the look
+            heldout.look(int(folder.name.split("-")[1]), folder)
+        if not stopped_rising(heldout.looks, config.patience):
+            train(config, base.folder, problems, renderer, max_tokens, verifier, heldout)
+    last = whole_checkpoints(config.run_dir)[-1]
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     kept = best(heldout.looks)
     folder = config.run_dir / f"checkpoint-{kept.step}" if kept.step else base.folder
     write_model(folder, config.output)

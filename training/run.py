@@ -97,12 +97,13 @@ class Parts:
             pass
 
 
-def last_checkpoint(run: Path) -> str | None:
-    """The Trainer's newest checkpoint that is whole (its trainer state is written last)."""
-    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The Trainer's checkpoints that are whole (its state is written last), oldest first."""
+    found = []
+    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
         try:
             json.loads((folder / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue
-        return str(folder)
-    return None
+        found.append(folder)
+    return found

@@ -406,7 +406,8 @@ train(PretrainConfig.load(sys.argv[1:]), [Kill()])
 
 
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    from training.tiny.pretrain import last_checkpoint, main
+    from training.run import whole_checkpoints
+    from training.tiny.pretrain import main
 
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL))
@@ -422,12 +423,12 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     run_folder = tmp_path / "runs" / "killed"
     checkpoint = run_folder / "checkpoint-8"
-    assert last_checkpoint(run_folder) == str(checkpoint)
+    assert whole_checkpoints(run_folder)[-1] == checkpoint
     # A checkpoint that was being written when the run died does not count.
     half = run_folder / "checkpoint-12"
     half.mkdir()
     (half / "trainer_state.json").write_text('{"global_step"')
-    assert last_checkpoint(run_folder) == str(checkpoint)
+    assert whole_checkpoints(run_folder)[-1] == checkpoint
 
     main(argv("killed"))
     main(argv("whole"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from adapters.files import atomic_directory, write_text
 from training.config import usage_error
-from training.run import last_checkpoint
+from training.run import whole_checkpoints
 from training.tiny.config import PretrainConfig
 from training.tiny.corpus import read_corpus, write_corpus
 from training.tiny.data import batches, encode
@@ -126,7 +126,8 @@ def train(
         data_collator=lambda items: items[0],
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(run))
+    done = whole_checkpoints(run)
+    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return (
         trainer.model,
