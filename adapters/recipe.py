@@ -35,7 +35,10 @@ class Sampling(_Section):
     """Rollouts from the frozen base."""
 
     rollouts: int = Field(20, ge=2, description="Rollouts per problem.")
-    temperature: float = Field(0.6, gt=0)
+    temperature: float = Field(0.6, gt=0, description="Of answers; of rollouts too, by default.")
+    rollout_temperature: float | None = Field(
+        None, gt=0, description="Of rollouts: higher, and more of what could be chosen is tried."
+    )
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(2048, ge=1, description="Longest answer, in tokens.")
 
@@ -46,6 +49,11 @@ class Selection(_Section):
     problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
     shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
     advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
+    baseline: Literal["problem", "prefix"] = Field(
+        "problem",
+        description="What a reward is held against: the problem's mean, or that of its rollouts "
+        "which began with the same tokens.",
+    )
     advantages: Literal["signed", "positive"] = Field(
         "signed", description="positive: an ablation, right rollouts alone."
     )

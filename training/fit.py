@@ -195,6 +195,7 @@ def fit(config: FitConfig) -> Path:
         examples = select(
             rollouts["problem"].to_numpy(),
             rewards,
+            rollouts["token_ids"].to_pylist(),
             entropies,
             gate.tau,
             config.selection,
@@ -360,7 +361,7 @@ def training_rows(rollouts: pa.Table, examples: list[Example]) -> list[TrainingR
         TrainingRow(
             prompt_ids=prompt,
             token_ids=tokens,
-            advantage=example.advantage,
+            advantages=example.advantages.tolist(),
             decisions=example.decisions.tolist(),
         )
         for prompt, tokens, example in zip(

@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 Engine = Literal["auto", "vllm", "transformers"]
 
 
+def vllm_is_here() -> bool:
+    """vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 class Completion(NamedTuple):
     """One answer. `token_ids` end with the end-of-sequence token when `finish_reason` is stop."""
 
@@ -120,7 +125,7 @@ class Generator:
         return answers
 
     def _start(self) -> Source:
-        if self._engine == "vllm" or (self._engine == "auto" and importlib.util.find_spec("vllm")):
+        if self._engine == "vllm" or (self._engine == "auto" and vllm_is_here()):
             from training.generate_vllm import VllmSource
 
             try:

@@ -110,7 +110,7 @@ def batch_loss(
         hidden, base_hidden: [T, d] hidden states that predict `tokens`, adapter on and off.
         head: the output projection, frozen.
         tokens: [T] long, the tokens taken.
-        advantage: [T] float, each position's rollout's.
+        advantage: [T] float.
         decision: [T] bool.
         rollout: [T] long.
 

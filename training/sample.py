@@ -46,7 +46,10 @@ def sample(
         # Seeds follow the problem, not the place in the queue: a resumed run draws the same.
         seeds = [derive_seed(seed, "rollouts", problems[index].id) for index in missing]
         options = SamplingOptions(
-            sampling.rollouts, sampling.temperature, sampling.top_p, sampling.max_tokens
+            sampling.rollouts,
+            sampling.rollout_temperature or sampling.temperature,
+            sampling.top_p,
+            sampling.max_tokens,
         )
         with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
             for place, completions in generator.stream(prompts, options, seeds=seeds):

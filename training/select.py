@@ -16,26 +16,15 @@ import numpy.typing as npt
 from adapters.gate import RATES, calibrate, calibration_table
 from adapters.manifest import Gate
 from adapters.recipe import GateChoice, Selection
+from training.advantage import advantages, prefix_advantages
 
 
 class Example(NamedTuple):
     """A rollout to train on."""
 
     row: int  # in the rollouts table
-    advantage: float
+    advantages: npt.NDArray[np.float64]  # [T]
     decisions: npt.NDArray[np.bool_]  # [T]
-
-
-def advantages(rewards: npt.ArrayLike, clip: float) -> npt.NDArray[np.float64]:
-    """(r - mean) / std over one problem's rollouts, within +-clip; zeros where all are equal.
-
-    The standard deviation is the population's, as the paper's formula reads.
-    """
-    r = np.asarray(rewards, dtype=np.float64)
-    deviation = r.std()
-    if deviation == 0:
-        return np.zeros_like(r)
-    return np.clip((r - r.mean()) / deviation, -clip, clip)
 
 
 def choose_gates(
@@ -56,6 +45,7 @@ def choose_gates(
 def select(
     problems: npt.ArrayLike,
     rewards: npt.ArrayLike,
+    tokens: Sequence[Sequence[int]],
     entropies: Sequence[npt.NDArray[Any]],
     tau: float,
     selection: Selection,
@@ -66,7 +56,8 @@ def select(
     Args:
         problems: [N] the problem each rollout belongs to.
         rewards: [N] 0 or 1.
-        entropies: N arrays of nats.
+        tokens: N answers, ids.
+        entropies: N arrays of nats, one a token.
         seed: for the controls, which draw at random.
 
     Returns:
@@ -88,16 +79,30 @@ def select(
         rows = rows_of[p]
         # Advantages over all of a problem's rollouts: the trimming must not move their mean.
         advantage = dict(
-            zip(rows, advantages(reward_of[rows], selection.advantage_clip), strict=True)
+            zip(
+                rows,
+                _advantages(reward_of[rows], [tokens[r] for r in rows], selection),
+                strict=True,
+            )
         )
         shortest = sorted(rows, key=lambda row: (len(entropies[row]), row))
         for row in sorted(shortest[: max(1, round(selection.shortest * len(rows)))]):
-            if selection.advantages == "positive" and advantage[row] <= 0:
+            if selection.advantages == "positive" and reward_of[row] == 0:
                 continue
             decisions = _decisions(entropies[row] > tau, selection.gate, rng)
             if decisions.any():
-                examples.append(Example(int(row), float(advantage[row]), decisions))
+                examples.append(Example(int(row), advantage[row], decisions))
     return examples
+
+
+def _advantages(
+    rewards: npt.NDArray[np.float64], tokens: Sequence[Sequence[int]], selection: Selection
+) -> Sequence[npt.NDArray[np.float64]]:
+    """Of one problem's rollouts, [T] each."""
+    if selection.baseline == "prefix":
+        return prefix_advantages(rewards, tokens, selection.advantage_clip)
+    each = advantages(rewards, selection.advantage_clip)
+    return [np.full(len(answer), one) for one, answer in zip(each, tokens, strict=True)]
 
 
 def _decisions(

@@ -32,7 +32,7 @@ class TrainingRow(TypedDict):
 
     prompt_ids: list[int]
     token_ids: list[int]  # [T]
-    advantage: float
+    advantages: list[float]  # [T]
     decisions: list[bool]  # [T]
 
 
@@ -52,8 +52,9 @@ class Rollouts(Dataset[TrainingRow]):
 
 
 def strength(row: TrainingRow) -> float:
-    """|A| * |D| / length: how much a rollout has to say, per token (paper, recipe)."""
-    return abs(row["advantage"]) * sum(row["decisions"]) / len(row["token_ids"])
+    """|A| over D / length: how much a rollout has to say, per token (paper, recipe)."""
+    said = zip(row["advantages"], row["decisions"], strict=True)
+    return sum(abs(advantage) for advantage, at in said if at) / len(row["token_ids"])
 
 
 def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
@@ -68,15 +69,14 @@ def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
         first = number * width + len(row["prompt_ids"]) - 1
         states.append(torch.arange(first, first + len(row["token_ids"])))
         rollout.append(torch.full((len(row["token_ids"]),), number))
-    which = torch.cat(rollout)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "states": torch.cat(states),
         "tokens": torch.cat([torch.tensor(row["token_ids"]) for row in rows]),
         "decision": torch.cat([torch.tensor(row["decisions"]) for row in rows]),
-        "advantage": torch.tensor([row["advantage"] for row in rows])[which],
-        "rollout": which,
+        "advantage": torch.cat([torch.tensor(row["advantages"]) for row in rows]),
+        "rollout": torch.cat(rollout),
     }
 
 

@@ -37,14 +37,23 @@ def cost(tokens: int) -> dict[str, float]:
 def made(cell: Cell) -> dict[str, Any]:
     """A result as such a cell has it: GRPO gains .2, the method .19, .21 and .2, controls 0."""
     if cell.kind == "base":
-        return {"base": answers(0.4, 0.1), "base, transformers": answers(0.4, 0.1)}
+        plain = answers(0.4, 0.1)
+        return {"transformers": plain, "vllm": plain, "greedy": answers(0.5, 0.1)}
     if cell.kind == "fit":
         gain = {METHOD: (0.19, 0.21, 0.2)[cell.seed or 0]}.get(cell.variant, 0.0)
         ways = {"gated": answers(0.4 + gain, 0.1), "always": answers(0.5), "by lot": answers(0.4)}
-        return {**ways, "tau": 1.0, "cost": cost(100), "warnings": ["it drifts"]}
+        ways["served"] = answers(0.4 + gain, 0.1)
+        return {
+            **ways,
+            "engine": "transformers",
+            "tau": 1.0,
+            "cost": cost(100),
+            "warnings": ["it drifts"],
+        }
     if cell.kind == "grpo":
         rest = {"kept": {"step": 5}, "stopped_rising": True, "looks": []}
-        return {"grpo": answers(0.6, 0.1), "cost": cost(4000), **rest}
+        found = {"grpo": answers(0.6, 0.1), "engine": "transformers"}
+        return {**found, "cost": cost(4000), **rest}
     if cell.kind == "footprint":
         shares = {"unshifted": 0.97, "reranked": 0.03, "shifted": 0.0}
         shares |= {"mean_rank": 2.2, "entropy_ratio": 7.0}
@@ -114,6 +123,9 @@ def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
     assert (ours.score.n, ours.seeds, ours.tokens) == (PROBLEMS, 3, 100)
     assert PROBLEMS >= 500
     assert rows["base"].gain is None
+    assert rows["base, greedy"].gain is not None
+    assert rows["base, greedy"].gain.value == pytest.approx(0.1)
+    assert rows["the same, served by vLLM"].score == ours.score
 
 
 def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:

@@ -1,18 +1,10 @@
-"""Advantages, the choice of problems and rollouts, and of tau, by hand."""
+"""The choice of problems and rollouts, and of tau, by hand."""
 
 import numpy as np
 import pytest
 
 from adapters.recipe import GateChoice, Selection
-from training.select import advantages, choose_gates, select
-
-
-def test_advantages_by_hand() -> None:
-    # mean 0.25, population std sqrt(0.1875)
-    found = advantages([1, 0, 0, 0], clip=2.5)
-    assert found == pytest.approx([1.7320508, -0.5773503, -0.5773503, -0.5773503])
-    assert advantages([1] + [0] * 19, clip=2.5)[0] == 2.5  # 4.36 unclipped
-    assert advantages([1, 1, 1], clip=2.5).tolist() == [0, 0, 0]
+from training.select import choose_gates, select
 
 
 def rollouts(rewards_by_problem: dict[int, list[int]], lengths: list[int] | None = None):
@@ -20,28 +12,28 @@ def rollouts(rewards_by_problem: dict[int, list[int]], lengths: list[int] | None
     rewards = [r for rs in rewards_by_problem.values() for r in rs]
     lengths = lengths or [4] * len(rewards)
     entropies = [np.array([0.0] * (n - 1) + [2.0]) for n in lengths]
-    return problems, rewards, entropies
+    return problems, rewards, [[1] * n for n in lengths], entropies
 
 
 def test_only_mixed_problems_nearest_to_one_half_are_kept() -> None:
-    problems, rewards, h = rollouts(
+    problems, rewards, tokens, h = rollouts(
         {0: [1, 1, 1, 1], 1: [1, 0, 0, 0], 2: [0, 0, 0, 0], 3: [1, 1, 0, 0], 4: [1, 1, 1, 0]}
     )
-    kept = select(problems, rewards, h, 1.0, Selection(problems=2, shortest=1.0))
+    kept = select(problems, rewards, tokens, h, 1.0, Selection(problems=2, shortest=1.0))
     assert {problems[example.row] for example in kept} == {3, 1}  # 1 before 4: ties by index
-    assert sum(example.advantage for example in kept) == pytest.approx(0)
+    assert sum(example.advantages[0] for example in kept) == pytest.approx(0)
 
 
 def test_the_longest_rollouts_are_dropped_and_advantages_stay() -> None:
-    problems, rewards, h = rollouts({0: [1, 0, 1, 0, 1]}, lengths=[9, 3, 4, 5, 6])
-    kept = select(problems, rewards, h, 1.0, Selection(problems=1, shortest=0.8))
+    problems, rewards, tokens, h = rollouts({0: [1, 0, 1, 0, 1]}, lengths=[9, 3, 4, 5, 6])
+    kept = select(problems, rewards, tokens, h, 1.0, Selection(problems=1, shortest=0.8))
     assert [example.row for example in kept] == [1, 2, 3, 4]
-    assert kept[1].advantage == pytest.approx((1 - 0.6) / np.std([1, 0, 1, 0, 1]))
+    assert kept[1].advantages == pytest.approx((1 - 0.6) / np.std([1, 0, 1, 0, 1]))
 
 
 def test_decisions_are_where_entropy_exceeds_tau_and_rollouts_without_any_are_left_out() -> None:
-    h = [np.array([0.1, 1.5, 1.0]), np.array([0.1, 0.2, 1.0])]
-    kept = select([0, 0], [1, 0], h, 1.0, Selection(problems=1, shortest=1.0))
+    h, tokens = [np.array([0.1, 1.5, 1.0]), np.array([0.1, 0.2, 1.0])], [[1] * 3] * 2
+    kept = select([0, 0], [1, 0], tokens, h, 1.0, Selection(problems=1, shortest=1.0))
     assert [example.row for example in kept] == [0]
     assert kept[0].decisions.tolist() == [False, True, False]
 
@@ -60,23 +52,29 @@ def test_the_controls_keep_the_numbers_and_lose_the_meaning() -> None:
     problems = np.repeat(np.arange(50), 8)
     rewards = np.repeat(rng.random(50) < 0.5, 8) ^ (rng.random(400) < 0.1)
     entropies = [np.where(np.arange(30) < 3, 2.0, 0.1) for _ in problems]  # the first three
-    usual = select(problems, rewards, entropies, 1.0, Selection(problems=50))
-    gate = select(problems, rewards, entropies, 1.0, Selection(problems=50, gate="random"))
+    tokens = [[1] * 30] * 400
+    usual = select(problems, rewards, tokens, entropies, 1.0, Selection(problems=50))
+    gate = select(problems, rewards, tokens, entropies, 1.0, Selection(problems=50, gate="random"))
     assert [one.row for one in gate] == [one.row for one in usual]
     assert all(one.decisions.sum() == 3 for one in gate)
     assert np.mean([one.decisions[:3].sum() for one in gate]) < 1  # 0.3 expected, 3 in `usual`
-    reward = select(problems, rewards, entropies, 1.0, Selection(problems=50, reward="random"))
-    signs = [np.sign(one.advantage) == (1 if rewards[one.row] else -1) for one in reward]
+    reward = select(
+        problems, rewards, tokens, entropies, 1.0, Selection(problems=50, reward="random")
+    )
+    signs = [np.sign(one.advantages[0]) == (1 if rewards[one.row] else -1) for one in reward]
     assert 0.3 < np.mean(signs) < 0.7
-    again = select(problems, rewards, entropies, 1.0, Selection(problems=50, gate="random"))
+    again = select(problems, rewards, tokens, entropies, 1.0, Selection(problems=50, gate="random"))
     assert all((a.decisions == b.decisions).all() for a, b in zip(gate, again, strict=True))
 
 
 def test_positions_by_place_or_all_and_right_rollouts_alone() -> None:
     h = [np.array([0.1, 2.0, 0.1, 2.0]), np.array([2.0, 0.1, 0.1, 0.1])]
+    tokens = [[1, 2, 3, 4], [1, 3, 3, 4]]
 
     def decisions(**changes: str) -> list[list[bool]]:
-        kept = select([0, 0], [1, 0], h, 1.0, Selection(problems=1, shortest=1.0, **changes))
+        kept = select(
+            [0, 0], [1, 0], tokens, h, 1.0, Selection(problems=1, shortest=1.0, **changes)
+        )
         return [one.decisions.tolist() for one in kept]
 
     first, two = [True, False, False, False], [False, True, False, True]
@@ -84,3 +82,13 @@ def test_positions_by_place_or_all_and_right_rollouts_alone() -> None:
     assert decisions(gate="position") == [[True, True, False, False], first]
     assert decisions(gate="none") == [[True] * 4, [True] * 4]
     assert decisions(advantages="positive") == [two]
+
+
+def test_the_baseline_of_a_prefix_weighs_each_token_apart() -> None:
+    h = [np.array([2.0, 2.0])] * 4
+    tokens, selection = [[7, 1], [7, 2], [8, 1], [8, 2]], Selection(shortest=1.0)
+    by_problem = select([0] * 4, [1, 1, 1, 0], tokens, h, 1.0, selection)
+    assert all(one.advantages[0] == one.advantages[1] for one in by_problem)
+    prefix = selection.model_copy(update={"baseline": "prefix"})
+    by_prefix = select([0] * 4, [1, 1, 1, 0], tokens, h, 1.0, prefix)
+    assert by_prefix[2].advantages[1] > by_prefix[2].advantages[0] > 0  # its kin failed

@@ -42,7 +42,7 @@ def rows() -> list[TrainingRow]:
             TrainingRow(
                 prompt_ids=rng.integers(3, 300, rng.integers(3, 9)).tolist(),
                 token_ids=rng.integers(3, 300, length).tolist(),
-                advantage=1.0 if number % 2 else -1.0,
+                advantages=[1.0 if number % 2 else -1.0] * length,
                 decisions=decisions.tolist(),
             )
         )
@@ -76,7 +76,10 @@ def test_collated_states_are_the_positions_that_predict_the_answer(rows) -> None
 
 def test_strength_is_the_papers_order() -> None:
     row = TrainingRow(
-        prompt_ids=[1], token_ids=[1] * 10, advantage=-2.0, decisions=[True] * 3 + [False] * 7
+        prompt_ids=[1],
+        token_ids=[1] * 10,
+        advantages=[-2.0] * 10,
+        decisions=[True] * 3 + [False] * 7,
     )
     assert strength(row) == pytest.approx(0.6)
 
@@ -152,7 +155,7 @@ def test_a_masked_adapter_changes_nothing_before_its_first_position(model, rows)
     row = TrainingRow(
         prompt_ids=rows[0]["prompt_ids"],
         token_ids=[5, 6, 7, 8],
-        advantage=1.0,
+        advantages=[1.0] * 4,
         decisions=[False, False, True, False],
     )
     batch = collate([row])

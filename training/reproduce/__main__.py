@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -45,7 +46,9 @@ class ReproduceConfig(Config):
     ablations: list[str] = Field(list(ABLATIONS), description="Names of those wanted.")
     only: list[str] = Field([], description="Make these alone, '*/grpo/*' say; report on all.")
     minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
-    engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
+    engine: Engine = Field(
+        "auto", description="What samples; auto: vllm on a GPU, else transformers, faster there."
+    )
     quick: bool = Field(False, description="One base, one seed, small, no ablations.")
     results: Path = Field(Path("docs/results"), description="Folder of report and cells.")
     work: Path = Field(Path("runs/reproduce"), description="Adapters, models, rollouts.")
@@ -77,6 +80,13 @@ class ReproduceConfig(Config):
         return plan([Path(base).name for base in self.bases], self.seeds, self.ablations)
 
 
+def engine_for(wanted: Engine) -> Engine:
+    """auto: on a CPU a miniature answers three times as fast in transformers' large batches."""
+    if wanted != "auto":
+        return wanted
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
 def missing_bases(bases: Sequence[str]) -> dict[str, str]:
     """Name -> why, of the bases that cannot be opened."""
     found = {}
@@ -106,7 +116,7 @@ def reproduce(config: ReproduceConfig) -> list[str]:
         {Path(base).name: base for base in config.bases},
         config.work,
         QUICK if config.quick else FULL,
-        config.engine,
+        engine_for(config.engine),
     )
     failed = []
     begun = time.monotonic()

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from training.reproduce.plan import METHOD
-from training.reproduce.tables import Results, ablation_rows, main_rows
+from training.reproduce.tables import GRPO, OURS, Results, ablation_rows, main_rows
 
-GRPO, OURS = "GRPO", "**ReasonMaxxer, gated**"
 SHARE_OF_GAIN = 0.95  # of GRPO's, for as good
 TOKENS = 30  # GRPO generates at least so many times ours
 

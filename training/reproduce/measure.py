@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from training.evaluate import evaluate_generator
-from training.generate import Applied, Engine, SamplingOptions, open_generator
+from training.generate import Applied, Engine, SamplingOptions, open_generator, vllm_is_here
 from training.model import open_base
-from training.problems import Problem, load_problems
+from training.problems import Problem
 from training.reproduce.cell import Cell
 from training.reproduce.plan import METHOD
 from training.tiny.benchmarks import BENCHMARKS, benchmark_problems
+from training.tiny.world import puzzles
 from training.verify import Verifier
 
+# Of training.grpo: all weights of a miniature take a learning rate far above its default.
+GRPO = ("--learning-rate", "1e-4", "--patience", "3")
 FIRST_SEED = 10  # seeds below it are the corpus' own, whose problems a base has seen
 
 
@@ -31,18 +35,20 @@ FIRST_SEED = 10  # seeds below it are the corpus' own, whose problems a base has
 class Size:
     """How large everything is."""
 
-    problems: int = 400  # given to a fit, of which a quarter choose
+    problems: int = 300  # to train on
+    limit: int = 64  # of them, given to a fit that says nothing else
+    heldout: int = 100  # to choose by
     questions: int | None = None  # of each benchmark; None: all
     fit: tuple[str, ...] = ()  # further flags of training.fit
-    grpo: tuple[str, ...] = ()  # and of training.grpo
+    grpo: tuple[str, ...] = GRPO
 
 
 FULL = Size()
 QUICK = Size(
-    problems=120,
+    limit=32,
     questions=20,
     fit=("--sampling.rollouts", "8", "--checkpoints.samples", "1"),
-    grpo=("--max-steps", "20", "--every", "10", "--samples", "1"),
+    grpo=(*GRPO, "--max-steps", "20", "--every", "10", "--samples", "1"),
 )
 
 
@@ -52,6 +58,7 @@ class Measurer:
     Args:
         bases: name -> the model, a folder or a hub id.
         work: where fits, models and answers lie; a killed cell goes on from there.
+        engine: what samples and answers.
     """
 
     def __init__(self, bases: dict[str, str], work: Path, size: Size, engine: Engine) -> None:
@@ -68,28 +75,37 @@ class Measurer:
         }[cell.kind](cell)
 
     def base(self, cell: Cell) -> dict[str, Any]:
-        """The base on all benchmarks; in transformers too, where the gate by lot is drawn."""
+        """The base on all benchmarks, by each engine: each adapter is held against its own's."""
         base = open_base(self._bases[cell.base])
-        return {
-            "base": self.answers(base, None, self._engine),
-            "base, transformers": self.answers(base, None, "transformers"),
-        }
+        engines: list[Engine] = ["transformers", "vllm"] if vllm_is_here() else ["transformers"]
+        found: dict[str, Any] = {one: self.answers(base, None, one) for one in engines}
+        found["greedy"] = self.answers(base, None, "transformers", temperature=0)
+        return found
 
     def fit(self, cell: Cell) -> dict[str, Any]:
-        """An adapter, behind its gate and at every step; the method's behind a gate by lot too."""
+        """An adapter, behind its gate and at every step.
+
+        The method's behind a gate by lot too, and as it is served: by vLLM.
+        """
         folder, run = self.adapter(cell), self._fit_run(cell)
         report = json.loads((run / "report.json").read_text())
         seconds = json.loads((run / "seconds.json").read_text())
         gate = Manifest.read(folder).gate
         assert gate is not None  # a fit always calibrates one
         base = open_base(self._bases[cell.base])
-        ways = {"gated": Applied(folder, gate.tau), "always": Applied(folder)}
-        found = {name: self.answers(base, way, self._engine) for name, way in ways.items()}
+        gated = Applied(folder, gate.tau)
+        found = {
+            "gated": self.answers(base, gated, self._engine),
+            "always": self.answers(base, Applied(folder), self._engine),
+        }
         if cell.variant == METHOD:
             lot = Applied(folder, random_rate=gate.rate)
             found["by lot"] = self.answers(base, lot, "transformers")
+            if vllm_is_here():
+                found["served"] = self.answers(base, gated, "vllm")
         return {
             **found,
+            "engine": self._engine,
             "tau": gate.tau,
             "cost": {
                 "tokens": report["tokens"]["rollouts"],
@@ -103,11 +119,13 @@ class Measurer:
     def adapter(self, cell: Cell) -> Path:
         """Fit it; nothing is done again."""
         folder = self.folder(cell)
+        train, heldout = self.problems(cell)
+        limit = () if "--limit" in cell.flags else ("--limit", str(self._size.limit))
         self.run_module(
             *("training.fit", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
-            *("--problems", str(self.training_problems(cell))),
+            *("--problems", str(train), "--heldout", str(heldout)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
-            *("--engine", self._engine, *self._size.fit, *cell.flags),
+            *("--engine", self._engine, *limit, *self._size.fit, *cell.flags),
         )
         return folder
 
@@ -116,11 +134,12 @@ class Measurer:
         return self._work / "seeds" / cell.base / str(cell.seed) / "fit"
 
     def grpo(self, cell: Cell) -> dict[str, Any]:
-        """GRPO on the problems that a fit gets."""
+        """GRPO on the problems of which a fit gets some."""
         folder, run = self.grpo_model(cell), self._grpo_run(cell)
         report = json.loads((run / "report.json").read_text())
         return {
             "grpo": self.answers(open_base(str(folder)), None, self._engine, cell.base),
+            "engine": self._engine,
             "cost": {
                 name: report[name] for name in ("tokens", "heldout_tokens", "steps", "seconds")
             },
@@ -133,7 +152,7 @@ class Measurer:
         """Train it, or go on from its last checkpoint."""
         folder = self.folder(cell)
         if not folder.exists():
-            train, heldout = self.split(cell)
+            train, heldout = self.problems(cell)
             self.run_module(
                 *("training.grpo", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
                 *("--problems", str(train), "--heldout", str(heldout)),
@@ -160,9 +179,12 @@ class Measurer:
         else:
             tuned = self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed))
         output = self._work / "runs" / cell.id
+        # What replays an intervention is the engine that serves, wherever it is installed.
+        replays = module == "training.intervene" and vllm_is_here()
+        engine: Engine = "vllm" if replays else self._engine
         self.run_module(
             *(module, "--model", self._bases[cell.base], "--tuned", str(tuned)),
-            *("--problems", str(self.all_questions()), "--engine", self._engine),
+            *("--problems", str(self.all_questions()), "--engine", engine),
             *("--seed", str(cell.seed), "--output", str(output)),
         )
         found: dict[str, Any] = json.loads((output / "report.json").read_text())
@@ -171,11 +193,17 @@ class Measurer:
     # --------------------------------------------------------------------------- what they share
 
     def answers(
-        self, model: BaseModel, applied: Applied | None, engine: Engine, family_of: str = ""
+        self,
+        model: BaseModel,
+        applied: Applied | None,
+        engine: Engine,
+        family_of: str = "",
+        temperature: float | None = None,
     ) -> dict[str, Any]:
         """Benchmark -> what the model answers: mean correctness of each problem, and the rest."""
-        name = family_of or model.name
-        recipe = recipe_for(name, model.model_type)
+        recipe = recipe_for(family_of or model.name, model.model_type)
+        if temperature is None:
+            temperature = recipe.sampling.temperature
         renderer = PromptRenderer.load(model.folder, recipe.prompt)
         asked = {name: self.questions(name) for name in BENCHMARKS}
         longest = max(
@@ -195,8 +223,8 @@ class Measurer:
         ):
             for name, problems in asked.items():
                 options = SamplingOptions(
-                    BENCHMARKS[name].samples,
-                    recipe.sampling.temperature,
+                    BENCHMARKS[name].samples if temperature else 1,
+                    temperature,
                     recipe.sampling.top_p,
                     recipe.sampling.max_tokens,
                 )
@@ -223,25 +251,19 @@ class Measurer:
         write_text(path, "".join(one.model_dump_json() + "\n" for one in rows.values()))
         return path
 
-    def training_problems(self, cell: Cell) -> Path:
-        """Those a fit gets; a seed of its own each."""
-        path = self._fit_run(cell).with_name("problems.jsonl")
-        if not path.exists():
-            assert cell.seed is not None
-            self.run_module(
-                *("training.tiny", "problems", "--seed", str(FIRST_SEED + cell.seed)),
-                *("--count", str(self._size.problems), "--out", str(path)),
-            )
-        return path
-
-    def split(self, cell: Cell) -> tuple[Path, Path]:
-        """The same as two files: to train on, and the last quarter to choose by."""
-        path = self.training_problems(cell)
-        problems = load_problems(str(path))
-        cut = len(problems) * 3 // 4
-        files = path.with_name("train.jsonl"), path.with_name("heldout.jsonl")
-        for file, part in zip(files, (problems[:cut], problems[cut:]), strict=True):
-            write_text(file, "".join(one.model_dump_json() + "\n" for one in part))
+    def problems(self, cell: Cell) -> tuple[Path, Path]:
+        """Two files: to train on and to choose by. A seed has its own."""
+        assert cell.seed is not None
+        size, folder = self._size, self._fit_run(cell).parent
+        files = folder / "train.jsonl", folder / "heldout.jsonl"
+        if not files[1].exists():
+            stream = puzzles(FIRST_SEED + cell.seed, "train")
+            rows = [
+                one.problem.model_dump_json() + "\n"
+                for one in islice(stream, size.problems + size.heldout)
+            ]
+            write_text(files[0], "".join(rows[: size.problems]))
+            write_text(files[1], "".join(rows[size.problems :]))
         return files
 
     def folder(self, cell: Cell) -> Path:

@@ -31,12 +31,14 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "o-only": _targets("o"),
     "qkvo": _targets("q", "k", "v", "o"),
     "all-linear": _targets("q", "k", "v", "o", "gate", "up", "down"),
-    **{f"problems-{n}": ("--selection.problems", str(n)) for n in (10, 25, 50, 100, 200)},
+    **{f"problems-{n}": ("--limit", str(n)) for n in (10, 25, 50, 100, 200)},
     **{f"rollouts-{n}": ("--sampling.rollouts", str(n)) for n in (4, 8, 20)},
     "paper-objective": ("--objective.name", "paper"),
     **{f"kl-{weight}": ("--objective.kl-weight", weight) for weight in ("0", "0.05", "1")},
     "masked-to-the-gate": ("--objective.mode", "gated"),
     "mean-per-token": ("--objective.mean", "token"),
+    "baseline-of-the-problem": ("--selection.baseline", "problem"),
+    "rollouts-as-answers": ("--sampling.rollout-temperature", "0.6"),
 }
 
 METHOD = "method"

@@ -23,7 +23,8 @@ _HEAD = """# The paper's claims, measured
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Base models
 are miniatures of this project (`python -m training.tiny pretrain --base NAME`); every score is
 pass@1 at T 0.6 on six held-out benchmarks (`training/tiny/benchmarks.py`), with the standard error
-over problems and seeds; gains are paired by problem. `tokens`: generated for training.
+over problems and seeds; gains are paired by problem. `tokens`: generated for training; those
+that answered held-out problems, to choose a checkpoint, are named below each table.
 """
 
 
@@ -105,15 +106,22 @@ def _looks(results: Results, base: str) -> list[str]:
         seconds = ", ".join(f"{one['cost']['seconds']:.0f}" for one in fits)
         steps_ = ", ".join(str(one["cost"]["steps"]) for one in fits)
         parts.append(
-            f"\nReasonMaxxer: gate rate {rates}; {steps_} optimizer steps; {seconds} s a fit."
+            f"\nReasonMaxxer: gate rate {rates}; {steps_} optimizer steps; {seconds} s a fit; "
+            f"{_heldout(fits)} tokens to choose by."
         )
     for one in results.of(base, "grpo"):
         end = "stopped rising" if one["stopped_rising"] else "was still rising at its last step"
         parts.append(
             f"\nGRPO: {one['cost']['steps']} optimizer steps, {one['cost']['seconds']:.0f} s; "
-            f"held-out accuracy {end}; kept step {one['kept']['step']}."
+            f"held-out accuracy {end}; kept step {one['kept']['step']}; {_heldout([one])} "
+            "tokens to choose by."
         )
     return parts
+
+
+def _heldout(seeds: list[dict[str, Any]]) -> str:
+    """Tokens that chose the checkpoints, millions, each seed's."""
+    return ", ".join(f"{one['cost']['heldout_tokens'] / 1e6:.3f} M" for one in seeds)
 
 
 def plot_ablations(rows: list[Row], path: Path) -> None:

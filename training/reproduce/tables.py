@@ -85,14 +85,25 @@ def row(
     return Row(label, over_seeds(scores), gain, len(seeds), means, mean_tokens)
 
 
-# (label, kind, variant, key of the answers, key of the base's)
+class Way(NamedTuple):
+    """A line of the main table: what to show of which cells."""
+
+    label: str
+    kind: str
+    variant: str
+    key: str  # of the answers
+    engine: str | None = None  # whose answers of the base they are held against; None: their own
+
+
+GRPO, OURS = "GRPO", "**ReasonMaxxer, gated**"
 WAYS = (
-    ("GRPO", "grpo", "", "grpo", "base"),
-    ("**ReasonMaxxer, gated**", "fit", METHOD, "gated", "base"),
-    ("at every step", "fit", METHOD, "always", "base"),
-    ("gate opened by lot", "fit", METHOD, "by lot", "base, transformers"),
-    ("fitted at random positions, gated", "fit", "random-gate", "gated", "base"),
-    ("fitted for random rewards, gated", "fit", "random-reward", "gated", "base"),
+    Way(GRPO, "grpo", "", "grpo"),
+    Way(OURS, "fit", METHOD, "gated"),
+    Way("the same, served by vLLM", "fit", METHOD, "served", "vllm"),
+    Way("at every step", "fit", METHOD, "always"),
+    Way("gate opened by lot", "fit", METHOD, "by lot", "transformers"),
+    Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
+    Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
 )
 
 
@@ -101,12 +112,15 @@ def main_rows(results: Results, base: str) -> dict[str, Row]:
     made = results.of(base, "base")
     if not made:
         return {}
-    rows = {"base": row("base", [made[0]["base"]], None)}
-    for label, kind, variant, key, against in WAYS:
-        if seeds := results.of(base, kind, variant):
+    plain = made[0]["transformers"]
+    rows = {"base": row("base", [plain], None)}
+    rows["base, greedy"] = row("base, greedy", [made[0]["greedy"]], plain)
+    for way in WAYS:
+        seeds = [one for one in results.of(base, way.kind, way.variant) if way.key in one]
+        if seeds:
+            against = made[0][way.engine or seeds[0]["engine"]]
             tokens = [one["cost"]["tokens"] for one in seeds]
-            answers = [one[key] for one in seeds]
-            rows[label] = row(label, answers, made[0][against], tokens)
+            rows[way.label] = row(way.label, [one[way.key] for one in seeds], against, tokens)
     return rows
 
 
@@ -120,7 +134,7 @@ def ablation_rows(results: Results, base: str) -> list[Row]:
         seeds = results.of(base, "fit", variant)
         answers = [one["gated"] for one in seeds]
         tokens = [one["cost"]["tokens"] for one in seeds]
-        rows.append(row(variant, answers, made[0]["base"], tokens))
+        rows.append(row(variant, answers, made[0][seeds[0]["engine"]], tokens))
     return rows
 
 
