@@ -34,7 +34,7 @@ def prompts(pair: Pair) -> list[list[int]]:
 
     renderer = PromptRenderer.load(BaseModel.open(BASE).folder, Prompt())
     stream = puzzles(4, "heldout")
-    return [renderer.token_ids(next(stream).problem.problem) for _ in range(6)]
+    return [renderer.token_ids(next(stream).problem.problem) for _ in range(3)]
 
 
 def batch(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,7 +57,9 @@ def made(cell: Cell) -> dict[str, Any]:
     if cell.kind == "footprint":
         shares = {"unshifted": 0.97, "reranked": 0.03, "shifted": 0.0}
         shares |= {"mean_rank": 2.2, "entropy_ratio": 7.0}
-        return {name: {"value": value, "stderr": 0.01} for name, value in shares.items()}
+        found = {name: {"value": value, "stderr": 0.01} for name, value in shares.items()}
+        overlap = {"tau": 1.0, "gate_rate": 0.05, "precision": None, "recall": 0.9}
+        return found | {"overlap": [overlap]}
     scores = {"base": 0.4, "tuned": 0.6, "oracle": 0.6, "random": 0.41, "entropy": 0.59}
     return {
         "results": {
@@ -152,7 +154,7 @@ def test_the_report_tells_what_is_there(cells: list[Cell], tmp_path: Path) -> No
     assert "| 0.600 ± " in text and "ReasonMaxxer, gated" in text and "it drifts" in text
     assert report["missing"] == [cell.id for cell in cells[-3:]]
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert (tmp_path / "ablations.png").exists()
+    assert (tmp_path / "ablations.png").exists() and (tmp_path / "overlap.png").exists()
 
 
 def test_the_command_makes_what_is_missing_and_goes_on_after_a_failure(

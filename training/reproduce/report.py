@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapters.files import atomic_write, write_json, write_text
+from adapters.files import write_json, write_text
 from training.reproduce.claims import judge
+from training.reproduce.plan import METHOD
+from training.reproduce.plots import plot_ablations, plot_overlaps
 from training.reproduce.tables import (
     HEADER,
     Results,
@@ -18,6 +20,7 @@ from training.reproduce.tables import (
     show,
 )
 
+TUNED = ("grpo", METHOD)
 _HEAD = """# The paper's claims, measured
 
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Base models
@@ -44,6 +47,16 @@ def write_report(results: Results, folder: Path, command: str) -> dict[str, Any]
         if rows:
             parts += [f"\n## {base}\n", markdown(HEADER, [one.cells() for one in rows.values()])]
             parts += _looks(results, base)
+    footprints = {
+        f"{tuned} on {base}": found[0]
+        for base in results.bases
+        for tuned in TUNED
+        if (found := results.of(base, "footprint", tuned))
+    }
+    if footprints:
+        parts.append("\n## The gate as a finder of changed positions\n")
+        parts.append("![precision and recall over the gate rate](overlap.png)")
+        plot_overlaps(footprints, folder / "overlap.png")
     ablations = ablation_rows(results, results.bases[0])
     if len(ablations) > 1:
         parts.append(f"\n## Ablations on {results.bases[0]}, gated\n")
@@ -86,7 +99,7 @@ def _looks(results: Results, base: str) -> list[str]:
     """Footprints and interventions of a base, and the gate rate."""
     parts = []
     prints, steps = [], []
-    for tuned in ("grpo", "method"):
+    for tuned in TUNED:
         for one in results.of(base, "footprint", tuned):
             shares = [show(one[n], "{:.2%}".format) for n in ("unshifted", "reranked", "shifted")]
             ratio = show(one["entropy_ratio"], "{:.1f}".format)
@@ -101,7 +114,7 @@ def _looks(results: Results, base: str) -> list[str]:
         parts += ["", markdown(header, prints)]
     if steps:
         parts += ["", markdown(["tuned", "its token at", "pass@1", "share of tokens"], steps)]
-    if fits := results.of(base, "fit", "method"):
+    if fits := results.of(base, "fit", METHOD):
         rates = ", ".join(f"{gate_rate(one['gated']):.3f}" for one in fits)
         seconds = ", ".join(f"{one['cost']['seconds']:.0f}" for one in fits)
         steps_ = ", ".join(str(one["cost"]["steps"]) for one in fits)
@@ -122,23 +135,3 @@ def _looks(results: Results, base: str) -> list[str]:
 def _heldout(seeds: list[dict[str, Any]]) -> str:
     """Tokens that chose the checkpoints, millions, each seed's."""
     return ", ".join(f"{one['cost']['heldout_tokens'] / 1e6:.3f} M" for one in seeds)
-
-
-def plot_ablations(rows: list[Row], path: Path) -> None:
-    """Gain over the base with its standard error, a bar each."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.28 * len(rows) + 1), layout="constrained")
-    axes = figure.subplots()
-    gains = [one.gain for one in rows if one.gain]
-    axes.barh(
-        [one.label for one in rows],
-        [gain.value for gain in gains],
-        xerr=[gain.stderr for gain in gains],
-        color=["tab:blue" if one.label == "method" else "lightsteelblue" for one in rows],
-    )
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="gain over the base, pass@1, gated")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
