@@ -143,6 +143,11 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     for seed in (1, 2):
         Cell("tiny-llama", "grpo", seed=seed).path(tmp_path).unlink()
     assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
+    sharper = Cell(BASE, "intervene", "grpo", 0)  # its first choices are the base's
+    result = made(sharper)
+    result["results"]["oracle"]["pass@1"] = 0.4
+    sharper.write(tmp_path, result, 1.0)
+    assert judge(Results(cells, tmp_path))[2].verdict == "holds in part"
     assert verdict({"a": True, "b": False}) == "holds in part"
 
 

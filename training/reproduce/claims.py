@@ -23,7 +23,7 @@ class Claim(NamedTuple):
 
 
 def verdict(found: dict[str, bool]) -> str:
-    """Base -> whether it holds there -> the verdict."""
+    """Base, or a part of the claim on it -> whether it holds there -> the verdict."""
     if not found:
         return "not measured"
     if all(found.values()):
@@ -84,7 +84,7 @@ def uncertain(results: Results) -> Claim:
 
 
 def causal(results: Results) -> Claim:
-    """Claim 3."""
+    """Claim 3, of three parts on each base."""
     lines, ok = [], {}
     for base in results.bases:
         for found in results.of(base, "intervene", "grpo"):
@@ -100,8 +100,8 @@ def causal(results: Results) -> Claim:
                 f"{base}: of a gain of {gain:+.3f}, "
                 + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             )
-            recovered = min(shares["oracle"], shares["entropy"]) >= 0.8
-            ok[base] = recovered and shares["random"] <= 0.2
+            ok |= {f"{base}, {name}": shares[name] >= 0.8 for name in ("oracle", "entropy")}
+            ok[f"{base}, random"] = shares["random"] <= 0.2
     return Claim(
         "Those positions are the cause: the tuned model's token there, or where entropy exceeds "
         "tau, recovers its gain (at least 80 %), at random positions it does not (at most 20 %).",
