@@ -47,7 +47,7 @@ class ReproduceConfig(Config):
     only: list[str] = Field([], description="Make these alone, '*/grpo/*' say; report on all.")
     minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
     engine: Engine = Field(
-        "auto", description="What samples; auto: vllm on a GPU, else transformers, faster there."
+        "auto", description="What samples; auto: vllm on a GPU, else transformers."
     )
     quick: bool = Field(False, description="One base, one seed, small, no ablations.")
     results: Path = Field(Path("docs/results"), description="Folder of report and cells.")
@@ -81,7 +81,7 @@ class ReproduceConfig(Config):
 
 
 def engine_for(wanted: Engine) -> Engine:
-    """auto: on a CPU a miniature answers three times as fast in transformers' large batches."""
+    """auto: on a CPU without a bf16 unit transformers answers a miniature's cell sooner."""
     if wanted != "auto":
         return wanted
     return "vllm" if torch.cuda.is_available() else "transformers"
