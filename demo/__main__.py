@@ -39,7 +39,7 @@ class DemoConfig(Config):
     program: ClassVar[str] = "python -m demo"
 
     model: Path = Field(Path("models/tiny-qwen2"), description="A miniature base.")
-    train: int = Field(400, ge=20, description="Problems given to fit.")
+    train: int = Field(240, ge=20, description="Problems given to fit.")
     questions: int = Field(500, ge=10, description="Held-out problems asked over HTTP.")
     samples: int = Field(4, ge=1, description="Answers per problem and model.")
     temperature: float = Field(0.6, gt=0)
