@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
-demo: install ## fit an adapter, serve it, compare it with its base (about 4 minutes on 2 cores)
+demo: install ## fit an adapter, serve it, compare it with its base (4 to 13 minutes on 2 cores)
 	$(BIN)/python -m demo
 
 # What the tests of the dashboards and of the page drive; without them those are skipped.
