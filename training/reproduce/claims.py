@@ -85,7 +85,8 @@ def uncertain(results: Results) -> Claim:
 
 def causal(results: Results) -> Claim:
     """Claim 3, of three parts on each base."""
-    lines, ok = [], {}
+    lines: list[str] = []
+    ok: dict[str, bool] = {}
     for base in results.bases:
         for found in results.of(base, "intervene", "grpo"):
             scores = {name: one["pass@1"] for name, one in found["results"].items()}
