@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from tqdm import tqdm
 
 from adapters.base import BaseModel
@@ -31,12 +30,11 @@ from adapters.files import write_json
 from adapters.gate import RATES, calibrate, entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
-from adapters.store import SHIPPED
-from training.config import Config, usage_error
-from training.generate import Applied, Completion, Engine, SamplingOptions, open_generator
+from training.config import usage_error
+from training.generate import Applied, Completion, SamplingOptions, open_generator
 from training.metrics import Estimate, mean, ratio
 from training.model import head, hidden_states, open_base, pad_right
-from training.pair import Pair, Tuned
+from training.pair import Pair, PairConfig, Tuned
 from training.problems import load_problems
 from training.score import batches
 
@@ -45,24 +43,10 @@ logger = logging.getLogger("training.footprint")
 TOP = 5  # of the base: within it a choice is reranked, outside it shifted
 
 
-class FootprintConfig(Config):
+class FootprintConfig(PairConfig):
     """Settings of a footprint."""
 
     program: ClassVar[str] = "python -m training.footprint"
-
-    model: str = Field(description="Base model: a folder or a hub id.")
-    tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
-    store: Path = Field(SHIPPED, description="Folder of adapters.")
-    family: str = Field("", description="Default: by the model's name.")
-    problems: str = Field(description="As of training.evaluate.")
-    limit: int | None = Field(None, ge=1, description="The first so many problems.")
-    samples: int = Field(1, ge=1, description="Answers per problem.")
-    temperature: float = Field(0.6, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
-    engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
-    seed: int = Field(0, ge=0, lt=2**31)
-    output: Path | None = Field(None, description="Folder for report.json and footprint.png.")
 
 
 class Footprint(NamedTuple):

@@ -22,7 +22,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -36,16 +35,15 @@ from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe
-from adapters.store import SHIPPED
-from training.config import Config, usage_error
+from training.config import usage_error
 from training.evaluate import evaluate_generator
 from training.footprint import recipe_of
 from training.gated import Draw
-from training.generate import Applied, Engine, SamplingOptions, derive_seed, open_generator
+from training.generate import Applied, SamplingOptions, derive_seed, open_generator
 from training.generate_hf import drawing, end_tokens
 from training.metrics import Estimate, ratio
 from training.model import open_base
-from training.pair import Pair, Tuned
+from training.pair import Pair, PairConfig, Tuned
 from training.problems import Problem, load_problems
 from training.results import Recorder, Reply, Result, compare, table
 from training.score import sequence_entropies
@@ -59,25 +57,12 @@ Takes = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 BATCH = 256  # sequences decoded together
 
 
-class InterveneConfig(Config):
+class InterveneConfig(PairConfig):
     """Settings of the interventions."""
 
     program: ClassVar[str] = "python -m training.intervene"
 
-    model: str = Field(description="Base model: a folder or a hub id.")
-    tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
-    store: Path = Field(SHIPPED, description="Folder of adapters.")
-    family: str = Field("", description="Default: by the model's name.")
-    problems: str = Field(description="As of training.evaluate.")
-    limit: int | None = Field(None, ge=1, description="The first so many problems.")
-    samples: int = Field(1, ge=1, description="Answers per problem.")
-    temperature: float = Field(0.6, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
     tau: float | None = Field(None, ge=0, description="Of the entropy gate, nats.")
-    engine: Engine = Field("auto", description="What replays: auto, vllm or transformers.")
-    seed: int = Field(0, ge=0, lt=2**31)
-    output: Path | None = Field(None, description="Folder for report.json.")
 
 
 class Decoded(NamedTuple):

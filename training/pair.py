@@ -11,10 +11,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from adapters.base import BaseModel
+from adapters.store import SHIPPED
 from adapters.version import AdapterVersion
+from training.config import Config
 from training.evaluate import find_adapter
+from training.generate import Engine
 from training.model import load_model, open_base
+
+
+class PairConfig(Config):
+    """Settings of what holds the two against each other on answers to problems."""
+
+    model: str = Field(description="Base model: a folder or a hub id.")
+    tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
+    store: Path = Field(SHIPPED, description="Folder of adapters.")
+    family: str = Field("", description="Default: by the model's name.")
+    problems: str = Field(description="As of training.evaluate.")
+    limit: int | None = Field(None, ge=1, description="The first so many problems.")
+    samples: int = Field(1, ge=1, description="Answers per problem.")
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
+    engine: Engine = Field(
+        "auto", description="What samples or replays: auto, vllm or transformers."
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+    output: Path | None = Field(None, description="Folder for report.json and plots.")
 
 
 @dataclass(frozen=True)
