@@ -84,6 +84,12 @@ class Objective(_Section):
     clip_low: float = Field(0.2, gt=0, lt=1, description="clipped: lowest probability ratio.")
     clip_high: float = Field(4.0, gt=1, description="clipped: highest probability ratio.")
     kl_weight: float = Field(0.2, ge=0, description="Weight of KL(base || adapter) off the gate.")
+    anchor_weight: float = Field(
+        0.0, ge=0, description="Weight, at decision points, of KL(base at anchor_temperature || p)."
+    )
+    anchor_temperature: float = Field(
+        1.0, gt=0, le=1, description="1: holds the adapter to the base; below: sharpens it."
+    )
     min_probability: float = Field(
         0.0, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
     )

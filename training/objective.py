@@ -9,6 +9,13 @@ For a rollout y with advantage A, decision points D = {t : H_t > tau} and the fr
 The paper's first term has no lower bound: once a wrong token is unlikely it can be made ever more
 so. The clip (PPO's, with the base as the old policy) bounds what any one token can contribute.
 
+Either may add, at decision points, the distance to the base at temperature T (`anchor_weight` a):
+
+              + a * mean_{t in D} KL(p_b(. | y_<t)^(1/T) / Z || p(. | y_<t))
+
+At T = 1 it holds the adapter to the base; below, it sharpens what the base believes already, for
+which no reward is needed.
+
 Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
 """
 
@@ -131,6 +138,9 @@ def batch_loss(
         on = decision_loss(
             token_log_probs(logits[d], y[d]), token_log_probs(base_logits[d], y[d]), a[d], objective
         )
+        if objective.anchor_weight > 0:
+            anchor = base_logits[d] / objective.anchor_temperature
+            on = on + objective.anchor_weight * kl_divergence(anchor, logits[d])
         off = kl_divergence(base_logits[~d], logits[~d])
         return (w[d] * on).sum() + (w[~d] * off).sum()
 

@@ -39,6 +39,11 @@ def loop_loss(hidden, base_hidden, weight, tokens, advantage, decision, rollout,
                 r = math.exp(log_p[y] - log_pb[y])
                 clipped = min(max(r, objective.clip_low), objective.clip_high)
                 on.append(-min(r * a, clipped * a))
+            if decision[t]:
+                sharp = [v / objective.anchor_temperature for v in zb]
+                norm_s = math.log(sum(math.exp(v) for v in sharp))
+                far = sum(math.exp(v - norm_s) * (v - norm_s - p) for v, p in zip(sharp, log_p))  # noqa: B905
+                on[-1] += objective.anchor_weight * far
         loss = sum(on) / len(on) if on else 0.0
         loss += objective.kl_weight * sum(off) / len(off) if off else 0.0
         total += loss / len(rollouts)
@@ -66,6 +71,8 @@ OBJECTIVES = [
     Objective(name="paper", kl_weight=0.2, min_probability=0.05),
     Objective(name="clipped", clip_low=0.5, clip_high=2.0, kl_weight=0.2),
     Objective(name="clipped", clip_low=0.2, clip_high=4.0, kl_weight=0.0),
+    Objective(name="clipped", anchor_weight=0.3),
+    Objective(name="paper", anchor_weight=2.0, anchor_temperature=0.2),
 ]
 
 

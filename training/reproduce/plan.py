@@ -21,6 +21,12 @@ def _targets(*modules: str) -> tuple[str, ...]:
     return ("--lora.target-modules", ",".join(f"{module}_proj" for module in modules))
 
 
+# Decision points are drawn to what the base believes already: how much of a gain needs no reward.
+SHARPENED = ("--objective.anchor-weight", "3", "--objective.anchor-temperature", "0.2")
+
+# As many rollouts, of more problems.
+MANY = ("--limit", "256", "--sampling.rollouts", "4")
+
 # One change to the recipe each; on the first base, with every seed.
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "positive-only": ("--selection.advantages", "positive"),
@@ -35,9 +41,14 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     **{f"rollouts-{n}": ("--sampling.rollouts", str(n)) for n in (4, 8, 20)},
     "paper-objective": ("--objective.name", "paper"),
     **{f"kl-{weight}": ("--objective.kl-weight", weight) for weight in ("0", "0.05", "1")},
+    "anchored": ("--objective.anchor-weight", "0.3"),
+    "sharpened": SHARPENED,
+    "sharpened-random-reward": (*SHARPENED, *CONTROLS["random-reward"]),
     "masked-to-the-gate": ("--objective.mode", "gated"),
     "mean-per-token": ("--objective.mean", "token"),
     "baseline-of-the-problem": ("--selection.baseline", "problem"),
+    "many-problems": MANY,
+    "many-problems-sharpened": (*MANY, *SHARPENED),
     "rollouts-as-answers": ("--sampling.rollout-temperature", "0.6"),
 }
 
