@@ -1,4 +1,4 @@
-"""python -m training.reproduce [--quick] [--bases ...] [--seeds ...] [--only PATTERN ...]
+"""python -m training.reproduce [--quick] [--bases ...] [--seeds ...] [--only PATTERN,...]
 
 Makes every cell that is not there yet, main table first, then writes the report of all that are.
 """
@@ -44,7 +44,7 @@ class ReproduceConfig(Config):
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     ablations: list[str] = Field(list(ABLATIONS), description="Names of those wanted.")
-    only: list[str] = Field([], description="Make these alone, '*/grpo/*' say; report on all.")
+    only: list[str] = Field([], description="Make these alone, '*/grpo/*,*/base' say; report on all.")
     minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
     engine: Engine = Field(
         "auto", description="What samples; auto: vllm on a GPU, else transformers."
