@@ -8,7 +8,8 @@ A value that does not fit ends the command with exit code 2 and a line that name
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -86,6 +87,14 @@ class Config(BaseSettings):
             usage_error(cls.program, describe(error))
         except (ValueError, OSError) as error:
             usage_error(cls.program, str(error))
+
+    @contextmanager
+    def usage_errors(self) -> Iterator[None]:
+        """Within, what only the files could prove wrong ends the process as a wrong flag does."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            usage_error(self.program, str(error))
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `--config` reads it back."""

@@ -38,7 +38,7 @@ from adapters.recipe import Recipe, get_recipe, recipe_for
 from adapters.store import SHIPPED, Store
 from adapters.version import WEIGHTS, AdapterVersion
 from training.ask import Endpoint, ServerError, ask_all
-from training.config import Config, usage_error
+from training.config import Config
 from training.generate import (
     Applied,
     Engine,
@@ -420,10 +420,8 @@ def main(argv: list[str] | None = None) -> None:
     config = EvaluateConfig.load(argv)
     logger.info("settings:\n%s", config.to_yaml())
     try:
-        with logging_redirect_tqdm():
+        with config.usage_errors(), logging_redirect_tqdm():
             results = evaluate(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
     except ServerError as error:
         print(f"{config.program}: {error}", file=sys.stderr)
         raise SystemExit(1) from None

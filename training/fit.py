@@ -52,7 +52,7 @@ from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from adapters.version import CONFIG
 from training.choose import Choice, choose
-from training.config import Config, usage_error
+from training.config import Config
 from training.diagnose import diagnose
 from training.generate import (
     Engine,
@@ -401,10 +401,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = FitConfig.load(argv)
-    try:
+    with config.usage_errors():
         fit(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
 
 
 if __name__ == "__main__":

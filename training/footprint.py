@@ -30,7 +30,6 @@ from adapters.files import write_json
 from adapters.gate import RATES, calibrate, entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
-from training.config import usage_error
 from training.generate import Applied, Completion, SamplingOptions, open_generator
 from training.metrics import Estimate, mean, ratio
 from training.model import head, hidden_states, open_base, pad_right
@@ -257,10 +256,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = FootprintConfig.load(argv)
-    try:
+    with config.usage_errors():
         report = run(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
     print(describe(report))
     if config.output:
         config.save(config.output / "footprint.yaml")

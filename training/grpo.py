@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
-from training.config import Config, usage_error
+from training.config import Config
 from training.evaluate import evaluate_generator
 from training.footprint import recipe_of
 from training.generate import Engine, SamplingOptions, derive_seed, open_generator
@@ -253,10 +253,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = GrpoConfig.load(argv)
-    try:
+    with config.usage_errors():
         report = grpo(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
     print(
         json.dumps({key: report[key] for key in ("tokens", "steps", "seconds", "kept")}, indent=2)
     )

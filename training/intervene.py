@@ -35,7 +35,6 @@ from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe
-from training.config import usage_error
 from training.evaluate import evaluate_generator
 from training.footprint import recipe_of
 from training.gated import Draw
@@ -309,10 +308,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = InterveneConfig.load(argv)
-    try:
+    with config.usage_errors():
         results, report = run(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
     print(table(results))
     if config.output:
         config.save(config.output / "intervene.yaml")

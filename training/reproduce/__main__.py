@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training.config import Config, usage_error
+from training.config import Config
 from training.generate import Engine
 from training.model import open_base
 from training.reproduce.cell import Cell
@@ -147,10 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     """Exit code 2 on bad input, 1 if a cell failed."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = ReproduceConfig.load(argv)
-    try:
+    with config.usage_errors():
         failed = reproduce(config)
-    except (ValueError, FileNotFoundError) as error:
-        usage_error(config.program, str(error))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
