@@ -150,6 +150,15 @@ def test_perfect_author_always_gets_the_answer_and_a_careless_one_does_not() -> 
         assert 0 < lucky / len(of_kind) < 0.45
 
 
+def test_an_author_in_a_hurry_takes_what_reads_first() -> None:
+    for puzzle in some(100):
+        first = puzzle.kind.admissible(puzzle.state)[0]
+        line = write_solution(puzzle, 0.0, Random(0), hurry=1.0).splitlines()[0]
+        assert line.split(" ", 1)[1] == first.text
+        careful = write_solution(puzzle, 1.0, Random(0), hurry=1.0)
+        assert boxed(careful) == puzzle.problem.answer
+
+
 def test_every_operation_written_is_true_and_in_range() -> None:
     rng = Random(1)
     for puzzle in some(400, seed=2):

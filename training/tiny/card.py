@@ -29,7 +29,7 @@ problems below. It is of no use for anything else.
 Every document of its corpus is a solution by an "author" who does each operation correctly and
 takes the *right next* operation only with a habit's probability, another one otherwise. The model
 therefore does single operations almost without error and is uncertain where a strategy is to be
-chosen: a right choice at every step leads to the right answer.
+chosen: a right choice at every step leads to the right answer.{hurry}
 
 {examples}
 
@@ -49,6 +49,11 @@ The whole recipe:
 ## Measured
 {measured}
 """
+
+_HURRY = """
+Authors are in a hurry: {share:.0%} of the time, when it is another one, they take the first as the
+problem reads from the left. That mistake is likelier than what is right, so that greedy answers are
+worse than sampled ones: surer is not better here."""
 
 _MEASURED = """Held-out problems, {samples} samples each at temperature 0.6 and top_p 0.95
 (`greedy`: one answer without sampling); the standard error is over problems. `mixed`: problems with
@@ -101,6 +106,7 @@ def write_card(
         model_type=config.architecture.model_type,
         parameters=parameters(folder),
         kinds=len(KINDS),
+        hurry=_HURRY.format(share=config.corpus.hurry) if config.corpus.hurry else "",
         examples=_examples(),
         command=_command(config),
         config=config.recipe(),

@@ -41,6 +41,13 @@ class CorpusConfig(BaseModel):
         default={name: [0.2, 0.5, 0.8] for name in KINDS},
         description="Per kind: probabilities of following the right rule, one drawn per document.",
     )
+    hurry: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How often an author who does not follow it takes the first move that reads "
+        "from the left, instead of any: a popular mistake, likelier than what is right.",
+    )
 
 
 def documents(config: CorpusConfig) -> Iterator[dict[str, str]]:
@@ -51,7 +58,9 @@ def documents(config: CorpusConfig) -> Iterator[dict[str, str]]:
         if number % config.authors == 0:
             puzzle = next(stream)
         problem = puzzle.problem
-        solution = write_solution(puzzle, rng.choice(config.habits[problem.kind]), rng)
+        solution = write_solution(
+            puzzle, rng.choice(config.habits[problem.kind]), rng, config.hurry
+        )
         yield {
             "id": problem.id,
             "kind": problem.kind,

@@ -99,18 +99,23 @@ def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Ite
             yield puzzle
 
 
-def write_solution(puzzle: Puzzle, habit: float, rng: Random) -> str:
+def write_solution(puzzle: Puzzle, habit: float, rng: Random, hurry: float = 0.0) -> str:
     """A solution by an author who follows the right rule with probability `habit`.
 
     At every step the author takes the right move with that probability (where it is admissible),
-    otherwise any admissible one. A habit of 1 always ends at the answer.
+    otherwise any admissible one; a hurried author, with probability `hurry`, then the first one as
+    the problem reads from the left. A habit of 1 always ends at the answer.
     """
     kind, state = puzzle.kind, puzzle.state
     lines: list[str] = []
     while (result := kind.result(state)) is None:
         moves = kind.admissible(state)
         right = [move for move in moves if move.right]
-        move = rng.choice(right if right and rng.random() < habit else moves)
+        if right and rng.random() < habit:
+            moves = right
+        elif hurry and rng.random() < hurry:
+            moves = moves[:1]
+        move = rng.choice(moves)
         words = _CONNECTORS if lines else _OPENINGS
         word = rng.choices([text for text, _ in words], [weight for _, weight in words])[0]
         lines.append(f"{word} {move.text}")
