@@ -1,7 +1,6 @@
 """What the tests share: the miniature base, a store of good and bad adapters, one real server.
 
-The server is started once for the whole run, by the first test that asks for it; tests that share
-one run in one process.
+The server is started once for the whole run, by the first test that asks for it.
 """
 
 from __future__ import annotations
@@ -14,16 +13,6 @@ import pytest
 from support import ROOT, Reference, Server, make_adapter, running_server, sign
 
 from adapters.version import WEIGHTS
-
-
-SERVERS = ("gated", "server")  # the fixtures that take longest to start
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: the tests of a server, and the others of a file."""
-    for item in items:
-        shared = [name for name in SERVERS if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
 
 
 @pytest.fixture(scope="session")
