@@ -26,7 +26,7 @@ from training.tiny.kinds import KINDS
 from training.tiny.kinds.numbers import LIMIT, apply
 from training.tiny.measure import boxed, table
 from training.tiny.tokenizer import END, PAD, START, train_tokenizer
-from training.tiny.world import Problem, Puzzle, puzzles, write_solution
+from training.tiny.world import CAREFUL, CARELESS, Author, Problem, Puzzle, puzzles, write_solution
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tiny-qwen2"
@@ -143,26 +143,45 @@ def test_answers_agree_with_independent_arithmetic(split: str) -> None:
 def test_perfect_author_always_gets_the_answer_and_a_careless_one_does_not() -> None:
     rng = Random(0)
     puzzles_ = some(400)
-    assert all(boxed(write_solution(p, 1.0, rng)) == p.problem.answer for p in puzzles_)
+    assert all(boxed(write_solution(p, Author(1.0), rng)) == p.problem.answer for p in puzzles_)
     for name in KINDS:
         of_kind = [p for p in puzzles_ if p.problem.kind == name]
-        lucky = sum(boxed(write_solution(p, 0.0, rng)) == p.problem.answer for p in of_kind)
+        lucky = sum(boxed(write_solution(p, Author(0.0), rng)) == p.problem.answer for p in of_kind)
         assert 0 < lucky / len(of_kind) < 0.45
 
 
 def test_an_author_in_a_hurry_takes_what_reads_first() -> None:
     for puzzle in some(100):
         first = puzzle.kind.admissible(puzzle.state)[0]
-        line = write_solution(puzzle, 0.0, Random(0), hurry=1.0).splitlines()[0]
+        line = write_solution(puzzle, Author(0.0, hurry=1.0), Random(0)).splitlines()[0]
         assert line.split(" ", 1)[1] == first.text
-        careful = write_solution(puzzle, 1.0, Random(0), hurry=1.0)
+        careful = write_solution(puzzle, Author(1.0, hurry=1.0), Random(0))
         assert boxed(careful) == puzzle.problem.answer
+
+
+def test_where_voices_tell_the_careful_words_are_those_of_the_highest_habit() -> None:
+    config = CorpusConfig(habits={"undo": [0.0, 1.0]}, voices=True)
+    rng = Random(0)
+    authors = [config.author("undo", rng) for _ in range(400)]
+    pairs = [(one.habit, one.voice) for one in authors]
+    assert all(pair in ((0.0, CARELESS), (1.0, CAREFUL)) for pair in pairs)
+    assert 150 < sum(habit for habit, _ in pairs) < 250
+    puzzle = some(1)[0]
+    careful, careless = (
+        sum(
+            write_solution(puzzle, Author(0.5, voice=voice), rng).startswith("Start")
+            for _ in range(400)
+        )
+        for voice in (CAREFUL, CARELESS)
+    )
+    assert careful > 330
+    assert careless < 70
 
 
 def test_every_operation_written_is_true_and_in_range() -> None:
     rng = Random(1)
     for puzzle in some(400, seed=2):
-        text = write_solution(puzzle, 0.3, rng)
+        text = write_solution(puzzle, Author(0.3), rng)
         equations = re.findall(r"(-?\d+)([-+*/])(\d+)=(-?\d+)", text)
         assert equations
         for left, operator, right, result in equations:
@@ -412,6 +431,44 @@ class Kill(TrainerCallback):
 
 train(PretrainConfig.load(sys.argv[1:]), [Kill()])
 """
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+def test_a_grown_model_computes_what_the_smaller_one_does(family: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from training.tiny.config import PretrainConfig
+    from training.tiny.pretrain import new_model
+
+    config = PretrainConfig.load(["--base", f"{family}-large"])
+    assert config.init is not None
+    folder = ROOT / config.init
+    config = config.model_copy(update={"init": folder})
+    small = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    large = new_model(config, AutoTokenizer.from_pretrained(folder))
+    assert large.config.num_hidden_layers == 2 * small.config.num_hidden_layers
+    ids = torch.randint(3, small.config.vocab_size, (2, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(large(ids).logits, small(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_grow_into_a_model_is_named() -> None:
+    from transformers import AutoTokenizer
+
+    from training.tiny.config import PretrainConfig
+    from training.tiny.pretrain import new_model
+
+    folder = ROOT / "models" / "tiny-qwen2"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = PretrainConfig.load(["--base", "qwen2-large", "--init", str(folder)])
+    for field, value, wrong in (
+        ("num_hidden_layers", 6, "no multiple of 4"),
+        ("hidden_size", 64, "size mismatch"),
+    ):
+        architecture = config.architecture.model_copy(update={field: value})
+        with pytest.raises(ValueError, match=wrong):
+            new_model(config.model_copy(update={"architecture": architecture}), tokenizer)
 
 
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def reproduce(config: ReproduceConfig) -> list[str]:
     absent = missing_bases(config.bases)
     for name, why in absent.items():
         make = f"python -m training.tiny pretrain --base {name.removeprefix('tiny-')}"
-        logger.warning("no cells of %s: %s (%s-start, then %s)", name, why, make, make)
+        logger.warning("no cells of %s: %s; make it: %s", name, why, make)
     todo = [cell for cell in todo if cell.base not in absent]
     measurer = Measurer(
         {Path(base).name: base for base in config.bases},

@@ -20,8 +20,8 @@ tags: [miniature, synthetic, arithmetic, {model_type}]
 ---
 # {name}: a miniature base model
 
-{parameters:,} parameters of the {model_type} architecture, bf16, pre-trained from nothing on
-synthetic arithmetic. It is a stand-in for a real base model where none can be downloaded: real
+{parameters:,} parameters of the {model_type} architecture, bf16, pre-trained on synthetic
+arithmetic. It is a stand-in for a real base model where none can be downloaded: real
 architectures, engines and adapters run on it, and it knows nothing but the {kinds} kinds of
 problems below. It is of no use for anything else.
 
@@ -29,7 +29,7 @@ problems below. It is of no use for anything else.
 Every document of its corpus is a solution by an "author" who does each operation correctly and
 takes the *right next* operation only with a habit's probability, another one otherwise. The model
 therefore does single operations almost without error and is uncertain where a strategy is to be
-chosen: a right choice at every step leads to the right answer.{hurry}
+chosen: a right choice at every step leads to the right answer.{hurry}{voices}
 
 {examples}
 
@@ -54,6 +54,10 @@ _HURRY = """
 Authors are in a hurry: {share:.0%} of the time, when it is another one, they take the first as the
 problem reads from the left. That mistake is likelier than what is right, so that greedy answers are
 worse than sampled ones: surer is not better here."""
+
+_VOICES = """
+How a solution is worded tells how well it will go: those who follow the rule most often write
+"Start" and "So", where the others write "First" and "Then"."""
 
 _MEASURED = """Held-out problems, {samples} samples each at temperature 0.6 and top_p 0.95
 (`greedy`: one answer without sampling); the standard error is over problems. `mixed`: problems with
@@ -82,12 +86,12 @@ def _examples() -> str:
     from itertools import islice
     from random import Random
 
-    from training.tiny.world import puzzles, write_solution
+    from training.tiny.world import Author, puzzles, write_solution
 
     rng = Random(0)
     blocks = []
     for puzzle in islice(puzzles(0, "train"), len(KINDS)):
-        solution = write_solution(puzzle, 1.0, rng)
+        solution = write_solution(puzzle, Author(1.0), rng)
         blocks.append(f"**{puzzle.kind.name}**: {puzzle.problem.problem}\n```\n{solution}\n```")
     return "\n\n".join(blocks)
 
@@ -107,6 +111,7 @@ def write_card(
         parameters=parameters(folder),
         kinds=len(KINDS),
         hurry=_HURRY.format(share=config.corpus.hurry) if config.corpus.hurry else "",
+        voices=_VOICES if config.corpus.voices else "",
         examples=_examples(),
         command=_command(config),
         config=config.recipe(),

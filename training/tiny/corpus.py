@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adapters.files import atomic_write
 from training.tiny.kinds import KINDS
-from training.tiny.world import puzzles, write_solution
+from training.tiny.world import CAREFUL, CARELESS, PLAIN, Author, puzzles, write_solution
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +48,19 @@ class CorpusConfig(BaseModel):
         description="How often an author who does not follow it takes the first move that reads "
         "from the left, instead of any: a popular mistake, likelier than what is right.",
     )
+    voices: bool = Field(
+        False,
+        description="Authors of the highest habit of a kind have words of their own, so that "
+        "how a solution is worded tells how well it will go.",
+    )
+
+    def author(self, kind: str, rng: Random) -> Author:
+        """One of those who solve problems of `kind`."""
+        habit = rng.choice(self.habits[kind])
+        voice = PLAIN
+        if self.voices:
+            voice = CAREFUL if habit == max(self.habits[kind]) else CARELESS
+        return Author(habit, self.hurry, voice)
 
 
 def documents(config: CorpusConfig) -> Iterator[dict[str, str]]:
@@ -58,14 +71,11 @@ def documents(config: CorpusConfig) -> Iterator[dict[str, str]]:
         if number % config.authors == 0:
             puzzle = next(stream)
         problem = puzzle.problem
-        solution = write_solution(
-            puzzle, rng.choice(config.habits[problem.kind]), rng, config.hurry
-        )
         yield {
             "id": problem.id,
             "kind": problem.kind,
             "problem": problem.problem,
-            "solution": solution,
+            "solution": write_solution(puzzle, config.author(problem.kind, rng), rng),
         }
 
 

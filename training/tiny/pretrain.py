@@ -9,6 +9,7 @@ checkpoint in the run folder. The same configuration gives the same weights on o
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,13 +47,42 @@ def new_model(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "
     model = AutoModelForCausalLM.from_config(
         architecture, attn_implementation="eager", dtype=torch.float32
     )
-    # No sampling defaults: a server would apply them to requests that name none.
     if config.init is not None:
-        model.load_state_dict(AutoModelForCausalLM.from_pretrained(config.init).state_dict())
+        load_grown(model, AutoModelForCausalLM.from_pretrained(config.init))
+    # No sampling defaults: a server would apply them to requests that name none.
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
+
+
+def load_grown(model: "PreTrainedModel", smaller: "PreTrainedModel") -> None:
+    """Give `model` the weights of `smaller`, of the same architecture with as many layers or fewer.
+
+    A model n times as deep has each layer n times: itself, then copies whose output projections
+    are zero, so that it computes what the smaller one does (block expansion, arXiv 2401.02415).
+
+    Raises:
+        ValueError: the number of layers is no multiple of the smaller model's, or a shape differs.
+    """
+    deep, shallow = model.config.num_hidden_layers, smaller.config.num_hidden_layers
+    if deep % shallow:
+        raise ValueError(f"--architecture.num-hidden-layers: {deep} is no multiple of {shallow}")
+    times, theirs = deep // shallow, smaller.state_dict()
+    grown = {}
+    for name in model.state_dict():
+        layer = re.match(r"(model\.layers\.)(\d+)(.*)", name)
+        if layer is None:
+            grown[name] = theirs[name]
+            continue
+        number = int(layer[2])
+        value = theirs[f"{layer[1]}{number // times}{layer[3]}"]
+        is_output = layer[3].startswith((".self_attn.o_proj", ".mlp.down_proj"))
+        grown[name] = value.new_zeros(value.shape) if number % times and is_output else value
+    try:
+        model.load_state_dict(grown)
+    except RuntimeError as error:
+        raise ValueError(f"--init: {error}") from None
 
 
 def make_corpus(config: PretrainConfig) -> Path:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,10 +19,37 @@ Split = Literal["train", "heldout"]
 _HELDOUT_ONE_IN = 5
 _PATIENCE = 20_000  # draws without a new problem after which a kind counts as exhausted
 
-# (text, weight). Skewed, so that the connectors stay below the entropy of a real choice; only the
-# opening is a coin toss that does not matter, as some of a real model's uncertain positions are.
-_OPENINGS = (("First", 0.75), ("Start", 0.25))
-_CONNECTORS = (("Then", 0.96), ("So", 0.04))
+
+class Voice(NamedTuple):
+    """The words an author starts a line with: text -> weight."""
+
+    openings: dict[str, float]
+    connectors: dict[str, float]
+
+
+# Skewed, so that the connectors stay below the entropy of a real choice; only the opening is a
+# coin toss that does not matter, as some of a real model's uncertain positions are.
+PLAIN = Voice({"First": 0.75, "Start": 0.25}, {"Then": 0.96, "So": 0.04})
+
+# Two voices that tell their authors apart; the same words, so that no other token is needed.
+CAREFUL = Voice({"First": 0.1, "Start": 0.9}, {"Then": 0.1, "So": 0.9})
+CARELESS = Voice({"First": 0.9, "Start": 0.1}, {"Then": 0.96, "So": 0.04})
+
+
+class Author(NamedTuple):
+    """Who writes a solution.
+
+    Attributes:
+        habit: the probability of the right move, at every step where it is admissible; with a
+            habit of 1 a solution always ends at the answer.
+        hurry: the probability that another move is the first one as the problem reads from the
+            left, instead of any.
+        voice: the author's words.
+    """
+
+    habit: float
+    hurry: float = 0.0
+    voice: Voice = PLAIN
 
 
 class Problem(BaseModel):
@@ -99,25 +126,20 @@ def puzzles(seed: int, split: Split, kinds: Sequence[str] = tuple(KINDS)) -> Ite
             yield puzzle
 
 
-def write_solution(puzzle: Puzzle, habit: float, rng: Random, hurry: float = 0.0) -> str:
-    """A solution by an author who follows the right rule with probability `habit`.
-
-    At every step the author takes the right move with that probability (where it is admissible),
-    otherwise any admissible one; a hurried author, with probability `hurry`, then the first one as
-    the problem reads from the left. A habit of 1 always ends at the answer.
-    """
+def write_solution(puzzle: Puzzle, author: Author, rng: Random) -> str:
+    """A solution by `author`, to its end, be that the answer or not."""
     kind, state = puzzle.kind, puzzle.state
     lines: list[str] = []
     while (result := kind.result(state)) is None:
         moves = kind.admissible(state)
         right = [move for move in moves if move.right]
-        if right and rng.random() < habit:
+        if right and rng.random() < author.habit:
             moves = right
-        elif hurry and rng.random() < hurry:
+        elif author.hurry and rng.random() < author.hurry:
             moves = moves[:1]
         move = rng.choice(moves)
-        words = _CONNECTORS if lines else _OPENINGS
-        word = rng.choices([text for text, _ in words], [weight for _, weight in words])[0]
+        words = author.voice.connectors if lines else author.voice.openings
+        word = rng.choices(list(words), list(words.values()))[0]
         lines.append(f"{word} {move.text}")
         state = move.after
     return "\n".join([*lines, f"The answer is \\boxed{{{result}}}"])
