@@ -35,8 +35,8 @@ tools: ## Prometheus and Chromium, from Debian's packages
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
 	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
 
-# Two tests at a time, a file's in one process: most of a server's start is waiting.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests at a time, those that share a server in one process: most of a server's start is waiting.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: install tools ## all tests, fast ones first
 	$(PYTEST) -m "not engine"

@@ -1,6 +1,7 @@
 """What the tests share: the miniature base, a store of good and bad adapters, one real server.
 
-The server is started once for the whole run, by the first test that asks for it.
+The servers are started once for the whole run, by the first test that asks for one: with tests in
+several processes (`--dist loadgroup`) all that share a server run in the same one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,18 @@ import pytest
 from support import ROOT, Reference, Server, make_adapter, running_server, sign
 
 from adapters.version import WEIGHTS
+
+
+SERVERS = ("server", "gated")  # fixtures
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together too, for what its fixtures make once."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        group = next((one for one in SERVERS if one in names), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
