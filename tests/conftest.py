@@ -15,7 +15,6 @@ from support import ROOT, Reference, Server, make_adapter, running_server, sign
 
 from adapters.version import WEIGHTS
 
-
 SERVERS = ("server", "gated")  # fixtures
 
 

@@ -24,6 +24,8 @@ from pydantic_settings import (
 
 from adapters.files import write_text
 
+_WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """`low` with the values of `high` laid over it, section by section."""
@@ -93,7 +95,7 @@ class Config(BaseSettings):
         """Within, what only the files could prove wrong ends the process as a wrong flag does."""
         try:
             yield
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, *_WRONG_PATH) as error:
             usage_error(self.program, str(error))
 
     def to_yaml(self) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from adapters.files import write_text
-from training.config import Config, usage_error
+from training.config import Config
 from training.tiny.benchmarks import benchmark_problems
 from training.tiny.config import PretrainConfig
 from training.tiny.kinds import KINDS
@@ -49,20 +49,16 @@ def _problems(config: ProblemsConfig) -> list[Problem]:
 def problems(argv: list[str]) -> None:
     """Write problems as JSONL: id, kind, problem, answer, split."""
     config = ProblemsConfig.load(argv)
-    try:
+    with config.usage_errors():
         lines = "".join(problem.model_dump_json() + "\n" for problem in _problems(config))
         if config.out is None:
             sys.stdout.write(lines)
         else:
             write_text(config.out, lines)
-    except (ValueError, OSError) as error:
-        usage_error(config.program, str(error))
 
 
 def corpus(argv: list[str]) -> None:
     """Write the run folder's corpus as Parquet (id, kind, problem, solution); print its path."""
     config = CorpusCommand.load(argv)
-    try:
+    with config.usage_errors():
         print(make_corpus(config))
-    except (ValueError, OSError) as error:
-        usage_error(config.program, str(error))

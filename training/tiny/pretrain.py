@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.files import atomic_directory, write_text
-from training.config import usage_error
 from training.run import whole_checkpoints
 from training.tiny.config import PretrainConfig
 from training.tiny.corpus import read_corpus, write_corpus
@@ -214,7 +213,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = PretrainConfig.load(argv)
     print(config.to_yaml())
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-    try:
+    with config.usage_errors():
         pretrain(config)
-    except ValueError as error:
-        usage_error(config.program, str(error))
