@@ -26,6 +26,8 @@ def render(template: str, messages: list[dict[str, str]]) -> str:
         ("tiny-qwen2", "qwen2", "tiny"),
         ("tiny-qwen3", "qwen3", "tiny"),
         ("tiny-llama", "llama", "tiny"),
+        ("tiny-qwen2-hurried", "qwen2", "tiny"),
+        ("runs/models/tiny-llama-large", "llama", "tiny-large"),
         ("Qwen/Qwen2.5-1.5B", "qwen2", "qwen2.5"),
         ("Qwen/Qwen2.5-Math-7B", "qwen2", "qwen2.5"),
         ("Qwen/Qwen3-0.6B", "qwen3", "qwen3"),
