@@ -90,6 +90,9 @@ class Objective(_Section):
     anchor_temperature: float = Field(
         1.0, gt=0, le=1, description="1: holds the adapter to the base; below: sharpens it."
     )
+    entropy_weight: float = Field(
+        0.0, ge=0, description="Weight, at decision points, of the adapter's own entropy."
+    )
     min_probability: float = Field(
         0.0, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
     )

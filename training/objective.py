@@ -14,7 +14,12 @@ Either may add, at decision points, the distance to the base at temperature T (`
               + a * mean_{t in D} KL(p_b(. | y_<t)^(1/T) / Z || p(. | y_<t))
 
 At T = 1 it holds the adapter to the base; below, it sharpens what the base believes already, for
-which no reward is needed.
+which no reward is needed. Or the adapter's own entropy (`entropy_weight` e):
+
+              + e * mean_{t in D} H(p(. | y_<t))
+
+which makes it surer of what it is about to prefer: the base's first choice where rewards say
+nothing, theirs where they do.
 
 Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
 """
@@ -37,6 +42,12 @@ def kl_divergence(base_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tens
     """KL(p_base || p) in nats: two [T, V] -> [T] float32."""
     base_log_p = base_logits.float().log_softmax(-1)
     return (base_log_p.exp() * (base_log_p - logits.float().log_softmax(-1))).sum(-1)
+
+
+def differentiable_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H(p) in nats: [T, V] -> [T] float32."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
 
 
 def signed_cross_entropy(
@@ -141,6 +152,8 @@ def batch_loss(
         if objective.anchor_weight > 0:
             anchor = base_logits[d] / objective.anchor_temperature
             on = on + objective.anchor_weight * kl_divergence(anchor, logits[d])
+        if objective.entropy_weight > 0:
+            on = on + objective.entropy_weight * differentiable_entropy(logits[d])
         off = kl_divergence(base_logits[~d], logits[~d])
         return (w[d] * on).sum() + (w[~d] * off).sum()
 

@@ -44,6 +44,7 @@ def loop_loss(hidden, base_hidden, weight, tokens, advantage, decision, rollout,
                 norm_s = math.log(sum(math.exp(v) for v in sharp))
                 far = sum(math.exp(v - norm_s) * (v - norm_s - p) for v, p in zip(sharp, log_p))  # noqa: B905
                 on[-1] += objective.anchor_weight * far
+                on[-1] -= objective.entropy_weight * sum(math.exp(p) * p for p in log_p)
         loss = sum(on) / len(on) if on else 0.0
         loss += objective.kl_weight * sum(off) / len(off) if off else 0.0
         total += loss / len(rollouts)
@@ -72,6 +73,7 @@ OBJECTIVES = [
     Objective(name="clipped", clip_low=0.5, clip_high=2.0, kl_weight=0.2),
     Objective(name="clipped", clip_low=0.2, clip_high=4.0, kl_weight=0.0),
     Objective(name="clipped", anchor_weight=0.3),
+    Objective(name="clipped", entropy_weight=0.7),
     Objective(name="paper", anchor_weight=2.0, anchor_temperature=0.2),
 ]
 

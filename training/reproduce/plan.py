@@ -24,6 +24,9 @@ def _targets(*modules: str) -> tuple[str, ...]:
 # Decision points are drawn to what the base believes already: how much of a gain needs no reward.
 SHARPENED = ("--objective.anchor-weight", "3", "--objective.anchor-temperature", "0.2")
 
+# Decision points are made surer of what the adapter prefers.
+SURER = ("--objective.entropy-weight", "0.3")
+
 # As many rollouts, of more problems.
 MANY = ("--limit", "256", "--sampling.rollouts", "4")
 
@@ -44,6 +47,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "anchored": ("--objective.anchor-weight", "0.3"),
     "sharpened": SHARPENED,
     "sharpened-random-reward": (*SHARPENED, *CONTROLS["random-reward"]),
+    "surer": SURER,
+    "surer-random-reward": (*SURER, *CONTROLS["random-reward"]),
     "masked-to-the-gate": ("--objective.mode", "gated"),
     "mean-per-token": ("--objective.mean", "token"),
     "baseline-of-the-problem": ("--selection.baseline", "problem"),
