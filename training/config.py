@@ -24,8 +24,6 @@ from pydantic_settings import (
 
 from adapters.files import write_text
 
-_WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """`low` with the values of `high` laid over it, section by section."""
@@ -91,11 +89,15 @@ class Config(BaseSettings):
             usage_error(cls.program, str(error))
 
     @contextmanager
-    def usage_errors(self) -> Iterator[None]:
-        """Within, what only the files could prove wrong ends the process as a wrong flag does."""
+    def usage_errors(self, *others: type[Exception]) -> Iterator[None]:
+        """Within, what only the files could prove wrong ends the process as a wrong flag does.
+
+        Args:
+            others: errors that count as such beside a wrong value and a missing file.
+        """
         try:
             yield
-        except (ValueError, *_WRONG_PATH) as error:
+        except (ValueError, FileNotFoundError, *others) as error:
             usage_error(self.program, str(error))
 
     def to_yaml(self) -> str:
