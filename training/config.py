@@ -89,15 +89,13 @@ class Config(BaseSettings):
             usage_error(cls.program, str(error))
 
     @contextmanager
-    def usage_errors(self, *others: type[Exception]) -> Iterator[None]:
-        """Within, what only the files could prove wrong ends the process as a wrong flag does.
-
-        Args:
-            others: errors that count as such beside a wrong value and a missing file.
-        """
+    def usage_errors(
+        self, wrong: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
+    ) -> Iterator[None]:
+        """Within, what only the files could prove `wrong` ends the process as a wrong flag does."""
         try:
             yield
-        except (ValueError, FileNotFoundError, *others) as error:
+        except wrong as error:
             usage_error(self.program, str(error))
 
     def to_yaml(self) -> str:

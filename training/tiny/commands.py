@@ -49,7 +49,7 @@ def _problems(config: ProblemsConfig) -> list[Problem]:
 def problems(argv: list[str]) -> None:
     """Write problems as JSONL: id, kind, problem, answer, split."""
     config = ProblemsConfig.load(argv)
-    with config.usage_errors(OSError):
+    with config.usage_errors((ValueError, OSError)):
         lines = "".join(problem.model_dump_json() + "\n" for problem in _problems(config))
         if config.out is None:
             sys.stdout.write(lines)
@@ -60,5 +60,5 @@ def problems(argv: list[str]) -> None:
 def corpus(argv: list[str]) -> None:
     """Write the run folder's corpus as Parquet (id, kind, problem, solution); print its path."""
     config = CorpusCommand.load(argv)
-    with config.usage_errors(OSError):
+    with config.usage_errors((ValueError, OSError)):
         print(make_corpus(config))
