@@ -76,7 +76,7 @@ def cells() -> list[Cell]:
 
 def write_all(cells: list[Cell], root: Path) -> None:
     for cell in cells:
-        cell.write(root, made(cell), 1.0)
+        cell.write(root, made(cell), 1.0, "weights")
 
 
 def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cell]) -> None:
@@ -103,11 +103,14 @@ def test_every_ablation_is_a_recipe_that_fit_takes() -> None:
 def test_a_cell_is_read_back_and_never_confused(tmp_path: Path) -> None:
     cell = Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "1"))
     assert cell.read(tmp_path) is None
-    cell.write(tmp_path, {"x": 1}, 2.0)
+    cell.write(tmp_path, {"x": 1}, 2.0, "weights")
     assert cell.read(tmp_path) == {"x": 1}
     assert cell.path(tmp_path) == tmp_path / BASE / "fit" / "rank-1" / "seed0.json"
     with pytest.raises(ValueError, match="made with"):
         Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "2")).read(tmp_path)
+    assert cell.read(tmp_path, "weights") == {"x": 1}
+    with pytest.raises(ValueError, match="made from other weights of tiny-qwen2"):
+        cell.read(tmp_path, "others")
     for broken in ("", "[]", '{"settings": {}}', "\x00"):
         cell.path(tmp_path).write_text(broken)
         with pytest.raises(ValueError, match="remove it"):
@@ -139,14 +142,14 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     assert [claim.verdict for claim in claims] == wanted
     assert "100%" in claims[4].measured[0] and "40.0 times" in claims[4].measured[0]
     dear = Cell("tiny-llama", "grpo", seed=0)
-    dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0)
+    dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0, "weights")
     for seed in (1, 2):
         Cell("tiny-llama", "grpo", seed=seed).path(tmp_path).unlink()
     assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
     sharper = Cell(BASE, "intervene", "grpo", 0)  # its first choices are the base's
     result = made(sharper)
     result["results"]["oracle"]["pass@1"] = 0.4
-    sharper.write(tmp_path, result, 1.0)
+    sharper.write(tmp_path, result, 1.0, "weights")
     assert judge(Results(cells, tmp_path))[2].verdict == "holds in part"
     assert verdict({"a": True, "b": False}) == "holds in part"
 

@@ -92,14 +92,16 @@ def engine_for(wanted: Engine) -> Engine:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-def missing_bases(bases: Sequence[str]) -> dict[str, str]:
-    """Name -> why, of the bases that cannot be opened."""
+def fingerprints(bases: Sequence[str]) -> dict[str, str]:
+    """Name -> fingerprint, of the bases that are there; a warning for each that is not."""
     found = {}
     for base in bases:
+        name = Path(base).name
         try:
-            open_base(base)
+            found[name] = open_base(base).fingerprint
         except FileNotFoundError as error:
-            found[Path(base).name] = str(error)
+            make = f"python -m training.tiny pretrain --base {name.removeprefix('tiny-')}"
+            logger.warning("no cells of %s: %s; make it: %s", name, error, make)
     return found
 
 
@@ -111,12 +113,9 @@ def reproduce(config: ReproduceConfig) -> list[str]:
         for cell in cells
         if not config.only or any(fnmatch.fnmatch(cell.id, one) for one in config.only)
     ]
-    todo = [cell for cell in wanted if cell.read(root) is None]
-    absent = missing_bases(config.bases)
-    for name, why in absent.items():
-        make = f"python -m training.tiny pretrain --base {name.removeprefix('tiny-')}"
-        logger.warning("no cells of %s: %s; make it: %s", name, why, make)
-    todo = [cell for cell in todo if cell.base not in absent]
+    known = fingerprints(config.bases)
+    there = [cell for cell in wanted if cell.base in known]
+    todo = [cell for cell in there if cell.read(root, known[cell.base]) is None]
     measurer = Measurer(
         {Path(base).name: base for base in config.bases},
         config.work,
@@ -138,7 +137,7 @@ def reproduce(config: ReproduceConfig) -> list[str]:
                 logger.error("%s failed: %s", cell.id, error)
                 failed.append(cell.id)
                 continue
-            cell.write(root, result, time.monotonic() - start)
+            cell.write(root, result, time.monotonic() - start, known[cell.base])
     command = f"{config.program}{' --quick' if config.quick else ''}"
     report = write_report(Results(cells, root), config.results, command)
     for claim in report["claims"]:

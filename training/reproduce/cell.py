@@ -2,8 +2,11 @@
 
 docs/results/cells/tiny-qwen2/fit/method/seed0.json
 
-{"cell": "tiny-qwen2/fit/method/seed0", "settings": {...}, "machine": {...}, "seconds": 151.2,
- "result": {...}}
+{"cell": "tiny-qwen2/fit/method/seed0", "settings": {...}, "base": "5ab0...", "machine": {...},
+ "seconds": 151.2, "result": {...}}
+
+`base` is the fingerprint of the base's weights: a base made anew may differ in its last bits, and
+its cells are no longer of one table. The first cells lack it.
 """
 
 from __future__ import annotations
@@ -48,11 +51,14 @@ class Cell:
         """Its file."""
         return root / f"{self.id}.json"
 
-    def read(self, root: Path) -> dict[str, Any] | None:
+    def read(self, root: Path, base: str | None = None) -> dict[str, Any] | None:
         """Its result; None if it was not made yet.
 
+        Args:
+            base: fingerprint of the base that is at hand; None: any will do.
+
         Raises:
-            ValueError: its file is no cell's, or was made with other flags.
+            ValueError: its file is no cell's, or was made with other flags or from another base.
         """
         path = self.path(root)
         if not path.exists():
@@ -64,14 +70,20 @@ class Cell:
             raise ValueError(f"{path}: not a cell ({error!r}); remove it") from None
         if flags != list(self.flags):
             raise ValueError(f"{path}: made with {flags}, wanted {list(self.flags)}; remove it")
+        if base is not None and values.get("base", base) != base:
+            raise ValueError(
+                f"{path}: made from other weights of {self.base}; bring them back, or remove "
+                f"{root / self.base} to make its cells anew"
+            )
         found: dict[str, Any] = result
         return found
 
-    def write(self, root: Path, result: dict[str, Any], seconds: float) -> None:
-        """Keep `result`, atomically."""
+    def write(self, root: Path, result: dict[str, Any], seconds: float, base: str) -> None:
+        """Keep `result`, and the fingerprint of the `base` it was made from, atomically."""
         values = {
             "cell": self.id,
             "settings": {"flags": list(self.flags), "seed": self.seed},
+            "base": base,
             "machine": machine(),
             "seconds": round(seconds, 1),
             "result": result,
