@@ -103,15 +103,12 @@ class ContrastiveTrainer(Trainer):
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> torch.Tensor:
         peft_model = self.accelerator.unwrap_model(model)
-        ids, mask, states = inputs["input_ids"], inputs["attention_mask"], inputs["states"]
-        with torch.no_grad(), peft_model.disable_adapter():
-            base_hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
         gated = self.objective.mode == "gated"
         with lora_at(peft_model, decision_mask(inputs)) if gated else nullcontext():
-            hidden = hidden_states(peft_model, ids, mask).flatten(0, 1)[states]
+            hidden = predicting_states(peft_model, inputs)
         return batch_loss(
             hidden,
-            base_hidden,
+            self.held_against(peft_model, inputs),
             head(peft_model),
             inputs["tokens"],
             inputs["advantage"],
@@ -120,10 +117,23 @@ class ContrastiveTrainer(Trainer):
             self.objective,
         )
 
+    @torch.no_grad()
+    def held_against(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[N, d] states of what the adapter is held against: the base."""
+        with model.disable_adapter():
+            return predicting_states(model, inputs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         # The marker comes last: a checkpoint without it was cut short by a kill.
         write_text(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", WHOLE), "")
+
+
+def predicting_states(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, d] hidden states that predict the answer tokens of a collated batch."""
+    hidden = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+    states: torch.Tensor = hidden.flatten(0, 1)[inputs["states"]]
+    return states
 
 
 def decision_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -165,6 +175,36 @@ def peft_model(model: Any, lora: Lora, seed: int) -> Any:
     )
 
 
+def training_arguments(
+    folder: Path, rollouts: int, optimizer: Optimizer, checkpoint_every: float, seed: int
+) -> TrainingArguments:
+    """The Trainer's settings for so many rollouts; checkpoints go to `folder`."""
+    steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
+    max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=optimizer.batch_size,
+        gradient_accumulation_steps=optimizer.accumulation,
+        max_steps=max_steps,
+        learning_rate=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        # A warm-up longer than the run would never reach the learning rate.
+        warmup_steps=min(optimizer.warmup_steps, max_steps // 3),
+        lr_scheduler_type=optimizer.schedule,
+        max_grad_norm=optimizer.max_grad_norm,
+        gradient_checkpointing=optimizer.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=min(max(1, round(checkpoint_every * steps_per_epoch)), max_steps),
+        logging_steps=max(1, max_steps // 20),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
 def train(
     stage: Stage,
     load_base: Callable[[], Any],
@@ -184,34 +224,10 @@ def train(
     folder = stage.path()
     done = folder / "complete"
     if not done.exists():
-        steps_per_epoch = max(1, len(rows) // (optimizer.batch_size * optimizer.accumulation))
-        max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=optimizer.batch_size,
-            gradient_accumulation_steps=optimizer.accumulation,
-            max_steps=max_steps,
-            learning_rate=optimizer.learning_rate,
-            weight_decay=optimizer.weight_decay,
-            # A warm-up longer than the run would never reach the learning rate.
-            warmup_steps=min(optimizer.warmup_steps, max_steps // 3),
-            lr_scheduler_type=optimizer.schedule,
-            max_grad_norm=optimizer.max_grad_norm,
-            gradient_checkpointing=optimizer.gradient_checkpointing,
-            save_strategy="steps",
-            save_steps=min(max(1, round(checkpoint_every * steps_per_epoch)), max_steps),
-            logging_steps=max(1, max_steps // 20),
-            seed=seed,
-            data_seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            report_to=[],
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
         in_order = optimizer.order == "strongest"
         trainer = ContrastiveTrainer(
             model=peft_model(load_base(), lora, seed),
-            args=arguments,
+            args=training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
             train_dataset=Rollouts(rows, strongest_first=in_order),
             data_collator=collate,
             objective=objective,
