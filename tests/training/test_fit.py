@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from preloaded import Command, preloaded
 
 from adapters.base import BaseModel
 from adapters.recipe import GateChoice
@@ -31,9 +33,15 @@ def problems(tmp_path_factory) -> Path:
     return path
 
 
-def command(problems: Path, folder: Path, *flags: str) -> list[str]:
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory) -> Iterator[Command]:
+    with preloaded("training.fit", tmp_path_factory.mktemp("fit")) as command:
+        yield command
+
+
+def arguments(problems: Path, folder: Path, *flags: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "training.fit", "--model", BASE, "--problems", str(problems)),
+        *("--model", BASE, "--problems", str(problems)),
         *("--output", str(folder / "adapter"), "--run-dir", str(folder / "run")),
         *("--engine", "transformers", "--sampling.rollouts", "6", "--sampling.max-tokens", "96"),
         *("--optimizer.batch-size", "4", "--checkpoints.samples", "1", *flags),
@@ -58,52 +66,53 @@ def finished_files(run: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def fitted(problems: Path, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, in a process that began with nothing."""
     folder = tmp_path_factory.mktemp("fitted")
-    subprocess.run(command(problems, folder), check=True, capture_output=True)
+    command = [sys.executable, "-m", "training.fit", *arguments(problems, folder)]
+    subprocess.run(command, check=True, capture_output=True)
     return folder
 
 
-def kill_in(stage: str, problems: Path, folder: Path) -> None:
+def kill_in(stage: str, fit: Command, problems: Path, folder: Path) -> None:
     """Start fit and kill it, -9, as soon as the stage's first file is there."""
-    process = subprocess.Popen(
-        command(problems, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = fit.start(arguments(problems, folder))
     deadline = time.monotonic() + 180
     while not any((folder / "run").glob(f"{stage}-*")):
-        assert process.poll() is None, f"fit ended before {stage}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    ended = fit.wait()
+    assert ended.returncode == -signal.SIGKILL, ended.output
 
 
 @pytest.mark.engine
 def test_killed_in_each_stage_it_resumes_and_gives_the_same_bytes(
-    problems: Path, fitted: Path, tmp_path: Path
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
     for stage in STAGES:
         before = finished_files(tmp_path / "run")
-        kill_in(stage, problems, tmp_path)
+        kill_in(stage, fit, problems, tmp_path)
         assert before.items() <= finished_files(tmp_path / "run").items()
         assert not (tmp_path / "adapter").exists()
     before = finished_files(tmp_path / "run")
-    subprocess.run(command(problems, tmp_path), check=True, capture_output=True)
+    ended = fit.run(arguments(problems, tmp_path))
+    assert ended.returncode == 0, ended.output
     assert before.items() <= finished_files(tmp_path / "run").items()
     assert digest(tmp_path / "adapter" / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
 
 
 @pytest.mark.engine
-def test_a_finished_run_does_nothing_again(problems: Path, fitted: Path) -> None:
+def test_a_finished_run_does_nothing_again(fit: Command, problems: Path, fitted: Path) -> None:
     before = finished_files(fitted / "run")
     weights = digest(fitted / "adapter" / WEIGHTS)
     report = json.loads((fitted / "run" / "report.json").read_text())
-    again = subprocess.run(command(problems, fitted), check=True, capture_output=True, text=True)
+    again = fit.run(arguments(problems, fitted))
+    assert again.returncode == 0, again.output
     assert finished_files(fitted / "run") == before
     assert json.loads((fitted / "run" / "report.json").read_text()) == report
     # 12 problems are too few to learn from, and it says so.
     assert "have both right and wrong rollouts" in report["warnings"][0]
-    assert report["warnings"][0] in again.stderr
+    assert report["warnings"][0] in again.output
     assert report["problems"]["asked"] == 12 and report["tokens"]["rollouts"] > 12 * 6
     assert digest(fitted / "adapter" / WEIGHTS) == weights
 
@@ -136,10 +145,11 @@ def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) 
 
 @pytest.mark.engine
 def test_a_published_fit_is_a_version_that_the_alias_points_at(
-    problems: Path, fitted: Path, tmp_path: Path
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
-    argv = command(problems, fitted, "--publish", "mine", "--store", str(tmp_path / "store"))
-    subprocess.run(without_output(argv), check=True, capture_output=True)
+    argv = arguments(problems, fitted, "--publish", "mine", "--store", str(tmp_path / "store"))
+    ended = fit.run(without_output(argv))
+    assert ended.returncode == 0, ended.output
     store = Store(tmp_path / "store")
     version = store.get("mine", BaseModel.open(BASE))
     assert digest(version.path / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
@@ -149,31 +159,36 @@ def test_a_published_fit_is_a_version_that_the_alias_points_at(
 
 
 @pytest.mark.engine
-def test_another_seed_gives_another_adapter(problems: Path, fitted: Path, tmp_path: Path) -> None:
-    subprocess.run(command(problems, tmp_path, "--seed", "1"), check=True, capture_output=True)
+def test_another_seed_gives_another_adapter(
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    ended = fit.run(arguments(problems, tmp_path, "--seed", "1"))
+    assert ended.returncode == 0, ended.output
     assert digest(tmp_path / "adapter" / WEIGHTS) != digest(fitted / "adapter" / WEIGHTS)
 
 
 @pytest.mark.engine
-def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(
+    fit: Command, tmp_path: Path
+) -> None:
     path = tmp_path / "impossible.jsonl"
     lines = (f'{{"id": "{n}", "problem": "What is {n}-1?", "answer": "x"}}\n' for n in range(8))
     path.write_text("".join(lines))
-    done = subprocess.run(command(path, tmp_path), capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "none has both right and wrong rollouts" in done.stderr
-    assert "Traceback" not in done.stderr
+    ended = fit.run(arguments(path, tmp_path))
+    assert ended.returncode == 2
+    assert "none has both right and wrong rollouts" in ended.output
+    assert "Traceback" not in ended.output
     assert not (tmp_path / "adapter").exists()
 
 
 def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path) -> None:
     from training.fit import split_problems
 
-    config = FitConfig.load(command(problems, tmp_path)[3:])
+    config = FitConfig.load(arguments(problems, tmp_path))
     train, heldout = split_problems(config)
     assert len(train) == 12 and len(heldout) == 4
     assert not {p.problem for p in train} & {p.problem for p in heldout}
-    shared = FitConfig.load([*command(problems, tmp_path)[3:], "--heldout", str(problems)])
+    shared = FitConfig.load([*arguments(problems, tmp_path), "--heldout", str(problems)])
     with pytest.raises(ValueError, match=r"heldout: 16 problems are also in --problems"):
         split_problems(shared)
 
@@ -181,7 +196,7 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
 def test_where_the_adapter_goes_is_checked_before_anything_is_done(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = without_output(command(problems, tmp_path)[3:])
+    plain = without_output(arguments(problems, tmp_path))
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "versions").mkdir()

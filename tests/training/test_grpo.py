@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from preloaded import preloaded
 
 from training import grpo
 from training.grpo import GrpoConfig, Look, best, cost, stopped_rising
@@ -55,9 +54,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def command(files: tuple[Path, Path], folder: Path) -> list[str]:
+def arguments(files: tuple[Path, Path], folder: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "training.grpo", "--model", BASE, "--engine", "transformers"),
+        *("--model", BASE, "--engine", "transformers"),
         *("--problems", str(files[0]), "--heldout", str(files[1])),
         *("--output", str(folder / "model"), "--run-dir", str(folder / "run")),
         *("--prompts", "2", "--generations", "4", "--max-steps", "4", "--every", "2"),
@@ -71,18 +70,18 @@ def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
 ) -> None:
     from training.model import load_model
 
-    process = subprocess.Popen(
-        command(files, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    first = tmp_path / "run" / "checkpoint-2" / "trainer_state.json"
-    while not first.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "model").exists()
-    subprocess.run(command(files, tmp_path), check=True, capture_output=True)
+    with preloaded("training.grpo", tmp_path) as command:
+        process = command.start(arguments(files, tmp_path))
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process, signal.SIGKILL)
+        killed = command.wait()
+        assert killed.returncode == -signal.SIGKILL, killed.output
+        assert not (tmp_path / "model").exists()
+        ended = command.run(arguments(files, tmp_path))
+        assert ended.returncode == 0, ended.output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["steps"] == 4 and 4 * 8 <= report["tokens"] <= 4 * 8 * 64
     assert [look["step"] for look in report["looks"]] == [0, 2, 4]

@@ -4,9 +4,12 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +171,19 @@ def test_an_interrupt_leaves_no_late_answer(monkeypatch: pytest.MonkeyPatch) -> 
             verifier.check([r"\boxed{2/4}"], ["0.5"])
         monkeypatch.setattr(training.verify, "wait", wait)
         assert not verifier.check([r"\boxed{2/3}"], ["0.5"])[0].correct
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_workers_do_not_import_the_command(tmp_path: Path, own: bool) -> None:
+    """Unless what they are to call lies there."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "from training.verify import Verifier, math_equal\n"
+        "print('imported', flush=True)\n"
+        "def equal(*question): return math_equal(*question)\n"
+        "if __name__ == '__main__':\n"
+        f"    with Verifier(workers=1, compare={'equal' if own else None}) as verifier:\n"
+        "        print(verifier.check([r'\\boxed{2/4}'], ['0.5'])[0].correct)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["imported"] * (1 + own) + ["True"]

@@ -47,7 +47,7 @@ FULL = Size()
 QUICK = Size(
     limit=32,
     questions=20,
-    fit=("--sampling.rollouts", "8", "--checkpoints.samples", "1"),
+    fit=("--sampling.rollouts", "8", "--checkpoints.samples", "1", "--checkpoints.every", "1"),
     grpo=(*GRPO, "--max-steps", "20", "--every", "10", "--samples", "1"),
 )
 

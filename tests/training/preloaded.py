@@ -1,0 +1,77 @@
+"""Commands as processes of their own, forked from one that has done the imports.
+
+Most of a small fit's seconds are `import torch`. A process that waits with everything imported, and
+forks for each command, spares them; what it forks can be killed as any other.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+PARENT = """
+import importlib, json, os, sys
+
+main = importlib.import_module(sys.argv[1]).main
+for line in sys.stdin:
+    arguments, log = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(2, 1)
+        sys.argv = [sys.argv[1], *arguments]
+        main()
+        sys.exit()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int  # -9: by SIGKILL
+    output: str  # of both streams
+
+
+class Command:
+    """`python -m MODULE`, imported once."""
+
+    def __init__(self, parent: subprocess.Popen[str], log: Path) -> None:
+        self._parent, self._log = parent, log
+
+    def start(self, arguments: Sequence[str]) -> int:
+        """Its process id; `wait` must follow before the next."""
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        print(json.dumps([list(arguments), str(self._log)]), file=self._parent.stdin, flush=True)
+        return int(self._parent.stdout.readline())
+
+    def wait(self) -> Ended:
+        assert self._parent.stdout is not None
+        return Ended(int(self._parent.stdout.readline()), self._log.read_text())
+
+    def run(self, arguments: Sequence[str]) -> Ended:
+        self.start(arguments)
+        return self.wait()
+
+
+@contextmanager
+def preloaded(module: str, folder: Path) -> Iterator[Command]:
+    """Within, commands of `module`; their output goes to a file in `folder`."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Command(parent, folder / "output.txt")
+    finally:
+        assert parent.stdin is not None
+        parent.stdin.close()
+        parent.wait()
