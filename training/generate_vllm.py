@@ -15,6 +15,7 @@ from typing import Any
 
 from adapters.engine import TAU, gate_arguments
 from training.generate import Applied, Completion, SamplingOptions, VllmArguments
+from training.process import without_main
 
 # vLLM has kernels for these ranks only.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -27,7 +28,8 @@ class VllmSource:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, model, arguments))
-        self._process.start()
+        with without_main():
+            self._process.start()
         theirs.close()
         self._receive()  # "ready", or the reason why not
 

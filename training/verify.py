@@ -16,19 +16,18 @@ import logging
 import math
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from multiprocessing.connection import Connection, wait
-from types import ModuleType
 from typing import NamedTuple, Self
 
 from tqdm import tqdm
 
 from training.answer import after_hashes, decide, last_boxed, latex
+from training.process import without_main
 
 __all__ = ["Verdict", "Verifier", "last_boxed"]
 
@@ -191,7 +190,7 @@ class _Worker:
         self._process = context.Process(
             target=_serve, args=(theirs, compare, deadline), daemon=True, name="verify"
         )
-        with _without_main(compare):
+        with nullcontext() if compare.__module__ == "__main__" else without_main():
             self._process.start()
         theirs.close()
         self._deadline = deadline
@@ -226,21 +225,6 @@ class _Worker:
         self.pipe.close()
         self._process.kill()
         self._process.join()
-
-
-@contextmanager
-def _without_main(compare: Callable[[str, str, bool], bool]) -> Iterator[None]:
-    """Within, a process that starts does not import this one's main module.
-
-    Each worker would otherwise import the whole of `training.fit`, torch and all: ten seconds.
-    """
-    main = sys.modules["__main__"]
-    if compare.__module__ != "__main__":
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection, compare: Callable[[str, str, bool], bool], deadline: float) -> None:
