@@ -78,6 +78,7 @@ def kill_in(stage: str, fit: Command, problems: Path, folder: Path) -> None:
     process = fit.start(arguments(problems, folder))
     deadline = time.monotonic() + 180
     while not any((folder / "run").glob(f"{stage}-*")):
+        assert Path(f"/proc/{process}").exists(), f"fit ended before {stage}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process, signal.SIGKILL)

@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
         process = command.start(arguments(files, tmp_path))
         deadline = time.monotonic() + 300
         while not (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists():
-            assert time.monotonic() < deadline
+            assert Path(f"/proc/{process}").exists() and time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process, signal.SIGKILL)
         killed = command.wait()
