@@ -12,7 +12,7 @@ from training.reproduce.cell import Cell
 from training.reproduce.claims import judge, verdict
 from training.reproduce.plan import ABLATIONS, CONTROLS, METHOD, plan
 from training.reproduce.report import write_report
-from training.reproduce.tables import Results, main_rows
+from training.reproduce.tables import Results, ablations, main_rows
 from training.tiny.benchmarks import BENCHMARKS
 
 BASE = "tiny-qwen2"
@@ -131,6 +131,20 @@ def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
     assert rows["base, greedy"].gain is not None
     assert rows["base, greedy"].gain.value == pytest.approx(0.1)
     assert rows["the same, served by vLLM"].score == ours.score
+
+
+def test_an_ablation_is_held_against_the_recipe_on_its_own_seeds(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    alone = Cell(BASE, "fit", "rank-1", 1, ABLATIONS["rank-1"])
+    write_all([cell for cell in cells if cell.variant != "rank-1"] + [alone], tmp_path)
+    found = {one.row.label: one for one in ablations(Results(cells, tmp_path), BASE)}
+    assert found[METHOD].change is None
+    one, three = found["rank-1"].change, found["o-only"].change
+    assert one is not None and three is not None
+    assert one.value == pytest.approx(-0.21)  # seed 1's gain, which rank 1 lacks
+    assert three.value == pytest.approx(-0.2)
+    assert found["rank-1"].cells()[-3:] == ["-0.210 ± 0.000", "0.000 M", "1"]
 
 
 def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:

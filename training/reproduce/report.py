@@ -10,10 +10,11 @@ from training.reproduce.claims import judge
 from training.reproduce.plan import METHOD
 from training.reproduce.plots import plot_ablations, plot_overlaps
 from training.reproduce.tables import (
+    ABLATION_HEADER,
     HEADER,
     Results,
     Row,
-    ablation_rows,
+    ablations,
     gate_rate,
     main_rows,
     markdown,
@@ -57,11 +58,11 @@ def write_report(results: Results, folder: Path, command: str) -> dict[str, Any]
         parts.append("\n## The gate as a finder of changed positions\n")
         parts.append("![precision and recall over the gate rate](overlap.png)")
         plot_overlaps(footprints, folder / "overlap.png")
-    ablations = ablation_rows(results, results.bases[0])
-    if len(ablations) > 1:
+    changes = ablations(results, results.bases[0])
+    if len(changes) > 1:
         parts.append(f"\n## Ablations on {results.bases[0]}, gated\n")
-        parts.append(markdown(HEADER, [one.cells() for one in ablations]))
-        plot_ablations(ablations, folder / "ablations.png")
+        parts.append(markdown(ABLATION_HEADER, [one.cells() for one in changes]))
+        plot_ablations([one.row for one in changes], folder / "ablations.png")
         parts.append("\n![gain by ablation](ablations.png)")
     warnings = sorted(
         f"- {cell.id}: {sentence}"
@@ -76,7 +77,14 @@ def write_report(results: Results, folder: Path, command: str) -> dict[str, Any]
         "missing": [cell.id for cell in results.cells if cell not in results.found],
         "claims": [claim._asdict() for claim in claims],
         "bases": {b: {k: _json(one) for k, one in rows.items()} for b, rows in mains.items()},
-        "ablations": {one.label: _json(one) for one in ablations},
+        "ablations": {
+            one.row.label: _json(one.row)
+            | {
+                "change": one.change and one.change.value,
+                "change_stderr": one.change and one.change.stderr,
+            }
+            for one in changes
+        },
     }
     write_json(folder / "report.json", report)
     return report

@@ -32,11 +32,15 @@ class Results:
 
     def of(self, base: str, kind: str, variant: str = "") -> list[dict[str, Any]]:
         """The results of one thing, a seed each."""
-        return [
-            result
+        return list(self.by_seed(base, kind, variant).values())
+
+    def by_seed(self, base: str, kind: str, variant: str) -> dict[int | None, dict[str, Any]]:
+        """The same, by seed."""
+        return {
+            cell.seed: result
             for cell, result in self.found.items()
             if (cell.base, cell.kind, cell.variant) == (base, kind, variant)
-        ]
+        }
 
     def variants(self, base: str) -> list[str]:
         """Of its fits, those that are there, in the plan's order."""
@@ -124,17 +128,45 @@ def main_rows(results: Results, base: str) -> dict[str, Row]:
     return rows
 
 
-def ablation_rows(results: Results, base: str) -> list[Row]:
-    """A gated row for each variant of fit."""
+class Ablation(NamedTuple):
+    """One change to the recipe."""
+
+    row: Row
+    change: Estimate | None  # of pass@1 by it, paired by problem, on the seeds that both have
+
+    def cells(self) -> list[str]:
+        """As a line of a Markdown table."""
+        change = self.change
+        found = "" if change is None else f"{change.value:+.3f} ± {change.stderr:.3f}"
+        *scores, tokens, seeds = self.row.cells()
+        return [*scores, found, tokens, seeds]
+
+
+ABLATION_HEADER = [*HEADER[:-2], "to the recipe", *HEADER[-2:]]
+
+
+def ablations(results: Results, base: str) -> list[Ablation]:
+    """Each variant of fit, gated."""
     made = results.of(base, "base")
     if not made:
         return []
+    recipe = results.by_seed(base, "fit", METHOD)
     rows = []
     for variant in results.variants(base):
-        seeds = results.of(base, "fit", variant)
-        answers = [one["gated"] for one in seeds]
-        tokens = [one["cost"]["tokens"] for one in seeds]
-        rows.append(row(variant, answers, made[0][seeds[0]["engine"]], tokens))
+        seeds = results.by_seed(base, "fit", variant)
+        fits = list(seeds.values())
+        against = made[0][fits[0]["engine"]]
+        tokens = [one["cost"]["tokens"] for one in fits]
+        changes = [
+            np.subtract(all_scores(seeds[seed]["gated"]), all_scores(recipe[seed]["gated"]))
+            for seed in seeds.keys() & recipe.keys()
+        ]
+        rows.append(
+            Ablation(
+                row(variant, [one["gated"] for one in fits], against, tokens),
+                over_seeds(changes) if changes and variant != METHOD else None,
+            )
+        )
     return rows
 
 
