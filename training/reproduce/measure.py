@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from adapters.base import BaseModel
 from adapters.files import write_text
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
-from adapters.recipe import recipe_for
+from adapters.recipe import Recipe, recipe_for
 from training.evaluate import evaluate_generator
 from training.generate import Applied, Engine, SamplingOptions, open_generator, vllm_is_here
 from training.model import open_base
@@ -107,6 +109,7 @@ class Measurer:
             **found,
             "engine": self._engine,
             "tau": gate.tau,
+            "recipe": recipe_of(folder),
             "cost": {
                 "tokens": report["tokens"]["rollouts"],
                 "heldout_tokens": report["tokens"]["heldout"],
@@ -274,6 +277,12 @@ class Measurer:
     def run_module(*arguments: str) -> None:
         """Run `python -m arguments...`; it shows its own progress."""
         subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def recipe_of(adapter: Path) -> dict[str, Any]:
+    """What it was fitted with: the recipe's sections and the number of problems."""
+    settings = yaml.safe_load((adapter / "fit.yaml").read_text())
+    return {name: settings[name] for name in ("limit", *Recipe.model_fields) if name in settings}
 
 
 def total(answers: dict[str, Any], what: str) -> int:
