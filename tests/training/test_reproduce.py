@@ -54,6 +54,8 @@ def made(cell: Cell) -> dict[str, Any]:
         rest = {"kept": {"step": 5}, "stopped_rising": True, "looks": []}
         found = {"grpo": answers(0.6, 0.1), "engine": "transformers"}
         return {**found, "cost": cost(4000), **rest}
+    if cell.kind == "greedy":
+        return {"greedy": answers(0.65, 0.1), "engine": "transformers"}
     if cell.kind == "footprint":
         shares = {"unshifted": 0.97, "reranked": 0.03, "shifted": 0.0}
         shares |= {"mean_rank": 2.2, "entropy_ratio": 7.0}
@@ -130,6 +132,10 @@ def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
     assert rows["base"].gain is None
     assert rows["base, greedy"].gain is not None
     assert rows["base, greedy"].gain.value == pytest.approx(0.1)
+    greedy = rows["ReasonMaxxer, gated, greedy"]
+    assert greedy.gain is not None
+    assert greedy.gain.value == pytest.approx(0.15)  # over the base's greedy .5
+    assert (greedy.seeds, greedy.tokens) == (3, None)
     assert rows["the same, served by vLLM"].score == ours.score
 
 
@@ -197,7 +203,7 @@ def test_the_command_makes_what_is_missing_and_goes_on_after_a_failure(
         command.main(arguments)
     assert end.value.code == 1
     first, asked[:] = list(asked), []
-    assert len(first) == 9
+    assert len(first) == 11
     command.main(arguments)
     assert asked == [f"{BASE}/grpo/seed0"]  # the one that failed, and no other
     asked.clear()

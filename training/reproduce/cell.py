@@ -19,7 +19,7 @@ from typing import Any, Literal
 from adapters.files import write_json
 from training.machine import machine
 
-Kind = Literal["base", "fit", "grpo", "footprint", "intervene"]
+Kind = Literal["base", "fit", "grpo", "footprint", "intervene", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cell:
     Attributes:
         base: its name.
         kind: what is done.
-        variant: of a fit, its ablation; of a footprint or an intervention, what was tuned.
+        variant: of a fit, its ablation; of what looks at something tuned, what it was.
         seed: None for what has none.
         flags: of the command that makes it.
     """

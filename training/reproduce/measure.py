@@ -74,6 +74,7 @@ class Measurer:
             "grpo": self.grpo,
             "footprint": self.footprint,
             "intervene": self.intervene,
+            "greedy": self.greedy,
         }[cell.kind](cell)
 
     def base(self, cell: Cell) -> dict[str, Any]:
@@ -175,12 +176,27 @@ class Measurer:
         """Its token at oracle, random and uncertain positions."""
         return self._look("training.intervene", cell)
 
-    def _look(self, module: str, cell: Cell) -> dict[str, Any]:
-        """The report of `module`; what was tuned is made anew where another machine has it."""
+    def greedy(self, cell: Cell) -> dict[str, Any]:
+        """What was tuned, at T 0: what it would choose, however sure it is of it."""
+        tuned = self.tuned(cell)
         if cell.variant == "grpo":
-            tuned = self.grpo_model(Cell(cell.base, "grpo", seed=cell.seed))
+            found = self.answers(open_base(str(tuned)), None, self._engine, cell.base, 0)
         else:
-            tuned = self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed))
+            gate = Manifest.read(tuned).gate
+            assert gate is not None  # a fit always calibrates one
+            base, applied = open_base(self._bases[cell.base]), Applied(tuned, gate.tau)
+            found = self.answers(base, applied, self._engine, temperature=0)
+        return {"greedy": found, "engine": self._engine}
+
+    def tuned(self, cell: Cell) -> Path:
+        """The adapter or model that `cell` looks at; made anew where another machine has it."""
+        if cell.variant == "grpo":
+            return self.grpo_model(Cell(cell.base, "grpo", seed=cell.seed))
+        return self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed))
+
+    def _look(self, module: str, cell: Cell) -> dict[str, Any]:
+        """The report of `module`."""
+        tuned = self.tuned(cell)
         output = self._work / "runs" / cell.id
         # What replays an intervention is the engine that serves, wherever it is installed.
         replays = module == "training.intervene" and vllm_is_here()

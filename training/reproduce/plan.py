@@ -86,6 +86,8 @@ def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -
             for kind in ("footprint", "intervene")
             for tuned in (METHOD, "grpo")
         ]
+        explain += [Cell(base, "greedy", METHOD, seed) for seed in seeds]
+        explain.append(Cell(base, "greedy", "grpo", seeds[0]))
     return [
         *main,
         *explain,

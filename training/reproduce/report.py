@@ -27,8 +27,9 @@ _HEAD = """# The paper's claims, measured
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Base models
 are miniatures of this project (`python -m training.tiny pretrain --base NAME`); every score is
 pass@1 at T 0.6 on six held-out benchmarks (`training/tiny/benchmarks.py`), with the standard error
-over problems and seeds; gains are paired by problem. `tokens`: generated for training; those
-that answered held-out problems, to choose a checkpoint, are named below each table.
+over problems and seeds; gains are paired by problem, greedy answers' with the base's greedy ones:
+they tell what a model would choose, however sure it is of it. `tokens`: generated for training;
+those that answered held-out problems, to choose a checkpoint, are named below each table.
 """
 
 

@@ -96,7 +96,7 @@ class Way(NamedTuple):
     kind: str
     variant: str
     key: str  # of the answers
-    engine: str | None = None  # whose answers of the base they are held against; None: their own
+    against: str | None = None  # the base's answers they are held against; None: their engine's
 
 
 GRPO, OURS = "GRPO", "**ReasonMaxxer, gated**"
@@ -108,6 +108,8 @@ WAYS = (
     Way("gate opened by lot", "fit", METHOD, "by lot", "transformers"),
     Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
     Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
+    Way("GRPO, greedy", "greedy", "grpo", "greedy", "greedy"),
+    Way("ReasonMaxxer, gated, greedy", "greedy", METHOD, "greedy", "greedy"),
 )
 
 
@@ -122,8 +124,8 @@ def main_rows(results: Results, base: str) -> dict[str, Row]:
     for way in WAYS:
         seeds = [one for one in results.of(base, way.kind, way.variant) if way.key in one]
         if seeds:
-            against = made[0][way.engine or seeds[0]["engine"]]
-            tokens = [one["cost"]["tokens"] for one in seeds]
+            against = made[0][way.against or seeds[0]["engine"]]
+            tokens = [one["cost"]["tokens"] for one in seeds if "cost" in one]
             rows[way.label] = row(way.label, [one[way.key] for one in seeds], against, tokens)
     return rows
 
