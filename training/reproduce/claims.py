@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from training.reproduce.tables import GRPO, OURS, Results, ablations, main_rows
+from training.reproduce.tables import GRPO, OURS, Results, ablations, main_rows, signed
 
 SHARE_OF_GAIN = 0.95  # of GRPO's, for as good
 TOKENS = 30  # GRPO generates at least so many times ours
@@ -123,8 +123,7 @@ def low_dimensional(results: Results) -> Claim:
         gain, change = one.row.gain, one.change
         assert gain is not None
         lines.append(
-            f"{base}: {name} {gain.value:+.3f} ± {gain.stderr:.3f}, to the recipe on the same "
-            f"seeds {change.value:+.3f} ± {change.stderr:.3f}"
+            f"{base}: {name} {signed(gain)}, to the recipe on the same seeds {signed(change)}"
         )
         ok[name] = gain.value >= 0.8 * (gain.value - change.value)
     return Claim(
@@ -145,9 +144,8 @@ def no_loop(results: Results) -> Claim:
         assert theirs.gain and ours.gain and theirs.tokens and ours.tokens
         share, times = ours.gain.value / theirs.gain.value, theirs.tokens / ours.tokens
         lines.append(
-            f"{base}: {ours.gain.value:+.3f} ± {ours.gain.stderr:.3f} gated, GRPO "
-            f"{theirs.gain.value:+.3f} ± {theirs.gain.stderr:.3f} ({share:.0%}) with {times:.1f} "
-            "times the generated tokens"
+            f"{base}: {signed(ours.gain)} gated, GRPO {signed(theirs.gain)} ({share:.0%}) with "
+            f"{times:.1f} times the generated tokens"
         )
         good = ours.gain.value >= SHARE_OF_GAIN * theirs.gain.value
         ok[base] = good and times >= TOKENS

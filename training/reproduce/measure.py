@@ -15,7 +15,7 @@ import yaml
 
 from adapters.base import BaseModel
 from adapters.files import write_text
-from adapters.manifest import Manifest
+from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
 from training.evaluate import evaluate_generator
@@ -93,8 +93,7 @@ class Measurer:
         folder, run = self.adapter(cell), self._fit_run(cell)
         report = json.loads((run / "report.json").read_text())
         seconds = json.loads((run / "seconds.json").read_text())
-        gate = Manifest.read(folder).gate
-        assert gate is not None  # a fit always calibrates one
+        gate = gate_of(folder)
         base = open_base(self._bases[cell.base])
         gated = Applied(folder, gate.tau)
         found = {
@@ -182,9 +181,7 @@ class Measurer:
         if cell.variant == "grpo":
             found = self.answers(open_base(str(tuned)), None, self._engine, cell.base, 0)
         else:
-            gate = Manifest.read(tuned).gate
-            assert gate is not None  # a fit always calibrates one
-            base, applied = open_base(self._bases[cell.base]), Applied(tuned, gate.tau)
+            base, applied = open_base(self._bases[cell.base]), Applied(tuned, gate_of(tuned).tau)
             found = self.answers(base, applied, self._engine, temperature=0)
         return {"greedy": found, "engine": self._engine}
 
@@ -293,6 +290,13 @@ class Measurer:
     def run_module(*arguments: str) -> None:
         """Run `python -m arguments...`; it shows its own progress."""
         subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def gate_of(adapter: Path) -> Gate:
+    """The gate it is served behind."""
+    gate = Manifest.read(adapter).gate
+    assert gate is not None  # a fit always calibrates one
+    return gate
 
 
 def recipe_of(adapter: Path) -> dict[str, Any]:

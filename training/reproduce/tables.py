@@ -60,12 +60,11 @@ class Row(NamedTuple):
 
     def cells(self) -> list[str]:
         """As a line of a Markdown table."""
-        gain = "" if self.gain is None else f"{self.gain.value:+.3f} ± {self.gain.stderr:.3f}"
         return [
             self.label,
             *(f"{self.benchmarks[name]:.3f}" for name in BENCHMARKS),
             str(self.score),
-            gain,
+            signed(self.gain),
             "" if self.tokens is None else f"{self.tokens / 1e6:.3f} M",
             str(self.seeds) if self.gain else "",
         ]
@@ -138,10 +137,8 @@ class Ablation(NamedTuple):
 
     def cells(self) -> list[str]:
         """As a line of a Markdown table."""
-        change = self.change
-        found = "" if change is None else f"{change.value:+.3f} ± {change.stderr:.3f}"
         *scores, tokens, seeds = self.row.cells()
-        return [*scores, found, tokens, seeds]
+        return [*scores, signed(self.change), tokens, seeds]
 
 
 ABLATION_HEADER = [*HEADER[:-2], "to the recipe", *HEADER[-2:]]
@@ -181,6 +178,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def signed(change: Estimate | None) -> str:
+    """+value ± standard error."""
+    return "" if change is None else f"{change.value:+.3f} ± {change.stderr:.3f}"
 
 
 def show(found: dict[str, float] | None, form: Callable[[float], str]) -> str:
