@@ -187,7 +187,7 @@ def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[s
                 [
                     row.label,
                     str(score),
-                    f"{gain.value:+.3f} ± {gain.stderr:.3f}",
+                    gain.signed,
                     " ".join(f"{value:+.3f}" for value in each),
                     f"{rate:.3f}",
                 ]

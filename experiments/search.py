@@ -319,9 +319,8 @@ def report(base: Result, found: dict[Plan, list[tuple[Fit, Result]]]) -> dict[st
             **{"tokens": tokens, "pass@1": score.value, "stderr": score.stderr},
             **{"gain": gain.value, "gain_stderr": gain.stderr, "each_seed": each},
         }
-        gained = f"{gain.value:+.3f} ± {gain.stderr:.3f}"
         of_each = " ".join(f"{value:+.3f}" for value in each)
-        rows.append([plan.label, f"{tokens / 1000:.0f} k", str(score), gained, of_each])
+        rows.append([plan.label, f"{tokens / 1000:.0f} k", str(score), gain.signed, of_each])
     print_table(["rollouts", "tokens", "pass@1", "gain", "of each seed"], rows)
     return figures
 

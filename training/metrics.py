@@ -26,6 +26,11 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.stderr:.3f}"
 
+    @property
+    def signed(self) -> str:
+        """As a difference is written: with its sign."""
+        return f"{self.value:+.3f} ± {self.stderr:.3f}"
+
 
 def mean(scores: npt.ArrayLike) -> Estimate:
     """Mean of one score per problem, [P], and its standard error s / sqrt(P), s with P - 1.

@@ -223,8 +223,7 @@ def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
     for result in results[1:]:
         gain = result.against(results[0])
         lines.append(
-            f"{result.label} - {results[0].label}: pass@1 {gain.value:+.3f} ± {gain.stderr:.3f} "
-            f"(paired, {gain.n} problems)"
+            f"{result.label} - {results[0].label}: pass@1 {gain.signed} (paired, {gain.n} problems)"
         )
     return "\n".join(line.rstrip() for line in lines)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from training.reproduce.tables import GRPO, OURS, Results, ablations, main_rows, signed
+from training.reproduce.tables import GRPO, OURS, Results, ablations, main_rows
 
 SHARE_OF_GAIN = 0.95  # of GRPO's, for as good
 TOKENS = 30  # GRPO generates at least so many times ours
@@ -123,7 +123,7 @@ def low_dimensional(results: Results) -> Claim:
         gain, change = one.row.gain, one.change
         assert gain is not None
         lines.append(
-            f"{base}: {name} {signed(gain)}, to the recipe on the same seeds {signed(change)}"
+            f"{base}: {name} {gain.signed}, to the recipe on the same seeds {change.signed}"
         )
         ok[name] = gain.value >= 0.8 * (gain.value - change.value)
     return Claim(
@@ -144,7 +144,7 @@ def no_loop(results: Results) -> Claim:
         assert theirs.gain and ours.gain and theirs.tokens and ours.tokens
         share, times = ours.gain.value / theirs.gain.value, theirs.tokens / ours.tokens
         lines.append(
-            f"{base}: {signed(ours.gain)} gated, GRPO {signed(theirs.gain)} ({share:.0%}) with "
+            f"{base}: {ours.gain.signed} gated, GRPO {theirs.gain.signed} ({share:.0%}) with "
             f"{times:.1f} times the generated tokens"
         )
         good = ours.gain.value >= SHARE_OF_GAIN * theirs.gain.value

@@ -64,7 +64,7 @@ class Row(NamedTuple):
             self.label,
             *(f"{self.benchmarks[name]:.3f}" for name in BENCHMARKS),
             str(self.score),
-            signed(self.gain),
+            self.gain.signed if self.gain else "",
             "" if self.tokens is None else f"{self.tokens / 1e6:.3f} M",
             str(self.seeds) if self.gain else "",
         ]
@@ -138,7 +138,7 @@ class Ablation(NamedTuple):
     def cells(self) -> list[str]:
         """As a line of a Markdown table."""
         *scores, tokens, seeds = self.row.cells()
-        return [*scores, signed(self.change), tokens, seeds]
+        return [*scores, self.change.signed if self.change else "", tokens, seeds]
 
 
 ABLATION_HEADER = [*HEADER[:-2], "to the recipe", *HEADER[-2:]]
@@ -178,11 +178,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def signed(change: Estimate | None) -> str:
-    """+value ± standard error."""
-    return "" if change is None else f"{change.value:+.3f} ± {change.stderr:.3f}"
 
 
 def show(found: dict[str, float] | None, form: Callable[[float], str]) -> str:
