@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from preloaded import Command, preloaded
 from support import ROOT
 
 from adapters.store import SHIPPED
 from serving.settings import PREFIX, SettingsError, from_command_line
 
+IMPORTED_LATER = (
+    "serving.launch",
+    "transformers.models.auto",
+    "vllm.entrypoints.launchers.cli_args",
+)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """`python -m serving`, offline."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        folder = tmp_path_factory.mktemp("serving")
+        with preloaded("serving.__main__", folder, *IMPORTED_LATER) as command:
+            yield command
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
 
@@ -109,18 +124,10 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_server_told_wrong_ends_with_2_and_the_reason(
-    line: list[str], words: str, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Command, line: list[str], words: str, base_folder: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = [] if "--model" in line else ["--model", str(base_folder)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "serving", *model, *line],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+    ended = serving.run([*model, *line])
+    assert ended.returncode == 2, ended.output
+    assert words in ended.output
+    assert "Traceback" not in ended.output

@@ -17,7 +17,7 @@ from typing import NamedTuple
 PARENT = """
 import importlib, json, os, sys
 
-main = importlib.import_module(sys.argv[1]).main
+main = [importlib.import_module(name) for name in sys.argv[1:]][0].main
 for line in sys.stdin:
     arguments, log = json.loads(line)
     child = os.fork()
@@ -25,8 +25,7 @@ for line in sys.stdin:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
         sys.argv = [sys.argv[1], *arguments]
-        main()
-        sys.exit()
+        sys.exit(main())
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -61,10 +60,14 @@ class Command:
 
 
 @contextmanager
-def preloaded(module: str, folder: Path) -> Iterator[Command]:
-    """Within, commands of `module`; their output goes to a file in `folder`."""
+def preloaded(module: str, folder: Path, *later: str) -> Iterator[Command]:
+    """Within, commands of `module`; their output goes to a file in `folder`.
+
+    Args:
+        later: modules that its `main` imports by itself, to be imported before.
+    """
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, module],
+        [sys.executable, "-c", PARENT, module, *later],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
