@@ -145,7 +145,7 @@ def show(store: Store, args: argparse.Namespace) -> None:
     if version.manifest:
         made_for, gate = version.manifest.base, version.gate
         print(f"  made for {made_for.model} ({made_for.architecture}), {version.manifest.family}")
-        print(f"  tau {gate.tau:.4f} nats, gate rate {gate.rate:.3f}" if gate else "  no threshold")
+        print(f"  {gate}" if gate else "  no threshold")
     else:
         print("  no manifest: any base of its shapes, no threshold")
     if version.manifest and version.manifest.scores:

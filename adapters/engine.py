@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-TAU = "gate_tau"  # in SamplingParams.extra_args: a gated request's threshold, nats
+# In SamplingParams.extra_args of a gated request.
+TAU = "gate_tau"  # its threshold, nats
+TEMPERATURE = "gate_temperature"  # divides the logits of its decision points; 1 where absent
 
 SCHEDULER = "serving.engine.scheduler.make_scheduler"
 WORKERS = {

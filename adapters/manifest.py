@@ -41,14 +41,24 @@ class Base(_Strict):
 
 
 class Gate(_Strict):
-    """The threshold and where it comes from."""
+    """The threshold and where it comes from; how sure the adapter is where the gate is open."""
 
     tau: float = Field(ge=0, description="Threshold in nats: the gate opens where H > tau.")
     rate: float = Field(ge=0, le=1, description="Gate rate that tau gave on the rollouts.")
     tokens: int = Field(gt=0, description="Generated positions the calibration looked at.")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divides the adapter's logits where the gate is open, before a request's own.",
+    )
     table: list[tuple[float, float]] = Field(
         default_factory=list, description="(gate rate, tau), rates ascending."
     )
+
+    def __str__(self) -> str:
+        text = f"tau {self.tau:.4f} nats, gate rate {self.rate:.3f}"
+        return text if self.temperature == 1 else f"{text}, temperature {self.temperature:g}"
 
     @model_validator(mode="after")
     def _ordered(self) -> Gate:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -122,12 +122,15 @@ class Optimizer(_Section):
 
 
 class GateChoice(_Section):
-    """How tau is chosen."""
+    """How the gate is chosen."""
 
     tau: float | None = Field(None, ge=0, description="Nats; None: calibrated to `rate`.")
     rate: float = Field(0.05, gt=0, le=1, description="Wanted gate rate.")
     others: list[float] = Field(
         [0.02, 0.1], description="Gate rates tried for serving beside the one trained for."
+    )
+    temperatures: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [], description="Temperatures tried for serving where the gate is open, beside 1."
     )
 
 

@@ -168,7 +168,7 @@ def way(adapter: Path, mode: str) -> Applied:
     gate = Manifest.read(adapter).gate
     if mode == "lot":
         return Applied(adapter, random_rate=gate.rate)
-    return Applied(adapter, gate.tau if mode == "gated" else None)
+    return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
 
 
 def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[str, Any]:

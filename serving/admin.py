@@ -59,6 +59,9 @@ class AdapterState(BaseModel):
     state: State
     reason: str | None = Field(None, description="Why the store's version is refused.")
     tau: float | None = Field(None, description="Threshold of NAME:gated, nats.")
+    temperature: float | None = Field(
+        None, description="Of NAME:gated; divides the logits where the gate is open."
+    )
     scores: list[Score] = Field([], description="As measured when it was fitted.")
     versions: list[str] = Field([], description="In the store.", examples=[[EXAMPLE]])
     resident: list[VersionState] = []
@@ -287,6 +290,7 @@ async def _state(
         state=state,
         reason=reason,
         tau=registry.gate(name, gate).tau if gate else None,
+        temperature=gate.temperature if gate else None,
         scores=manifest.scores if manifest else [],
         versions=[f"{name}@{digest}" for digest in registry.store.versions(name)],
         resident=resident,

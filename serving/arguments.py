@@ -2,11 +2,13 @@
 
 A client sends, in `vllm_xargs`, with a model NAME:gated:
 
-    {"gate_tau": 0.8}    the threshold, in nats, instead of the manifest's
-    {"gate_rate": 0.05}  the threshold that was calibrated for this share of tokens
-    {"gate_trace": 1}    say which tokens were gated, and why; 2: the entropy at every token
+    {"gate_tau": 0.8}          the threshold, in nats, instead of the manifest's
+    {"gate_rate": 0.05}        the threshold that was calibrated for this share of tokens
+    {"gate_temperature": 0.3}  divides the adapter's logits where the gate is open, instead of the
+                               manifest's; before the request's own temperature
+    {"gate_trace": 1}          say which tokens were gated, and why; 2: the entropy at every token
 
-The engine is told the threshold only, as `SamplingParams.extra_args["gate_tau"]`.
+The engine is told threshold and temperature, in `SamplingParams.extra_args`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
-from adapters.engine import TAU
+from adapters.engine import TAU, TEMPERATURE
 from adapters.gate import threshold_for
 from adapters.manifest import Gate
 from serving.engine.plan import TALLY, TRACE
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 RATE = "gate_rate"
+CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client may send
+ENGINES = (TAU, TEMPERATURE, TRACE, TALLY)  # the engine takes
 PREFIX = "gate_"
 NEVER = 1e9  # nats; no vocabulary has that much entropy
+COLDEST, HOTTEST = 0.01, 100.0  # beyond which logits divided by them lose their meaning
 
 
 def given(arguments: Mapping[str, Any] | None) -> list[str]:
@@ -49,6 +54,13 @@ def _number(name: str, value: Any, high: float = math.inf) -> float:
     return number
 
 
+def _temperature(value: Any) -> float:
+    temperature = _number(TEMPERATURE, value, HOTTEST)
+    if temperature < COLDEST:
+        raise ValueError(f"{TEMPERATURE}: must be at least {COLDEST:g}, not {value!r}")
+    return temperature
+
+
 def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
     """What the engine is told, of what a client sent to an adapter with this `gate`.
 
@@ -56,9 +68,9 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
         ValueError: an argument is unknown, does not fit, or contradicts another.
     """
     told = dict(arguments or {})
-    unknown = [name for name in given(told) if name not in (TAU, RATE, TRACE)]
+    unknown = [name for name in given(told) if name not in CLIENTS]
     if unknown:
-        raise ValueError(f"{unknown[0]}: no such argument; there are {TAU}, {RATE} and {TRACE}")
+        raise ValueError(f"{unknown[0]}: no such argument; there are {', '.join(CLIENTS)}")
     rate = told.pop(RATE, None)
     if rate is not None:
         if TAU in told:
@@ -66,6 +78,7 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
         rate = _number(RATE, rate, 1)
         told[TAU] = NEVER if rate == 0 else threshold_for(gate.table, rate)
     told[TAU] = _number(TAU, told.get(TAU, gate.tau))
+    told[TEMPERATURE] = _temperature(told.get(TEMPERATURE, gate.temperature))
     if told.setdefault(TRACE, 0) not in (0, 1, 2):
         raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
     return told
@@ -86,12 +99,13 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
         arguments = sampling_params.extra_args or {}
         if not given(arguments):
             return
-        unknown = [name for name in given(arguments) if name not in (TAU, TRACE, TALLY)]
+        unknown = [name for name in given(arguments) if name not in ENGINES]
         if unknown:
-            raise ValueError(f"{unknown[0]}: the engine takes {TAU} and {TRACE} only")
+            raise ValueError(f"{unknown[0]}: the engine takes {', '.join(ENGINES[:-1])} only")
         if TAU not in arguments:
-            raise ValueError(f"{TRACE}: goes with a gated model")
+            raise ValueError(f"{given(arguments)[0]}: goes with a gated model")
         _number(TAU, arguments[TAU])
+        _temperature(arguments.get(TEMPERATURE, 1.0))
         if sampling_params.prompt_logprobs is not None or getattr(
             sampling_params, "prompt_logprob_token_ids", None
         ):

@@ -1,9 +1,9 @@
-"""Stage 6, choose: the checkpoint and the threshold that answer best, gated, on held-out problems.
+"""Stage 6, choose: the checkpoint and the gate that answer best on held-out problems.
 
 First every checkpoint is asked with the gate it was trained for; then the best of them with other
-thresholds. The base and the adapter at every step answer the same problems, so that the gain is
-known. A score that was used to choose is optimistic; what the adapter is worth is for
-`training.evaluate` to say on fresh problems.
+thresholds; then the best of those with lower temperatures where the gate is open. The base and the
+adapter at every step answer the same problems, so that the gain is known. A score that was used to
+choose is optimistic; what the adapter is worth is for `training.evaluate` to say on fresh problems.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def choose(
     checkpoints: Sequence[Path],
     gate: Gate,
     others: Sequence[Gate],
+    temperatures: Sequence[float],
     problems: Sequence[Problem],
     renderer: PromptRenderer,
     options: SamplingOptions,
@@ -57,6 +58,7 @@ def choose(
     Args:
         gate: the one trained for.
         others: other thresholds to try, on the best checkpoint.
+        temperatures: of the gate, to try on the best of those.
         source: the problems' name in the results.
     """
 
@@ -74,11 +76,25 @@ def choose(
         )
 
     base = ask("base", None)
-    trained = [ask(path.name, Applied(path, gate.tau)) for path in checkpoints]
+    trained = [ask(path.name, Applied.behind(path, gate)) for path in checkpoints]
     place = _best(trained)
-    best, gates = checkpoints[place], [gate, *others]
-    gated = [trained[place]]
-    gated += [ask(f"{best.name} at {other.tau:.3f}", Applied(best, other.tau)) for other in others]
+    best, gates, gated = checkpoints[place], [gate], [trained[place]]
+
+    def try_too(others: Sequence[Gate], label: str) -> None:
+        gates.extend(others)
+        gated.extend(
+            ask(f"{best.name} {label.format(one)}", Applied.behind(best, one)) for one in others
+        )
+
+    try_too(others, "at {0.tau:.3f}")
+    found = gates[_best(gated)]
+    # A greedy answer is the same at any temperature.
+    cooler = (
+        [found.model_copy(update={"temperature": one}) for one in temperatures]
+        if options.temperature
+        else []
+    )
+    try_too(cooler, "at {0.tau:.3f}, temperature {0.temperature:g}")
     always = ask(f"{best.name} always", Applied(best))
     kept = _best(gated)
     asked = [base, *trained, *gated[1:], always]

@@ -378,13 +378,14 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
     if mode == "always":
         return Applied(version.path)
     if config.tau is not None:
-        return Applied(version.path, config.tau)
+        own = version.gate.temperature if version.gate else 1.0
+        return Applied(version.path, config.tau, temperature=own)
     gate = version.gate
     if gate is None:
         raise ValueError("--adapter: it has no threshold; give --tau")
     if config.gate == "random":
         return Applied(version.path, random_rate=gate.rate)
-    return Applied(version.path, gate.tau)
+    return Applied.behind(version.path, gate)
 
 
 def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:

@@ -204,7 +204,8 @@ def fit(config: FitConfig) -> Path:
         describe_selection(gate, examples, rewards)
 
         settings = config.model_dump(
-            include={"selection", "gate", "lora", "objective", "optimizer"}
+            include={"selection", "gate", "lora", "objective", "optimizer"},
+            exclude={"gate": {"temperatures"}},  # they are chosen afterwards
         )
         stage = stage.then("training", settings | {"every": config.checkpoints.every})
         with clock("train", stage):
@@ -236,6 +237,7 @@ def fit(config: FitConfig) -> Path:
                 checkpoints,
                 gate,
                 others,
+                config.gate.temperatures,
                 heldout,
                 renderer,
                 options,
@@ -269,7 +271,7 @@ def fit(config: FitConfig) -> Path:
     logger.info(
         "held out: base %s, always %s, gated %s", *(one.pass_at_1 for one in choice.results)
     )
-    logger.info("gate: tau %.4f nats, gate rate %.3f", choice.gate.tau, choice.gate.rate)
+    logger.info("gate: %s", choice.gate)
     logger.info("adapter: %s; seconds: %s", where, clock.summary())
     return folder
 
@@ -347,7 +349,7 @@ def report(
         },
         "steps": int(checkpoints[-1].name.split("-")[1]),
         "checkpoint": choice.checkpoint.name,
-        "gate": {"tau": choice.gate.tau, "rate": choice.gate.rate},
+        "gate": choice.gate.model_dump(include={"tau", "rate", "temperature"}),
         "heldout": {one.label: one.report() for one in choice.results},
     }
     write_json(run / "report.json", values)

@@ -39,6 +39,7 @@ def decode(
     draw: Draw,
     ends: set[int],
     max_tokens: int,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Answer a batch of prompts.
 
@@ -46,6 +47,7 @@ def decode(
         model: a PeftModel.
         ids, mask: [B, S] prompts, padded on the left; ones where real.
         ends: tokens after which a row is done; what follows in its row means nothing.
+        temperature: divides the logits where the gate is open.
 
     Returns:
         Tokens [B, T], and which of them were gated [B, T] bool; T <= max_tokens.
@@ -76,7 +78,8 @@ def decode(
         if opened.any():
             base = [(layer.keys[:, :, -1], layer.values[:, :, -1]) for layer in cache.layers]
             cache.crop(-1)
-            logits = torch.where(opened[:, None], run(ids[:, -1:], adapter=True), logits)
+            corrected = run(ids[:, -1:], adapter=True) / temperature
+            logits = torch.where(opened[:, None], corrected, logits)
             _put_back(cache, base, ~opened)
         token = draw(ids, logits)
         ids = torch.cat([ids, token[:, None]], 1)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from adapters.manifest import Mode
+from adapters.manifest import Gate, Mode
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,12 @@ class Applied(NamedTuple):
     adapter: Path  # a PEFT folder
     tau: float | None = None  # nats: where the base's entropy exceeds it; None: at every step
     random_rate: float | None = None  # a control: at this share of steps, drawn by lot
+    temperature: float = 1.0  # divides the adapter's logits where the gate is open
+
+    @classmethod
+    def behind(cls, adapter: Path, gate: Gate) -> Applied:
+        """As it is served: where `gate` opens."""
+        return cls(adapter, gate.tau, temperature=gate.temperature)
 
     @property
     def mode(self) -> Mode:

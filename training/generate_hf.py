@@ -78,6 +78,7 @@ class TransformersSource:
             drawing(options),
             self._ends,
             options.max_tokens,
+            applied.temperature,
         )
         return [
             self._completion(row, gates)

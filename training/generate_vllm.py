@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from adapters.engine import TAU, gate_arguments
+from adapters.engine import TAU, TEMPERATURE, gate_arguments
 from training.generate import Applied, Completion, SamplingOptions, VllmArguments
 from training.process import without_main
 
@@ -126,10 +126,12 @@ def _answer(
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    lora, tau = None, None
+    lora, gate = None, None
     if applied is not None:
         # A number and name of its own for each path: neither weights nor cache are ever reused.
-        path, tau = str(applied.adapter), applied.tau
+        path = str(applied.adapter)
+        if applied.tau is not None:
+            gate = {TAU: applied.tau, TEMPERATURE: applied.temperature}
         number = adapters.setdefault(path, len(adapters) + 1)
         lora = LoRARequest(f"adapter-{number}", number, path)
     engine = llm.llm_engine
@@ -142,7 +144,7 @@ def _answer(
             seed=seed,
             # All n completions in one output, once the last of them is done.
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=None if tau is None else {TAU: tau},
+            extra_args=gate,
         )
         engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=lora)
     while engine.has_unfinished_requests():

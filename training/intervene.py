@@ -282,8 +282,9 @@ def _replay(
     options: SamplingOptions,
     verifier: Verifier,
 ) -> Result:
-    """What the engine does: the adapter at decision points alone."""
+    """What the engine does: the adapter at decision points alone, at its gate's temperature."""
     assert tuned.adapter is not None
+    own = tuned.adapter.gate
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     with open_generator(
         str(base.folder),
@@ -299,7 +300,7 @@ def _replay(
             problems,
             options,
             verifier,
-            Applied(tuned.adapter.path, tau),
+            Applied(tuned.adapter.path, tau, temperature=own.temperature if own else 1.0),
             label="replay",
         )
 

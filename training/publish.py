@@ -88,8 +88,7 @@ A LoRA of rank {rank} for `{base_reference}` ({manifest.base.architecture}), fit
 ReasonMaxxer method (arXiv 2605.06241): a contrastive loss at the base model's high-entropy decision
 points, on its own rollouts, without reinforcement learning.
 
-Gate: tau = {gate.tau:.4f} nats, which opened at {gate.rate:.2%} of the
-{gate.tokens:,} generated positions it was calibrated on.
+Gate: {gate}; calibrated on {gate.tokens:,} generated positions.
 
 ## Scores
 

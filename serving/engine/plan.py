@@ -1,6 +1,6 @@
 """What the scheduler tells the workers about gated requests, step by step.
 
-A gated request carries its threshold in `SamplingParams.extra_args` (see serving/arguments.py). The
+A gated request carries its gate in `SamplingParams.extra_args` (see serving/arguments.py). The
 workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`, so what runs
 with the adapter on is decided in one place and survives preemption, recomputation and aborts.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from adapters.engine import TAU
+from adapters.engine import TAU, TEMPERATURE
 
 TRACE = "gate_trace"
 TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
@@ -21,7 +21,9 @@ class Step(NamedTuple):
     """One gated request in one step."""
 
     tau: float  # nats
+    temperature: float  # divides the logits of decision points
     gates: bool  # samples in this step, at a position not known to be a decision point
+    corrects: bool  # samples in this step, at a decision point
     corrected: tuple[int, ...]  # known decision points that the step may compute; adapter on
     trace: int  # 0; 1: tell of decision points; 2: of every token
 
@@ -40,9 +42,9 @@ def plan_of(output: SchedulerOutput) -> Plan:
     return getattr(output, "gate_plan", EMPTY)
 
 
-def threshold(params: Any, lora_request: Any) -> float | None:
-    """tau of a request that is gated, None of one that is not."""
+def gate_of(params: Any, lora_request: Any) -> tuple[float, float] | None:
+    """(tau, temperature) of a request that is gated, None of one that is not."""
     arguments = params.extra_args if params is not None else None
     if not arguments or lora_request is None or TAU not in arguments:
         return None
-    return float(arguments[TAU])
+    return float(arguments[TAU]), float(arguments.get(TEMPERATURE, 1.0))

@@ -3,7 +3,8 @@
 Which tokens run with the adapter on is known before the step, so vLLM's own LoRA mapping says it:
 rows of gated requests name no LoRA, except at their decision points. The test stands at the entry
 of the sampler, after grammar masks and before bias, penalties and temperature; a row whose gate
-opens is discarded the way vLLM discards the rows of an unfinished prompt.
+opens is discarded the way vLLM discards the rows of an unfinished prompt. There too the logits of
+decision points are divided by the gate's temperature.
 
 Written for vLLM 0.32 (v1/worker/gpu_model_runner.py, v1/worker/lora_model_runner_mixin.py).
 """
@@ -89,8 +90,16 @@ class GateRunnerV1(CPUModelRunner):
     def _sample(self, logits: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
         self._evidence = {}
         if logits is not None and self._plan:
+            self._sharpen(logits)
             self._gate(logits)
         return super()._sample(logits, *args, **kwargs)
+
+    def _sharpen(self, logits: torch.Tensor) -> None:
+        """Divide the logits of decision points, computed with the adapter on, in place."""
+        index = self.input_batch.req_id_to_index
+        for name, step in self._plan.items():
+            if step.corrects and step.temperature != 1:
+                logits[index[name]] /= step.temperature
 
     def _gate(self, logits: torch.Tensor) -> None:
         """Discard the rows whose base distribution is too uncertain to sample from."""

@@ -38,6 +38,8 @@ class GateSampler(Sampler):
         ones = torch.ones_like(slots)
         opened, h = runner.table.test(logits, slots, positions, ones)
         seen = best(logits, any(step.trace for step in runner.plan.values()))
+        if any(step.temperature != 1 for step in runner.plan.values()):
+            logits = runner.table.sharpen(logits, slots, positions)
         output = super().__call__(logits, input_batch)
         opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
         if runner.parallel_config.tensor_parallel_size > 1:
@@ -103,9 +105,9 @@ class GateV2:
             step = self.plan.get(new.req_id)
             slot = self.req_states.req_id_to_index[new.req_id]
             if step is None:
-                self.table.add(slot, None, ())
+                self.table.add(slot, None)
             else:
-                self.table.add(slot, step.tau, step.corrected)
+                self.table.add(slot, step.tau, step.temperature, step.corrected)
 
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]

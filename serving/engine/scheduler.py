@@ -31,15 +31,16 @@ from serving.engine import pins, report
 from serving.engine.counters import HELD, count_replay
 from serving.engine.evidence import Evidence, Seen
 from serving.engine.hooks import check, shares_slots
-from serving.engine.plan import TRACE, Plan, Step, attach, plan_of, threshold
+from serving.engine.plan import TRACE, Plan, Step, attach, gate_of, plan_of
 from serving.engine.report import REPORT
 
 
 @dataclass
 class Gate:
-    """A gated request: its threshold and the decision points found so far."""
+    """A gated request: its gate and the decision points found so far."""
 
     tau: float
+    temperature: float
     trace: int  # see plan.Step
     adapter: str
     points: list[int] = field(default_factory=list)  # positions, ascending
@@ -90,11 +91,11 @@ class GateMixin(Scheduler):
         coordinator.cache_blocks = cache_blocks
 
     def add_request(self, request: Request) -> None:
-        tau = threshold(request.sampling_params, request.lora_request)
-        if tau is not None and request.request_id not in self.requests:
+        gate = gate_of(request.sampling_params, request.lora_request)
+        if gate is not None and request.request_id not in self.requests:
             arguments = request.sampling_params.extra_args
             self._gates[request.request_id] = Gate(
-                tau, arguments.get(TRACE) or 0, request.lora_request.lora_name
+                *gate, arguments.get(TRACE) or 0, request.lora_request.lora_name
             )
             HELD.set(len(self._gates))
             if request._block_hasher is not None:
@@ -171,9 +172,13 @@ class GateMixin(Scheduler):
             request = self.requests[request_id]
             end = request.num_computed_tokens  # vLLM has already advanced it past this step
             points = gate.points
+            samples = not request.is_prefill_chunk
+            known = bool(points) and points[-1] == end - 1
             plan[request_id] = Step(
                 gate.tau,
-                not request.is_prefill_chunk and not (points and points[-1] == end - 1),
+                gate.temperature,
+                samples and not known,
+                samples and known,
                 tuple(points[bisect_left(points, end - tokens) :]) if points else (),
                 gate.trace,
             )

@@ -1,7 +1,7 @@
 """What a GPU knows of its gated requests, so that no step waits for the host.
 
 Under asynchronous scheduling the host plans a step before it knows which gates the last one opened.
-So the thresholds and the decision points stand in tables on the device, by request slot.
+So the gates and the decision points stand in tables on the device, by request slot.
 """
 
 from __future__ import annotations
@@ -14,19 +14,27 @@ from adapters.gate import entropy, opens
 
 
 class GateTable:
-    """Thresholds and decision points, by slot."""
+    """Gates and decision points, by slot."""
 
     def __init__(self, slots: int, positions: int, device: torch.device) -> None:
         self.device = device
         self.on = torch.zeros(slots, dtype=torch.bool, device=device)  # [S] is it gated
         self.tau = torch.zeros(slots, dtype=torch.float32, device=device)  # [S]
+        self.temperature = torch.ones(slots, dtype=torch.float32, device=device)  # [S]
         self.points = torch.zeros(slots, positions, dtype=torch.bool, device=device)  # [S, P]
 
-    def add(self, slot: int, tau: float | None, points: tuple[int, ...]) -> None:
+    def add(
+        self,
+        slot: int,
+        tau: float | None,
+        temperature: float = 1.0,
+        points: tuple[int, ...] = (),
+    ) -> None:
         """A request enters a slot (`tau` None: not gated), or comes back after a preemption."""
         self.on[slot] = tau is not None
         if tau is not None:
             self.tau[slot] = tau
+            self.temperature[slot] = temperature
             self.points[slot] = False
             if points:
                 at = torch.tensor(points, dtype=torch.long).to(self.device, non_blocking=True)
@@ -47,6 +55,16 @@ class GateTable:
         h = entropy(logits)
         may = self.on_base(slots, positions) & (sampled > 0)
         return may & opens(h, self.tau[slots]), h
+
+    def sharpen(
+        self,
+        logits: torch.Tensor,  # [R, V]
+        slots: torch.Tensor,  # [R]
+        positions: torch.Tensor,  # [R]
+    ) -> torch.Tensor:
+        """The logits [R, V], those of decision points divided by their gate's temperature."""
+        at = self.on[slots] & self.points[slots, positions]
+        return logits / self.temperature[slots].where(at, 1.0)[:, None]
 
     def note(self, slots: torch.Tensor, positions: torch.Tensor, opened: torch.Tensor) -> None:
         """Where a gate opened is a decision point. All [R]; a slot stands in one row only."""

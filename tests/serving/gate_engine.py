@@ -165,9 +165,9 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
 
     asked = dict(given)
     prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
-    arguments = asked.pop("arguments", {})
+    arguments, temperature = asked.pop("arguments", {}), asked.pop("gate_temperature", 1.0)
     if tau is not None:
-        arguments = arguments | {"gate_tau": tau}
+        arguments = arguments | {"gate_tau": tau, "gate_temperature": temperature}
     params = SamplingParams(
         **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
         | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}

@@ -2,7 +2,8 @@
 
 Hugging Face and PEFT, float32, one position at a time with a KV cache: a base pass; where its
 entropy exceeds tau the cache is cut back by one and that position runs again with the adapter on.
-A grammar masks tokens before the test; bias and penalties change logits after it.
+There the logits are divided by the gate's temperature. A grammar masks tokens before the test; bias
+and penalties change logits after it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Asked(NamedTuple):
     adapter: str | None = None  # None: the base
     tau: float | None = None  # None: the adapter at every step
     tokens: int = 40
+    gate_temperature: float = 1.0
 
 
 class Decoded(NamedTuple):
@@ -72,7 +74,7 @@ class Reference:
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
         from transformers import DynamicCache
 
-        prompt, adapter, tau, count = asked
+        prompt, adapter, tau, count, temperature = asked
         adapted = self.adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         cache = DynamicCache()
@@ -100,7 +102,7 @@ class Reference:
                 opened = h > tau
             if opened:
                 cache.crop(-1)
-                logits = run(adapted, [*prompt, *said][-1:])
+                logits = run(adapted, [*prompt, *said][-1:]) / temperature
             free = logits
             if change is not None:
                 logits = change(logits.clone(), said)
@@ -141,4 +143,6 @@ class Reference:
                     input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True
                 )
                 logits = output.logits[0, -1].double()
+                if network is not self.base:
+                    logits /= asked.gate_temperature
         return logits.softmax(-1)

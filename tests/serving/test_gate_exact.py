@@ -99,7 +99,8 @@ def mixed(seed: int, count: int = BATCH) -> list[Asked]:
         mode = choose.random()
         adapter = choose.choice(list(ADAPTERS)) if mode > 0.15 else None
         tau = choose.choice(TAUS) if mode > 0.3 else None
-        batch.append(Asked(prompt, adapter, tau, choose.choice((1, 20, 40, 60))))
+        tokens, temperature = choose.choice((1, 20, 40, 60)), choose.choice((1.0, 1.0, 0.3, 2.0))
+        batch.append(Asked(prompt, adapter, tau, tokens, temperature))
     return batch
 
 

@@ -124,7 +124,7 @@ def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
     from serving.arguments import GateArguments
 
     validate = GateArguments.validate_params
-    validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1}))
+    validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1, "gate_temperature": 1}))
     validate(SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
     for more, words in (
         ({"prompt_logprobs": 1, "extra_args": {"gate_tau": 0.5}}, "prompt_logprobs"),
@@ -132,6 +132,8 @@ def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
         ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
         ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
         ({"extra_args": {"gate_tau": True}}, "gate_tau"),
+        ({"extra_args": {"gate_temperature": 0.5}}, "gate_temperature"),
+        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "gate_temperature"),
     ):
         with pytest.raises(ValueError, match=words):
             validate(SamplingParams(**more))

@@ -119,6 +119,22 @@ def test_a_finished_run_does_nothing_again(fit: Command, problems: Path, fitted:
 
 
 @pytest.mark.engine
+def test_temperatures_are_tried_without_training_again(
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    run = fitted / "run"
+    trained = {path: path.stat().st_mtime_ns for path in run.glob("training-*/**/*.safetensors")}
+    argv = without_output(arguments(problems, fitted, "--gate.temperatures", "0.5,0.1"))
+    ended = fit.run([*argv, "--output", str(tmp_path / "adapter")])
+    assert ended.returncode == 0, ended.output
+    after = {path: path.stat().st_mtime_ns for path in run.glob("training-*/**/*.safetensors")}
+    assert after == trained
+    assert "temperature 0.5" in ended.output and "temperature 0.1" in ended.output
+    gate = Store(tmp_path).get("adapter", BaseModel.open(BASE)).gate
+    assert gate is not None and gate.temperature in (1, 0.5, 0.1)
+
+
+@pytest.mark.engine
 def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) -> None:
     from peft import PeftModel
 

@@ -1,5 +1,6 @@
 """Both generators on the shipped base: greedy tokens as PEFT gives them, seeds that hold."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def test_gated_greedy_is_the_reference(generator, prompts, adapter) -> None:
     assert gated > 0
     never = generator.generate(prompts, greedy, Applied(adapter, 1e9))
     assert never == generator.generate(prompts, greedy)
+
+
+def test_a_cold_gate_samples_greedily(generator, prompts, adapter) -> None:
+    """Where it opens everywhere; `top_p` keeps what a near tie leaves."""
+    greedy = SamplingOptions(temperature=0.0, max_tokens=32)
+    sampled = SamplingOptions(temperature=1.0, top_p=0.5, max_tokens=32)
+    cold = generator.generate(prompts, sampled, Applied(adapter, 0.0, temperature=0.01))
+    assert cold == generator.generate(prompts, greedy, Applied(adapter, 0.0))
+    warm = replace(sampled, top_p=1.0)
+    assert cold != generator.generate(prompts, warm, Applied(adapter, 0.0))
 
 
 def test_the_random_gate_opens_at_its_rate(prompts, adapter) -> None:

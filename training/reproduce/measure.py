@@ -95,7 +95,7 @@ class Measurer:
         seconds = json.loads((run / "seconds.json").read_text())
         gate = gate_of(folder)
         base = open_base(self._bases[cell.base])
-        gated = Applied(folder, gate.tau)
+        gated = Applied.behind(folder, gate)
         found = {
             "gated": self.answers(base, gated, self._engine),
             "always": self.answers(base, Applied(folder), self._engine),
@@ -181,7 +181,7 @@ class Measurer:
         if cell.variant == "grpo":
             found = self.answers(open_base(str(tuned)), None, self._engine, cell.base, 0)
         else:
-            base, applied = open_base(self._bases[cell.base]), Applied(tuned, gate_of(tuned).tau)
+            base, applied = open_base(self._bases[cell.base]), Applied.behind(tuned, gate_of(tuned))
             found = self.answers(base, applied, self._engine, temperature=0)
         return {"greedy": found, "engine": self._engine}
 
