@@ -10,7 +10,7 @@ import pytest
 from training.reproduce import __main__ as command
 from training.reproduce.cell import Cell
 from training.reproduce.claims import judge, verdict
-from training.reproduce.plan import ABLATIONS, CONTROLS, METHOD, plan
+from training.reproduce.plan import ABLATIONS, CONTROLS, COOLED, METHOD, cooled, plan
 from training.reproduce.report import write_report
 from training.reproduce.tables import Results, ablations, main_rows
 from training.tiny.benchmarks import BENCHMARKS
@@ -35,14 +35,19 @@ def cost(tokens: int) -> dict[str, float]:
 
 
 def made(cell: Cell) -> dict[str, Any]:
-    """A result as such a cell has it: GRPO gains .2, the method .19, .21 and .2, controls 0."""
+    """A result as such a cell has it: GRPO gains .2, the method .19, .21 and .2, controls 0.
+
+    With a temperature of its gate the method gains .18, the base behind that gate .1.
+    """
     if cell.kind == "base":
         plain = answers(0.4, 0.1)
         return {"transformers": plain, "vllm": plain, "greedy": answers(0.5, 0.1)}
     if cell.kind == "fit":
-        gain = {METHOD: (0.19, 0.21, 0.2)[cell.seed or 0]}.get(cell.variant, 0.0)
+        gains = {METHOD: (0.19, 0.21, 0.2)[cell.seed or 0], COOLED: 0.18}
+        gain = gains.get(cell.variant, 0.0)
         ways = {"gated": answers(0.4 + gain, 0.1), "always": answers(0.5), "by lot": answers(0.4)}
         ways["served"] = answers(0.4 + gain, 0.1)
+        ways |= {"warm": answers(0.5, 0.1), "base": answers(0.5, 0.1)}
         return {
             **ways,
             "engine": "transformers",
@@ -96,7 +101,8 @@ def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cel
 def test_every_ablation_is_a_recipe_that_fit_takes() -> None:
     from training.fit import FitConfig
 
-    for flags in (*CONTROLS.values(), *ABLATIONS.values()):
+    both = (cooled(BASE), cooled(f"{BASE}-large"))
+    for flags in (*CONTROLS.values(), *ABLATIONS.values(), *both):
         FitConfig.load(
             ["--model", "models/tiny-qwen2", "--problems", "x", "--publish", "y", *flags]
         )
@@ -160,12 +166,19 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     # rank-1 and o-only gain nothing here.
     wanted = ["holds", "holds", "holds", "does not hold", "holds"]
     assert [claim.verdict for claim in claims] == wanted
-    assert "100%" in claims[4].measured[0] and "40.0 times" in claims[4].measured[0]
+    ours, cooler, *_ = claims[4].measured
+    assert "(100%)" in ours and "40.0 times" in ours
+    assert "(90%)" in cooler and "the base behind that gate +0.100 ± 0.000" in cooler
     dear = Cell("tiny-llama", "grpo", seed=0)
     dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0, "weights")
     for seed in (1, 2):
         Cell("tiny-llama", "grpo", seed=seed).path(tmp_path).unlink()
     assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
+    for seed, name in ((seed, name) for seed in range(3) for name in (METHOD, COOLED)):
+        low = Cell(BASE, "fit", name, seed, cooled(BASE) if name == COOLED else ())
+        better = made(low) | {"gated": answers(0.59 if name == COOLED else 0.5, 0.1)}
+        low.write(tmp_path, better, 1.0, "weights")
+    assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"  # by the temperature
     sharper = Cell(BASE, "intervene", "grpo", 0)  # its first choices are the base's
     result = made(sharper)
     result["results"]["oracle"]["pass@1"] = 0.4
@@ -203,7 +216,7 @@ def test_the_command_makes_what_is_missing_and_goes_on_after_a_failure(
         command.main(arguments)
     assert end.value.code == 1
     first, asked[:] = list(asked), []
-    assert len(first) == 11
+    assert len(first) == 12
     command.main(arguments)
     assert asked == [f"{BASE}/grpo/seed0"]  # the one that failed, and no other
     asked.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,19 +12,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from adapters.base import BaseModel
 from adapters.files import write_text
 from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
+from adapters.version import WEIGHTS
 from training.evaluate import evaluate_generator
 from training.generate import Applied, Engine, SamplingOptions, open_generator, vllm_is_here
 from training.model import open_base
 from training.problems import Problem
 from training.reproduce.cell import Cell
-from training.reproduce.plan import METHOD
+from training.reproduce.plan import COOLED, METHOD
 from training.tiny.benchmarks import BENCHMARKS, benchmark_problems
 from training.tiny.world import puzzles
 from training.verify import Verifier
@@ -88,7 +92,8 @@ class Measurer:
     def fit(self, cell: Cell) -> dict[str, Any]:
         """An adapter, behind its gate and at every step.
 
-        The method's behind a gate by lot too, and as it is served: by vLLM.
+        The method's behind a gate by lot too, and as it is served: by vLLM. One whose gate has a
+        temperature also without it, and its base behind the same gate.
         """
         folder, run = self.adapter(cell), self._fit_run(cell)
         report = json.loads((run / "report.json").read_text())
@@ -96,19 +101,23 @@ class Measurer:
         gate = gate_of(folder)
         base = open_base(self._bases[cell.base])
         gated = Applied.behind(folder, gate)
-        found = {
-            "gated": self.answers(base, gated, self._engine),
-            "always": self.answers(base, Applied(folder), self._engine),
-        }
+        found = {"gated": self.answers(base, gated, self._engine)}
+        if cell.variant == COOLED:
+            found["warm"] = self.answers(base, Applied(folder, gate.tau), self._engine)
+            alone = Applied.behind(untrained(folder, run / "untrained"), gate)
+            found["base"] = self.answers(base, alone, self._engine)
+        else:
+            found["always"] = self.answers(base, Applied(folder), self._engine)
         if cell.variant == METHOD:
             lot = Applied(folder, random_rate=gate.rate)
             found["by lot"] = self.answers(base, lot, "transformers")
-            if vllm_is_here():
-                found["served"] = self.answers(base, gated, "vllm")
+        if cell.variant in (METHOD, COOLED) and vllm_is_here():
+            found["served"] = self.answers(base, gated, "vllm")
         return {
             **found,
             "engine": self._engine,
             "tau": gate.tau,
+            "temperature": gate.temperature,
             "recipe": recipe_of(folder),
             "cost": {
                 "tokens": report["tokens"]["rollouts"],
@@ -128,7 +137,7 @@ class Measurer:
             *("training.fit", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
             *("--problems", str(train), "--heldout", str(heldout)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
-            *("--engine", self._engine, *limit, *self._size.fit, *cell.flags),
+            *("--engine", self._engine, *limit, *cell.flags, *self._size.fit),
         )
         return folder
 
@@ -297,6 +306,15 @@ def gate_of(adapter: Path) -> Gate:
     gate = Manifest.read(adapter).gate
     assert gate is not None  # a fit always calibrates one
     return gate
+
+
+def untrained(adapter: Path, folder: Path) -> Path:
+    """A copy of `adapter` in `folder` that changes nothing: the base, wherever it runs."""
+    shutil.copytree(adapter, folder, dirs_exist_ok=True)
+    weights = load_file(adapter / WEIGHTS)
+    nothing = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in weights.items()}
+    save_file(nothing, folder / WEIGHTS)
+    return folder
 
 
 def recipe_of(adapter: Path) -> dict[str, Any]:

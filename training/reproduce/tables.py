@@ -12,7 +12,7 @@ import numpy as np
 from training.metrics import Estimate, over_seeds
 from training.reproduce.cell import Cell
 from training.reproduce.measure import all_scores, total
-from training.reproduce.plan import METHOD
+from training.reproduce.plan import COOLED, METHOD
 from training.tiny.benchmarks import BENCHMARKS
 
 Answers = dict[str, Any]  # benchmark -> scores and the rest
@@ -98,7 +98,8 @@ class Way(NamedTuple):
     against: str | None = None  # the base's answers they are held against; None: their engine's
 
 
-GRPO, OURS = "GRPO", "**ReasonMaxxer, gated**"
+GRPO, OURS, COOLER = "GRPO", "**ReasonMaxxer, gated**", "**with a temperature of the gate**"
+ALONE = "the base behind that gate"
 WAYS = (
     Way(GRPO, "grpo", "", "grpo"),
     Way(OURS, "fit", METHOD, "gated"),
@@ -107,6 +108,10 @@ WAYS = (
     Way("gate opened by lot", "fit", METHOD, "by lot", "transformers"),
     Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
     Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
+    Way(COOLER, "fit", COOLED, "gated"),
+    Way("the same with the temperature, served by vLLM", "fit", COOLED, "served", "vllm"),
+    Way("the same adapters without it", "fit", COOLED, "warm"),
+    Way(ALONE, "fit", COOLED, "base"),
     Way("GRPO, greedy", "greedy", "grpo", "greedy", "greedy"),
     Way("ReasonMaxxer, gated, greedy", "greedy", METHOD, "greedy", "greedy"),
 )
