@@ -1,4 +1,4 @@
-"""The soak: its requests, its judges, and a minute of it against a server under pressure.
+"""The soak: its requests, its judges, and half a minute of it against a server under pressure.
 
 `python -m loadtests.soak --minutes 30` is the long form.
 """
@@ -409,7 +409,7 @@ def test_a_minute_of_mixed_traffic(
     with running_server(base_folder, store, tmp_path, *pressure, *tools) as server:
         pid = str(server.process.pid)
         ended = soak(
-            "--host", server.url, "--minutes", "1", "--pid", pid, "--results", str(tmp_path)
+            "--host", server.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())

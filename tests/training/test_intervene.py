@@ -19,6 +19,7 @@ from training.tiny.world import puzzles
 BASE = "models/tiny-qwen2"
 GREEDY = drawing(SamplingOptions(temperature=0))
 TAU = 0.5
+TOKENS = 40
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def prompts(pair: Pair) -> list[list[int]]:
 
     renderer = PromptRenderer.load(BaseModel.open(BASE).folder, Prompt())
     stream = puzzles(4, "heldout")
-    return [renderer.token_ids(next(stream).problem.problem) for _ in range(3)]
+    return [renderer.token_ids(next(stream).problem.problem) for _ in range(2)]
 
 
 def batch(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,10 +74,10 @@ def slow(pair: Pair, prompt: list[int], policy: Policy, limit: int) -> tuple[lis
 def test_a_batch_with_caches_equals_the_slow_walk(pair: Pair, prompts, policy: Policy) -> None:
     with pair.base() as model:
         ends = end_tokens(model)
-    tokens, taken = decode(pair, *batch(prompts), takes(policy, TAU, 0), GREEDY, ends, 60)
+    tokens, taken = decode(pair, *batch(prompts), takes(policy, TAU, 0), GREEDY, ends, TOKENS)
     any_taken = 0
     for prompt, row, marks in zip(prompts, tokens.tolist(), taken.tolist(), strict=True):
-        wanted, wanted_marks = slow(pair, prompt, policy, 60)
+        wanted, wanted_marks = slow(pair, prompt, policy, TOKENS)
         assert row[: len(wanted)] == wanted
         assert marks[: len(wanted)] == wanted_marks
         assert not any(marks[len(wanted) :])  # a row that is done takes nothing
@@ -88,7 +89,7 @@ def test_greedily_the_oracle_is_the_tuned_model(pair: Pair, prompts) -> None:
     with pair.base() as model:
         ends = end_tokens(model)
     tuned, oracle = (
-        decode(pair, *batch(prompts), takes(policy, TAU, 0), GREEDY, ends, 60)
+        decode(pair, *batch(prompts), takes(policy, TAU, 0), GREEDY, ends, TOKENS)
         for policy in ("tuned", "oracle")
     )
     assert torch.equal(tuned.tokens, oracle.tokens)
@@ -104,14 +105,14 @@ def test_the_lot_opens_at_its_rate() -> None:
 def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) -> None:
     problems = tmp_path / "problems.jsonl"
     stream = puzzles(1, "heldout")
-    problems.write_text("".join(next(stream).problem.model_dump_json() + "\n" for _ in range(8)))
+    problems.write_text("".join(next(stream).problem.model_dump_json() + "\n" for _ in range(4)))
     arguments = ["--model", BASE, "--tuned", "tiny-math", "--problems", str(problems)]
     arguments += ["--engine", "transformers", "--samples", "2", "--output", str(tmp_path / "out")]
     module.main(arguments)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     results = report["results"]
     assert list(results) == ["base", "tuned", "oracle", "random", "entropy", "replay"]
-    assert all(one["n"] == 8 and one["samples"] == 2 for one in results.values())
+    assert all(one["n"] == 4 and one["samples"] == 2 for one in results.values())
     assert results["base"]["taken_rate"] == 0 and results["tuned"]["taken_rate"] == 1
     assert 0 < results["entropy"]["taken_rate"] < 0.3
     assert results["replay"]["taken_rate"] == pytest.approx(results["replay"]["gate_rate"])
