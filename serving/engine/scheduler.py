@@ -114,6 +114,7 @@ class GateMixin(Scheduler):
         if not self._gates and not self._turned_away:  # always-on ones may still be taking turns
             return super().schedule(throttle_prefills)
         hidden = self._hide_idle_adapters() if self._shares_slots else {}
+        self._take_turns()
         try:
             output = super().schedule(throttle_prefills)
         finally:
@@ -128,24 +129,31 @@ class GateMixin(Scheduler):
     def _hide_idle_adapters(self) -> dict[Request, Any]:
         """Have vLLM count, against max_loras, the adapters that the coming step runs.
 
-        Where it would run more than there are slots, some wait for the next step: first come those
-        that have waited longest.
-
         Returns:
             Requests that seem to have no adapter until theirs is put back.
         """
         hidden: dict[Request, Any] = {}
-        wanted: dict[int, list[Request]] = {}  # LoRA id -> those that run with it in this step
         for name, gate in self._gates.items():
             request = self.requests[name]
             if not gate.points or gate.points[-1] < request.num_computed_tokens:
                 hidden[request], request.lora_request = request.lora_request, None
+        return hidden
+
+    def _take_turns(self) -> None:
+        """Where a step would run more adapters than there are slots, some wait for the next.
+
+        First come those that have waited longest. Without shared slots it happens too: a request
+        at what seems to be its last token is not counted by vLLM, which gives its slot away; and
+        then a replay brings it back.
+        """
+        wanted: dict[int, list[Request]] = {}  # LoRA id -> those that run with it in this step
         for request in self.running:
             if request.lora_request is not None:
                 wanted.setdefault(request.lora_request.lora_int_id, []).append(request)
         free = self._slots - len(pins.PINNED)
         self.lora_config.max_loras = self._slots - len(pins.PINNED - wanted.keys())
-        if len(wanted) >= free and self.current_step % 2 and self._is_kept_waiting(wanted):
+        crowded = self._shares_slots and len(wanted) >= free
+        if crowded and self.current_step % 2 and self._is_kept_waiting(wanted):
             free -= 1
         now = self.current_step + 1
         others = wanted.keys() - pins.PINNED
@@ -156,7 +164,6 @@ class GateMixin(Scheduler):
             for request in wanted[lora]:
                 request.next_decode_eligible_step = now + 1
         self._turned_away = turned_away
-        return hidden
 
     def _is_kept_waiting(self, wanted: Container[int]) -> bool:
         """Whether a request that has not begun needs an adapter beside those `wanted`."""
