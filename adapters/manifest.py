@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 FILE = "manifest.json"
+COLDEST, HOTTEST = 0.01, 100.0  # beyond which logits divided by them lose their meaning
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$|^[a-z0-9]$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -48,8 +49,8 @@ class Gate(_Strict):
     tokens: int = Field(gt=0, description="Generated positions the calibration looked at.")
     temperature: float = Field(
         1.0,
-        gt=0,
-        allow_inf_nan=False,
+        ge=COLDEST,
+        le=HOTTEST,
         description="Divides the adapter's logits where the gate is open, before a request's own.",
     )
     table: list[tuple[float, float]] = Field(

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapters.manifest import COLDEST
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -129,7 +131,7 @@ class GateChoice(_Section):
     others: list[float] = Field(
         [0.02, 0.1], description="Gate rates tried for serving beside the one trained for."
     )
-    temperatures: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    temperatures: list[Annotated[float, Field(ge=COLDEST, le=1)]] = Field(
         [], description="Temperatures tried for serving where the gate is open, beside 1."
     )
 

@@ -23,7 +23,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Proces
 
 from adapters.engine import TAU, TEMPERATURE
 from adapters.gate import threshold_for
-from adapters.manifest import Gate
+from adapters.manifest import COLDEST, HOTTEST, Gate
 from serving.engine.plan import TALLY, TRACE
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client may send
 ENGINES = (TAU, TEMPERATURE, TRACE, TALLY)  # the engine takes
 PREFIX = "gate_"
 NEVER = 1e9  # nats; no vocabulary has that much entropy
-COLDEST, HOTTEST = 0.01, 100.0  # beyond which logits divided by them lose their meaning
 
 
 def given(arguments: Mapping[str, Any] | None) -> list[str]:

@@ -58,7 +58,7 @@ def choose(
     Args:
         gate: the one trained for.
         others: other thresholds to try, on the best checkpoint.
-        temperatures: of the gate, to try on the best of those.
+        temperatures: of the gate, to try on the best of those; a greedy answer is the same at any.
         source: the problems' name in the results.
     """
 
@@ -88,12 +88,7 @@ def choose(
 
     try_too(others, "at {0.tau:.3f}")
     found = gates[_best(gated)]
-    # A greedy answer is the same at any temperature.
-    cooler = (
-        [found.model_copy(update={"temperature": one}) for one in temperatures]
-        if options.temperature
-        else []
-    )
+    cooler = [found.model_copy(update={"temperature": one}) for one in temperatures]
     try_too(cooler, "at {0.tau:.3f}, temperature {0.temperature:g}")
     always = ask(f"{best.name} always", Applied(best))
     kept = _best(gated)
