@@ -59,8 +59,17 @@ def test_everything_comes_up() -> None:
     features = {feature for ask in drawn for feature in ask.features}
     assert features == {
         *("allowed_token_ids", "bad_words", "beam search", "echo", "gate_rate", "gate_tau"),
-        *("gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias", "logprobs"),
-        *("long prompt", "max_tokens 1", "min_p", "min_tokens", "n", "penalties", "seed"),
+        *("gate_temperature", "gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias"),
+        *(
+            "logprobs",
+            "long prompt",
+            "max_tokens 1",
+            "min_p",
+            "min_tokens",
+            "n",
+            "penalties",
+            "seed",
+        ),
         *("several prompts", "shared prompt", "stop", "stop_token_ids", "stream", "structured"),
         *("token ids", "tools", "top_k", "top_p"),
     }
