@@ -35,7 +35,10 @@ from loadtests.users import ANSWER_SECONDS, SETTLE_SECONDS, Users, look_around
 
 def _client(options: argparse.Namespace) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.users)
+    # vLLM closes a connection that was idle for five seconds; a client must let go of it before.
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=options.users, keepalive_expiry=2
+    )
     timeout = httpx.Timeout(ANSWER_SECONDS)
     return httpx.AsyncClient(base_url=options.host, headers=headers, limits=limits, timeout=timeout)
 

@@ -83,7 +83,7 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
-    ended, summary = run(gated, tmp_path, problems, "burst", "--users", "16", "--seconds", "10")
+    ended, summary = run(gated, tmp_path, problems, "burst", "--users", "16", "--seconds", "15")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [phase["users"] for phase in summary["phases"]] == [2, 16, 2, 16, 2]
     assert summary["all"]["requests"] >= 16
