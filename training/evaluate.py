@@ -377,15 +377,12 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
         return None
     if mode == "always":
         return Applied(version.path)
-    if config.tau is not None:
-        own = version.gate.temperature if version.gate else 1.0
-        return Applied(version.path, config.tau, temperature=own)
     gate = version.gate
-    if gate is None:
+    if gate is None and config.tau is None:
         raise ValueError("--adapter: it has no threshold; give --tau")
-    if config.gate == "random":
+    if gate is not None and config.gate == "random":
         return Applied(version.path, random_rate=gate.rate)
-    return Applied.behind(version.path, gate)
+    return Applied.behind(version.path, gate, config.tau)
 
 
 def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:

@@ -59,9 +59,12 @@ class Applied(NamedTuple):
     temperature: float = 1.0  # divides the adapter's logits where the gate is open
 
     @classmethod
-    def behind(cls, adapter: Path, gate: Gate) -> Applied:
-        """As it is served: where `gate` opens."""
-        return cls(adapter, gate.tau, temperature=gate.temperature)
+    def behind(cls, adapter: Path, gate: Gate | None, tau: float | None = None) -> Applied:
+        """As it is served: where `gate` opens, or at another threshold; one of them is needed."""
+        if tau is None:
+            assert gate is not None
+            tau = gate.tau
+        return cls(adapter, tau, temperature=gate.temperature if gate else 1.0)
 
     @property
     def mode(self) -> Mode:

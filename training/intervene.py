@@ -284,7 +284,6 @@ def _replay(
 ) -> Result:
     """What the engine does: the adapter at decision points alone, at its gate's temperature."""
     assert tuned.adapter is not None
-    own = tuned.adapter.gate
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     with open_generator(
         str(base.folder),
@@ -300,7 +299,7 @@ def _replay(
             problems,
             options,
             verifier,
-            Applied(tuned.adapter.path, tau, temperature=own.temperature if own else 1.0),
+            Applied.behind(tuned.adapter.path, tuned.adapter.gate, tau),
             label="replay",
         )
 
