@@ -167,7 +167,7 @@ def way(adapter: Path, mode: str) -> Applied:
     """How the adapter runs in `mode`; the lot opens as often as its entropy gate did."""
     gate = Manifest.read(adapter).gate
     if mode == "lot":
-        return Applied(adapter, random_rate=gate.rate)
+        return Applied.by_lot(adapter, gate)
     return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
 
 

@@ -41,23 +41,17 @@ def given(arguments: Mapping[str, Any] | None) -> list[str]:
     return sorted(name for name in arguments or {} if name.startswith(PREFIX))
 
 
-def _number(name: str, value: Any, high: float = math.inf) -> float:
+def _number(name: str, value: Any, high: float = math.inf, low: float = 0) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         number = float(value) if good else math.nan
     except OverflowError:  # an integer beyond all floats
         number = math.inf
-    if not math.isfinite(number) or not 0 <= number <= high:
-        span = "a number >= 0, in nats" if high == math.inf else f"a number between 0 and {high:g}"
+    if not math.isfinite(number) or not low <= number <= high:
+        between = f"a number between {low:g} and {high:g}"
+        span = "a number >= 0, in nats" if high == math.inf else between
         raise ValueError(f"{name}: must be {span}, not {reprlib.repr(value)}")
     return number
-
-
-def _temperature(value: Any) -> float:
-    temperature = _number(TEMPERATURE, value, HOTTEST)
-    if temperature < COLDEST:
-        raise ValueError(f"{TEMPERATURE}: must be at least {COLDEST:g}, not {value!r}")
-    return temperature
 
 
 def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
@@ -77,7 +71,8 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
         rate = _number(RATE, rate, 1)
         told[TAU] = NEVER if rate == 0 else threshold_for(gate.table, rate)
     told[TAU] = _number(TAU, told.get(TAU, gate.tau))
-    told[TEMPERATURE] = _temperature(told.get(TEMPERATURE, gate.temperature))
+    temperature = told.get(TEMPERATURE, gate.temperature)
+    told[TEMPERATURE] = _number(TEMPERATURE, temperature, HOTTEST, COLDEST)
     if told.setdefault(TRACE, 0) not in (0, 1, 2):
         raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
     return told
@@ -104,7 +99,7 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
         if TAU not in arguments:
             raise ValueError(f"{given(arguments)[0]}: goes with a gated model")
         _number(TAU, arguments[TAU])
-        _temperature(arguments.get(TEMPERATURE, 1.0))
+        _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST)
         if sampling_params.prompt_logprobs is not None or getattr(
             sampling_params, "prompt_logprob_token_ids", None
         ):

@@ -381,7 +381,7 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
     if gate is None and config.tau is None:
         raise ValueError("--adapter: it has no threshold; give --tau")
     if gate is not None and config.gate == "random":
-        return Applied(version.path, random_rate=gate.rate)
+        return Applied.by_lot(version.path, gate)
     return Applied.behind(version.path, gate, config.tau)
 
 

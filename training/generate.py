@@ -66,6 +66,11 @@ class Applied(NamedTuple):
             tau = gate.tau
         return cls(adapter, tau, temperature=gate.temperature if gate else 1.0)
 
+    @classmethod
+    def by_lot(cls, adapter: Path, gate: Gate) -> Applied:
+        """A control: at the gate rate of `gate`, and as sure, but anywhere."""
+        return cls(adapter, random_rate=gate.rate, temperature=gate.temperature)
+
     @property
     def mode(self) -> Mode:
         """As a manifest says it."""

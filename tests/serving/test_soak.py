@@ -395,7 +395,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_minute_of_mixed_traffic(
+def test_half_a_minute_of_mixed_traffic(
     tmp_path: Path,
     base_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -109,7 +109,7 @@ class Measurer:
         else:
             found["always"] = self.answers(base, Applied(folder), self._engine)
         if cell.variant == METHOD:
-            lot = Applied(folder, random_rate=gate.rate)
+            lot = Applied.by_lot(folder, gate)
             found["by lot"] = self.answers(base, lot, "transformers")
         if cell.variant in (METHOD, COOLED) and vllm_is_here():
             found["served"] = self.answers(base, gated, "vllm")
