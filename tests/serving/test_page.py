@@ -317,8 +317,8 @@ def test_stop_ends_all_streams(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.enter_key()
         seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        # Text that no end mark cuts short: nothing of it may be left when the test looks.
         seen.page.route("**/v1/chat/completions", without_end)
+        seen.page.evaluate(HOLD_ANSWERS)
         seen.set(Temperature=1, Max_tokens=480)
         stop = seen.page.get_by_role("button", name="Stop")
         assert stop.is_disabled()
@@ -330,6 +330,31 @@ def test_stop_ends_all_streams(browser: Browser, gated: Server) -> None:
             assert seen.column(kind).locator(".token").count() < 480
         assert stop.is_disabled()
         assert seen.page.get_by_label("Question").evaluate("e => e === document.activeElement")
+
+
+# The rest of an answer keeps waiting until the page gives it up: however slow the browser is, no
+# answer has ended when Stop is pressed.
+HOLD_ANSWERS = """() => {
+  const fetched = window.fetch;
+  const given_up = (signal) =>
+    new Promise((_, fail) => signal.addEventListener("abort", () => fail(signal.reason)));
+  async function* beginning(answer, signal) {
+    let events = 0;
+    for await (const text of answer.body.pipeThrough(new TextDecoderStream()))
+      for (const part of text.split(/(?<=\\n\\n)/)) {
+        if (events === 8) await given_up(signal);
+        yield part;
+        events += part.endsWith("\\n\\n");
+      }
+  }
+  window.fetch = async (path, options) => {
+    const answer = await fetched(path, options);
+    if (!path.endsWith("chat/completions")) return answer;
+    const parts = beginning(answer, options.signal);
+    const pull = async (body) => body.enqueue((await parts.next()).value);
+    return new Response(new ReadableStream({ pull }).pipeThrough(new TextEncoderStream()));
+  };
+}"""
 
 
 def without_end(route: Any) -> None:
