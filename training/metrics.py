@@ -102,9 +102,7 @@ def ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
 
     The standard error is the linearized one of a ratio of means.
     """
-    part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
-    value = part.sum() / whole.sum()
-    return Estimate(float(value), mean(part - value * whole).stderr / whole.mean(), part.size)
+    return ratio_over_seeds(np.array([parts]), np.array([wholes]))
 
 
 def over_seeds(scores: npt.ArrayLike) -> Estimate:
@@ -115,8 +113,27 @@ def over_seeds(scores: npt.ArrayLike) -> Estimate:
     """
     matrix = np.asarray(scores, dtype=np.float64)
     problems = mean(matrix.mean(axis=0))
-    between = matrix.mean(axis=1).var(ddof=1) / len(matrix) if len(matrix) > 1 else 0.0
-    return Estimate(problems.value, math.sqrt(problems.stderr**2 + between), problems.n)
+    stderr = math.sqrt(problems.stderr**2 + _between_seeds(matrix))
+    return Estimate(problems.value, stderr, problems.n)
+
+
+def ratio_over_seeds(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
+    """Mean of parts / mean of wholes, such as the share of a gain; [seeds, problems] each.
+
+    Problems are the same for all, seeds may differ. The standard error is the linearized one of a
+    ratio of means, from the sources of `over_seeds`.
+    """
+    part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    value = float(part.mean() / whole.mean())
+    problems = mean(part.mean(axis=0) - value * whole.mean(axis=0))
+    between = _between_seeds(part) + value**2 * _between_seeds(whole)
+    stderr = math.sqrt(problems.stderr**2 + between) / abs(float(whole.mean()))
+    return Estimate(value, stderr, problems.n)
+
+
+def _between_seeds(matrix: Floats) -> float:
+    """[seeds, problems] -> what the seeds add to the squared standard error of the mean."""
+    return float(matrix.mean(axis=1).var(ddof=1) / len(matrix)) if len(matrix) > 1 else 0.0
 
 
 def _matrix(values: npt.ArrayLike) -> Floats:

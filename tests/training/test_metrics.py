@@ -17,6 +17,7 @@ from training.metrics import (
     pass_at_k_scores,
     per_problem,
     ratio,
+    ratio_over_seeds,
 )
 
 # Four problems, four samples: 4, 2, 1 and 0 right.
@@ -81,6 +82,18 @@ def test_pairing_removes_what_problems_share() -> None:
 def test_ratio_by_hand() -> None:
     # 3 of 12; deviations from a quarter: 0, 1, -1; their s is 1, over sqrt(3) and the mean 4.
     assert ratio([1, 2, 0], [4, 4, 4]) == pytest.approx((0.25, 1 / 3**0.5 / 4, 3))
+
+
+def test_ratio_over_seeds_by_hand() -> None:
+    parts, wholes = [[1, 2, 0], [1, 4, 1]], [[4, 4, 4]]
+    # Means 1.5 and 4. The parts' means over seeds, less .375 of 4: -.5, 1.5, -1; their s**2 is
+    # 1.75, over 3. The seeds' means are 1 and 2; their variance is .5, over 2.
+    expected = (0.375, (1.75 / 3 + 0.5 / 2) ** 0.5 / 4, 3)
+    assert ratio_over_seeds(parts, wholes) == pytest.approx(expected)
+    # The wholes' seeds count as much as the share is: 3 and 5 vary by 2, over 2.
+    expected = (0.375, (1.75 / 3 + 0.5 / 2 + 0.375**2 * 2 / 2) ** 0.5 / 4, 3)
+    assert ratio_over_seeds(parts, [[3, 3, 3], [5, 5, 5]]) == pytest.approx(expected)
+    assert ratio_over_seeds([[1, 2, 0]], wholes) == pytest.approx(ratio([1, 2, 0], [4, 4, 4]))
 
 
 def test_one_problem_has_no_standard_error() -> None:

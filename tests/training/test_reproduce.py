@@ -167,8 +167,8 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     wanted = ["holds", "holds", "holds", "does not hold", "holds"]
     assert [claim.verdict for claim in claims] == wanted
     ours, cooler, *_ = claims[4].measured
-    assert "(100%)" in ours and "40.0 times" in ours
-    assert "(90%)" in cooler and "the base behind that gate +0.100 ± 0.000" in cooler
+    assert "(100% ± 3%)" in ours and "40.0 times" in ours
+    assert "(90% ± 0%)" in cooler and "the base behind that gate +0.100 ± 0.000" in cooler
     dear = Cell("tiny-llama", "grpo", seed=0)
     dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0, "weights")
     for seed in (1, 2):
@@ -176,7 +176,7 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
     for seed, name in ((seed, name) for seed in range(3) for name in (METHOD, COOLED)):
         low = Cell(BASE, "fit", name, seed, cooled(BASE) if name == COOLED else ())
-        better = made(low) | {"gated": answers(0.59 if name == COOLED else 0.5, 0.1)}
+        better = made(low) | {"gated": answers(0.595 if name == COOLED else 0.5, 0.1)}
         low.write(tmp_path, better, 1.0, "weights")
     assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"  # by the temperature
     sharper = Cell(BASE, "intervene", "grpo", 0)  # its first choices are the base's

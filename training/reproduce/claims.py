@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from training.metrics import ratio_over_seeds
 from training.reproduce.tables import (
     ALONE,
     COOLER,
@@ -153,12 +154,16 @@ def no_loop(results: Results) -> Claim:
                 continue
             theirs, ours = rows[GRPO], rows[way]
             assert theirs.gain and ours.gain and theirs.tokens and ours.tokens
-            share, times = ours.gain.value / theirs.gain.value, theirs.tokens / ours.tokens
+            assert theirs.gains is not None and ours.gains is not None
+            share = ratio_over_seeds(ours.gains, theirs.gains)
+            times = theirs.tokens / ours.tokens
             lines.append(
                 f"{base}: {ours.gain.signed} gated{_cooler(rows) if way == COOLER else ''}, GRPO "
-                f"{theirs.gain.signed} ({share:.0%}) with {times:.1f} times the generated tokens"
+                f"{theirs.gain.signed} ({share.value:.0%} ± {share.stderr:.0%}) with {times:.1f} "
+                "times the generated tokens"
             )
-            ok[base] = ok.get(base, False) or (share >= SHARE_OF_GAIN and times >= TOKENS)
+            enough = share.value >= SHARE_OF_GAIN and times >= TOKENS
+            ok[base] = ok.get(base, False) or enough
     return Claim(
         f"No RL loop is needed: at least {SHARE_OF_GAIN:.0%} of GRPO's gain with at most "
         f"1/{TOKENS} of its generated tokens.",

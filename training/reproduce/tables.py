@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.metrics import Estimate, over_seeds
+from training.metrics import Estimate, Floats, over_seeds
 from training.reproduce.cell import Cell
 from training.reproduce.measure import all_scores, total
 from training.reproduce.plan import COOLED, METHOD
@@ -53,10 +53,15 @@ class Row(NamedTuple):
 
     label: str
     score: Estimate
-    gain: Estimate | None  # over the base
+    gains: Floats | None  # over the base, [seeds, problems]
     seeds: int
     benchmarks: dict[str, float]
     tokens: float | None = None  # generated to make it, mean over seeds
+
+    @property
+    def gain(self) -> Estimate | None:
+        """Over the base."""
+        return None if self.gains is None else over_seeds(self.gains)
 
     def cells(self) -> list[str]:
         """As a line of a Markdown table."""
@@ -77,15 +82,13 @@ def row(
     label: str, seeds: Sequence[Answers], base: Answers | None, tokens: Sequence[float] = ()
 ) -> Row:
     """Of the answers of each seed."""
-    scores = [np.asarray(all_scores(answers)) for answers in seeds]
+    scores = [all_scores(answers) for answers in seeds]
     means = {
         name: float(np.mean([answers[name]["scores"] for answers in seeds])) for name in BENCHMARKS
     }
-    gain = None
-    if base is not None:
-        gain = over_seeds([one - np.asarray(all_scores(base)) for one in scores])
+    gains = None if base is None else np.subtract(scores, all_scores(base))
     mean_tokens = float(np.mean(tokens)) if tokens else None
-    return Row(label, over_seeds(scores), gain, len(seeds), means, mean_tokens)
+    return Row(label, over_seeds(scores), gains, len(seeds), means, mean_tokens)
 
 
 class Way(NamedTuple):
