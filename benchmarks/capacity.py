@@ -25,7 +25,7 @@ from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
 from benchmarks.streams import Answer, environment, percentile, stream
 from benchmarks.swap import BASE
-from demo.server import running_server
+from demo.server import end_as_asked, running_server
 
 TOKENS = 48
 
@@ -87,6 +87,7 @@ async def measure(url: str, names: list[str], options: Any) -> dict[str, Any]:
 
 def main() -> int:
     """Measure; exit code 1 if a request failed."""
+    end_as_asked()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapters", type=int, default=64)
     parser.add_argument("--slots", type=int, default=4)

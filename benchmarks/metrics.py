@@ -28,6 +28,7 @@ from benchmarks.engines import make_engine, prepare
 from benchmarks.report import print_table, save, show, spread
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
+from demo.server import end_as_asked, running_server
 
 BATCH, TOKENS = 16, 64
 TAU = 0.4  # nats; gates about 6 % of the miniature's tokens
@@ -160,6 +161,7 @@ async def scrapes(url: str, adapters: int, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both."""
+    end_as_asked()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--adapters", type=int, default=200)
@@ -167,8 +169,6 @@ def main() -> None:
     watching = Watching()
     prepare(follow=watching.follow)
     environment()
-    from demo.server import running_server
-
     with tempfile.TemporaryDirectory() as folder:
         throughput = cost(watching, Path(folder), options.runs)
         store = Store(Path(folder, "store"))

@@ -24,7 +24,7 @@ from adapters.store import SHIPPED, Store
 from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save
 from benchmarks.streams import Answer, environment, percentile, resident_mib, stream
-from demo.server import Running, running_server
+from demo.server import Running, end_as_asked, running_server
 
 BASE = SHIPPED.parents[1] / "models" / "tiny-qwen2"
 ADMIN_KEY = "the benchmark's own"
@@ -158,6 +158,7 @@ async def measure(
 
 def main() -> int:
     """Measure; exit code 1 if an answer failed or was another version's."""
+    end_as_asked()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=32)
     parser.add_argument("--moves", type=int, default=1000)

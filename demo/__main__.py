@@ -21,7 +21,7 @@ from pydantic import Field
 from adapters.base import BaseModel
 from adapters.files import sha256_file, write_json
 from adapters.version import WEIGHTS
-from demo.server import running_server
+from demo.server import end_as_asked, running_server
 from training.ask import Endpoint
 from training.config import Config
 from training.evaluate import evaluate_url
@@ -122,6 +122,7 @@ def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
 
 def main() -> None:
     """Command line."""
+    end_as_asked()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
         logging.getLogger(client).setLevel(logging.WARNING)

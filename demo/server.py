@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,11 @@ class Running(NamedTuple):
 
     url: str
     pid: int
+
+
+def end_as_asked() -> None:
+    """SIGTERM ends this process as Ctrl-C does: what it has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextmanager

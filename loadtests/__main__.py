@@ -22,9 +22,10 @@ from typing import Any, NoReturn
 
 import psutil
 
+from demo.server import end_as_asked
 from loadtests.figures import Saturation
 from loadtests.plan import ADMIN_KEY, API_KEY, Plan, PlanError, Server, make, make_problems
-from loadtests.run import LocustError, end_as_asked, perform
+from loadtests.run import LocustError, perform
 from loadtests.scenarios import SCENARIOS, Scenario
 
 RESULTS = Path("runs/loadtest")

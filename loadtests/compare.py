@@ -35,12 +35,12 @@ from adapters.recipe import recipe_for
 from adapters.store import SHIPPED, Store
 from benchmarks.report import machine, print_table, show, spread
 from benchmarks.streams import environment
-from demo.server import Running, free_port, running_server, wait_until_healthy
+from demo.server import Running, end_as_asked, free_port, running_server, wait_until_healthy
 from loadtests import figures
 from loadtests.__main__ import RESULTS, Parser
 from loadtests.answers import Answer
 from loadtests.plan import Plan, make_problems
-from loadtests.run import LocustError, drive, end_as_asked
+from loadtests.run import LocustError, drive
 from loadtests.stand import BASE
 
 PLAIN_BASE, PLAIN_LORA = "plain base", "plain LoRA"

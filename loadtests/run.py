@@ -7,7 +7,6 @@ A result folder holds plan.json, summary.json, seconds.csv, report.html, locust'
 from __future__ import annotations
 
 import csv
-import signal
 import subprocess
 import sys
 import time
@@ -33,11 +32,6 @@ SAMPLE_SECONDS = 1.0
 
 class LocustError(RuntimeError):
     """locust itself failed; the message holds the end of its log."""
-
-
-def end_as_asked() -> None:
-    """SIGTERM ends this process as Ctrl-C does: what it has started ends with it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 class Ran(NamedTuple):
