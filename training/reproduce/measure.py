@@ -90,10 +90,10 @@ class Measurer:
         return found
 
     def fit(self, cell: Cell) -> dict[str, Any]:
-        """An adapter, behind its gate and at every step.
+        """An adapter behind its gate.
 
-        The method's behind a gate by lot too, and as it is served: by vLLM. One whose gate has a
-        temperature also without it, and its base behind the same gate.
+        The method's at every step and behind a gate by lot too, and as it is served: by vLLM. One
+        whose gate has a temperature also without it, and its base behind the same gate.
         """
         folder, run = self.adapter(cell), self._fit_run(cell)
         report = json.loads((run / "report.json").read_text())
@@ -106,9 +106,8 @@ class Measurer:
             found["warm"] = self.answers(base, Applied(folder, gate.tau), self._engine)
             alone = Applied.behind(untrained(folder, run / "untrained"), gate)
             found["base"] = self.answers(base, alone, self._engine)
-        else:
-            found["always"] = self.answers(base, Applied(folder), self._engine)
         if cell.variant == METHOD:
+            found["always"] = self.answers(base, Applied(folder), self._engine)
             lot = Applied.by_lot(folder, gate)
             found["by lot"] = self.answers(base, lot, "transformers")
         if cell.variant in (METHOD, COOLED) and vllm_is_here():
