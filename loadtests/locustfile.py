@@ -35,7 +35,9 @@ from loadtests.stream import listen
 AT_ONCE = 1000.0  # users a second: as good as all at once
 ANSWER_SECONDS = 120
 BREATH = 0.1  # seconds between two requests of a hostile user, in the mean
-JSON = {"Content-Type": "application/json"}
+# Each request has a connection of its own: the server closes one that rests for some seconds, in a
+# pause or while the machine stalls, just when it is used again.
+HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 
 
 class Run:
@@ -76,7 +78,7 @@ def prepare(environment: Environment) -> None:
     Run.plan = Plan.read(Path(options.plan))
     Run.problems = read_problems(Run.plan.problems)
     Run.models, Run.weights = tuple(Run.plan.mix), tuple(Run.plan.mix.values())
-    Run.headers = JSON | bearer(os.environ.get(API_KEY, ""))
+    Run.headers = HEADERS | bearer(os.environ.get(API_KEY, ""))
     Run.file = (Run.folder / "answers.jsonl").open("w", encoding="utf-8")
     Run.numbers, Run.phases, Run.moves = itertools.count(), [], []
     Run.pieces, Run.spoken = [], Counter()
@@ -173,10 +175,7 @@ class Person(FastHttpUser):
         self.pace = plan.users / plan.rate if plan.rate else 0.0
         self.due = Run.now()
         self.first = True
-        self.headers = dict(Run.headers)
         if self.pace:
-            # The server closes a connection that rests for seconds, just when it is used again.
-            self.headers["Connection"] = "close"
             # Spread over one turn, not all at the same moment.
             self.due += self.random.uniform(0, self.pace)
         if plan.curve.moves and self.number == 0:
@@ -231,7 +230,7 @@ class Person(FastHttpUser):
         with self.client.post(
             "/v1/chat/completions",
             data=body,
-            headers=self.headers,
+            headers=Run.headers,
             name=name,
             stream=True,
             catch_response=True,
@@ -284,7 +283,7 @@ class Person(FastHttpUser):
         with self.client.post(
             ask.path,
             data=ask.content or b" ",  # an empty one would not be sent as a body
-            headers=self.headers,
+            headers=Run.headers,
             name=f"refused: {ask.kind}",
             catch_response=True,
         ) as response:
@@ -313,7 +312,7 @@ def move_about(environment: Environment) -> None:
             with client.post(
                 f"/admin/adapters/{plan.alias}/alias",
                 data=json.dumps({"version": now}).encode(),
-                headers=JSON | bearer(os.environ.get(ADMIN_KEY, "")),
+                headers=HEADERS | bearer(os.environ.get(ADMIN_KEY, "")),
                 name="move the alias",
                 catch_response=True,
             ) as response:
