@@ -220,8 +220,7 @@ async def one_request(client: httpx.AsyncClient, number: int) -> dict[str, Any]:
 
 async def traffic(server: Server) -> list[dict[str, Any]]:
     """All requests, USERS at a time."""
-    # The server closes what is idle for five seconds.
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+    limits = httpx.Limits(max_connections=None)
     headers = {"Authorization": f"Bearer {server.key}"}
     numbers = iter(range(REQUESTS))
     results = []
