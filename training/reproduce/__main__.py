@@ -24,14 +24,14 @@ from training.generate import Engine
 from training.model import open_base
 from training.reproduce.cell import Cell
 from training.reproduce.measure import FULL, QUICK, Measurer
-from training.reproduce.plan import ABLATIONS, plan
+from training.reproduce.plan import ABLATIONS, LARGE_ENDING, plan
 from training.reproduce.report import write_report
 from training.reproduce.tables import Results
 
 logger = logging.getLogger("training.reproduce")
 
 SMALL = ["models/tiny-qwen2", "models/tiny-llama", "models/tiny-qwen3"]
-LARGE = [f"runs/{path}-large" for path in SMALL]
+LARGE = [f"runs/{path}{LARGE_ENDING}" for path in SMALL]
 HURRIED = ["models/tiny-qwen2-hurried"]  # its first choice is mostly wrong
 
 

@@ -61,7 +61,7 @@ METHOD = "method"
 FITS = {METHOD: (), **CONTROLS, **ABLATIONS}
 # The recipe, with a temperature of the gate that is chosen on held-out problems; on every base.
 COOLED = "cooled"
-LARGE = "-large"  # ends the names of the large bases
+LARGE_ENDING = "-large"  # of the large bases' names
 GRPO_SEEDS = 2  # bases with all seeds of GRPO; the others have the first
 
 
@@ -69,7 +69,7 @@ def cooled(base: str) -> tuple[str, ...]:
     """Its flags: as many rollouts as help a base, within 1/30 of GRPO's generated tokens."""
     more = (
         ("--limit", "128", "--sampling.rollouts", "10", "--optimizer.epochs", "3")
-        if base.endswith(LARGE)
+        if base.endswith(LARGE_ENDING)
         else ("--sampling.rollouts", "12")
     )
     return (*more, "--gate.temperatures", "0.3,0.1")
@@ -100,7 +100,7 @@ def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -
             for kind in ("footprint", "intervene")
             for tuned in (METHOD, "grpo")
         ]
-        if base.endswith(LARGE):  # where GRPO is ahead: by its choices, or by being surer of them
+        if base.endswith(LARGE_ENDING):  # where GRPO is ahead: by its choices, or by being surer of them
             explain += [Cell(base, "greedy", METHOD, seed) for seed in seeds]
             explain.append(Cell(base, "greedy", "grpo", seeds[0]))
     return [
