@@ -100,7 +100,7 @@ def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -
             for kind in ("footprint", "intervene")
             for tuned in (METHOD, "grpo")
         ]
-        if base.endswith(LARGE_ENDING):  # where GRPO is ahead: by its choices, or by being surer of them
+        if base.endswith(LARGE_ENDING):  # GRPO is ahead by its choices, or by being surer of them
             explain += [Cell(base, "greedy", METHOD, seed) for seed in seeds]
             explain.append(Cell(base, "greedy", "grpo", seeds[0]))
     return [
