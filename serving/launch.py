@@ -45,6 +45,9 @@ def set_environment(model: str) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # A connection that the server ends may be in use again by then, and that request is lost. So it
+    # waits longer than openai's client (5 s, as vLLM) and load balancers (a minute).
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -13,6 +13,14 @@ from adapters.recipe import get_recipe
 from serving.launch import look_at_base, set_environment, vllm_arguments
 from serving.settings import Settings, SettingsError
 
+# By set_environment, unless the user has.
+SET = (
+    "HF_HUB_OFFLINE",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+    "VLLM_NO_USAGE_STATS",
+    "VLLM_WORKER_MULTIPROC_METHOD",
+)
+
 
 @pytest.fixture
 def settings(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -64,7 +72,7 @@ def test_the_users_flags_win(
 def test_the_environment_is_the_users_first(
     monkeypatch: pytest.MonkeyPatch, base_folder: Path
 ) -> None:
-    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "VLLM_WORKER_MULTIPROC_METHOD"):
+    for name in SET:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
@@ -75,6 +83,7 @@ def test_the_environment_is_the_users_first(
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["VLLM_PLUGINS"] == "theirs,reasonmaxxer,reasonmaxxer_models"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert int(os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 60
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ
-    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "VLLM_WORKER_MULTIPROC_METHOD"):
+    for name in SET:
         monkeypatch.delenv(name, raising=False)  # set by the function, not by monkeypatch

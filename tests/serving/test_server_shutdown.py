@@ -76,7 +76,7 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
         assert len(processes) >= 3  # front end, engine core, worker
-        streams = long_streams(server, "alpha", 600)
+        streams = long_streams(server, "alpha", 300)
         os.kill(server.process.pid, signal.SIGTERM)
         # Each round trip gives the signal handler a turn; it needs one or two.
         assert 503 in (status_of_a_new_request(server) for _ in range(100))

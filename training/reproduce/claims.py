@@ -158,7 +158,7 @@ def no_loop(results: Results) -> Claim:
             share = ratio_over_seeds(ours.gains, theirs.gains)
             times = theirs.tokens / ours.tokens
             lines.append(
-                f"{base}: {ours.gain.signed} gated{_cooler(rows) if way == COOLER else ''}, GRPO "
+                f"{base}: {ours.gain.signed} gated{_cooler(rows, way)}, GRPO "
                 f"{theirs.gain.signed} ({share.value:.0%} ± {share.stderr:.0%}) with {times:.1f} "
                 "times the generated tokens"
             )
@@ -172,8 +172,10 @@ def no_loop(results: Results) -> Claim:
     )
 
 
-def _cooler(rows: dict[str, Row]) -> str:
-    """What a gate with a temperature does without an adapter."""
-    alone = rows[ALONE].gain
+def _cooler(rows: dict[str, Row], way: str) -> str:
+    """What a gate with a temperature does without an adapter; nothing of one that has none."""
+    if ALONE[way] not in rows:
+        return ""
+    alone = rows[ALONE[way]].gain
     assert alone is not None
     return f" with a temperature (the base behind that gate {alone.signed})"

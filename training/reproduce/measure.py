@@ -92,8 +92,8 @@ class Measurer:
     def fit(self, cell: Cell) -> dict[str, Any]:
         """An adapter behind its gate.
 
-        The method's at every step and behind a gate by lot too, and as it is served: by vLLM. One
-        whose gate has a temperature also without it, and its base behind the same gate.
+        The method's at every step and behind a gate by lot too, and as it is served: by vLLM. Where
+        its gate has a temperature, also without it, and its base behind the same gate.
         """
         folder, run = self.adapter(cell), self._fit_run(cell)
         report = json.loads((run / "report.json").read_text())
@@ -102,7 +102,8 @@ class Measurer:
         base = open_base(self._bases[cell.base])
         gated = Applied.behind(folder, gate)
         found = {"gated": self.answers(base, gated, self._engine)}
-        if cell.variant == COOLED:
+        recipe = recipe_of(folder)
+        if cell.variant in (METHOD, COOLED) and recipe["gate"]["temperatures"]:
             found["warm"] = self.answers(base, Applied(folder, gate.tau), self._engine)
             alone = Applied.behind(untrained(folder, run / "untrained"), gate)
             found["base"] = self.answers(base, alone, self._engine)
@@ -117,7 +118,7 @@ class Measurer:
             "engine": self._engine,
             "tau": gate.tau,
             "temperature": gate.temperature,
-            "recipe": recipe_of(folder),
+            "recipe": recipe,
             "cost": {
                 "tokens": report["tokens"]["rollouts"],
                 "heldout_tokens": report["tokens"]["heldout"],
@@ -197,7 +198,7 @@ class Measurer:
         """The adapter or model that `cell` looks at; made anew where another machine has it."""
         if cell.variant == "grpo":
             return self.grpo_model(Cell(cell.base, "grpo", seed=cell.seed))
-        return self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed))
+        return self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed, cell.flags))
 
     def _look(self, module: str, cell: Cell) -> dict[str, Any]:
         """The report of `module`."""

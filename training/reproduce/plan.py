@@ -58,21 +58,24 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 
 METHOD = "method"
-FITS = {METHOD: (), **CONTROLS, **ABLATIONS}
-# The recipe, with a temperature of the gate that is chosen on held-out problems; on every base.
-COOLED = "cooled"
 LARGE_ENDING = "-large"  # of the large bases' names
+# The recipe of the large bases has a temperature of the gate, that of the small ones has none; on
+# every base the other way is a cell too. Each has the rollouts that help it, with a temperature
+# within 1/30 of GRPO's generated tokens.
+LARGE_LIMIT = ("--limit", "128")
+WARM = "warm"
+WARM_FLAGS = ("--sampling.rollouts", "12", "--optimizer.epochs", "2", "--gate.temperatures", "[]")
+COOLED = "cooled"
+COOLED_FLAGS = ("--sampling.rollouts", "12", "--gate.temperatures", "0.3,0.1")
 GRPO_SEEDS = 2  # bases with all seeds of GRPO; the others have the first
 
 
-def cooled(base: str) -> tuple[str, ...]:
-    """Its flags: as many rollouts as help a base, within 1/30 of GRPO's generated tokens."""
-    more = (
-        ("--limit", "128", "--sampling.rollouts", "10", "--optimizer.epochs", "3")
-        if base.endswith(LARGE_ENDING)
-        else ("--sampling.rollouts", "12")
-    )
-    return (*more, "--gate.temperatures", "0.3,0.1")
+def fits(base: str) -> dict[str, tuple[str, ...]]:
+    """Variant -> flags, of the main table."""
+    if base.endswith(LARGE_ENDING):
+        controls = {name: (*LARGE_LIMIT, *flags) for name, flags in CONTROLS.items()}
+        return {METHOD: LARGE_LIMIT, **controls, WARM: WARM_FLAGS}
+    return {METHOD: (), **CONTROLS, COOLED: COOLED_FLAGS}
 
 
 def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -> list[Cell]:
@@ -85,26 +88,30 @@ def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -
     main, explain = [], []
     for place, base in enumerate(bases):
         main.append(Cell(base, "base"))
+        variants = fits(base)
         main += [
-            Cell(base, "fit", name, seed, FITS[name])
+            Cell(base, "fit", name, seed, flags)
             for seed in seeds
-            for name in (METHOD, *CONTROLS)
+            for name, flags in variants.items()
         ]
-        main += [Cell(base, "fit", COOLED, seed, cooled(base)) for seed in seeds]
         main += [
             Cell(base, "grpo", seed=seed)
             for seed in (seeds if place < GRPO_SEEDS else seeds[:1])
         ]  # fmt: skip
         explain += [
-            Cell(base, kind, tuned, seeds[0])
+            Cell(base, kind, tuned, seeds[0], variants.get(tuned, ()))
             for kind in ("footprint", "intervene")
             for tuned in (METHOD, "grpo")
         ]
         if base.endswith(LARGE_ENDING):  # GRPO is ahead by its choices, or by being surer of them
-            explain += [Cell(base, "greedy", METHOD, seed) for seed in seeds]
+            explain += [Cell(base, "greedy", METHOD, seed, variants[METHOD]) for seed in seeds]
             explain.append(Cell(base, "greedy", "grpo", seeds[0]))
     return [
         *main,
         *explain,
-        *(Cell(bases[0], "fit", name, seed, FITS[name]) for name in ablations for seed in seeds),
+        *(
+            Cell(bases[0], "fit", name, seed, ABLATIONS[name])
+            for name in ablations
+            for seed in seeds
+        ),
     ]

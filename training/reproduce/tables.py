@@ -12,7 +12,7 @@ import numpy as np
 from training.metrics import Estimate, Floats, over_seeds
 from training.reproduce.cell import Cell
 from training.reproduce.measure import all_scores, total
-from training.reproduce.plan import COOLED, METHOD
+from training.reproduce.plan import COOLED, METHOD, WARM
 from training.tiny.benchmarks import BENCHMARKS
 
 Answers = dict[str, Any]  # benchmark -> scores and the rest
@@ -102,19 +102,23 @@ class Way(NamedTuple):
 
 
 GRPO, OURS, COOLER = "GRPO", "**ReasonMaxxer, gated**", "**with a temperature of the gate**"
-ALONE = "the base behind that gate"
+# Where a gate has a temperature, the recipe's own or not.
+ALONE = {OURS: "the base behind the gate", COOLER: "the base behind that gate"}
 WAYS = (
     Way(GRPO, "grpo", "", "grpo"),
     Way(OURS, "fit", METHOD, "gated"),
     Way("the same, served by vLLM", "fit", METHOD, "served", "vllm"),
     Way("at every step", "fit", METHOD, "always"),
     Way("gate opened by lot", "fit", METHOD, "by lot", "transformers"),
+    Way("the same, its gate without a temperature", "fit", METHOD, "warm"),
+    Way(ALONE[OURS], "fit", METHOD, "base"),
     Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
     Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
+    Way("fitted and served without a temperature", "fit", WARM, "gated"),
     Way(COOLER, "fit", COOLED, "gated"),
     Way("the same with the temperature, served by vLLM", "fit", COOLED, "served", "vllm"),
     Way("the same adapters without it", "fit", COOLED, "warm"),
-    Way(ALONE, "fit", COOLED, "base"),
+    Way(ALONE[COOLER], "fit", COOLED, "base"),
     Way("GRPO, greedy", "greedy", "grpo", "greedy", "greedy"),
     Way("ReasonMaxxer, gated, greedy", "greedy", METHOD, "greedy", "greedy"),
 )
