@@ -104,7 +104,11 @@ def plan(bases: Sequence[str], seeds: Sequence[int], ablations: Iterable[str]) -
             for tuned in (METHOD, "grpo")
         ]
         if base.endswith(LARGE_ENDING):  # GRPO is ahead by its choices, or by being surer of them
-            explain += [Cell(base, "greedy", METHOD, seed, variants[METHOD]) for seed in seeds]
+            explain += [
+                Cell(base, "greedy", tuned, seed, variants[tuned])
+                for tuned in (METHOD, WARM)
+                for seed in seeds
+            ]
             explain.append(Cell(base, "greedy", "grpo", seeds[0]))
     return [
         *main,

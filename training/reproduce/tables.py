@@ -121,6 +121,7 @@ WAYS = (
     Way(ALONE[COOLER], "fit", COOLED, "base"),
     Way("GRPO, greedy", "greedy", "grpo", "greedy", "greedy"),
     Way("ReasonMaxxer, gated, greedy", "greedy", METHOD, "greedy", "greedy"),
+    Way("fitted without a temperature, greedy", "greedy", WARM, "greedy", "greedy"),
 )
 
 
