@@ -94,8 +94,9 @@ def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cel
     assert len(set(ids)) == len(ids)
     assert ids[0] == f"{BASE}/base"
     for seed in range(3):
-        for base, other in ((BASE, COOLED), (LARGER, WARM)):
-            for name in (METHOD, *CONTROLS, other):
+        warm = (WARM, *(f"{WARM}-{name}" for name in CONTROLS))
+        for base, others in ((BASE, (COOLED,)), (LARGER, warm)):
+            for name in (METHOD, *CONTROLS, *others):
                 assert f"{base}/fit/{name}/seed{seed}" in ids
     assert ids.index(f"{BASE}/footprint/grpo/seed0") > ids.index(f"{BASE}/grpo/seed0")
     whole = plan([f"b{n}" for n in range(6)], [0, 1, 2], ABLATIONS)

@@ -73,8 +73,13 @@ GRPO_SEEDS = 2  # bases with all seeds of GRPO; the others have the first
 def fits(base: str) -> dict[str, tuple[str, ...]]:
     """Variant -> flags, of the main table."""
     if base.endswith(LARGE_ENDING):
-        controls = {name: (*LARGE_LIMIT, *flags) for name, flags in CONTROLS.items()}
-        return {METHOD: LARGE_LIMIT, **controls, WARM: WARM_FLAGS}
+        both = {"": LARGE_LIMIT, f"{WARM}-": WARM_FLAGS}
+        controls = {
+            f"{way}{name}": (*flags, *control)
+            for way, flags in both.items()
+            for name, control in CONTROLS.items()
+        }
+        return {METHOD: LARGE_LIMIT, WARM: WARM_FLAGS, **controls}
     return {METHOD: (), **CONTROLS, COOLED: COOLED_FLAGS}
 
 

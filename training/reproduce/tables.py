@@ -114,14 +114,16 @@ WAYS = (
     Way(ALONE[OURS], "fit", METHOD, "base"),
     Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
     Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
-    Way("fitted and served without a temperature", "fit", WARM, "gated"),
+    Way("**without a temperature of the gate**", "fit", WARM, "gated"),
+    Way("at random positions, without it", "fit", f"{WARM}-random-gate", "gated"),
+    Way("for random rewards, without it", "fit", f"{WARM}-random-reward", "gated"),
     Way(COOLER, "fit", COOLED, "gated"),
     Way("the same with the temperature, served by vLLM", "fit", COOLED, "served", "vllm"),
     Way("the same adapters without it", "fit", COOLED, "warm"),
     Way(ALONE[COOLER], "fit", COOLED, "base"),
     Way("GRPO, greedy", "greedy", "grpo", "greedy", "greedy"),
     Way("ReasonMaxxer, gated, greedy", "greedy", METHOD, "greedy", "greedy"),
-    Way("fitted without a temperature, greedy", "greedy", WARM, "greedy", "greedy"),
+    Way("without a temperature, greedy", "greedy", WARM, "greedy", "greedy"),
 )
 
 
