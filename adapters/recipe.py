@@ -59,9 +59,10 @@ class Selection(_Section):
     advantages: Literal["signed", "positive"] = Field(
         "signed", description="positive: an ablation, right rollouts alone."
     )
-    gate: Literal["entropy", "random", "position", "none"] = Field(
+    gate: Literal["entropy", "random", "shut", "position", "none"] = Field(
         "entropy",
-        description="Controls: as many positions drawn at random, the first ones, or all of them.",
+        description="Controls: as many positions drawn at random, from all or from those where the "
+        "gate is shut; the first ones; or all of them.",
     )
     reward: Literal["verified", "random"] = Field(
         "verified", description="random: a control, coin tosses at the base's pass rate."

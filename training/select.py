@@ -112,6 +112,10 @@ def _decisions(
     match gate:
         case "random":
             return rng.permutation(opened)
+        case "shut":
+            drawn = np.zeros_like(opened)
+            drawn[rng.permutation(np.flatnonzero(~opened))[: opened.sum()]] = True
+            return drawn
         case "position":
             return np.arange(opened.size) < opened.sum()
         case "none":

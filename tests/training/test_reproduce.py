@@ -94,8 +94,8 @@ def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cel
     assert len(set(ids)) == len(ids)
     assert ids[0] == f"{BASE}/base"
     for seed in range(3):
-        warm = (WARM, *(f"{WARM}-{name}" for name in CONTROLS))
-        for base, others in ((BASE, (COOLED,)), (LARGER, warm)):
+        large = ("shut-gate", WARM, *(f"{WARM}-{name}" for name in CONTROLS))
+        for base, others in ((BASE, (COOLED,)), (LARGER, large)):
             for name in (METHOD, *CONTROLS, *others):
                 assert f"{base}/fit/{name}/seed{seed}" in ids
     assert ids.index(f"{BASE}/footprint/grpo/seed0") > ids.index(f"{BASE}/grpo/seed0")

@@ -80,6 +80,9 @@ def test_positions_by_place_or_all_and_right_rollouts_alone() -> None:
     first, two = [True, False, False, False], [False, True, False, True]
     assert decisions() == [two, first]
     assert decisions(gate="position") == [[True, True, False, False], first]
+    other, *rest = decisions(gate="shut")
+    assert other == [True, False, True, False]  # all that is left
+    assert [sum(one) for one in rest] == [1] and rest != [first]
     assert decisions(gate="none") == [[True] * 4, [True] * 4]
     assert decisions(advantages="positive") == [two]
 

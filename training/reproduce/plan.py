@@ -63,6 +63,8 @@ LARGE_ENDING = "-large"  # of the large bases' names
 # every base the other way is a cell too. Each has the rollouts that help it, with a temperature
 # within 1/30 of GRPO's generated tokens.
 LARGE_LIMIT = ("--limit", "128")
+# A temperature makes much of a little: this control never trains on a decision point.
+SHUT = {"shut-gate": ("--selection.gate", "shut")}
 WARM = "warm"
 WARM_FLAGS = ("--sampling.rollouts", "12", "--optimizer.epochs", "2", "--gate.temperatures", "[]")
 COOLED = "cooled"
@@ -73,13 +75,9 @@ GRPO_SEEDS = 2  # bases with all seeds of GRPO; the others have the first
 def fits(base: str) -> dict[str, tuple[str, ...]]:
     """Variant -> flags, of the main table."""
     if base.endswith(LARGE_ENDING):
-        both = {"": LARGE_LIMIT, f"{WARM}-": WARM_FLAGS}
-        controls = {
-            f"{way}{name}": (*flags, *control)
-            for way, flags in both.items()
-            for name, control in CONTROLS.items()
-        }
-        return {METHOD: LARGE_LIMIT, WARM: WARM_FLAGS, **controls}
+        controls = {n: (*LARGE_LIMIT, *flags) for n, flags in (CONTROLS | SHUT).items()}
+        warm = {f"{WARM}-{n}": (*WARM_FLAGS, *flags) for n, flags in CONTROLS.items()}
+        return {METHOD: LARGE_LIMIT, **controls, WARM: WARM_FLAGS, **warm}
     return {METHOD: (), **CONTROLS, COOLED: COOLED_FLAGS}
 
 

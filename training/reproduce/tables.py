@@ -113,6 +113,7 @@ WAYS = (
     Way("the same, its gate without a temperature", "fit", METHOD, "warm"),
     Way(ALONE[OURS], "fit", METHOD, "base"),
     Way("fitted at random positions, gated", "fit", "random-gate", "gated"),
+    Way("fitted where the gate is shut, gated", "fit", "shut-gate", "gated"),
     Way("fitted for random rewards, gated", "fit", "random-reward", "gated"),
     Way("**without a temperature of the gate**", "fit", WARM, "gated"),
     Way("at random positions, without it", "fit", f"{WARM}-random-gate", "gated"),
