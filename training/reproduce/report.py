@@ -31,7 +31,8 @@ over problems and seeds; gains are paired by problem, greedy answers' with the b
 they tell what a model would choose, however sure it is of it. `tokens`: generated for training;
 those that answered held-out problems, to choose a checkpoint, are named below each table.
 A temperature of the gate divides the adapter's logits where the gate is open; it is chosen on
-held-out problems too, and shown beside the base that has it without an adapter.
+held-out problems too, and shown beside the base that has it without an adapter. The large bases'
+recipe has one; without it they are fitted from fewer rollouts, as before.
 """
 
 
