@@ -84,6 +84,12 @@ class Misbehaving(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Silence."""
 
+    def end_headers(self) -> None:
+        """Say so where this is the connection's last answer, as a real server does."""
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        super().end_headers()
+
     def do_GET(self) -> None:
         names = ("good", "cut", "error", "busy", "gone")
         cards = [{"id": name, "max_model_len": 512} for name in names]
@@ -165,5 +171,6 @@ def test_a_ramp_ends_where_more_users_add_nothing(misbehaving: str, tmp_path: Pa
     phases = read_phases(tmp_path)
     assert [phase.users for phase in phases] == [2**step for step in range(len(phases))]
     assert summary["saturation"]["reached"] == (phases[-1].users < 64 or code == 0), said
+    assert summary["models"]["good"]["failures"] == 0, said
     assert summary["saturation"]["requests_per_second"] > 0
     assert "Throughput by users" in (tmp_path / "report.html").read_text()
