@@ -6,7 +6,7 @@ temperature 1, over the whole vocabulary (paper, section on decision points).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 # Gate rates for which every calibration keeps a threshold, so that a request can ask by rate.
 RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
+# A gated token reads the base's keys and values; an adapter's own go nowhere.
+INERT = ("k_proj", "v_proj")
 CACHED = 2**16  # logits of one pass on a CPU: 256 KiB in float32, a fraction of a core's L2
+
+
+def acting(modules: Iterable[str]) -> list[str]:
+    """Of the LoRA's `modules` (names or paths), those that have an effect behind the gate."""
+    return [name for name in modules if name.rpartition(".")[2] not in INERT]
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -53,7 +60,7 @@ def _sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @overload
 def opens(entropies: torch.Tensor, tau: torch.Tensor | float) -> torch.Tensor: ...
 @overload
-def opens(entropies: npt.NDArray[Any], tau: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+def opens(entropies: npt.NDArray[Any], tau: npt.NDArray[Any] | float) -> npt.NDArray[Any]: ...
 def opens(entropies: Any, tau: Any) -> Any:
     """The gate: True where the base is uncertain, H > tau (strictly). Shapes broadcast."""
     return entropies > tau

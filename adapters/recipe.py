@@ -41,7 +41,9 @@ class Sampling(_Section):
     rollout_temperature: float | None = Field(
         None, gt=0, description="Of rollouts: higher, and more of what could be chosen is tried."
     )
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Below 1, rollouts lack tokens that estimates need."
+    )
     max_tokens: int = Field(2048, ge=1, description="Longest answer, in tokens.")
 
 
@@ -76,17 +78,28 @@ class Lora(_Section):
     alpha: int = Field(64, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] = Field(
-        default=["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
+        default=["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Keys and values (k_proj, v_proj) are inert behind the gate.",
     )
 
 
 class Objective(_Section):
     """The loss: see training/objective.py."""
 
-    name: Literal["paper", "clipped"] = Field("clipped", description="paper: signed cross-entropy.")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="clipped: lowest probability ratio.")
-    clip_high: float = Field(4.0, gt=1, description="clipped: highest probability ratio.")
-    kl_weight: float = Field(0.2, ge=0, description="Weight of KL(base || adapter) off the gate.")
+    positions: Literal["decisions", "all"] = Field(
+        "decisions",
+        description="decisions: the adapter runs at decision points, behind the base's cache, as "
+        "it is served gated; all: at every position, as it is served always-on.",
+    )
+    name: Literal["paper", "clipped", "sequence"] = Field(
+        "clipped", description="paper: signed cross-entropy; sequence: clipped by rollout."
+    )
+    clip_low: float = Field(0.2, gt=0, lt=1, description="Lowest probability ratio.")
+    clip_high: float = Field(4.0, gt=1, description="Highest probability ratio.")
+    kl_weight: float = Field(
+        0.2, ge=0, description="positions all: weight of KL(base || adapter) off the gate."
+    )
     anchor_weight: float = Field(
         0.0, ge=0, description="Weight, at decision points, of KL(base at anchor_temperature || p)."
     )
@@ -102,9 +115,6 @@ class Objective(_Section):
     mean: Literal["rollout", "token"] = Field(
         "rollout", description="What weighs the same in a batch."
     )
-    mode: Literal["always", "gated"] = Field(
-        "always", description="Where the adapter runs in training: gated, at decision points alone."
-    )
 
 
 class Optimizer(_Section):
@@ -118,7 +128,9 @@ class Optimizer(_Section):
     batch_size: int = Field(1, ge=1, description="Rollouts per forward pass.")
     accumulation: int = Field(8, ge=1, description="Forward passes per optimizer step.")
     max_grad_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time.")
+    gradient_checkpointing: bool = Field(
+        False, description="positions all: less memory for more time."
+    )
     order: Literal["strongest", "shuffled"] = Field(
         "strongest", description="strongest: by |advantage| x |D| / length, largest first."
     )
@@ -137,12 +149,23 @@ class GateChoice(_Section):
     )
 
 
+class BaseCache(_Section):
+    """Where the base's keys and values of rollouts are kept; what fits nowhere is recomputed."""
+
+    memory_gib: float = Field(4.0, ge=0, description="In memory, GiB.")
+    disk_gib: float = Field(16.0, ge=0, description="Then in the run folder, GiB.")
+
+
 class Checkpoints(_Section):
     """Which checkpoint is kept: the best on problems held out from training."""
 
     every: float = Field(0.15, gt=0, description="In epochs.")
     problems: int = Field(100, ge=1, description="Problems held out for the choice.")
-    samples: int = Field(1, ge=1, description="Answers per problem and checkpoint.")
+    rollouts: int = Field(
+        8, ge=2, description="The base's answers to each, from which gated scores are estimated."
+    )
+    decoded: int = Field(2, ge=1, description="Candidates decoded to confirm their estimate.")
+    samples: int = Field(1, ge=1, description="Answers per problem and decoded candidate.")
 
 
 class Recipe(_Section):
@@ -160,6 +183,7 @@ class Recipe(_Section):
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     gate: GateChoice = GateChoice()
+    base_cache: BaseCache = BaseCache()
     checkpoints: Checkpoints = Checkpoints()
 
     @model_validator(mode="after")

@@ -1,25 +1,45 @@
-"""Stage 6, choose: the checkpoint and the gate that answer best on held-out problems.
+"""Stage 6, choose: the checkpoint and the gate that score best on held-out problems.
 
-First every checkpoint is asked with the gate it was trained for; then the best of them with other
-thresholds; then the best of those with lower temperatures where the gate is open. The base and the
-adapter at every step answer the same problems, so that the gain is known. A score that was used to
-choose is optimistic; what the adapter is worth is for `training.evaluate` to say on fresh problems.
+An adapter that is served gated is chosen by estimates (training/heldout.py): every checkpoint with
+every threshold and temperature of the gate has one, and only the best are decoded to confirm it.
+Where the weights behind an estimate say that it cannot be trusted, and the candidate may still be
+the best, it is decoded too. An adapter that is served always-on has no estimates: every checkpoint
+is decoded.
+
+A score that was used to choose is optimistic; what the adapter is worth is for `training.evaluate`
+to say on fresh problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from adapters.manifest import Gate
-from adapters.prompt import PromptRenderer
-from training.evaluate import evaluate_generator
-from training.generate import Applied, Generator, SamplingOptions
-from training.problems import Problem
+from training.estimate import WeightedScore
+from training.generate import Applied
 from training.results import Result
-from training.run import Stage
-from training.verify import Verifier
+
+
+class Candidate(NamedTuple):
+    """A checkpoint behind a gate, and its estimated score."""
+
+    checkpoint: Path
+    gate: Gate
+    estimate: WeightedScore
+
+    @property
+    def label(self) -> str:
+        text = f"{self.checkpoint.name} at {self.gate.tau:.3f}"
+        cooled = self.gate.temperature != 1
+        return f"{text}, temperature {self.gate.temperature:g}" if cooled else text
+
+    @property
+    def at_most(self) -> float:
+        """What it may score at best: all that the weights do not account for might be right."""
+        lost = max(0.0, 1 - self.estimate.mean_weight)
+        return self.estimate.score.value + lost + self.estimate.score.stderr
 
 
 class Choice(NamedTuple):
@@ -30,73 +50,64 @@ class Choice(NamedTuple):
     base: Result
     always: Result
     gated: Result
-    tokens: int  # generated for the choice, by all candidates
+    decoded: list[Result]
+    candidates: Sequence[Candidate] = ()  # with their estimates
 
     @property
     def results(self) -> tuple[Result, Result, Result]:
         return self.base, self.always, self.gated
 
+    @property
+    def tokens(self) -> int:
+        """Generated for the choice, the base's answers aside."""
+        asked = {id(one): one for one in (*self.decoded, self.always, self.gated)}
+        return sum(int(one.tokens.sum()) for one in asked.values())
 
-def choose(
-    stage: Stage,
-    checkpoints: Sequence[Path],
-    gate: Gate,
-    others: Sequence[Gate],
-    temperatures: Sequence[float],
-    problems: Sequence[Problem],
-    renderer: PromptRenderer,
-    options: SamplingOptions,
-    generator: Generator,
-    verifier: Verifier,
-    source: str,
-) -> Choice:
-    """Answer the held-out problems with each candidate; keep the best.
 
-    Ties go to the earlier checkpoint, which has moved less from the base, and to the gate trained
-    for.
+class Ask(Protocol):
+    """Has held-out problems answered by an adapter, or by the base (None)."""
 
-    Args:
-        gate: the one trained for.
-        others: other thresholds to try, on the best checkpoint.
-        temperatures: of the gate, to try on the best of those; a greedy answer is the same at any.
-        source: the problems' name in the results.
+    def __call__(self, label: str, applied: Applied | None) -> Result: ...
+
+
+def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The candidates to decode: the `count` best, and as many doubtful ones that may be better.
+
+    Ties go to the earlier candidate: an earlier checkpoint has moved less from the base.
     """
-
-    def ask(label: str, applied: Applied | None) -> Result:
-        return evaluate_generator(
-            generator,
-            renderer,
-            problems,
-            options,
-            verifier,
-            applied,
-            source=source,
-            label=label,
-            output=stage.path(),
-        )
-
-    base = ask("base", None)
-    trained = [ask(path.name, Applied.behind(path, gate)) for path in checkpoints]
-    place = _best(trained)
-    best, gates, gated = checkpoints[place], [gate], [trained[place]]
-
-    def try_too(others: Sequence[Gate], label: str) -> None:
-        gates.extend(others)
-        gated.extend(
-            ask(f"{best.name} {label.format(one)}", Applied.behind(best, one)) for one in others
-        )
-
-    try_too(others, "at {0.tau:.3f}")
-    found = gates[_best(gated)]
-    cooler = [found.model_copy(update={"temperature": one}) for one in temperatures]
-    try_too(cooler, "at {0.tau:.3f}, temperature {0.temperature:g}")
-    always = ask(f"{best.name} always", Applied(best))
-    kept = _best(gated)
-    asked = [base, *trained, *gated[1:], always]
-    tokens = sum(int(one.tokens.sum()) for one in asked)
-    return Choice(best, gates[kept], base, always, gated[kept], tokens)
+    ranked = sorted(candidates, key=lambda one: -one.estimate.score.value)
+    trusted = [one for one in ranked if one.estimate.trusted]
+    doubtful = [one for one in ranked if not one.estimate.trusted]
+    if trusted:
+        best = trusted[0].estimate.score.value
+        doubtful = [one for one in doubtful if one.at_most > best]
+    return trusted[:count] + doubtful[:count]
 
 
-def _best(results: Sequence[Result]) -> int:
+def choose_gated(candidates: Sequence[Candidate], count: int, base: Result, ask: Ask) -> Choice:
+    """Decode the shortlist behind its gates; keep the best answer rate, the first of equals."""
+    listed = shortlist(candidates, count)
+    decoded = [ask(one.label, Applied.behind(one.checkpoint, one.gate)) for one in listed]
+    kept = best_of(decoded)
+    checkpoint, gate = listed[kept].checkpoint, listed[kept].gate
+    always = ask(f"{checkpoint.name} always", Applied(checkpoint))
+    return Choice(checkpoint, gate, base, always, decoded[kept], decoded, candidates)
+
+
+def choose_always(checkpoints: Sequence[Path], gate: Gate, base: Result, ask: Ask) -> Choice:
+    """Decode every checkpoint always-on; keep the best, the first of equals."""
+    decoded = [ask(f"{path.name} always", Applied(path)) for path in checkpoints]
+    kept = best_of(decoded)
+    best = checkpoints[kept]
+    gated = ask(f"{best.name} at {gate.tau:.3f}", Applied.behind(best, gate))
+    return Choice(best, gate, base, decoded[kept], gated, decoded)
+
+
+def best_estimated(candidates: Sequence[Candidate]) -> Candidate:
+    """The best trusted candidate, or the best of all where none is trusted."""
+    return shortlist(candidates, 1)[0]
+
+
+def best_of(results: Sequence[Result]) -> int:
     """The place of the highest pass@1, the first one of equals."""
     return max(range(len(results)), key=lambda place: results[place].pass_at_1.value)

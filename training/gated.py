@@ -1,20 +1,21 @@
 """Gated decoding in transformers: what the engine does in serving/, without an engine.
 
-Every position runs on the base. Where the gate opens, its keys and values are taken back and that
-one position runs again with the adapter on; the token comes from there. A batch is stepped
-together: rows whose gate is shut keep the keys and values of their base pass.
+Every position runs on the base and its keys and values stay. Where the gate opens, that position
+runs once more with the adapter on, reads the base's cache and writes nothing; the token is drawn
+from there. A batch is stepped together; only the rows whose gate is open run again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from adapters.gate import entropy, opens
+from training.base_cache import read_only
+from training.decision_points import layer_windows
 
 IsOpen = Callable[[torch.Tensor], torch.Tensor]  # base logits [B, V] -> [B] bool
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids [B, S], logits [B, V] -> [B]
@@ -54,10 +55,11 @@ def decode(
     """
     cache = DynamicCache()
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    windows = layer_windows(model.config)
 
-    def run(tokens: torch.Tensor, adapter: bool) -> torch.Tensor:
-        """Logits [B, V] behind the last of `tokens` [B, S or 1]."""
-        with nullcontext() if adapter else model.disable_adapter():
+    def base(tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] behind the last of `tokens` [B, S or 1], which enter the cache."""
+        with model.disable_adapter():
             logits: torch.Tensor = model(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -68,19 +70,31 @@ def decode(
             ).logits[:, -1]
         return logits
 
+    def corrected(rows: torch.Tensor) -> torch.Tensor:
+        """The adapter's logits [R, V] behind the last token of `rows`, [R] long."""
+        at = positions[rows, -1:]
+        masks = {
+            kind: _reads(mask[rows], at, window, model.dtype) for kind, window in windows.items()
+        }
+        logits: torch.Tensor = model(
+            input_ids=ids[rows, -1:],
+            attention_mask=next(iter(masks.values())) if len(masks) == 1 else masks,
+            position_ids=at,
+            past_key_values=read_only([(one.keys[rows], one.values[rows]) for one in cache.layers]),
+            use_cache=True,
+        ).logits[:, -1]
+        return logits / temperature
+
     prompt = ids.shape[1]
     stop = torch.tensor(sorted(ends), device=ids.device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     gates = []
-    logits = run(ids, adapter=False)
+    logits = base(ids)
     for _ in range(max_tokens):
         opened = is_open(logits) & ~done
-        if opened.any():
-            base = [(layer.keys[:, :, -1], layer.values[:, :, -1]) for layer in cache.layers]
-            cache.crop(-1)
-            corrected = run(ids[:, -1:], adapter=True) / temperature
-            logits = torch.where(opened[:, None], corrected, logits)
-            _put_back(cache, base, ~opened)
+        rows = opened.nonzero()[:, 0]
+        if len(rows):
+            logits = logits.index_copy(0, rows, corrected(rows).to(logits.dtype))
         token = draw(ids, logits)
         ids = torch.cat([ids, token[:, None]], 1)
         gates.append(opened)
@@ -89,12 +103,18 @@ def decode(
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
-        logits = run(token[:, None], adapter=False)
+        logits = base(token[:, None])
     return ids[:, prompt:], torch.stack(gates, 1)
 
 
-def _put_back(cache: Any, base: list[tuple[torch.Tensor, torch.Tensor]], rows: Any) -> None:
-    """Overwrite the last position's keys and values [B, heads, d] with the base's, on `rows`."""
-    for layer, (keys, values) in zip(cache.layers, base, strict=True):
-        layer.keys[rows, :, -1] = keys[rows]
-        layer.values[rows, :, -1] = values[rows]
+def _reads(
+    mask: torch.Tensor, at: torch.Tensor, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The additive mask [R, 1, 1, S] of a row's last position, `at` [R, 1], in a cache [R, S]."""
+    seen = mask.bool()
+    if window is not None:
+        seen &= mask.cumsum(-1) - 1 > at - window
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, lowest)[
+        :, None, None
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.base import BaseModel
 
@@ -31,25 +32,25 @@ def open_base(model: str) -> BaseModel:
         return BaseModel.open(model)
 
 
-def load_model(model: str) -> Any:
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def load_model(model: str, dtype: Dtype = "auto") -> Any:
     """The causal language model `model`, in evaluation mode, on the GPU where there is one.
 
-    Weights are bfloat16 on a GPU and float32 on a CPU, whose bfloat16 kernels are the slower ones
-    for small models.
-
-    Raises:
-        ValueError: the architecture scales or caps its logits, which `project` does not do.
+    Args:
+        dtype: of the weights; auto is bfloat16 on a GPU and float32 on a CPU, whose bfloat16
+            kernels are the slower ones for small models.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     gpu = torch.cuda.is_available()
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu else "float32"
     loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True
+        model, dtype=getattr(torch, dtype), use_safetensors=True
     )
-    for feature in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(loaded.config, feature, None) not in (None, 1, 1.0):
-            raise ValueError(f"model: {model} uses {feature}, which is not supported")
     return loaded.to("cuda" if gpu else "cpu").eval()
 
 
@@ -64,18 +65,39 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def decoder(model: Any) -> nn.Module:
+    """The layers of a causal LM (a PeftModel too) below its output head."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module: nn.Module = inner.base_model
+    return module
+
+
 def hidden_states(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
     """Last hidden states [B, T, d] of a causal LM (a PeftModel too), before the output head."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.model(
+    return decoder(model)(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
 
 
-def head(model: Any) -> nn.Module:
-    """The output projection [d -> V]."""
-    module: nn.Module = model.get_output_embeddings()
-    return module
+def head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output projection, hidden states [..., d] to logits [..., V].
+
+    Logits are scaled and capped as the model's own forward does it (Cohere's `logit_scale`,
+    Granite's `logits_scaling`, Gemma's `final_logit_softcapping`).
+    """
+    config, module = model.config.get_text_config(), model.get_output_embeddings()
+    scale = (getattr(config, "logit_scale", None) or 1) / (
+        getattr(config, "logits_scaling", None) or 1
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def project(hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = module(hidden)
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    return project
 
 
 def pad_right(rows: list[list[int]], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,17 @@
 """The objective, as pure tensor functions to be held against the paper's equations.
 
-For a rollout y with advantage A, decision points D = {t : H_t > tau} and the frozen base p_b:
+For a rollout y with advantage A, decision points D = {t : H_t > tau}, the policy p_s that sampled
+it (the frozen base p_b, or in a later round the adapter of the round before) and the adapter p:
 
-    paper:    L = mean_{t in D} A * (-log p(y_t))            + w * mean_{t not in D} KL
-    clipped:  L = mean_{t in D} -min(r_t A, clip(r_t, lo, hi) A)  + w * mean_{t not in D} KL
-              r_t = p(y_t) / p_b(y_t),  KL = KL(p_b(. | y_<t) || p(. | y_<t))
+    paper:     L = mean_{t in D} A * (-log p(y_t))
+    clipped:   L = mean_{t in D} -min(r_t A, clip(r_t, lo, hi) A),   r_t = p(y_t) / p_s(y_t)
+    sequence:  L = -min(w A, clip(w, lo, hi) A),                     w = prod_{t in D} r_t
 
-The paper's first term has no lower bound: once a wrong token is unlikely it can be made ever more
-so. The clip (PPO's, with the base as the old policy) bounds what any one token can contribute.
+The paper's term has no lower bound: once a wrong token is unlikely it can be made ever more so. The
+clip (PPO's, with the sampling policy as the old one) bounds what any one token can contribute. The
+weight w of `sequence` is that of training/estimate.py, so its loss is the estimated gain itself.
 
-Either may add, at decision points, the distance to the base at temperature T (`anchor_weight` a):
+Each may add, at decision points, the distance to the base at temperature T (`anchor_weight` a):
 
               + a * mean_{t in D} KL(p_b(. | y_<t)^(1/T) / Z || p(. | y_<t))
 
@@ -18,23 +20,31 @@ which no reward is needed. Or the adapter's own entropy (`entropy_weight` e):
 
               + e * mean_{t in D} H(p(. | y_<t))
 
-which makes it surer of what it is about to prefer: the base's first choice where rewards say
-nothing, theirs where they do.
+An adapter that is trained to run at every step (`positions: all`) is also held to the base
+everywhere else:
+
+              + w * mean_{t not in D} KL(p_b(. | y_<t) || p(. | y_<t))
 
 Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from adapters.recipe import Objective
 
+Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [T, d] -> logits [T, V]
 
-def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """log p(y_t): logits [T, V], tokens [T] -> [T] float32."""
-    logits = logits.float()
+
+def token_log_probs(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """log p(y_t) at `temperature`: logits [T, V], tokens [T] -> [T] float32."""
+    logits = logits.float() / temperature
     return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
@@ -74,12 +84,14 @@ def clipped_surrogate(
 
 
 def decision_loss(
-    log_p: torch.Tensor, base_log_p: torch.Tensor, advantage: torch.Tensor, objective: Objective
+    log_p: torch.Tensor, sampled_log_p: torch.Tensor, advantage: torch.Tensor, objective: Objective
 ) -> torch.Tensor:
-    """The decision term that `objective` names, per token: three [T] -> [T]."""
+    """The decision term that `objective` names, per token (`sequence`: per rollout): three [T]."""
     if objective.name == "paper":
         return signed_cross_entropy(log_p, advantage, objective.min_probability)
-    return clipped_surrogate(log_p, base_log_p, advantage, objective.clip_low, objective.clip_high)
+    return clipped_surrogate(
+        log_p, sampled_log_p, advantage, objective.clip_low, objective.clip_high
+    )
 
 
 def position_weights(
@@ -108,10 +120,70 @@ def position_weights(
     return torch.where(decision, weights, objective.kl_weight * weights) / count
 
 
+def point_loss(
+    hidden: torch.Tensor,
+    head: Head,
+    tokens: torch.Tensor,
+    sampled_log_p: torch.Tensor,
+    advantage: torch.Tensor,
+    rollout: torch.Tensor,
+    objective: Objective,
+    base_hidden: torch.Tensor | None = None,
+    chunk: int = 1024,
+) -> torch.Tensor:
+    """The mean loss of the decision points of a batch of rollouts, `chunk` logits at a time.
+
+    Args:
+        hidden: [N, d] states at the decision points, adapter on, rollout by rollout.
+        head: the output projection, frozen.
+        tokens: [N] long, the tokens taken.
+        sampled_log_p: [N], theirs under the policy that sampled them.
+        advantage: [N]; by `sequence` all points of a rollout share their mean.
+        rollout: [N] long, which rollout a point belongs to, 0 to B - 1.
+        base_hidden: [N, d], adapter off; needed for `objective.anchor_weight`.
+
+    Returns:
+        A scalar.
+    """
+
+    def chunk_terms(
+        h: torch.Tensor, y: torch.Tensor, h_base: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head(h)
+        extra = logits.new_zeros(len(y), dtype=torch.float32)
+        if h_base is not None:
+            anchor = head(h_base) / objective.anchor_temperature
+            extra = extra + objective.anchor_weight * kl_divergence(anchor, logits)
+        if objective.entropy_weight > 0:
+            extra = extra + objective.entropy_weight * differentiable_entropy(logits)
+        return token_log_probs(logits, y), extra
+
+    parts = []
+    for start in range(0, len(tokens), chunk):
+        part = slice(start, start + chunk)
+        given = (hidden[part], tokens[part], None if base_hidden is None else base_hidden[part])
+        # One chunk's logits fit into memory; of several, each is made anew in the backward pass.
+        parts.append(
+            chunk_terms(*given)
+            if len(tokens) <= chunk
+            else checkpoint(chunk_terms, *given, use_reentrant=False)
+        )
+    log_p, extra = (torch.cat(column) for column in zip(*parts, strict=True))
+    weights = position_weights(torch.ones_like(rollout, dtype=torch.bool), rollout, objective)
+    if objective.name != "sequence":
+        terms = decision_loss(log_p, sampled_log_p, advantage, objective)
+        return (weights * (terms + extra)).sum()
+    count = int(rollout.max()) + 1
+    log_w = log_p.new_zeros(count).index_add(0, rollout, (log_p - sampled_log_p).float())
+    whole = log_p.new_zeros(count).index_add(0, rollout, advantage.float()) / rollout.bincount()
+    terms = decision_loss(log_w, torch.zeros_like(log_w), whole, objective)
+    return terms.mean() + (weights * extra).sum()
+
+
 def batch_loss(
     hidden: torch.Tensor,
     base_hidden: torch.Tensor,
-    head: torch.nn.Module,
+    head: Head,
     tokens: torch.Tensor,
     advantage: torch.Tensor,
     decision: torch.Tensor,
@@ -119,7 +191,7 @@ def batch_loss(
     objective: Objective,
     chunk: int = 1024,
 ) -> torch.Tensor:
-    """The mean loss of a batch of rollouts, logits computed `chunk` positions at a time.
+    """The mean loss at every position of a batch of rollouts, `chunk` logits at a time.
 
     Each chunk's logits are made anew in the backward pass, so that never more than a few
     [chunk, V] float32 tensors exist, however long the rollouts.

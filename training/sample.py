@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Sampling
-from training.generate import Generator, SamplingOptions, derive_seed
+from training.generate import Applied, Generator, SamplingOptions, derive_seed
 from training.problems import Problem
 from training.run import Parts, Stage
 
@@ -36,8 +36,13 @@ def sample(
     sampling: Sampling,
     seed: int,
     generator: Generator,
+    applied: Applied | None = None,
 ) -> pa.Table:
-    """Rollouts of all problems, SCHEMA, ordered by (problem, sample)."""
+    """Rollouts of all problems, SCHEMA, ordered by (problem, sample).
+
+    Args:
+        applied: the adapter that answers; None: the base.
+    """
     parts = Parts(stage.path(), SCHEMA)
     if not parts.complete:
         done = set(parts.read(["problem"])["problem"].to_pylist())
@@ -52,7 +57,7 @@ def sample(
             sampling.max_tokens,
         )
         with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
-            for place, completions in generator.stream(prompts, options, seeds=seeds):
+            for place, completions in generator.stream(prompts, options, applied, seeds):
                 parts.add(
                     {
                         "problem": missing[place],

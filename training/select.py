@@ -27,10 +27,12 @@ class Example(NamedTuple):
     decisions: npt.NDArray[np.bool_]  # [T]
 
 
-def choose_gates(
-    entropies: Sequence[npt.NDArray[Any]], choice: GateChoice
-) -> tuple[Gate, list[Gate]]:
-    """The gate to train for, at the wanted rate or the tau that was given, and others to serve."""
+def choose_gates(entropies: Sequence[npt.NDArray[Any]], choice: GateChoice) -> list[Gate]:
+    """The gates to choose from.
+
+    First comes the one to train for, at the wanted rate or the tau that was given; then others to
+    serve, and each of them at the temperatures to be tried.
+    """
     h = np.concatenate(list(entropies))
     table = calibration_table(h, RATES)
 
@@ -39,7 +41,12 @@ def choose_gates(
 
     trained = gate(choice.tau if choice.tau is not None else calibrate(h, choice.rate))
     others = [gate(calibrate(h, rate)) for rate in choice.others]
-    return trained, [other for other in others if other.tau != trained.tau]
+    served = [trained, *(other for other in others if other.tau != trained.tau)]
+    return [
+        one.model_copy(update={"temperature": temperature})
+        for temperature in (1.0, *(t for t in choice.temperatures if t != 1))
+        for one in served
+    ]
 
 
 def select(

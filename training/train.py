@@ -1,162 +1,36 @@
-"""Stage 5, train: transformers' Trainer with our objective.
+"""Stage 5, train: LoRA layers around the frozen base, transformers' Trainer, checkpoints.
 
-One model in memory: the base is the model with its adapter switched off. Each step runs the batch
-twice, without gradients for the base and with them for the adapter; see training/objective.py for
-what is made of the two.
+One model is in memory: the base is the model with its adapter switched off. Where the adapter runs
+while it is trained is the trainer's business (training/trainers.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainingArguments, set_seed
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainingArguments, set_seed
 
 from adapters.files import write_json, write_text
 from adapters.recipe import Lora, Objective, Optimizer
-from training.model import head, hidden_states, pad_right
-from training.objective import batch_loss
+from adapters.version import WEIGHTS
+from training.base_cache import Budget, CacheStore
 from training.run import Stage
+from training.trainers import (
+    WHOLE,
+    ContrastiveTrainer,
+    DecisionPointTrainer,
+    EveryPositionTrainer,
+    OnCheckpoint,
+    TrainingRow,
+    points_of,
+)
 
 LOG = "log.json"  # the Trainer's history
-WHOLE = "whole"  # marks a checkpoint that was written to its end
-
-
-class TrainingRow(TypedDict):
-    """One rollout, ready to train on."""
-
-    prompt_ids: list[int]
-    token_ids: list[int]  # [T]
-    advantages: list[float]  # [T]
-    decisions: list[bool]  # [T]
-
-
-class Rollouts(Dataset[TrainingRow]):
-    """Rollouts in the order in which they are trained on."""
-
-    def __init__(self, rows: Sequence[TrainingRow], strongest_first: bool) -> None:
-        self.rows = list(rows)
-        if strongest_first:
-            self.rows.sort(key=strength, reverse=True)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> TrainingRow:
-        return self.rows[index]
-
-
-def strength(row: TrainingRow) -> float:
-    """|A| over D / length: how much a rollout has to say, per token (paper, recipe)."""
-    said = zip(row["advantages"], row["decisions"], strict=True)
-    return sum(abs(advantage) for advantage, at in said if at) / len(row["token_ids"])
-
-
-def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
-    """B rollouts -> padded ids and mask [B, S], and flat [N] tensors over all their answer tokens.
-
-    `states` indexes the [B * S] hidden states: the position that predicts each answer token.
-    """
-    input_ids, attention_mask = pad_right([row["prompt_ids"] + row["token_ids"] for row in rows])
-    width = input_ids.shape[1]
-    states, rollout = [], []
-    for number, row in enumerate(rows):
-        first = number * width + len(row["prompt_ids"]) - 1
-        states.append(torch.arange(first, first + len(row["token_ids"])))
-        rollout.append(torch.full((len(row["token_ids"]),), number))
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "states": torch.cat(states),
-        "tokens": torch.cat([torch.tensor(row["token_ids"]) for row in rows]),
-        "decision": torch.cat([torch.tensor(row["decisions"]) for row in rows]),
-        "advantage": torch.cat([torch.tensor(row["advantages"]) for row in rows]),
-        "rollout": torch.cat(rollout),
-    }
-
-
-class ContrastiveTrainer(Trainer):
-    """Trainer whose loss is `training.objective.batch_loss`."""
-
-    def __init__(self, *, objective: Objective, in_order: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.objective = objective
-        self.in_order = in_order
-        # batch_loss is a mean over the batch: the Trainer must divide by the accumulation steps.
-        self.loss_is_scaled_for_ga = False
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.in_order:
-            return SequentialSampler(train_dataset or self.train_dataset)
-        return super()._get_train_sampler(train_dataset)
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,  # noqa: ARG002
-    ) -> torch.Tensor:
-        peft_model = self.accelerator.unwrap_model(model)
-        gated = self.objective.mode == "gated"
-        with lora_at(peft_model, decision_mask(inputs)) if gated else nullcontext():
-            hidden = predicting_states(peft_model, inputs)
-        return batch_loss(
-            hidden,
-            self.held_against(peft_model, inputs),
-            head(peft_model),
-            inputs["tokens"],
-            inputs["advantage"],
-            inputs["decision"],
-            inputs["rollout"],
-            self.objective,
-        )
-
-    @torch.no_grad()
-    def held_against(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[N, d] states of what the adapter is held against: the base."""
-        with model.disable_adapter():
-            return predicting_states(model, inputs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        # The marker comes last: a checkpoint without it was cut short by a kill.
-        write_text(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", WHOLE), "")
-
-
-def predicting_states(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[N, d] hidden states that predict the answer tokens of a collated batch."""
-    hidden = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
-    states: torch.Tensor = hidden.flatten(0, 1)[inputs["states"]]
-    return states
-
-
-def decision_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, S] bool of a collated batch: the positions that predict a token of a decision point."""
-    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    mask.view(-1)[inputs["states"][inputs["decision"]]] = True
-    return mask
-
-
-@contextmanager
-def lora_at(model: Any, mask: torch.Tensor) -> Iterator[None]:
-    """Within, the LoRA of `model` (PEFT) adds nothing off `mask`, [B, S] bool; as when gated."""
-    hooks = [
-        up.register_forward_hook(lambda _module, _inputs, output: output * mask[..., None])
-        for module in model.modules()
-        if hasattr(module, "lora_B")
-        for up in module.lora_B.values()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def peft_model(model: Any, lora: Lora, seed: int) -> Any:
@@ -173,6 +47,11 @@ def peft_model(model: Any, lora: Lora, seed: int) -> Any:
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def load_adapter(model: Any, checkpoint: Path) -> None:
+    """Put the weights of a checkpoint of the same shape into the LoRA layers of `model`."""
+    set_peft_model_state_dict(model, load_file(checkpoint / WEIGHTS))
 
 
 def training_arguments(
@@ -214,30 +93,58 @@ def train(
     optimizer: Optimizer,
     checkpoint_every: float,
     seed: int,
+    *,
+    budget: Budget | None = None,
+    start: Path | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> list[Path]:
     """Train and return the checkpoints' folders (PEFT adapters), oldest first.
 
     Args:
         load_base: gives the base; called, and LoRA layers injected, only if work is left.
         checkpoint_every: in epochs.
+        budget: of the base's caches, for training at decision points; None: all in memory.
+        start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
+        on_checkpoint: called for each checkpoint that is made.
     """
     folder = stage.path()
     done = folder / "complete"
     if not done.exists():
-        in_order = optimizer.order == "strongest"
-        trainer = ContrastiveTrainer(
-            model=peft_model(load_base(), lora, seed),
-            args=training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
-            train_dataset=Rollouts(rows, strongest_first=in_order),
-            data_collator=collate,
-            objective=objective,
-            in_order=in_order,
-        )
-        last = _checkpoints(folder)[-1:]
-        trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
-        write_json(folder / LOG, trainer.state.log_history)
+        model = peft_model(load_base(), lora, seed)
+        if start is not None:
+            load_adapter(model, start)
+        given: dict[str, Any] = {
+            "model": model,
+            "args": training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
+            "rows": rows,
+            "objective": objective,
+            "strongest_first": optimizer.order == "strongest",
+            "on_checkpoint": on_checkpoint,
+        }
+        store, trainer = None, None
+        if objective.positions == "all":
+            trainer = EveryPositionTrainer(**given)
+        else:
+            store = CacheStore(
+                model,
+                [(row["prompt_ids"] + row["token_ids"])[: points_of(row).reads] for row in rows],
+                budget or Budget(float("inf"), 0),
+                stage.path("-base-cache"),
+            )
+            store.fill("base cache")
+            trainer = DecisionPointTrainer(store=store, **given)
+        _run(trainer, folder)
+        if store is not None:
+            store.close()
         write_text(done, "")
     return _checkpoints(folder)
+
+
+def _run(trainer: ContrastiveTrainer, folder: Path) -> None:
+    """Train from the last whole checkpoint on, and keep the history."""
+    last = _checkpoints(folder)[-1:]
+    trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+    write_json(folder / LOG, trainer.state.log_history)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

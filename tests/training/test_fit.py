@@ -17,11 +17,11 @@ from adapters.base import BaseModel
 from adapters.recipe import GateChoice
 from adapters.store import Store
 from adapters.version import WEIGHTS
-from training.fit import FitConfig
+from training.fit_config import FitConfig
 from training.tiny.world import puzzles
 
 BASE = "models/tiny-qwen2"
-STAGES = ("rollouts", "rewards", "entropies", "training", "heldout")
+STAGES = ("rollouts", "heldout", "rewards", "entropies", "training", "estimates", "decoded")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def arguments(problems: Path, folder: Path, *flags: str) -> list[str]:
         *("--model", BASE, "--problems", str(problems)),
         *("--output", str(folder / "adapter"), "--run-dir", str(folder / "run")),
         *("--engine", "transformers", "--sampling.rollouts", "6", "--sampling.max-tokens", "96"),
-        *("--optimizer.batch-size", "4", "--checkpoints.samples", "1", *flags),
+        *("--optimizer.batch-size", "4", "--checkpoints.samples", "1"),
+        *("--checkpoints.rollouts", "4", *flags),
     ]
 
 
@@ -129,7 +130,9 @@ def test_temperatures_are_tried_without_training_again(
     assert ended.returncode == 0, ended.output
     after = {path: path.stat().st_mtime_ns for path in run.glob("training-*/**/*.safetensors")}
     assert after == trained
-    assert "temperature 0.5" in ended.output and "temperature 0.1" in ended.output
+    estimates = json.loads((run / "report.json").read_text())["estimates"]
+    for temperature in ("0.5", "0.1"):
+        assert any(label.endswith(f"temperature {temperature}") for label in estimates)
     gate = Store(tmp_path).get("adapter", BaseModel.open(BASE)).gate
     assert gate is not None and gate.temperature in (1, 0.5, 0.1)
 
@@ -199,7 +202,7 @@ def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(
 
 
 def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path) -> None:
-    from training.fit import split_problems
+    from training.fit_run import split_problems
 
     config = FitConfig.load(arguments(problems, tmp_path))
     train, heldout = split_problems(config)
@@ -232,3 +235,77 @@ def test_where_the_adapter_goes_is_checked_before_anything_is_done(
         assert message in capsys.readouterr().err
     config = FitConfig.load([*plain, "--publish", "mine", "--store", str(tmp_path / "new")])
     assert config.name == "mine" and config.output is None
+
+
+def test_what_cannot_be_fitted_so_is_said_before_anything_is_done(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = arguments(problems, tmp_path)
+    keys = ("--lora.target-modules", "k_proj,v_proj")
+    for flags, message in (
+        (keys, "k_proj, v_proj would change nothing"),
+        (("--mode", "always", "--objective.positions", "decisions"), "is fitted at all"),
+        (("--optimizer.gradient-checkpointing",), "only with positions 'all'"),
+        (("--mode", "always", "--objective.name", "sequence"), "needs positions 'decisions'"),
+        (("--mode", "always", "--rounds", "2"), "rounds: more than one needs"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            FitConfig.load([*plain, *flags])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    always = FitConfig.load([*plain, "--mode", "always", *keys])
+    assert always.objective.positions == "all"
+    assert always.lora.target_modules == ["k_proj", "v_proj"]
+
+
+def test_each_mode_has_its_own_modules_where_the_recipe_names_none() -> None:
+    model = ("--model", BASE, "--problems", "p", "--output", "o", "--family", "qwen2.5")
+    gated, always = FitConfig.load(model), FitConfig.load([*model, "--mode", "always"])
+    assert gated.lora.target_modules == ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert always.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (gated.objective.positions, always.objective.positions) == ("decisions", "all")
+
+
+@pytest.mark.engine
+def test_an_always_on_adapter_is_fitted_at_every_position(
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    ended = fit.run(arguments(problems, tmp_path, "--mode", "always", "--checkpoints.every", "1"))
+    assert ended.returncode == 0, ended.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["estimates"] == {}
+    made = list((tmp_path / "run").glob("training-*/checkpoint-*"))
+    assert len(made) == 2
+    assert {f"{path.name} always" for path in made} < report["heldout"].keys()
+    assert digest(tmp_path / "adapter" / WEIGHTS) != digest(fitted / "adapter" / WEIGHTS)
+
+
+@pytest.mark.engine
+def test_modules_that_do_nothing_are_left_out_and_named(
+    fit: Command, problems: Path, tmp_path: Path
+) -> None:
+    modules = ("--lora.target-modules", "q_proj,v_proj")
+    ended = fit.run(arguments(problems, tmp_path, *modules, "--checkpoints.every", "1"))
+    assert ended.returncode == 0, ended.output
+    assert "lora.target_modules: v_proj left out" in ended.output
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj"]
+
+
+@pytest.mark.engine
+def test_rounds_share_the_problems_and_the_later_ones_ask_the_adapter(
+    fit: Command, problems: Path, fitted: Path, tmp_path: Path
+) -> None:
+    flags = ("--rounds", "2", "--limit", "16", "--checkpoints.every", "1")
+    ended = fit.run(arguments(problems, tmp_path, *flags))
+    assert ended.returncode == 0, ended.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    once = json.loads((fitted / "run" / "report.json").read_text())
+    assert report["problems"]["asked"] == once["problems"]["asked"]
+    assert report["tokens"]["rollouts"] < 1.5 * once["tokens"]["rollouts"]
+    assert "pass@1 of the rollouts, round 2" in ended.output
+    trained = sorted((tmp_path / "run").glob("training-*/complete"))
+    assert len(trained) == 2
+    again = fit.run(arguments(problems, tmp_path, *flags))
+    assert again.returncode == 0, again.output
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report

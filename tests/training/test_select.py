@@ -40,11 +40,18 @@ def test_decisions_are_where_entropy_exceeds_tau_and_rollouts_without_any_are_le
 
 def test_choose_gates_calibrates_or_obeys() -> None:
     h = [np.array([0.0, 0.5, 1.0, 1.5]), np.array([0.0, 0.0, 0.0, 2.0])]
-    gate, others = choose_gates(h, GateChoice(rate=0.25, others=[0.125, 0.25]))
+    gate, *others = choose_gates(h, GateChoice(rate=0.25, others=[0.125, 0.25]))
     assert (gate.tau, gate.rate, gate.tokens) == (1.0, 0.25, 8)
     assert [(other.tau, other.rate) for other in others] == [(1.5, 0.125)]  # never the same twice
-    given, _ = choose_gates(h, GateChoice(tau=1.5))
+    given = choose_gates(h, GateChoice(tau=1.5))[0]
     assert (given.tau, given.rate) == (1.5, 0.125)
+
+
+def test_every_threshold_is_tried_at_every_temperature_and_the_trained_one_comes_first() -> None:
+    h = [np.linspace(0, 2, 100)]
+    gates = choose_gates(h, GateChoice(rate=0.1, others=[0.2], temperatures=[1, 0.3]))
+    found = [(round(gate.rate, 1), gate.temperature) for gate in gates]
+    assert found == [(0.1, 1), (0.2, 1), (0.1, 0.3), (0.2, 0.3)]
 
 
 def test_the_controls_keep_the_numbers_and_lose_the_meaning() -> None:

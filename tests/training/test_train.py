@@ -1,5 +1,6 @@
 """Scoring and training on the shipped miniature base, against slow references."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,8 @@ from adapters.recipe import Lora, Objective, Optimizer
 from training.model import load_model
 from training.run import Stage
 from training.score import batches, sequence_entropies
-from training.train import (
-    ContrastiveTrainer,
-    TrainingRow,
-    collate,
-    decision_mask,
-    lora_at,
-    peft_model,
-    strength,
-    train,
-)
+from training.train import load_adapter, peft_model, train
+from training.trainers import ContrastiveTrainer, Order, TrainingRow, collate, strength
 
 BASE = "models/tiny-qwen2"
 
@@ -84,37 +77,98 @@ def test_strength_is_the_papers_order() -> None:
     assert strength(row) == pytest.approx(0.6)
 
 
-def run(folder: Path, rows, **changes):
+LORA = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
+BOTH = pytest.mark.parametrize("positions", ["decisions", "all"])
+
+
+def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=None, **changes):
     optimizer = Optimizer(**{
         "learning_rate": 1e-2, "warmup_steps": 2, "epochs": 2.0, "batch_size": 2,
         "accumulation": 2, **changes,
     })  # fmt: skip
-    stage = Stage.first(folder, "training", {})
-    lora = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
-    return train(stage, lambda: load_model(BASE), rows, lora, Objective(), optimizer, 0.5, seed=0)
+    return train(
+        Stage.first(folder, "training", {}),
+        lambda: load_model(BASE),
+        rows,
+        LORA,
+        Objective(positions=positions),
+        optimizer,
+        0.5,
+        seed=0,
+        start=start,
+        on_checkpoint=on_checkpoint,
+    )
 
 
 def weights(checkpoint: Path) -> bytes:
     return (checkpoint / "adapter_model.safetensors").read_bytes()
 
 
-def test_training_is_reproducible_and_accumulation_is_a_larger_batch(tmp_path, rows) -> None:
-    first = run(tmp_path / "a", rows)
+@BOTH
+def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
+    tmp_path, rows, positions
+) -> None:
+    first = run(tmp_path / "a", rows, positions)
     assert [path.name for path in first] == [f"checkpoint-{n}" for n in (2, 4, 6)]
-    assert weights(first[-1]) == weights(run(tmp_path / "b", rows)[-1])
+    assert weights(first[-1]) == weights(run(tmp_path / "b", rows, positions)[-1])
     from safetensors.torch import load
 
-    whole = load(weights(run(tmp_path / "c", rows, batch_size=4, accumulation=1)[-1]))
+    larger = {"batch_size": 4, "accumulation": 1}
+    whole = load(weights(run(tmp_path / "c", rows, positions, **larger)[-1]))
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
+    assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
+
+
+def lora_of(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n}
+
+
+def test_every_checkpoint_is_told_of_while_the_model_has_it_on(tmp_path, rows) -> None:
+    told = []
+
+    def on_checkpoint(model, folder: Path) -> str:
+        told.append(
+            (folder.name, {n: p.clone() for n, p in model.named_parameters() if "lora" in n})
+        )
+        return "noted"
+
+    made = run(tmp_path, rows, on_checkpoint=on_checkpoint)
+    assert [name for name, _ in told] == [path.name for path in made]
+    model = peft_model(
+        load_model(BASE), Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"]), 1
+    )
+    for path, (_, then) in zip(made, told, strict=True):
+        load_adapter(model, path)
+        now = {n: p for n, p in model.named_parameters() if "lora" in n}
+        assert all(torch.equal(now[name], value) for name, value in then.items())
+
+
+def test_a_later_round_goes_on_from_the_adapter_that_sampled(tmp_path, rows) -> None:
+    first = run(tmp_path / "first", rows)[-1]
+    # Without a step to speak of it stays where it began.
+    still = run(tmp_path / "still", rows, start=first, learning_rate=1e-12)[-1]
+    from safetensors.torch import load
+
+    for name, tensor in load(weights(first)).items():
+        torch.testing.assert_close(load(weights(still))[name], tensor)
+    # The ratio is to that adapter, so it is 1 at first: the loss is the mean advantage.
+    log = json.loads((still.parent / "log.json").read_text())
+    first_batch = [rows[index]["advantages"][0] for index in Order(rows, True).indices[:4]]
+    assert log[0]["loss"] == pytest.approx(-np.mean(first_batch), abs=1e-3)
+    against_base = run(tmp_path / "base", rows, learning_rate=1e-12)[-1]
+    assert weights(against_base) != weights(still)
 
 
 class Killed(BaseException):
     pass
 
 
-def test_training_goes_on_from_its_last_whole_checkpoint(tmp_path, rows, monkeypatch) -> None:
-    reference = run(tmp_path / "reference", rows)
+@BOTH
+def test_training_goes_on_from_its_last_whole_checkpoint(
+    tmp_path, rows, monkeypatch, positions
+) -> None:
+    reference = run(tmp_path / "reference", rows, positions)
     save = ContrastiveTrainer._save_checkpoint
 
     def dies_in_the_second(self, *args, **kwargs):
@@ -125,11 +179,11 @@ def test_training_goes_on_from_its_last_whole_checkpoint(tmp_path, rows, monkeyp
 
     monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", dies_in_the_second)
     with pytest.raises(Killed):
-        run(tmp_path / "a", rows)
+        run(tmp_path / "a", rows, positions)
     monkeypatch.undo()
     first = next((tmp_path / "a").glob("training-*/checkpoint-2"))
     before = first.stat().st_mtime_ns
-    resumed = run(tmp_path / "a", rows)
+    resumed = run(tmp_path / "a", rows, positions)
     assert first.stat().st_mtime_ns == before  # not redone
     assert [weights(path) for path in resumed] == [weights(path) for path in reference]
 
@@ -145,30 +199,3 @@ def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:
         assert not torch.equal(wrapped(ids).logits, base)
         with wrapped.disable_adapter():
             assert torch.equal(wrapped(ids).logits, base)
-
-
-def test_a_masked_adapter_changes_nothing_before_its_first_position(model, rows) -> None:
-    wrapped = peft_model(load_model(BASE), Lora(rank=2), seed=0)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    row = TrainingRow(
-        prompt_ids=rows[0]["prompt_ids"],
-        token_ids=[5, 6, 7, 8],
-        advantages=[1.0] * 4,
-        decisions=[False, False, True, False],
-    )
-    batch = collate([row])
-    mask = decision_mask(batch)
-    place = len(row["prompt_ids"]) + 1  # it predicts the third token
-    assert mask.nonzero().tolist() == [[0, place]]
-    with torch.inference_mode():
-        base, always = model(batch["input_ids"]).logits, wrapped(batch["input_ids"]).logits
-        with lora_at(wrapped, mask):
-            gated = wrapped(batch["input_ids"]).logits
-        with lora_at(wrapped, torch.ones_like(mask)):
-            torch.testing.assert_close(wrapped(batch["input_ids"]).logits, always)
-        torch.testing.assert_close(wrapped(batch["input_ids"]).logits, always)  # hooks are gone
-    torch.testing.assert_close(gated[:, :place], base[:, :place])
-    assert not torch.allclose(gated[:, place], base[:, place], atol=1e-3)
-    assert not torch.allclose(gated[:, place], always[:, place], atol=1e-3)  # it reads base keys

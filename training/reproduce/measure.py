@@ -34,6 +34,8 @@ from training.verify import Verifier
 
 # Of training.grpo: all weights of a miniature take a learning rate far above its default.
 GRPO = ("--learning-rate", "1e-4", "--patience", "3")
+# The cells were made when adapters were fitted at every position.
+POSITIONS = ("--objective.positions", "all")
 FIRST_SEED = 10  # seeds below it are the corpus' own, whose problems a base has seen
 
 
@@ -137,7 +139,7 @@ class Measurer:
             *("training.fit", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
             *("--problems", str(train), "--heldout", str(heldout)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
-            *("--engine", self._engine, *limit, *cell.flags, *self._size.fit),
+            *("--engine", self._engine, *limit, *POSITIONS, *cell.flags, *self._size.fit),
         )
         return folder
 

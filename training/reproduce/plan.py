@@ -49,7 +49,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "sharpened-random-reward": (*SHARPENED, *CONTROLS["random-reward"]),
     "surer": SURER,
     "surer-random-reward": (*SURER, *CONTROLS["random-reward"]),
-    "masked-to-the-gate": ("--objective.mode", "gated"),
+    "at-decision-points": ("--objective.positions", "decisions"),
     "mean-per-token": ("--objective.mean", "token"),
     "baseline-of-the-problem": ("--selection.baseline", "problem"),
     "many-problems": MANY,

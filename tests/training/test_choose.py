@@ -1,0 +1,87 @@
+"""Which candidates are decoded, and which one is kept."""
+
+from pathlib import Path
+
+import numpy as np
+
+from adapters.manifest import Gate
+from training.choose import Candidate, best_estimated, choose_always, choose_gated, shortlist
+from training.estimate import WeightedScore
+from training.metrics import Estimate
+from training.results import Result
+
+GATE = Gate(tau=1.0, rate=0.05, tokens=100)
+
+
+def candidate(step: int, value: float, mean_weight: float = 1.0, effective: float = 0.9):
+    score = WeightedScore(
+        Estimate(value, 0.01, 50), Estimate(value - 0.5, 0.01, 50), mean_weight, effective
+    )
+    return Candidate(Path(f"checkpoint-{step}"), GATE, score)
+
+
+def result(label: str, value: float, mode="gated") -> Result:
+    correct = np.arange(100)[:, None] < 100 * value
+    zeros = np.zeros_like(correct, dtype=np.int64)
+    return Result(
+        label, mode, "made up", 0.6, [str(n) for n in range(100)], correct, correct, zeros + 7,
+        zeros, correct,
+    )  # fmt: skip
+
+
+def steps(candidates) -> list[int]:
+    return [int(one.checkpoint.name.split("-")[1]) for one in candidates]
+
+
+def test_the_best_estimates_are_decoded_and_ties_go_to_the_earlier() -> None:
+    found = [candidate(1, 0.5), candidate(2, 0.7), candidate(3, 0.7), candidate(4, 0.6)]
+    assert steps(shortlist(found, 2)) == [2, 3]
+    assert steps(shortlist(found, 3)) == [2, 3, 4]
+
+
+def test_a_doubtful_candidate_is_decoded_only_where_it_may_be_the_best() -> None:
+    hopeless = candidate(5, 0.40, mean_weight=0.8)  # at most .40 + .20 + .01
+    hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .86
+    few = candidate(7, 0.75, effective=0.1)  # its estimate is above the best already
+    found = [candidate(1, 0.7), candidate(2, 0.6), hopeless, hopeful, few]
+    assert steps(shortlist(found, 1)) == [1, 7]
+    assert steps(shortlist(found, 2)) == [1, 2, 7, 6]
+
+
+def test_where_no_estimate_is_trusted_the_best_of_them_are_decoded() -> None:
+    found = [candidate(1, 0.3, mean_weight=0.5), candidate(2, 0.4, mean_weight=0.5)]
+    assert steps(shortlist(found, 1)) == [2]
+    assert best_estimated(found) is found[1]
+
+
+def test_decoding_decides_between_those_that_were_decoded() -> None:
+    found = [candidate(1, 0.7), candidate(2, 0.69), candidate(3, 0.1)]
+    answered = {"checkpoint-1 at 1.000": 0.60, "checkpoint-2 at 1.000": 0.65}
+    asked = []
+
+    def ask(label, applied):
+        asked.append(label)
+        assert applied is not None
+        assert applied.tau == (None if label.endswith("always") else 1.0)
+        return result(label, answered.get(label, 0.5))
+
+    base = result("base", 0.4, "base")
+    choice = choose_gated(found, 2, base, ask)
+    assert asked == [*answered, "checkpoint-2 always"]
+    assert (choice.checkpoint.name, choice.gate) == ("checkpoint-2", GATE)
+    assert choice.gated.pass_at_1.value == 0.65 and choice.base is base
+    assert choice.tokens == 3 * 700
+
+
+def test_an_always_on_adapter_is_chosen_by_decoding_every_checkpoint() -> None:
+    paths = [Path(f"checkpoint-{n}") for n in (1, 2, 3)]
+    answered = {"checkpoint-1 always": 0.6, "checkpoint-2 always": 0.7, "checkpoint-3 always": 0.7}
+    asked = []
+
+    def ask(label, applied):
+        asked.append((label, applied.tau))
+        return result(label, answered.get(label, 0.5), "always")
+
+    choice = choose_always(paths, GATE, result("base", 0.4, "base"), ask)
+    assert choice.checkpoint.name == "checkpoint-2"
+    assert asked == [*((label, None) for label in answered), ("checkpoint-2 at 1.000", 1.0)]

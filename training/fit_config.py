@@ -1,0 +1,148 @@
+"""Settings of `python -m training.fit`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from adapters.gate import acting
+from adapters.manifest import Name, is_name
+from adapters.moves import FILE as MOVES
+from adapters.recipe import (
+    BaseCache,
+    Checkpoints,
+    GateChoice,
+    Lora,
+    Objective,
+    Optimizer,
+    Prompt,
+    Sampling,
+    Selection,
+    get_recipe,
+    recipe_for,
+)
+from adapters.store import SHIPPED
+from adapters.version import CONFIG
+from training.config import Config, merge
+from training.generate import Engine
+from training.model import Dtype, open_base
+
+logger = logging.getLogger("training.fit")
+
+# What --mode always takes in place of the defaults: the paper's own fit.
+ALWAYS: dict[str, Any] = {
+    "objective": {"positions": "all"},
+    "lora": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+}
+
+
+class FitConfig(Config):
+    """Settings of a fit; those of the recipe default to the family's."""
+
+    program: ClassVar[str] = "python -m training.fit"
+
+    model: str = Field(description="Base model: a folder or a hub id.")
+    problems: str = Field(description="JSONL or Parquet file, benchmark name or hub data set.")
+    publish: Name | None = Field(None, description="Publish it in the store under this name.")
+    store: Path | None = Field(None, description="Where --publish puts it; default: the shipped.")
+    output: Path | None = Field(None, description="Write it to this plain folder.")
+    name: Name = Field("", description="The adapter's name; default: that of --publish, --output.")
+    family: str = Field("", description="Default: by the model's name and type.")
+    run_dir: Path = Field(Path(), description="Where stages keep results; default runs/fit/NAME.")
+    limit: int | None = Field(None, ge=2, description="Use at most so many problems.")
+    heldout: str | None = Field(
+        None, description="Problems that choose the checkpoint; default: a share of --problems."
+    )
+    mode: Literal["gated", "always"] = Field(
+        "gated",
+        description="How it will be served: gated, fitted at decision points behind the base's "
+        "cache; always: at every step, fitted at every position (the paper's own).",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Shares of the problems; later ones are asked of the gated adapter.",
+    )
+    engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
+    dtype: Dtype = Field("auto", description="Of the base in training: float32 or bfloat16.")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    prompt: Prompt = Prompt()
+    sampling: Sampling = Sampling()
+    selection: Selection = Selection()
+    lora: Lora = Lora()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    gate: GateChoice = GateChoice()
+    base_cache: BaseCache = BaseCache()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @classmethod
+    def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The family's recipe, and names derived from where the adapter goes."""
+        if "publish" not in given and "output" not in given:
+            raise ValueError("--publish: name the adapter (or write a plain folder with --output)")
+        if "model" not in given:
+            return {}  # validation will name the missing field
+        base = open_base(given["model"])
+        recipe = (
+            get_recipe(given["family"])
+            if given.get("family")
+            else recipe_for(base.name, base.model_type)
+        )
+        name = given.get("name") or given.get("publish") or Path(given["output"]).resolve().name
+        if not is_name(name):
+            raise ValueError(
+                f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
+            )
+        # Of the recipe only what it says itself: --mode has defaults of its own.
+        own = recipe.model_dump(exclude={"models", "model_types"}, exclude_unset=True)
+        return {
+            **(merge(ALWAYS, own) if given.get("mode") == "always" else own),
+            "name": name,
+            "run_dir": f"runs/fit/{name}",
+        }
+
+    @model_validator(mode="after")
+    def _agrees(self) -> FitConfig:
+        """What cannot go together."""
+        objective = self.objective
+        if objective.positions == "decisions":
+            if self.mode == "always":
+                raise ValueError("objective.positions: an always-on adapter is fitted at all")
+            if self.optimizer.gradient_checkpointing:
+                raise ValueError("optimizer.gradient_checkpointing: only with positions 'all'")
+            if not acting(self.lora.target_modules):
+                raise ValueError(
+                    "lora.target_modules: keys and values are the base's behind the gate, so "
+                    f"{', '.join(self.lora.target_modules)} would change nothing; add q_proj, "
+                    "o_proj or the MLP, or fit with --mode always"
+                )
+        elif objective.name == "sequence":
+            raise ValueError("objective.name: 'sequence' needs positions 'decisions'")
+        if self.rounds > 1 and objective.positions == "all":
+            raise ValueError("rounds: more than one needs objective.positions 'decisions'")
+        if self.mode == "gated" and self.sampling.top_p < 1:
+            logger.warning("sampling.top_p below 1: estimates are of answers drawn without it")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> FitConfig:
+        """Hours before it is."""
+        output = self.output
+        if output is not None and (output / MOVES).exists():
+            raise ValueError(f"output: {output} holds versions; add one with --publish NAME")
+        if output is not None and output.exists() and not (output / CONFIG).exists():
+            raise ValueError(f"output: {output} exists and is no adapter folder")
+        if self.publish is not None:
+            if not is_name(self.publish):
+                raise ValueError(f"publish: '{self.publish}' is not a name")
+            store = (self.store or SHIPPED).absolute()
+            there = next(path for path in (store, *store.parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                raise ValueError(f"store: {store} cannot be written")
+        return self
