@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 REPLAYS = Counter(
     "reasonmaxxer_replays",
-    "Positions that the engine computed a second time, adapter on.",
+    "Tokens that came from a replay: a position computed a second time, adapter on.",
     ["adapter", "version"],
 )
 # livesum: over the processes that live, one scheduler for each engine and one or more front ends.
@@ -36,5 +36,5 @@ def _replays(adapter: str) -> Counter:
 
 
 def count_replay(adapter: str) -> None:
-    """One position of `adapter`, an engine name NAME@HASH or plain NAME."""
+    """One gated token of `adapter`, an engine name NAME@HASH or plain NAME."""
     _replays(adapter).inc()

@@ -1,8 +1,7 @@
 """What the scheduler tells the workers about gated requests, step by step.
 
 A gated request carries its gate in `SamplingParams.extra_args` (see serving/arguments.py). The
-workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`, so what runs
-with the adapter on is decided in one place and survives preemption, recomputation and aborts.
+workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ class Step(NamedTuple):
     """One gated request in one step."""
 
     tau: float  # nats
-    temperature: float  # divides the logits of decision points
-    gates: bool  # samples in this step, at a position not known to be a decision point
-    corrects: bool  # samples in this step, at a decision point
-    corrected: tuple[int, ...]  # known decision points that the step may compute; adapter on
+    temperature: float  # divides the logits of a replay
+    gates: bool  # the step samples, and no decision point is known at that position
+    replays: bool  # the step's only token is the replay of a decision point
     trace: int  # 0; 1: tell of decision points; 2: of every token
 
 

@@ -1,10 +1,10 @@
 """Replay, the worker's half, in vLLM's V1 model runner (the CPU build; synchronous scheduling).
 
-Which tokens run with the adapter on is known before the step, so vLLM's own LoRA mapping says it:
-rows of gated requests name no LoRA, except at their decision points. The test stands at the entry
-of the sampler, after grammar masks and before bias, penalties and temperature; a row whose gate
-opens is discarded the way vLLM discards the rows of an unfinished prompt. There too the logits of
-decision points are divided by the gate's temperature.
+Which rows replay is known before the step. In vLLM's own LoRA mapping they name their adapter, and
+the other rows of gated requests name none. A replay's slot is -1, at which vLLM's kernels write no
+keys and values. The test stands at the entry of the sampler, after grammar masks and before bias,
+penalties and temperature; a row whose gate opens is discarded the way vLLM discards the rows of an
+unfinished prompt. There too the logits of replays are divided by the gate's temperature.
 
 Written for vLLM 0.32 (v1/worker/gpu_model_runner.py, v1/worker/lora_model_runner_mixin.py).
 """
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from adapters.gate import entropy, opens
 from serving.engine.evidence import Evidence, Seen, best
-from serving.engine.plan import EMPTY, Plan, Step, plan_of
+from serving.engine.plan import EMPTY, Plan, plan_of
 
 
 class GateRunnerV1(CPUModelRunner):
@@ -49,13 +50,8 @@ class GateRunnerV1(CPUModelRunner):
             return
         rows = input_batch.request_lora_mapping[: input_batch.num_reqs].copy()  # LoRA ids, 0: base
         index = input_batch.req_id_to_index
-        rows[[index[request_id] for request_id in self._plan]] = 0
-        tokens = rows.repeat(num_scheduled_tokens)
-        for request_id, step in self._plan.items():
-            if step.corrected:
-                self._correct(
-                    input_batch, index[request_id], step, num_scheduled_tokens, rows, tokens
-                )
+        rows[[index[name] for name, step in self._plan.items() if not step.replays]] = 0
+        tokens = rows.repeat(num_scheduled_tokens)  # one token where a row replays
         if num_sampled_tokens is not None:
             rows = rows.repeat(num_sampled_tokens)
         used = np.unique(tokens)  # the others need no slot in this step
@@ -68,24 +64,15 @@ class GateRunnerV1(CPUModelRunner):
             **kwargs,
         )
 
-    @staticmethod
-    def _correct(
-        input_batch: Any,
-        row: int,
-        step: Step,
-        scheduled: np.ndarray,  # [R], tokens of each row in this step
-        rows: np.ndarray,  # [R], LoRA id of the last, sampled position of each row; written
-        tokens: np.ndarray,  # [T], LoRA id of each token; written
-    ) -> None:
-        """Put the adapter of `row` on where the step computes a decision point."""
-        lora = input_batch.request_lora_mapping[row]
-        computed, count = int(input_batch.num_computed_tokens_cpu[row]), int(scheduled[row])
-        start = int(scheduled[:row].sum()) - computed
-        for position in step.corrected:
-            if computed <= position < computed + count:
-                tokens[start + position] = lora
-                if position == computed + count - 1:
-                    rows[row] = lora
+    def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
+        by_group, by_layer = super()._get_slot_mappings(*args, **kwargs)
+        index = self.input_batch.req_id_to_index
+        replays = [index[name] for name, step in self._plan.items() if step.replays]
+        if replays:
+            tokens = self.query_start_loc.np[replays]  # their only ones
+            for slots in by_group.values():
+                slots[tokens] = PAD_SLOT_ID
+        return by_group, by_layer
 
     def _sample(self, logits: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
         self._evidence = {}
@@ -95,10 +82,10 @@ class GateRunnerV1(CPUModelRunner):
         return super()._sample(logits, *args, **kwargs)
 
     def _sharpen(self, logits: torch.Tensor) -> None:
-        """Divide the logits of decision points, computed with the adapter on, in place."""
+        """Divide the logits of replays, in place."""
         index = self.input_batch.req_id_to_index
         for name, step in self._plan.items():
-            if step.corrects and step.temperature != 1:
+            if step.replays and step.temperature != 1:
                 logits[index[name]] /= step.temperature
 
     def _gate(self, logits: torch.Tensor) -> None:
@@ -135,6 +122,7 @@ class GateRunnerV1(CPUModelRunner):
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         result = super().sample_tokens(*args, **kwargs)
+        self._plan = EMPTY  # dummy steps have none
         if getattr(self, "_evidence", None):
             result.gate_evidence = self._evidence
         return result

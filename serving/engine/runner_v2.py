@@ -1,8 +1,9 @@
 """Replay, the worker's half, in vLLM's V2 model runner (GPUs; either kind of scheduling).
 
 A row whose gate opens counts as one rejected draft token: vLLM's own post-processing takes its
-position back, and the next step computes it again. The noise that samples is keyed by seed and
-position, so nothing has to be saved.
+position back, and the next step computes it again, adapter on. That row's slot is -1, at which
+vLLM's kernels write no keys and values; it is set in vLLM's own buffer, which CUDA graphs read. The
+noise that samples is keyed by seed and position, so nothing has to be saved.
 
 Written for vLLM 0.32 (v1/worker/gpu/model_runner.py, v1/worker/gpu/sample/sampler.py).
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
@@ -32,19 +34,18 @@ class GateSampler(Sampler):
         runner = self.runner
         if not runner.plan:
             return super().__call__(logits, input_batch)
-        slots = input_batch.idx_mapping
-        positions = input_batch.positions[input_batch.logits_indices]
+        slots, replays = input_batch.idx_mapping, runner.replays
         # The stock sampler may write to the logits, so they are looked at before.
-        ones = torch.ones_like(slots)
-        opened, h = runner.table.test(logits, slots, positions, ones)
+        opened, h = runner.table.test(logits, slots, replays)
         seen = best(logits, any(step.trace for step in runner.plan.values()))
         if any(step.temperature != 1 for step in runner.plan.values()):
-            logits = runner.table.sharpen(logits, slots, positions)
+            logits = runner.table.sharpen(logits, slots, replays)
         output = super().__call__(logits, input_batch)
         opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
         if runner.parallel_config.tensor_parallel_size > 1:
             # All ranks hold the same logits; rounding must not make them disagree all the same.
             opened = get_tp_group().broadcast(opened.to(torch.uint8), src=0).bool()
+        positions = input_batch.positions[input_batch.logits_indices]
         runner.table.note(slots, positions, opened)
         output.num_sampled = output.num_sampled.masked_fill(opened, 0)
         output.num_rejected = output.num_rejected.masked_fill(opened, 1)
@@ -58,6 +59,7 @@ class GateV2:
     plan: Plan = EMPTY
     table: GateTable
     evidence: list[Any] | None = None
+    replays: torch.Tensor  # [R], of the step under way
     _batch: Any = None
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +72,7 @@ class GateV2:
         if not isinstance(self.sampler, GateSampler) or self.batch_sharder is not None:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
         self.sampler.runner = self
-        self.table = GateTable(self.max_num_reqs, self.max_model_len, self.device)
+        self.table = GateTable(self.max_num_reqs, self.device)
         manager = self.lora_manager._adapter_manager
         for wrapper in manager.punica_wrapper_mapping.values():
             self._mask_after(wrapper)
@@ -87,10 +89,9 @@ class GateV2:
             counts = batch.query_start_loc[1 : batch.num_reqs + 1].diff(
                 prepend=batch.query_start_loc[:1]
             )
-            slots = batch.idx_mapping.repeat_interleave(counts, output_size=batch.num_tokens)
-            positions = batch.positions[: batch.num_tokens]
-            token = self.table.on_base(slots, positions)
-            mask_loras(wrapper, token, token[batch.logits_indices])
+            base = self.table.on[batch.idx_mapping] & ~self.replays
+            token = base.repeat_interleave(counts, output_size=batch.num_tokens)
+            mask_loras(wrapper, token, base)
 
         wrapper._update_base_metadata = update
 
@@ -107,18 +108,27 @@ class GateV2:
             if step is None:
                 self.table.add(slot, None)
             else:
-                self.table.add(slot, step.tau, step.temperature, step.corrected)
+                self.table.add(slot, step.tau, step.temperature)
 
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]
         self._batch = batch
         if self.plan:
-            # The host, ahead of the device, took a replay of the last prompt token for a decode.
             slots, last = batch.idx_mapping, batch.logits_indices
-            token = self.req_states.all_token_ids.gpu[slots, batch.positions[last]]
+            positions = batch.positions[last]
+            self.replays = self.table.replays(slots, positions)
+            # The host, ahead of the device, took a replay of the last prompt token for a decode.
+            token = self.req_states.all_token_ids.gpu[slots, positions]
             ids = batch.input_ids
-            ids[last] = torch.where(self.table.on[slots], token.to(ids.dtype), ids[last])
+            ids[last] = torch.where(self.replays, token.to(ids.dtype), ids[last])
         return batch
+
+    def prepare_attn(self: Any, input_batch: Any) -> Any:
+        blocks, mappings = super().prepare_attn(input_batch)  # type: ignore[misc]
+        if self.plan:
+            last = input_batch.logits_indices
+            mappings[:, last] = mappings[:, last].masked_fill(self.replays, PAD_SLOT_ID)
+        return blocks, mappings
 
     def _set_active_loras(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.plan:

@@ -1,25 +1,28 @@
-"""Replay, the scheduler's half: a position whose gate opened is computed once more.
+"""The scheduler's half of replay: a position whose gate opened runs once more, adapter on.
 
-A gated step returns no token. The position is noted, `num_computed_tokens` goes back by one as for
-a rejected draft token, and the next step computes that position again, adapter on. Three rules keep
-the prefix cache honest:
+Position 41 of a request runs on the base, which writes its keys and values and finds an entropy
+above tau. The step returns no token, and `num_computed_tokens` goes back by one, as for a rejected
+draft token. The next step runs position 41 again with the adapter on. The replay attends to the
+cache that the base wrote, position 41 included, and writes nothing. Its token is the answer.
 
-1. A gated request's blocks are hashed as the base's, although the request names a LoRA.
-2. Nothing is shared from the last token on: whether its position is corrected is not known yet.
-3. From its first decision point on a request has no block hashes: it neither shares what it wrote
-   there nor takes what others computed for the same tokens.
+The cache of a gated request is therefore the base's throughout. To vLLM such a request is a base
+request: `Request.lora_request` is None, so blocks are hashed, shared and given to KV connectors as
+the base's. The adapter is named only while `schedule` counts LoRA slots.
+
+A decision point is known from the step that found it until its replay. A preemption discards it,
+since the cache goes too: the base runs that position again, and so does the gate.
 
 Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler.py).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Container
+from collections.abc import Container
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -37,14 +40,14 @@ from serving.engine.report import REPORT
 
 @dataclass
 class Gate:
-    """A gated request: its gate and the decision points found so far."""
+    """A gated request's gate, and its decision point while that awaits the replay."""
 
     tau: float
     temperature: float
     trace: int  # see plan.Step
-    adapter: str
-    points: list[int] = field(default_factory=list)  # positions, ascending
-    seen: Seen | None = None  # at the newest decision point
+    lora: LoRARequest
+    point: int | None = None  # a position
+    seen: Seen | None = None  # what the base's distribution was there
 
 
 class Answer(NamedTuple):
@@ -56,15 +59,11 @@ class Answer(NamedTuple):
     seen: Seen | None
 
 
-def _hash_as_base(stock: Callable[[Request], Any]) -> Callable[[Request], Any]:
-    def hasher(request: Request) -> Any:
-        lora, request.lora_request = request.lora_request, None
-        try:
-            return stock(request)
-        finally:
-            request.lora_request = lora
-
-    return hasher
+def _become_base(request: Request) -> None:
+    """Let vLLM take `request` for one of the base, whose prompt it hashes accordingly."""
+    request.lora_request = None
+    request.block_hashes.clear()
+    request.update_block_hashes()
 
 
 class GateMixin(Scheduler):
@@ -78,31 +77,14 @@ class GateMixin(Scheduler):
         # A copy, whose max_loras goes down for steps that do not run the pinned ones.
         self.lora_config: Any = copy(self.vllm_config.lora_config)
         self._slots = self.lora_config.max_loras
-        coordinator = self.kv_cache_manager.coordinator
-        stock_cache_blocks = coordinator.cache_blocks
-
-        def cache_blocks(request: Request, num_computed_tokens: int) -> None:
-            gate = self._gates.get(request.request_id)
-            if gate is not None:
-                first = gate.points[:1] or [request.num_tokens - 1]
-                num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1, *first)
-            stock_cache_blocks(request, num_computed_tokens)
-
-        coordinator.cache_blocks = cache_blocks
 
     def add_request(self, request: Request) -> None:
         gate = gate_of(request.sampling_params, request.lora_request)
         if gate is not None and request.request_id not in self.requests:
-            arguments = request.sampling_params.extra_args
-            self._gates[request.request_id] = Gate(
-                *gate, arguments.get(TRACE) or 0, request.lora_request.lora_name
-            )
+            trace = request.sampling_params.extra_args.get(TRACE) or 0
+            self._gates[request.request_id] = Gate(*gate, trace, request.lora_request)
             HELD.set(len(self._gates))
-            if request._block_hasher is not None:
-                # The prompt was hashed when the request was made; hash it again, as the base's.
-                request._block_hasher = _hash_as_base(request._block_hasher)
-                request.block_hashes.clear()
-                request.update_block_hashes()
+            _become_base(request)
         super().add_request(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
@@ -113,31 +95,23 @@ class GateMixin(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         if not self._gates and not self._turned_away:  # always-on ones may still be taking turns
             return super().schedule(throttle_prefills)
-        hidden = self._hide_idle_adapters() if self._shares_slots else {}
+        # vLLM counts the adapters of requests against max_loras; show it those the step may run.
+        for name, gate in self._gates.items():
+            request = self.requests[name]
+            if not self._shares_slots or gate.point == request.num_computed_tokens:
+                request.lora_request = gate.lora
         self._take_turns()
         try:
             output = super().schedule(throttle_prefills)
         finally:
             self.lora_config.max_loras = self._slots
-            for request, lora in hidden.items():
-                request.lora_request = lora
+            for name in self._gates:
+                self.requests[name].lora_request = None
         for new in output.scheduled_new_reqs:
-            new.lora_request = self.requests[new.req_id].lora_request
+            if new.req_id in self._gates:
+                new.lora_request = self._gates[new.req_id].lora
         attach(output, self._plan(output))
         return output
-
-    def _hide_idle_adapters(self) -> dict[Request, Any]:
-        """Have vLLM count, against max_loras, the adapters that the coming step runs.
-
-        Returns:
-            Requests that seem to have no adapter until theirs is put back.
-        """
-        hidden: dict[Request, Any] = {}
-        for name, gate in self._gates.items():
-            request = self.requests[name]
-            if not gate.points or gate.points[-1] < request.num_computed_tokens:
-                hidden[request], request.lora_request = request.lora_request, None
-        return hidden
 
     def _take_turns(self) -> None:
         """Where a step would run more adapters than there are slots, some wait for the next.
@@ -172,22 +146,21 @@ class GateMixin(Scheduler):
 
     def _plan(self, output: SchedulerOutput) -> Plan:
         plan: Plan = {}
+        begun = {new.req_id for new in output.scheduled_new_reqs}
+        begun |= output.scheduled_cached_reqs.resumed_req_ids
         for request_id, tokens in output.num_scheduled_tokens.items():
             gate = self._gates.get(request_id)
             if gate is None:
                 continue
             request = self.requests[request_id]
-            end = request.num_computed_tokens  # vLLM has already advanced it past this step
-            points = gate.points
+            # vLLM has already advanced num_computed_tokens past this step.
+            start = request.num_computed_tokens - tokens
+            if gate.point is not None and (request_id in begun or start < gate.point):
+                gate.point = None  # what the base wrote there is gone
+            replays = gate.point == start
             samples = not request.is_prefill_chunk
-            known = bool(points) and points[-1] == end - 1
             plan[request_id] = Step(
-                gate.tau,
-                gate.temperature,
-                samples and not known,
-                samples and known,
-                tuple(points[bisect_left(points, end - tokens) :]) if points else (),
-                gate.trace,
+                gate.tau, gate.temperature, samples and not replays, replays, gate.trace
             )
         return plan
 
@@ -199,8 +172,9 @@ class GateMixin(Scheduler):
             return super().update_from_output(scheduler_output, model_runner_output)
         opened, answered = self._read(plan, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request in opened:
-            if not request.is_finished():
+        for request, computed in opened:
+            # Where a KV connector failed to load blocks, vLLM has taken more back itself.
+            if not request.is_finished() and request.num_computed_tokens == computed:
                 request.num_computed_tokens -= 1
                 if request.num_output_placeholders > 0:  # asynchronous scheduling
                     request.num_output_placeholders -= 1
@@ -209,13 +183,14 @@ class GateMixin(Scheduler):
 
     def _read(
         self, plan: Plan, result: ModelRunnerOutput
-    ) -> tuple[list[Request], dict[str, Answer]]:
+    ) -> tuple[list[tuple[Request, int]], dict[str, Answer]]:
         """Note the decision points found in a step.
 
         Returns:
-            The requests to roll back by one position, and what is known of those with a token.
+            The requests to roll back by one position, with their computed tokens; and what is
+            known of those with a token.
         """
-        opened: list[Request] = []
+        opened: list[tuple[Request, int]] = []
         answered: dict[str, Answer] = {}
         evidence: Evidence = getattr(result, "gate_evidence", None) or {}
         for request_id, step in plan.items():
@@ -225,23 +200,18 @@ class GateMixin(Scheduler):
             stale = request.num_stale_output_tokens > 0
             if stale and request.drop_stale_output:
                 continue  # vLLM throws this result away and computes the position again
-            # What a step samples at is always the last known token, also where asynchronous
-            # scheduling had guessed further.
-            position = request.num_tokens - 1
-            known = bool(gate.points) and gate.points[-1] == position
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
-                seen = gate.seen if known else evidence.get(request_id)
-                answered[request_id] = Answer(gate, request.num_output_tokens, known, seen)
+                gated = gate.point is not None
+                seen = gate.seen if gated else evidence.get(request_id)
+                answered[request_id] = Answer(gate, request.num_output_tokens, gated, seen)
+                gate.point = None
             elif step.gates:
-                if not known:
-                    gate.points.append(position)
-                    gate.seen = evidence.get(request_id)
-                    del request.block_hashes[position // self.hash_block_size :]
-                    request._block_hasher = None
+                # What a step samples at is always the last known token, also where asynchronous
+                # scheduling had guessed further.
+                gate.point, gate.seen = request.num_tokens - 1, evidence.get(request_id)
                 if not stale:  # a preemption has already taken everything back
-                    opened.append(request)
-                    count_replay(gate.adapter)
+                    opened.append((request, request.num_computed_tokens))
         return opened, answered
 
     def _tell(
@@ -256,6 +226,8 @@ class GateMixin(Scheduler):
                 if found is None or not output.new_token_ids:
                     continue
                 gate, position, gated, seen = found
+                if gated:
+                    count_replay(gate.lora.lora_name)
                 if not gated and position and gate.trace < 2:
                     continue
                 mark = report.mark(gate.trace, position, output.new_token_ids[0], gated, seen)

@@ -1,7 +1,8 @@
 """What a GPU knows of its gated requests, so that no step waits for the host.
 
 Under asynchronous scheduling the host plans a step before it knows which gates the last one opened.
-So the gates and the decision points stand in tables on the device, by request slot.
+So the gates, and the decision points that await their replay, stand in tables on the device, by
+request slot.
 """
 
 from __future__ import annotations
@@ -16,59 +17,46 @@ from adapters.gate import entropy, opens
 class GateTable:
     """Gates and decision points, by slot."""
 
-    def __init__(self, slots: int, positions: int, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, slots: int, device: torch.device) -> None:
         self.on = torch.zeros(slots, dtype=torch.bool, device=device)  # [S] is it gated
         self.tau = torch.zeros(slots, dtype=torch.float32, device=device)  # [S]
         self.temperature = torch.ones(slots, dtype=torch.float32, device=device)  # [S]
-        self.points = torch.zeros(slots, positions, dtype=torch.bool, device=device)  # [S, P]
+        self.point = torch.full((slots,), -1, device=device)  # [S] a position; -1: none
 
-    def add(
-        self,
-        slot: int,
-        tau: float | None,
-        temperature: float = 1.0,
-        points: tuple[int, ...] = (),
-    ) -> None:
+    def add(self, slot: int, tau: float | None, temperature: float = 1.0) -> None:
         """A request enters a slot (`tau` None: not gated), or comes back after a preemption."""
         self.on[slot] = tau is not None
+        self.point[slot] = -1
         if tau is not None:
             self.tau[slot] = tau
             self.temperature[slot] = temperature
-            self.points[slot] = False
-            if points:
-                at = torch.tensor(points, dtype=torch.long).to(self.device, non_blocking=True)
-                self.points[slot].index_fill_(0, at, True)
 
-    def on_base(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Which tokens run without their adapter. slots, positions: [T] -> [T]."""
-        return self.on[slots] & ~self.points[slots, positions]
+    def replays(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[R] which rows compute a decision point again. positions: [R], each row's last."""
+        return self.point[slots] == positions
 
     def test(
         self,
         logits: torch.Tensor,  # [R, V]
         slots: torch.Tensor,  # [R]
-        positions: torch.Tensor,  # [R]
-        sampled: torch.Tensor,  # [R], tokens each row would give
+        replays: torch.Tensor,  # [R]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """([R] which gates open, [R] entropies). Call `note` with the ones that do."""
         h = entropy(logits)
-        may = self.on_base(slots, positions) & (sampled > 0)
-        return may & opens(h, self.tau[slots]), h
+        return self.on[slots] & ~replays & opens(h, self.tau[slots]), h
 
     def sharpen(
         self,
         logits: torch.Tensor,  # [R, V]
         slots: torch.Tensor,  # [R]
-        positions: torch.Tensor,  # [R]
+        replays: torch.Tensor,  # [R]
     ) -> torch.Tensor:
-        """The logits [R, V], those of decision points divided by their gate's temperature."""
-        at = self.on[slots] & self.points[slots, positions]
-        return logits / self.temperature[slots].where(at, 1.0)[:, None]
+        """The logits [R, V], those of replays divided by their gate's temperature."""
+        return logits / self.temperature[slots].where(replays, 1.0)[:, None]
 
     def note(self, slots: torch.Tensor, positions: torch.Tensor, opened: torch.Tensor) -> None:
-        """Where a gate opened is a decision point. All [R]; a slot stands in one row only."""
-        self.points[slots, positions] |= opened
+        """The next step replays where a gate opened. All [R]; a slot stands in one row only."""
+        self.point[slots] = positions.where(opened, -1)
 
 
 def mask_loras(wrapper: Any, token: torch.Tensor, row: torch.Tensor) -> None:

@@ -57,39 +57,36 @@ def _breakages() -> dict[str, Any]:
 
     mixin = scheduler.GateMixin
 
-    def plan_without(**changes: Any) -> Any:
-        stock = mixin._plan
+    def keep_points() -> Any:
+        """Go on with a decision point after a preemption that took the base's keys with it."""
+        stock, known = mixin._plan, {}
 
         def plan(self: Any, output: Any) -> Any:
-            return {name: step._replace(**changes) for name, step in stock(self, output).items()}
+            known.update(
+                {name: gate.point for name, gate in self._gates.items() if gate.point is not None}
+            )
+            made = stock(self, output)
+            for name, step in made.items():
+                position = self.requests[name].num_computed_tokens - 1
+                if step.gates and known.get(name) == position:
+                    self._gates[name].point = position
+                    made[name] = step._replace(gates=False, replays=True)
+            return made
 
         return mock.patch.object(mixin, "_plan", plan)
 
-    def no_cap() -> Any:
-        """Share what a gated request wrote, also past its first decision point."""
-        stock_init, stock_read = mixin.__init__, mixin._read
-
-        def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            stock_init(self, *args, **kwargs)
-            del self.kv_cache_manager.coordinator.cache_blocks
-
-        def read(self: Any, plan: Any, result: Any) -> Any:
-            there = [self.requests[name] for name in plan if name in self.requests]
-            kept = [(r, list(r.block_hashes), r._block_hasher) for r in there]
-            found = stock_read(self, plan, result)
-            for request, hashes, hasher in kept:
-                request.block_hashes[:], request._block_hasher = hashes, hasher
-            return found
-
-        stack = contextlib.ExitStack()
-        stack.enter_context(mock.patch.object(mixin, "__init__", init))
-        stack.enter_context(mock.patch.object(mixin, "_read", read))
-        return stack
+    def lora_hashes(request: Any) -> None:
+        """Keep the hashes that name the adapter."""
+        request.lora_request = None
 
     return {
-        "lora hashes": lambda: mock.patch.object(scheduler, "_hash_as_base", lambda stock: stock),
-        "no cap": no_cap,
-        "forget points": lambda: plan_without(corrected=()),
+        "lora hashes": lambda: mock.patch.object(scheduler, "_become_base", lora_hashes),
+        "the replay writes": lambda: mock.patch.object(
+            runner_v1.GateRunnerV1,
+            "_get_slot_mappings",
+            runner_v1.CPUModelRunner._get_slot_mappings,
+        ),
+        "a preempted point is taken as known": keep_points,
         "no entropy": lambda: mock.patch.object(
             runner_v1, "entropy", lambda logits: logits.float().logsumexp(-1)
         ),
@@ -121,12 +118,20 @@ class Counts:
 COUNTS = Counts()
 
 
+def replays() -> int:
+    """What the scheduler has counted so far."""
+    from serving.engine.counters import REPLAYS
+
+    samples = (sample for metric in REPLAYS.collect() for sample in metric.samples)
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
+
 def pending(scheduler: Any) -> set[str]:
     """Requests whose gate has opened and whose replay has not given its token yet."""
     return {
         name.rpartition("-")[0]  # vLLM adds a random part to the id it was given
         for name, gate in getattr(scheduler, "_gates", {}).items()
-        if gate.points and gate.points[-1] == scheduler.requests[name].num_tokens - 1
+        if gate.point is not None
     }
 
 
@@ -185,7 +190,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     llm = start(case, job)
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
-    before = list(COUNTS.sums)
+    before, replays_before = list(COUNTS.sums), replays()
     preempted = 0
     stock_preempt = scheduler._preempt_request
 
@@ -243,6 +248,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "steps": steps,
         "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
         "counted": [now - then for now, then in zip(COUNTS.sums, before, strict=True)],
+        "replays": replays() - replays_before,
         "left": [len(leaked), len(scheduler.requests), round(manager.usage, 6)],
     }
     scheduler._preempt_request = stock_preempt

@@ -1,9 +1,10 @@
 """What gated decoding means, written as slowly and plainly as possible.
 
 Hugging Face and PEFT, float32, one position at a time with a KV cache: a base pass; where its
-entropy exceeds tau the cache is cut back by one and that position runs again with the adapter on.
-There the logits are divided by the gate's temperature. A grammar masks tokens before the test; bias
-and penalties change logits after it.
+entropy exceeds tau that position runs again with the adapter on. It attends to what the base has
+cached, up to and with that position; its own keys and values are hidden from it by a mask and cut
+off afterwards. There the logits are divided by the gate's temperature. A grammar masks tokens
+before the test; bias and penalties change logits after it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,45 @@ Grammar = Callable[[list[int]], Collection[int]]  # tokens said -> tokens that m
 Change = Callable[[torch.Tensor, list[int]], torch.Tensor]  # (logits [V], tokens said) -> logits
 
 
+class Sequence:
+    """One sequence and its KV cache."""
+
+    def __init__(self) -> None:
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache()  # keeps every position, also outside of a sliding window
+
+    def read(self, network: Any, ids: list[int]) -> torch.Tensor:
+        """Logits [V] after `ids`, which go into the cache."""
+        output = network(input_ids=torch.tensor([ids]), past_key_values=self.cache, use_cache=True)
+        return output.logits[0, -1].double()
+
+    def reread(self, network: Any, token: int) -> torch.Tensor:
+        """Logits [V] of `network` after `token`, the last in the cache, which stays as it is."""
+        there = self.cache.get_seq_length()
+        config = network.config
+        window = getattr(config, "sliding_window", None)
+        full = torch.zeros(1, 1, 1, there + 1)
+        full[..., there:] = -torch.inf  # its own key
+        sliding = full.clone()
+        if window is not None:
+            sliding[..., : max(0, there - window)] = -torch.inf
+        mask: Any = full
+        if getattr(config, "layer_types", None) is not None:
+            mask = {"full_attention": full, "sliding_attention": sliding}
+        elif window is not None:
+            mask = sliding
+        output = network(
+            input_ids=torch.tensor([[token]]),
+            past_key_values=self.cache,
+            use_cache=True,
+            attention_mask=mask,
+            position_ids=torch.tensor([[there - 1]]),
+        )
+        self.cache.crop(-1)
+        return output.logits[0, -1].double()
+
+
 class Reference:
     """Greedy decoding of one base and its adapters."""
 
@@ -50,7 +90,10 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         def load() -> Any:
-            return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+            # Eager: the other implementations leave soft caps on attention out.
+            return AutoModelForCausalLM.from_pretrained(
+                base, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
 
         self.base = load()
         self.adapted = {
@@ -72,17 +115,13 @@ class Reference:
 
     @torch.no_grad()
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
-        from transformers import DynamicCache
-
         prompt, adapter, tau, count, temperature = asked
         adapted = self.adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
-        cache = DynamicCache()
+        sequence = Sequence()
         said: list[int] = []
 
-        def run(network: Any, ids: list[int]) -> torch.Tensor:
-            output = network(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
-            logits = output.logits[0, -1].double()
+        def admissible(logits: torch.Tensor) -> torch.Tensor:
             if grammar is not None:
                 forbidden = torch.ones_like(logits, dtype=torch.bool)
                 forbidden[list(grammar(said))] = False
@@ -90,7 +129,7 @@ class Reference:
             return logits
 
         made = Decoded([], [], [], [], [])
-        logits = run(model, prompt)
+        logits = admissible(sequence.read(model, prompt))
         while len(said) < count:
             opened = False
             if tau is not None:
@@ -101,8 +140,8 @@ class Reference:
                     break
                 opened = h > tau
             if opened:
-                cache.crop(-1)
-                logits = run(adapted, [*prompt, *said][-1:]) / temperature
+                last = [*prompt, *said][-1]
+                logits = admissible(sequence.reread(adapted, last)) / temperature
             free = logits
             if change is not None:
                 logits = change(logits.clone(), said)
@@ -119,30 +158,19 @@ class Reference:
             said.append(token)
             if grammar is not None and token in self.ends:
                 break
-            logits = run(model, [token])
+            logits = admissible(sequence.read(model, [token]))
         made.tokens.extend(said)
         return made
 
     @torch.no_grad()
     def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:
         """Probabilities [V] of the token after `said`, at temperature 1, of a gated request."""
-        from transformers import DynamicCache
-
         assert asked.adapter is not None
         assert asked.tau is not None
-        cache = DynamicCache()
-        logits = torch.empty(0)
-        for ids in [asked.prompt, *([token] for token in said)]:
-            for network, tokens in ((self.base, ids), (self.adapted[asked.adapter], ids[-1:])):
-                if network is not self.base:
-                    log_p = logits.log_softmax(-1)
-                    if -float((log_p.exp() * log_p).sum()) <= asked.tau:
-                        break
-                    cache.crop(-1)
-                output = network(
-                    input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True
-                )
-                logits = output.logits[0, -1].double()
-                if network is not self.base:
-                    logits /= asked.gate_temperature
+        sequence = Sequence()
+        sequence.read(self.base, [*asked.prompt, *said][:-1])
+        last = [*asked.prompt, *said][-1]
+        logits = sequence.read(self.base, [last])
+        if float(torch.special.entr(logits.softmax(-1)).sum()) > asked.tau:
+            logits = sequence.reread(self.adapted[asked.adapter], last) / asked.gate_temperature
         return logits.softmax(-1)
