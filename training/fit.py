@@ -126,6 +126,7 @@ def report(
             "rollouts": sum(map(generated, asked)),
             "heldout": generated(heldout) + choice.tokens,
         },
+        "training": str(trained.path()),
         "steps": int(checkpoints[-1].name.split("-")[1]),
         "checkpoint": choice.checkpoint.name,
         "gate": choice.gate.model_dump(include={"tau", "rate", "temperature"}),

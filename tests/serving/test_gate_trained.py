@@ -1,0 +1,124 @@
+"""What is trained is what is served: the trainer's log-probabilities are the engine's.
+
+Sampled answers of the real engine, in float32, are forced through the trainer's own code: decision
+by decision it finds the same points, and there the same log-probabilities to 1e-4. A real model's
+folder in REASONMAXXER_REAL_MODEL (SmolLM2-135M-Instruct, say) is held against the engine too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gate_models import ARCHITECTURES, make_adapters, prompts
+from gate_reference import TIE, Reference
+from support import ROOT
+from test_gate_exact import CRAMPED, PLAIN, World
+
+from training.base_cache import compute_caches
+from training.decision_points import Points, layer_windows, make_batch
+from training.heldout import point_log_probs
+from training.score import sequence_entropies
+
+pytestmark = pytest.mark.engine
+
+TAU = 1.5
+
+
+def served(
+    world: World, adapter: str, asked: list[list[int]], tau: float, engine: Any, tokens: int = 40
+) -> list[dict[str, Any]]:
+    """Sampled gated answers of the engine, each with its trace and log-probabilities."""
+    requests = [
+        {"prompt": prompt, "adapter": adapter, "tau": tau, "tokens": tokens}
+        | {"temperature": 1.0, "seed": seed, "logprobs": 1, "arguments": {"gate_trace": 1}}
+        for seed, prompt in enumerate(asked)
+    ]
+    (result,) = world.run({"engine": engine, "waves": [requests]})
+    return result["results"]
+
+
+def compare(
+    world: World, adapter: str, asked: list[list[int]], tau: float, answers: list[dict[str, Any]]
+) -> tuple[int, float]:
+    """(decision points compared, largest difference of log p); fails where points differ."""
+    model = world.reference.adapted[adapter]
+    with model.disable_adapter():
+        entropies = sequence_entropies(model, asked, [one["tokens"] for one in answers])
+    points, wanted = [], []
+    for prompt, answer, h in zip(asked, answers, entropies, strict=True):
+        opened = [entry["position"] for entry in answer["trace"]]
+        unsure = {t for t in range(len(h)) if abs(h[t] - tau) < TIE}
+        assert {t for t in range(len(h)) if h[t] > tau} ^ set(opened) <= unsure
+        if opened:
+            decisions = [t in opened for t in range(len(answer["tokens"]))]
+            points.append(Points.of(prompt, answer["tokens"], decisions))
+            wanted += [answer["logprobs"][t] for t in opened]
+    tokens = [
+        (prompt + answer["tokens"])[: one.reads]
+        for (prompt, answer), one in zip(
+            ((p, a) for p, a in zip(asked, answers, strict=True) if a["trace"]), points, strict=True
+        )
+    ]
+    batch = make_batch(points, compute_caches(model, tokens), layer_windows(model.config))
+    found = point_log_probs(model, batch, [target for one in points for target in one.targets])[0]
+    return len(wanted), float((found - torch.tensor(wanted)).abs().max())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_trainers_log_probabilities_are_the_engines(
+    world: Callable[[str], World], architecture: str
+) -> None:
+    here = world(architecture)
+    asked = [prompt[: 5 + 2 * index] for index, prompt in enumerate(prompts(24, 70, seed=90))]
+    answers = served(here, "all", asked, TAU, CRAMPED)
+    count, worst = compare(here, "all", asked, TAU, answers)
+    print(f"{architecture}: {count} decision points, largest difference {worst:.1e}")
+    assert count > 100
+    assert worst < 1e-4
+
+
+def folder_world(model: Path, store: Path) -> World:
+    """A world of a model that is on disk, with random adapters."""
+    adapters = {"all": make_adapters(model, store, names=("all",))["all"]}
+    return World(model, adapters, Reference(model, adapters))
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-llama", "tiny-qwen3"])
+def test_so_they_are_on_the_miniatures(tmp_path: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    model = ROOT / "models" / name
+    here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
+    asked = [tokenizer(f"What is {n}-1{n}*7+12?")["input_ids"] for n in range(1, 13)]
+    answers = served(here, "all", asked, 0.3, PLAIN)
+    count, worst = compare(here, "all", asked, 0.3, answers)
+    print(f"{name}: {count} decision points, largest difference {worst:.1e}")
+    assert count > 20
+    assert worst < 1e-4
+
+
+@pytest.mark.skipif(
+    "REASONMAXXER_REAL_MODEL" not in os.environ, reason="REASONMAXXER_REAL_MODEL=FOLDER"
+)
+def test_so_they_are_on_a_real_model(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = Path(os.environ["REASONMAXXER_REAL_MODEL"]).absolute()
+    here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
+    questions = ("What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90.")
+    asked = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)[
+            "input_ids"
+        ]
+        for q in questions
+    ]
+    answers = served(here, "all", asked, TAU, PLAIN | {"kv_cache_memory_bytes": 2**28}, 60)
+    count, worst = compare(here, "all", asked, TAU, answers)
+    print(f"{model.name}: {count} decision points, largest difference {worst:.1e}")
+    assert count > 10
+    assert worst < 1e-4
