@@ -11,6 +11,9 @@ from typing import Any
 from adapters.engine import ARGUMENTS, SCHEDULER, WORKERS
 from serving.engine import WRITTEN_FOR, supported
 
+# KV connectors whose keys name neither LoRA nor vLLM's block hashes (vllm#44250, LMCache#2961).
+BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector", "FlexKVConnectorV1")
+
 
 class GateError(ValueError):
     """The gate cannot be opened under these settings; the message says which and the way out."""
@@ -42,8 +45,6 @@ def put_in(args: Namespace) -> None:
         "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
         "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
         "--runner pooling": args.runner == "pooling",
-        "--kv-transfer-config": args.kv_transfer_config,
-        "--kv-offloading-size": args.kv_offloading_size,
         "--scheduler-cls": args.scheduler_cls,
         "--worker-cls": args.worker_cls != "auto",
     }
@@ -69,19 +70,57 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
     Raises:
         GateError: a model or a setting that cannot be gated.
     """
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    odd = next((spec for spec in specs if not isinstance(spec, FullAttentionSpec)), None)
     reasons = {
-        f"a model whose layers keep a {type(odd).__name__}": odd is not None,
         "speculative decoding": vllm_config.speculative_config is not None,
         "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
-        "a KV connector": vllm_config.kv_transfer_config is not None,
         "asynchronous scheduling with the V1 model runner (add --no-async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
         ),
     }
-    for reason, there in reasons.items():
-        if there:
-            raise GateError(f"the gate does not work with {reason}; serve with --gate off")
+    found = [reason for reason, there in reasons.items() if there]
+    found += _odd_layers(kv_cache_config) + _odd_connectors(vllm_config.kv_transfer_config)
+    if found:
+        raise GateError(f"the gate does not work with {found[0]}; serve with --gate off")
+
+
+def _odd_layers(kv_cache_config: Any) -> list[str]:
+    """What a replay cannot read again, of what the model's layers keep."""
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        SlidingWindowSpec,
+        UniformTypeKVCacheSpecs,
+    )
+
+    found = []
+    attention = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec
+    for group in kv_cache_config.kv_cache_groups:
+        spec = group.kv_cache_spec
+        if isinstance(spec, UniformTypeKVCacheSpecs):  # layers that differ in size only
+            spec = spec.first_spec
+        if isinstance(spec, MambaSpec):
+            found.append(
+                "a model whose layers keep a recurrent state (MambaSpec): the state after a "
+                "position has that position folded in, and its replay would need the one before"
+            )
+        elif not isinstance(spec, attention):
+            found.append(
+                f"a model whose layers keep a {type(spec).__name__}: a replay reads the keys and "
+                "values of earlier positions one by one"
+            )
+    return found
+
+
+def _odd_connectors(config: Any) -> list[str]:
+    """Of the KV connectors in use, those that cannot tell adapters apart."""
+    if config is None:
+        return []
+    parts = config.kv_connector_extra_config.get("connectors", [])  # of a MultiConnector
+    names = [config.kv_connector, *(part.get("kv_connector") for part in parts)]
+    return [
+        f"{name}: it finds blocks by their tokens alone, so always-on adapters and the base would "
+        "read one another's keys and values"
+        for name in names
+        if name in BY_TOKENS
+    ]

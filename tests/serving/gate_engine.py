@@ -2,10 +2,11 @@
 
 stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
 A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
-"reset": [step], "pending": {"abort": [index], "reset": times}, "break": name or null}; what stands
-under "pending" is done while a replay is. A request: {"prompt", "adapter", "tau", "tokens"} and any
-SamplingParams. Waves run to their end before the next begins. With PROMETHEUS_MULTIPROC_DIR set a
-result also holds what all processes counted.
+"reset": [step], "pending": {"abort": [index], "reset": times}, "hold": {index: [other, tokens]},
+"break": name or null}; what stands under "pending" is done while a replay is, and a request under
+"hold" begins when the other one of its wave has given so many tokens. A request: {"prompt",
+"adapter", "tau", "tokens"} and any SamplingParams. Waves run to their end before the next begins.
+With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
 """
 
 from __future__ import annotations
@@ -206,11 +207,17 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     amid = {"abort": [], "reset": 0} | job.get("pending", {})
     for wave in job["waves"]:
         offset = len(results)
+        held = dict(job.get("hold", {}))
         for index, given in enumerate(wave):
-            submit(engine, case, str(offset + index), given)
             results.append({"tokens": [], "gated": None, "trace": []})
+            if str(index) not in held:
+                submit(engine, case, str(offset + index), given)
         while engine.has_unfinished_requests():
             steps += 1
+            for index, (other, tokens) in list(held.items()):
+                if len(results[offset + other]["tokens"]) >= tokens:
+                    del held[index]
+                    submit(engine, case, str(offset + int(index)), wave[int(index)])
             if steps in resets:
                 engine.reset_prefix_cache(reset_running_requests=True)
             for index in aborts.get(str(steps), []):

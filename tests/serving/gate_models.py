@@ -1,4 +1,4 @@
-"""Tiny float32 models of three architectures, random, but so that their entropies vary.
+"""Tiny float32 models of several architectures, random, but so that their entropies vary.
 
 The usual initial weights give entropies near log V everywhere and hardly look at the past. These
 are larger: every token hangs on all tokens before it, and entropies spread from 0 to log V.
@@ -14,9 +14,16 @@ import torch
 VOCAB = 160
 WEIGHTS = 0.25  # standard deviation of the initial weights
 HEAD = 1.8  # and what the output embedding is multiplied by
-ARCHITECTURES = ("qwen2", "llama", "qwen3")
+WINDOW = 24  # shorter than many prompts, and than a block of the cache
+SLIDING = ("mistral", "gemma2", "gemma3")  # in all layers; in every second one
+ARCHITECTURES = ("qwen2", "llama", "qwen3", *SLIDING)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+GEMMA: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 32,
+}
 # name -> (rank, targets): each architecture gets all of them.
 ADAPTERS = {
     "one": (1, ("q_proj", "v_proj")),
@@ -33,10 +40,21 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
 
 
 def _config(architecture: str) -> Any:
-    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+    import transformers
 
-    kind = {"qwen2": Qwen2Config, "llama": LlamaConfig, "qwen3": Qwen3Config}[architecture]
-    return kind(
+    kind, more = {
+        "qwen2": ("Qwen2Config", {}),
+        "llama": ("LlamaConfig", {}),
+        "qwen3": ("Qwen3Config", {}),
+        "mistral": ("MistralConfig", {"sliding_window": WINDOW}),
+        # Caps low enough to change attention, and the entropies of the final logits.
+        "gemma2": (
+            "Gemma2Config",
+            GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 10.0},
+        ),
+        "gemma3": ("Gemma3TextConfig", GEMMA),
+    }[architecture]
+    return getattr(transformers, kind)(
         vocab_size=VOCAB,
         hidden_size=64,
         intermediate_size=128,
@@ -45,11 +63,12 @@ def _config(architecture: str) -> Any:
         num_key_value_heads=2 if architecture == "llama" else 1,
         head_dim=32,
         max_position_embeddings=512,
-        tie_word_embeddings=architecture == "qwen2",
+        tie_word_embeddings=architecture in ("qwen2", "gemma2", "gemma3"),
         bos_token_id=None,
         eos_token_id=0,
         initializer_range=WEIGHTS,
         pad_token_id=None,
+        **more,
     )
 
 
@@ -61,6 +80,9 @@ def make_model(architecture: str, folder: Path) -> Path:
     model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(HEAD)
+        for name, weight in model.named_parameters():
+            if architecture.startswith("gemma") and "layernorm" in name and "post" in name:
+                weight.fill_(12.0)  # else the token's own embedding outweighs the layers
     model.save_pretrained(str(folder))
     return folder
 

@@ -33,8 +33,6 @@ def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
         ("--pipeline-parallel-size", "2"),
         ("--prefill-context-parallel-size", "2"),
         ("--decode-context-parallel-size", "2"),
-        ("--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'),
-        ("--kv-offloading-size", "1"),
         ("--runner", "pooling"),
         ("--scheduler-cls", "theirs.Scheduler"),
         ("--worker-cls", "theirs.Worker"),
@@ -90,25 +88,69 @@ def layers(*specs: Any) -> Any:
     return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
 
 
-def test_models_with_other_than_full_attention() -> None:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+SHAPE = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
 
-    shape = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
-    full = FullAttentionSpec(**shape)
-    hooks.check(config(), layers(full))
-    for odd in (
-        MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,)),
-        SlidingWindowSpec(**shape, sliding_window=8),
+
+def test_attention_of_any_reach_is_let_in() -> None:
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        SlidingWindowSpec,
+        UniformTypeKVCacheSpecs,
+    )
+
+    full = FullAttentionSpec(**SHAPE)
+    window = SlidingWindowSpec(**SHAPE, sliding_window=8)
+    chunk = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=8)
+    mixed = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"one": full, "other": full})
+    hooks.check(config(), layers(full, window, chunk, mixed))
+
+
+def test_models_whose_past_cannot_be_read_again() -> None:
+    from vllm.v1.kv_cache_interface import CrossAttentionSpec, FullAttentionSpec, MambaSpec
+
+    full = FullAttentionSpec(**SHAPE)
+    mamba = MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,))
+    for odd, why in (
+        (mamba, "the state after a position has that position folded in"),
+        (CrossAttentionSpec(**SHAPE), "CrossAttentionSpec"),
     ):
-        with pytest.raises(hooks.GateError, match=f"{type(odd).__name__}.*--gate off"):
+        with pytest.raises(hooks.GateError, match=f"{why}.*--gate off"):
             hooks.check(config(), layers(full, odd))
+
+
+def connector(name: str, *parts: str) -> Any:
+    """The configuration of a KV connector, or of several in one."""
+    return SimpleNamespace(
+        kv_connector=name,
+        kv_connector_extra_config={"connectors": [{"kv_connector": part} for part in parts]},
+    )
+
+
+def test_connectors_that_cannot_tell_adapters_apart() -> None:
+    for good in (
+        connector("OffloadingConnector"),
+        connector("MultiConnector", "NixlConnector", "OffloadingConnector"),
+    ):
+        hooks.check(config(kv_transfer_config=good), layers())
+    for bad in (
+        connector("LMCacheConnectorV1"),
+        connector("MultiConnector", "NixlConnector", "LMCacheMPConnector"),
+    ):
+        with pytest.raises(hooks.GateError, match=r"LMCache.* by their tokens alone.*--gate off"):
+            hooks.check(config(kv_transfer_config=bad), layers())
+
+
+def test_the_names_of_those_connectors_are_vllms() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    assert set(hooks.BY_TOKENS) <= KVConnectorFactory._registry.keys()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"speculative_config": object()}, "speculative decoding"),
-        ({"kv_transfer_config": object()}, "KV connector"),
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline parallelism"),
         ({"scheduler_config": SimpleNamespace(async_scheduling=True)}, "--no-async-scheduling"),
     ],
