@@ -6,6 +6,7 @@ are larger: every token hangs on all tokens before it, and entropies spread from
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,16 @@ def make_model(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def make_adapters(base: Path, store: Path) -> dict[str, Path]:
-    """The adapters of ADAPTERS with random weights, strong enough to change many a token."""
+def make_adapters(
+    base: Path, store: Path, names: Collection[str] = tuple(ADAPTERS), strength: float = 1.0
+) -> dict[str, Path]:
+    """Some of ADAPTERS with random weights; strength 1 changes many a token."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     for seed, (name, (rank, targets)) in enumerate(ADAPTERS.items()):
+        if name not in names:
+            continue
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         config = LoraConfig(
@@ -102,6 +107,6 @@ def make_adapters(base: Path, store: Path) -> dict[str, Path]:
         with torch.no_grad():
             for key, weight in adapted.named_parameters():
                 if "lora_B" in key:
-                    weight.normal_(0, 1.0 / rank**0.5)
+                    weight.normal_(0, strength / rank**0.5)
         adapted.save_pretrained(str(store / name))
-    return {name: store / name for name in ADAPTERS}
+    return {name: store / name for name in names}

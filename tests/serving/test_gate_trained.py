@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from gate_models import ARCHITECTURES, make_adapters, prompts
+from gate_models import make_adapters, prompts
 from gate_reference import TIE, Reference
 from support import ROOT
 from test_gate_exact import CRAMPED, PLAIN, World
@@ -69,7 +69,7 @@ def compare(
     return len(wanted), float((found - torch.tensor(wanted)).abs().max())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
 def test_the_trainers_log_probabilities_are_the_engines(
     world: Callable[[str], World], architecture: str
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_trainers_log_probabilities_are_the_engines(
 
 def folder_world(model: Path, store: Path) -> World:
     """A world of a model that is on disk, with random adapters."""
-    adapters = {"all": make_adapters(model, store, names=("all",))["all"]}
+    adapters = {"all": make_adapters(model, store, ["all"], strength=0.1)["all"]}
     return World(model, adapters, Reference(model, adapters))
 
 
