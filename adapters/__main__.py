@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from adapters.audit import verify
 from adapters.base import BaseModel
@@ -148,6 +148,7 @@ def show(store: Store, args: argparse.Namespace) -> None:
         print(f"  {gate}" if gate else "  no threshold")
     else:
         print("  no manifest: any base of its shapes, no threshold")
+    _name_inert(version, sys.stdout, "  ")
     if version.manifest and version.manifest.scores:
         print()
         print_table(
@@ -210,6 +211,7 @@ def import_(store: Store, args: argparse.Namespace) -> None:
         alias=args.alias,
     )
     print(version.id)
+    _name_inert(version, sys.stderr)
 
 
 def export(store: Store, args: argparse.Namespace) -> None:
@@ -229,6 +231,17 @@ COMMANDS = {
 }
 
 # ------------------------------------------------------------------------------- the small print
+
+
+def _name_inert(version: AdapterVersion, file: TextIO, indent: str = "") -> None:
+    """Say which of its modules have no effect behind the gate, if any."""
+    inert = version.inert()
+    if inert:
+        print(
+            f"{indent}{', '.join(inert)}: no effect behind the gate, where a token reads the "
+            "base's keys and values; always-on they act",
+            file=file,
+        )
 
 
 def _existing(store: Store) -> None:

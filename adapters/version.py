@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from adapters.base import BaseModel, safetensors_header
 from adapters.files import sha256_file
+from adapters.gate import acting
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Gate, Manifest
 from adapters.reference import HASH_LENGTH
@@ -143,6 +144,12 @@ class AdapterVersion:
                 raise AdapterError(self.name, f"unexpected tensor '{key}'")
             modules.setdefault(match["module"], {})[match["side"]] = shape
         return modules
+
+    def inert(self) -> list[str]:
+        """Names of its modules that have no effect behind the gate: keys and values."""
+        modules = list(self.modules())
+        acts = set(acting(modules))
+        return sorted({name.rpartition(".")[2] for name in modules if name not in acts})
 
     def check_weights(self) -> None:
         """Raise AdapterError unless every weight is a finite number. Reads all of them."""

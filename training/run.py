@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,20 @@ def write_table(path: Path, table: pa.Table) -> None:
 class Parts:
     """A growing table: a folder of Parquet parts, each whole or absent.
 
-    Rows are gathered and written `flush_rows` at a time, so that a kill loses little and a long
-    job keeps no result in memory.
+    Rows are gathered and written `flush_rows` at a time, or after `flush_seconds`, so that a kill
+    loses little and a long job keeps no result in memory.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, flush_rows: int = 2000) -> None:
-        self.folder, self.schema, self.flush_rows = folder, schema, flush_rows
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        flush_rows: int = 2000,
+        flush_seconds: float = 60.0,
+    ) -> None:
+        self.folder, self.schema = folder, schema
+        self.flush_rows, self.flush_seconds = flush_rows, flush_seconds
+        self._flushed = time.monotonic()
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -77,7 +86,8 @@ class Parts:
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows that belong together: they land in one part."""
         self._rows.extend(rows)
-        if len(self._rows) >= self.flush_rows:
+        due = time.monotonic() - self._flushed >= self.flush_seconds
+        if due or len(self._rows) >= self.flush_rows:
             self.flush()
 
     def flush(self) -> None:
@@ -85,6 +95,7 @@ class Parts:
             path = self.folder / f"part-{len(self._paths()):05d}.parquet"
             write_table(path, pa.Table.from_pylist(self._rows, schema=self.schema))
             self._rows = []
+        self._flushed = time.monotonic()
 
     @property
     def complete(self) -> bool:

@@ -89,6 +89,20 @@ def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseModel) -> N
     assert contents(tmp_path / "out") == contents(tmp_path / "mine")
 
 
+def test_modules_without_effect_behind_the_gate_are_named(
+    console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = MODULE.replace("q_proj", "v_proj")
+    folder = make_adapter(tmp_path / "theirs", module=values)
+    assert main(["import", str(folder), "--no-base", "--store", str(console.store.root)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("theirs@")
+    assert err.startswith("v_proj: no effect behind the gate")
+    assert "v_proj: no effect behind the gate" in console("show", "theirs")
+    console("import", make_adapter(tmp_path / "plain"), "--no-base")
+    assert "no effect" not in console("show", "plain")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -37,6 +37,7 @@ def make_adapter(
     rank: int = 2,
     shape: tuple[int, int] = (12, 8),
     value: float = 1.0,
+    module: str = MODULE,
 ) -> Path:
     """A PEFT folder whose weights are all `value`; with a manifest where `base` is given."""
     path.mkdir(parents=True)
@@ -44,8 +45,8 @@ def make_adapter(
     (path / CONFIG).write_text(json.dumps(config))
     save_file(
         {
-            f"base_model.model.{MODULE}.lora_A.weight": np.full((rank, shape[1]), value, "f4"),
-            f"base_model.model.{MODULE}.lora_B.weight": np.full((shape[0], rank), value, "f4"),
+            f"base_model.model.{module}.lora_A.weight": np.full((rank, shape[1]), value, "f4"),
+            f"base_model.model.{module}.lora_B.weight": np.full((shape[0], rank), value, "f4"),
         },
         path / WEIGHTS,
     )
