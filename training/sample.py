@@ -57,7 +57,7 @@ def sample(
             sampling.max_tokens,
         )
         with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
-            for place, completions in generator.stream(prompts, options, applied, seeds):
+            for place, completions in generator.stream(prompts, options, applied, seeds=seeds):
                 parts.add(
                     {
                         "problem": missing[place],

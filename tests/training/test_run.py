@@ -37,6 +37,14 @@ def test_parts_gather_rows_and_end_complete(tmp_path: Path) -> None:
     assert Parts(tmp_path / "t", schema).complete
 
 
+def test_slow_rows_are_written_when_their_time_has_come(tmp_path: Path) -> None:
+    schema = pa.schema([("row", pa.int32())])
+    for seconds, kept in ((0.0, [0]), (1e9, [])):
+        parts = Parts(tmp_path / f"{seconds}", schema, flush_seconds=seconds)
+        parts.add([{"row": 0}])
+        assert Parts(parts.folder, schema).read()["row"].to_pylist() == kept
+
+
 class Dying:
     """A generator that is killed after some prompts."""
 
@@ -44,7 +52,7 @@ class Dying:
         self.survives, self.asked = survives, []
 
     def stream(
-        self, prompts: Sequence[list[int]], options: SamplingOptions, adapter=None, seeds=()
+        self, prompts: Sequence[list[int]], options: SamplingOptions, applied=None, seeds=()
     ) -> Iterator[tuple[int, list[Completion]]]:
         for place in reversed(range(len(prompts))):  # any order is allowed
             if len(self.asked) == self.survives:
@@ -62,7 +70,7 @@ class Renderer:
 
 
 def test_a_killed_sampling_asks_only_what_is_missing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("training.run.Parts.__init__.__defaults__", (2,))
+    monkeypatch.setattr("training.run.Parts.__init__.__defaults__", (2, 60.0))
     problems = [Problem(id=str(n), problem=str(n), answer="0") for n in range(7)]
     stage = Stage.first(tmp_path, "rollouts", {})
     sampling = Sampling(rollouts=2)
