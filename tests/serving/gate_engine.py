@@ -231,6 +231,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                     "gated": None if report is None else report.gated,
                     "trace": [] if report is None else list(report.trace),
                     "cached": output.num_cached_tokens,
+                    "params": output.kv_transfer_params,
                     "finish": first.finish_reason,
                     "stop": first.stop_reason,
                     "logprobs": [
