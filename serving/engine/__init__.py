@@ -6,7 +6,7 @@
     cpu_seeds.py   seeded requests whose prompt is computed in pieces, on the CPU
     hooks.py       where the gate goes in, and what it is refused with
     plan.py        what the scheduler tells the workers about gated requests
-    scheduler.py   replay: decision points, positions taken back, what may be shared
+    scheduler.py   replay: decision points, positions taken back, LoRA slots and turns
     runner_v1.py   the gate in the CPU build's model runner
     runner_v2.py   the gate in the GPU's model runner; table.py its state on the device
     worker.py      the workers that build these runners; gpu_worker.py likewise

@@ -36,5 +36,5 @@ def _replays(adapter: str) -> Counter:
 
 
 def count_replay(adapter: str) -> None:
-    """One gated token of `adapter`, an engine name NAME@HASH or plain NAME."""
+    """One token from a replay of `adapter`, an engine name NAME@HASH or plain NAME."""
     _replays(adapter).inc()

@@ -118,9 +118,7 @@ def _update_base_metadata(
 def _update_metadata(self: Any, *args: Any, **_: Any) -> None:
     """The same, and which rows each slot has: once a step, not once a layer.
 
-    vLLM's also counts stretches of equal slots in prompts, with room for one a request. A gated
-    request that is computed again after a preemption has two for each of its decision points; more
-    than there are requests, and the copy would end the engine.
+    vLLM's also counts stretches of equal slots in prompts, which its own kernels read.
     """
     self._update_base_metadata(*args)
     self.is_prefill = False  # our kernels take each row by its slot, in prompts too

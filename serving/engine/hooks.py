@@ -11,8 +11,8 @@ from typing import Any
 from adapters.engine import ARGUMENTS, SCHEDULER, WORKERS
 from serving.engine import WRITTEN_FOR, supported
 
-# KV connectors whose keys name neither LoRA nor vLLM's block hashes (vllm#44250, LMCache#2961).
-BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector", "FlexKVConnectorV1")
+# KV connectors that find blocks by tokens alone, without LoRA (vllm#44250, LMCache#2961).
+BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")
 
 
 class GateError(ValueError):

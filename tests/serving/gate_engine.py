@@ -2,11 +2,11 @@
 
 stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
 A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
-"reset": [step], "pending": {"abort": [index], "reset": times}, "hold": {index: [other, tokens]},
-"break": name or null}; what stands under "pending" is done while a replay is, and a request under
-"hold" begins when the other one of its wave has given so many tokens. A request: {"prompt",
-"adapter", "tau", "tokens"} and any SamplingParams. Waves run to their end before the next begins.
-With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
+"reset": [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
+[other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
+a request under "hold" begins when the other one of its wave has given so many tokens. A request:
+{"prompt", "adapter", "tau", "tokens"} and any SamplingParams. Waves run to their end before the
+next begins. With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,40 @@ def _interpret(asynchronous: bool) -> None:
             vllm_config.scheduler_config.async_scheduling = True
 
         CpuPlatform.check_and_update_config = classmethod(check)
+
+
+def _breakages_v2() -> dict[str, Any]:
+    """The same in the V2 runner."""
+    from unittest import mock
+
+    from serving.engine import runner_v2
+
+    mixin = runner_v2.GateV2
+
+    def writes(self: Any, batch: Any) -> Any:
+        return super(mixin, self).prepare_attn(batch)
+
+    def keep_points() -> Any:
+        stock, execute, known = mixin.add_requests, mixin.execute_model, {}
+
+        def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+            for name, slot in self.req_states.req_id_to_index.items():
+                known[name] = int(self.table.point[slot])
+            return execute(self, *args, **kwargs)
+
+        def add_requests(self: Any, scheduler_output: Any) -> None:
+            stock(self, scheduler_output)
+            slots = self.req_states.req_id_to_index
+            for new in scheduler_output.scheduled_new_reqs:
+                self.table.point[slots[new.req_id]] = known.get(new.req_id, -1)
+
+        return mock.patch.multiple(mixin, execute_model=execute_model, add_requests=add_requests)
+
+    return {
+        "the replay writes": lambda: mock.patch.object(mixin, "prepare_attn", writes),
+        "a preempted point is taken as known": keep_points,
+        "none": contextlib.nullcontext,
+    }
 
 
 def _breakages() -> dict[str, Any]:
@@ -186,6 +220,23 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
     engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=request)
 
 
+def disturb(engine: Any, amid: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """What a job asks for while a replay is pending."""
+    waiting = pending(engine.engine_core.engine_core.scheduler)
+    for index in [index for index in amid["abort"] if str(index) in waiting]:
+        amid["abort"].remove(index)
+        engine.abort_request([str(index)])
+        results[index]["aborted"] = True
+    if amid["reset"] and waiting:
+        amid["reset"] -= 1
+        engine.reset_prefix_cache(reset_running_requests=True)
+    if amid["sleep"] and waiting:
+        amid["sleep"] -= 1
+        engine.sleep(1, mode="keep")
+        assert engine.is_sleeping() and not engine.step()
+        engine.wake_up()
+
+
 def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     """One job on a fresh engine."""
     llm = start(case, job)
@@ -204,7 +255,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     steps = 0
     resets, aborts = set(job.get("reset", [])), job.get("abort", {})
-    amid = {"abort": [], "reset": 0} | job.get("pending", {})
+    amid = {"abort": [], "reset": 0, "sleep": 0} | job.get("pending", {})
     for wave in job["waves"]:
         offset = len(results)
         held = dict(job.get("hold", {}))
@@ -231,6 +282,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                     "gated": None if report is None else report.gated,
                     "trace": [] if report is None else list(report.trace),
                     "cached": output.num_cached_tokens,
+                    "params": output.kv_transfer_params,
                     "finish": first.finish_reason,
                     "stop": first.stop_reason,
                     "logprobs": [
@@ -238,14 +290,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                         for token, best in zip(first.token_ids, first.logprobs or [], strict=False)
                     ],
                 }
-            waiting = pending(scheduler)
-            for index in [index for index in amid["abort"] if str(index) in waiting]:
-                amid["abort"].remove(index)
-                engine.abort_request([str(index)])
-                results[index]["aborted"] = True
-            if amid["reset"] and waiting:
-                amid["reset"] -= 1
-                engine.reset_prefix_cache(reset_running_requests=True)
+            disturb(engine, amid, results)
     leaked = getattr(scheduler, "_gates", {})
     manager = scheduler.kv_cache_manager
     result = {
@@ -273,7 +318,7 @@ def main() -> None:
     from serving.engine import report
 
     report.install(COUNTS.follow)
-    breakages = _breakages()
+    breakages = _breakages() if case.get("runner", "v1") == "v1" else _breakages_v2()
     done = []
     for job in case["jobs"]:
         with breakages[job.get("break") or "none"]():

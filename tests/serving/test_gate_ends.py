@@ -103,3 +103,19 @@ def test_aborts_and_resets_while_a_replay_is_pending(world: Callable[[str], Worl
     aborted = [index for index, got in enumerate(result["results"]) if got.get("aborted")]
     assert aborted == disturbed["pending"]["abort"]
     assert result["preempted"] >= 5
+
+
+def test_an_engine_that_sleeps_and_wakes_while_replays_are_pending(
+    world: Callable[[str], World],
+) -> None:
+    """The CPU build frees no memory, but its scheduler sleeps as any does: the cache is lost."""
+    here = world("llama")
+    batch = [
+        Asked(prompt, "all", (0.0, 1.0, 2.0)[index % 3], 20)
+        for index, prompt in enumerate(prompts(12, 40, 62))
+    ]
+    turns = [batch, next_turns(here, batch, 62)]
+    (result,) = here.run(job(here, turns, ROOMY, pending={"sleep": 6}))
+    assert not bad_cases(here, turns, result)
+    assert_tidy(result)
+    assert result["preempted"] >= 2 * 6

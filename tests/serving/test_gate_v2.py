@@ -69,6 +69,21 @@ def test_every_case_is_the_references(
     assert preempted > 0
 
 
+@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
+def test_breaking_it_shows(world: Callable[[str], World], runner: str) -> None:
+    here = world("qwen2")
+    batch = [
+        asked._replace(tokens=12, adapter="all", tau=(0.0, 1.5)[index % 2])
+        for index, asked in enumerate(mixed(75, 12))
+    ]
+    given = job(here, [batch], PLAIN, pending={"reset": 4})
+    breakages = ("the replay writes", "a preempted point is taken as known", "none")
+    results = here.run(*(given | {"break": breakage} for breakage in breakages), runner=runner)
+    bad = [len(bad_cases(here, [batch], result)) for result in results]
+    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
+    assert all(bad[:-1]) and not bad[-1]
+
+
 @RUNNERS
 def test_ends_and_seeds(world: Callable[[str], World], runner: str, scheduler: str) -> None:
     here = world("qwen2")

@@ -47,3 +47,57 @@ def test_the_two_keys_open_different_doors(server: Server) -> None:
     assert status("/admin/adapters", KEY) == 401
     assert status("/v1/models", ADMIN_KEY) == 401
     assert status("/v1/models", KEY) == 200
+
+
+def test_an_alias_that_moves_in_mid_conversation_costs_no_prefill(
+    server: Server, tmp_path: Path, base_folder: Path
+) -> None:
+    store, alias = Store(server.store), "midway"
+    made = [make_adapter(tmp_path, f"m{n}", base_folder, seed=40 + n) for n in range(2)]
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+    def hits() -> float:
+        page = httpx.get(f"{server.url}/metrics", timeout=30).text
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in page.splitlines()
+            if line.startswith("vllm:prefix_cache_hits_total")
+        )
+
+    def turn(prompt: list[int]) -> tuple[str, list[int], float]:
+        """(model that answered, its tokens, tokens of the prompt found in the cache)"""
+        before = hits()
+        answer = server.client().completions.create(
+            model=f"{alias}:gated",
+            prompt=prompt,
+            max_tokens=60,
+            temperature=0,
+            extra_body={
+                "ignore_eos": True,
+                "return_token_ids": True,
+                "vllm_xargs": {"gate_tau": 0.1},
+            },
+        )
+        assert answer.usage.completion_tokens_details.gated_tokens > 0
+        return answer.model, answer.choices[0].token_ids, hits() - before
+
+    try:
+        first, second = (store.publish(folder, alias).id for folder in made)
+        move = f"{server.url}/admin/adapters/{alias}/alias"
+        answered = []
+        prompt = list(range(2, 102))
+        for version in (first, second):
+            moved = httpx.post(move, json={"version": version}, headers=headers, timeout=60)
+            assert moved.status_code == 200, moved.text
+            model, tokens, found = turn(prompt)
+            answered.append(model)
+            if version == first:
+                assert found == 0
+            else:
+                said = len(prompt) - 3 - 1  # the last token of an answer is not run
+                assert found in {said // block * block for block in (16, 32, 64, 128)}
+                assert found > 100, "the answer was not found"
+            prompt = [*prompt, *tokens, 3, 4, 5]
+    finally:
+        shutil.rmtree(server.store / alias)
+    assert answered == [first, second]

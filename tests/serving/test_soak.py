@@ -412,7 +412,6 @@ def test_half_a_minute_of_mixed_traffic(
     monkeypatch.setenv("TMPDIR", str(temporary))
     pressure = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
     pressure += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
-    # So few that one preempted gated request has more decision points than there are requests.
     pressure += ["--max-num-seqs", "12"]
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with running_server(base_folder, store, tmp_path, *pressure, *tools) as server:

@@ -1,0 +1,62 @@
+"""KV connectors for the gate's tests, which run on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import ExampleConnector
+from vllm.v1.kv_offload.base import OffloadingWorker, TransferResult
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+
+
+class TellingConnector(ExampleConnector):
+    """vLLM's example, which keeps prompts in a folder; it also answers with parameters."""
+
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """What goes into the request's last output."""
+        adapter = request.lora_request and request.lora_request.lora_name
+        return False, {"blocks": len(block_ids), "adapter": adapter}
+
+
+class HostWorker(OffloadingWorker):
+    """Copies blocks at once. vLLM's own needs a GPU's streams."""
+
+    def __init__(self, kv_caches: Any, blocks: int) -> None:
+        self.device = [cache.tensor for cache in kv_caches.tensors]
+        self.host = [
+            torch.empty(blocks, *cache.shape[1:], dtype=cache.dtype) for cache in self.device
+        ]
+        self.done: list[TransferResult] = []
+
+    def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
+        """From the cache to the host."""
+        for device, host in zip(self.device, self.host, strict=True):
+            host[dst_spec.block_ids] = device[src_spec.block_ids]
+        self.done.append(TransferResult(job_id, True))
+        return True
+
+    def submit_load(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
+        """From the host to the cache."""
+        for device, host in zip(self.device, self.host, strict=True):
+            device[dst_spec.block_ids] = host[src_spec.block_ids]
+        self.done.append(TransferResult(job_id, True))
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        """The jobs that ended since the last call."""
+        done, self.done = self.done, []
+        return done
+
+    def wait(self, job_ids: set[int]) -> None:
+        """They have all ended."""
+
+
+class HostSpec(CPUOffloadingSpec):
+    """vLLM's offloading to the host's memory, without a GPU."""
+
+    def get_worker(self, kv_caches: Any) -> HostWorker:
+        """The worker of this process."""
+        return HostWorker(kv_caches, self.num_chunks)

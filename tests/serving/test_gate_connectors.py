@@ -1,0 +1,79 @@
+"""KV connectors carry the base's cache to gated requests, and theirs to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gate_models import prompts
+from gate_reference import Asked
+from test_gate_exact import CRAMPED, PLAIN, World, assert_tidy, bad_cases, job, mixed, next_turns
+
+pytestmark = pytest.mark.engine
+
+BLOCK = 32
+
+
+def through(folder: Path, role: str) -> dict[str, Any]:
+    """Engine arguments of an instance that keeps prompts in `folder`."""
+    connector = {
+        "kv_connector": "TellingConnector",
+        "kv_connector_module_path": "kv_connectors",
+        "kv_role": role,
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+    }
+    return PLAIN | {"kv_transfer_config": connector}
+
+
+def test_prefill_on_an_instance_that_knows_no_adapter(
+    world: Callable[[str], World], tmp_path: Path
+) -> None:
+    here = world("qwen2")
+    adapters, taus = (None, "one", "attention", "mlp", "all"), (0.0, 1.0, 2.0)
+    decode = [
+        Asked(prompt[: 36 + index], adapters[index % 5], taus[index % 3], 20)
+        for index, prompt in enumerate(prompts(24, 60, seed=95))
+    ]
+    decode = [a if a.adapter else a._replace(tau=None) for a in decode]
+    prefill = [Asked(a.prompt, None, None, 1)._asdict() for a in decode]
+    here.run({"engine": through(tmp_path, "kv_producer"), "waves": [prefill], "gate": False})
+    # A process of its own, with adapters.
+    (result,) = here.run(job(here, [decode], through(tmp_path, "kv_consumer")))
+    assert not bad_cases(here, [decode], result)
+    assert_tidy(result)
+    loaded = [(len(a.prompt) - 2) // BLOCK * BLOCK for a in decode]
+    assert [got["cached"] for got in result["results"]] == loaded
+    assert min(loaded) == BLOCK
+    assert result["counted"][1] > 100
+    # The connector's own answer comes through beside the gate's report; it sees base requests.
+    for asked, got in zip(decode, result["results"], strict=True):
+        tokens = len(asked.prompt) + len(got["tokens"]) - 1
+        assert got["params"] == {"blocks": -(-tokens // BLOCK), "adapter": None}
+
+
+def test_what_gated_requests_wrote_is_offloaded_as_the_bases(
+    world: Callable[[str], World],
+) -> None:
+    here = world("qwen2")
+    first = mixed(96)
+    turns = [first, next_turns(here, first, 96)]
+    connector = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "spec_name": "HostSpec",
+            "spec_module_path": "kv_connectors",
+            "cpu_bytes_to_use": 2**25,
+            "offload_prompt_only": False,  # answers and their decision points, too
+        },
+    }
+    without, offloaded = here.run(
+        job(here, turns, CRAMPED), job(here, turns, CRAMPED | {"kv_transfer_config": connector})
+    )
+    assert not bad_cases(here, turns, offloaded)
+    assert_tidy(offloaded)
+    assert offloaded["preempted"] > 0
+    cached = [sum(got["cached"] for got in result["results"]) for result in (without, offloaded)]
+    assert cached[1] > 2 * cached[0], "little was loaded from the host"
