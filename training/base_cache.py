@@ -31,7 +31,7 @@ from training.model import decoder, pad_right
 
 logger = logging.getLogger(__name__)
 
-# Keys and values of each layer of one rollout, each [heads, T, head size].
+# Keys and values of each layer of one rollout, each [heads, T, head size], on the CPU.
 RolloutCache = list[tuple[torch.Tensor, torch.Tensor]]
 GIB = 2**30
 
@@ -75,7 +75,7 @@ def check_readable(config: Any) -> None:
 
 @torch.no_grad()
 def compute_caches(model: Any, rows: Sequence[list[int]]) -> list[RolloutCache]:
-    """The base's keys and values of each row of token ids.
+    """The base's keys and values of each row of token ids, on the CPU.
 
     Args:
         model: a causal LM, or a PeftModel of one, whose adapter is switched off meanwhile.
@@ -93,12 +93,13 @@ def compute_caches(model: Any, rows: Sequence[list[int]]) -> list[RolloutCache]:
             past_key_values=cache,
             use_cache=True,
         )
+
+    def of(whole: torch.Tensor, row: int) -> torch.Tensor:
+        return whole[row, :, : len(rows[row])].to("cpu", copy=True)
+
     return [
-        [
-            (layer.keys[row, :, : len(tokens)].clone(), layer.values[row, :, : len(tokens)].clone())
-            for layer in cache.layers
-        ]
-        for row, tokens in enumerate(rows)
+        [(of(layer.keys, row), of(layer.values, row)) for layer in cache.layers]
+        for row in range(len(rows))
     ]
 
 
@@ -223,8 +224,9 @@ class CacheStore:
             found |= dict(zip(missing, made, strict=True))
         return [found[row] for row in rows]
 
-    def _load(self, path: Path) -> RolloutCache:
-        tensors = load_file(path, device=str(self._model.device))
+    @staticmethod
+    def _load(path: Path) -> RolloutCache:
+        tensors = load_file(path)
         return [
             (tensors[f"{layer}.0"], tensors[f"{layer}.1"]) for layer in range(len(tensors) // 2)
         ]

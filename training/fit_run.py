@@ -107,7 +107,7 @@ class FitRun:
     def __post_init__(self) -> None:
         self.clock = Clock(self.config.run_dir / "clock.json")
         cache = self.config.base_cache
-        self._budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
+        self.budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
         self._longest = max(
             len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
         )
@@ -268,7 +268,7 @@ class FitRun:
                 config.optimizer,
                 config.checkpoints.every,
                 config.seed,
-                budget=self._budget,
+                budget=self.budget,
                 start=start,
                 on_checkpoint=on_checkpoint if config.mode == "gated" else None,
             )
@@ -339,7 +339,7 @@ class Estimates:
                 self._heldout.answers(),
                 self._settings,
                 self._run.config.sampling.temperature,
-                self._run._budget,
+                self._run.budget,
                 self._stage.path("-base-cache"),
             )
         training = model.training

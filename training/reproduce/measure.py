@@ -34,8 +34,9 @@ from training.verify import Verifier
 
 # Of training.grpo: all weights of a miniature take a learning rate far above its default.
 GRPO = ("--learning-rate", "1e-4", "--patience", "3")
-# The cells were made when adapters were fitted at every position.
-POSITIONS = ("--objective.positions", "all")
+# The cells were made when adapters were fitted at every position, on rollouts with a top_p.
+TOP_P = 0.95
+AS_BEFORE = ("--objective.positions", "all", "--sampling.top-p", str(TOP_P))
 FIRST_SEED = 10  # seeds below it are the corpus' own, whose problems a base has seen
 
 
@@ -139,7 +140,7 @@ class Measurer:
             *("training.fit", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
             *("--problems", str(train), "--heldout", str(heldout)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
-            *("--engine", self._engine, *limit, *POSITIONS, *cell.flags, *self._size.fit),
+            *("--engine", self._engine, *limit, *AS_BEFORE, *cell.flags, *self._size.fit),
         )
         return folder
 
@@ -252,7 +253,7 @@ class Measurer:
                 options = SamplingOptions(
                     BENCHMARKS[name].samples if temperature else 1,
                     temperature,
-                    recipe.sampling.top_p,
+                    TOP_P,
                     recipe.sampling.max_tokens,
                 )
                 result = evaluate_generator(
