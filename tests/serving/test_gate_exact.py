@@ -219,7 +219,7 @@ def test_every_case_is_the_references(
 
 
 def test_attention_in_chunks(world: Callable[[str], World]) -> None:
-    """Llama 4's. vLLM reorders its q_proj and k_proj, but not a LoRA's, so this one is on the MLP."""
+    """Llama 4's. The adapter is on the MLP: vLLM reorders q_proj and k_proj, but not a LoRA's."""
     here = world("llama4")
     first = [
         Asked(prompt[: 5 + 3 * index], "mlp", (0.0, 1.5)[index % 2], 40)
