@@ -70,57 +70,42 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
     Raises:
         GateError: a model or a setting that cannot be gated.
     """
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        SlidingWindowSpec,
+    )
+
+    readable = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    # Layers that differ in size only have their specs in a common one.
+    specs = [getattr(spec, "first_spec", spec) for spec in specs]
+    odd = next((spec for spec in specs if not isinstance(spec, readable | MambaSpec)), None)
+    connector = next(filter(BY_TOKENS.__contains__, _connectors(vllm_config)), None)
     reasons = {
+        "a model whose layers keep a recurrent state: the state after a position has that position "
+        "folded in, and its replay would need the state before it": (
+            any(isinstance(spec, MambaSpec) for spec in specs)
+        ),
+        f"a model whose layers keep a {type(odd).__name__}": odd is not None,
+        f"{connector}, which finds blocks by their tokens alone: always-on adapters and the base "
+        "would read one another's keys and values": connector is not None,
         "speculative decoding": vllm_config.speculative_config is not None,
         "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
         "asynchronous scheduling with the V1 model runner (add --no-async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
         ),
     }
-    found = [reason for reason, there in reasons.items() if there]
-    found += _odd_layers(kv_cache_config) + _odd_connectors(vllm_config.kv_transfer_config)
-    if found:
-        raise GateError(f"the gate does not work with {found[0]}; serve with --gate off")
+    for reason, there in reasons.items():
+        if there:
+            raise GateError(f"the gate does not work with {reason}; serve with --gate off")
 
 
-def _odd_layers(kv_cache_config: Any) -> list[str]:
-    """What a replay cannot read again, of what the model's layers keep."""
-    from vllm.v1.kv_cache_interface import (
-        ChunkedLocalAttentionSpec,
-        FullAttentionSpec,
-        MambaSpec,
-        SlidingWindowSpec,
-        UniformTypeKVCacheSpecs,
-    )
-
-    found = []
-    attention = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec
-    for group in kv_cache_config.kv_cache_groups:
-        spec = group.kv_cache_spec
-        if isinstance(spec, UniformTypeKVCacheSpecs):  # layers that differ in size only
-            spec = spec.first_spec
-        if isinstance(spec, MambaSpec):
-            found.append(
-                "a model whose layers keep a recurrent state (MambaSpec): the state after a "
-                "position has that position folded in, and its replay would need the one before"
-            )
-        elif not isinstance(spec, attention):
-            found.append(
-                f"a model whose layers keep a {type(spec).__name__}: a replay reads the keys and "
-                "values of earlier positions one by one"
-            )
-    return found
-
-
-def _odd_connectors(config: Any) -> list[str]:
-    """Of the KV connectors in use, those that cannot tell adapters apart."""
+def _connectors(vllm_config: Any) -> list[str]:
+    """The KV connectors in use, those inside a MultiConnector included."""
+    config = vllm_config.kv_transfer_config
     if config is None:
         return []
-    parts = config.kv_connector_extra_config.get("connectors", [])  # of a MultiConnector
-    names = [config.kv_connector, *(part.get("kv_connector") for part in parts)]
-    return [
-        f"{name}: it finds blocks by their tokens alone, so always-on adapters and the base would "
-        "read one another's keys and values"
-        for name in names
-        if name in BY_TOKENS
-    ]
+    parts = config.kv_connector_extra_config.get("connectors", [])
+    return [config.kv_connector, *(part["kv_connector"] for part in parts)]

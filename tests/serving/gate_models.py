@@ -16,6 +16,7 @@ VOCAB = 160
 WEIGHTS = 0.25  # standard deviation of the initial weights
 HEAD = 1.8  # and what the output embedding is multiplied by
 WINDOW = 24  # shorter than many prompts, and than a block of the cache
+CHUNK = 32  # a multiple of the cache's blocks
 SLIDING = ("mistral", "gemma2", "gemma3")  # in all layers; in every second one
 ARCHITECTURES = ("qwen2", "llama", "qwen3", *SLIDING)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -24,6 +25,15 @@ GEMMA: dict[str, Any] = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"],
     "query_pre_attn_scalar": 32,
+}
+LLAMA4: dict[str, Any] = {
+    "attention_chunk_size": CHUNK,
+    "layer_types": ["chunked_attention", "full_attention"],
+    "no_rope_layers": [1, 0],
+    "moe_layers": [],
+    "interleave_moe_layer_step": 0,
+    "num_local_experts": 1,
+    "intermediate_size_mlp": 128,
 }
 # name -> (rank, targets): each architecture gets all of them.
 ADAPTERS = {
@@ -54,6 +64,7 @@ def _config(architecture: str) -> Any:
             GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 10.0},
         ),
         "gemma3": ("Gemma3TextConfig", GEMMA),
+        "llama4": ("Llama4TextConfig", LLAMA4),
     }[architecture]
     return getattr(transformers, kind)(
         vocab_size=VOCAB,

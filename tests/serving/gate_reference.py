@@ -60,17 +60,21 @@ class Sequence:
         """Logits [V] of `network` after `token`, the last in the cache, which stays as it is."""
         there = self.cache.get_seq_length()
         config = network.config
-        window = getattr(config, "sliding_window", None)
-        full = torch.zeros(1, 1, 1, there + 1)
-        full[..., there:] = -torch.inf  # its own key
-        sliding = full.clone()
-        if window is not None:
-            sliding[..., : max(0, there - window)] = -torch.inf
-        mask: Any = full
-        if getattr(config, "layer_types", None) is not None:
-            mask = {"full_attention": full, "sliding_attention": sliding}
-        elif window is not None:
-            mask = sliding
+        window = getattr(config, "sliding_window", None) or there
+        chunk = getattr(config, "attention_chunk_size", None) or there
+
+        def seen_from(first: int) -> torch.Tensor:
+            mask = torch.full((1, 1, 1, there + 1), -torch.inf)
+            mask[..., first:there] = 0.0  # all but its own key, the last
+            return mask
+
+        mask: Any = {
+            "full_attention": seen_from(0),
+            "sliding_attention": seen_from(max(0, there - window)),
+            "chunked_attention": seen_from((there - 1) // chunk * chunk),
+        }
+        if getattr(config, "layer_types", None) is None:
+            mask = mask["sliding_attention"]
         output = network(
             input_ids=torch.tensor([[token]]),
             past_key_values=self.cache,

@@ -60,3 +60,25 @@ class HostSpec(CPUOffloadingSpec):
     def get_worker(self, kv_caches: Any) -> HostWorker:
         """The worker of this process."""
         return HostWorker(kv_caches, self.num_chunks)
+
+
+class FailingConnector(TellingConnector):
+    """The same, but the first step that should load finds nothing there and says so."""
+
+    _lost: set[int] | None = None
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Load, or note the blocks that are not."""
+        loads = [one for one in self._get_connector_metadata().requests if not one.is_store]
+        if self._lost is None and loads:
+            slots = torch.cat([one.slot_mapping for one in loads])
+            self._lost = set((slots // self._block_size).tolist())
+        else:
+            super().start_load_kv(forward_context, **kwargs)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """The blocks noted since the last call."""
+        lost = self._lost or set()
+        if lost:
+            self._lost = set()
+        return lost

@@ -33,7 +33,11 @@ EXPECTED = {
     "vllm.v1.worker.gpu_model_runner": {
         "GPUModelRunner._sample": "5cb5c1da02cf",
         "GPUModelRunner._bookkeeping_sync": "13c3e81003a7",
+        "GPUModelRunner._get_slot_mappings": "a7830268c258",
     },
+    "vllm.v1.worker.gpu.model_runner": {"GPUModelRunner.prepare_attn": "da2162a643e4"},
+    "vllm.v1.worker.gpu.block_table": {"BlockTables.compute_slot_mappings": "d62049117725"},
+    "vllm.v1.core.sched.scheduler": {"Scheduler._preempt_request": "4113f5de8a84"},
     "vllm.lora.layers.base_linear": {
         "BaseLinearLayerWithLoRA._apply_lora_to_output": "57c8604ccec2",
         "BaseLinearLayerWithLoRA.set_lora": "c73fd59a99a6",

@@ -16,33 +16,43 @@ pytestmark = pytest.mark.engine
 BLOCK = 32
 
 
-def through(folder: Path, role: str) -> dict[str, Any]:
+def through(folder: Path, role: str, name: str = "TellingConnector") -> dict[str, Any]:
     """Engine arguments of an instance that keeps prompts in `folder`."""
     connector = {
-        "kv_connector": "TellingConnector",
+        "kv_connector": name,
         "kv_connector_module_path": "kv_connectors",
         "kv_role": role,
+        "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"shared_storage_path": str(folder)},
     }
     return PLAIN | {"kv_transfer_config": connector}
+
+
+def prefilled(world: World, folder: Path) -> list[Asked]:
+    """Requests whose prompts an instance of stock vLLM, without adapters, has put into `folder`."""
+    adapters, taus = (None, "one", "attention", "mlp", "all"), (0.0, 1.0, 2.0)
+    asked = [
+        Asked(prompt[: 36 + index], adapters[index % 5], taus[index % 3], 20)
+        for index, prompt in enumerate(prompts(24, 60, seed=95))
+    ]
+    prefill = [Asked(one.prompt, None, None, 1)._asdict() for one in asked]
+    world.run({"engine": through(folder, "kv_producer"), "waves": [prefill], "gate": False})
+    return [one if one.adapter else one._replace(tau=None) for one in asked]
 
 
 def test_prefill_on_an_instance_that_knows_no_adapter(
     world: Callable[[str], World], tmp_path: Path
 ) -> None:
     here = world("qwen2")
-    adapters, taus = (None, "one", "attention", "mlp", "all"), (0.0, 1.0, 2.0)
-    decode = [
-        Asked(prompt[: 36 + index], adapters[index % 5], taus[index % 3], 20)
-        for index, prompt in enumerate(prompts(24, 60, seed=95))
-    ]
-    decode = [a if a.adapter else a._replace(tau=None) for a in decode]
-    prefill = [Asked(a.prompt, None, None, 1)._asdict() for a in decode]
-    here.run({"engine": through(tmp_path, "kv_producer"), "waves": [prefill], "gate": False})
-    # A process of its own, with adapters.
+    decode = prefilled(here, tmp_path)
+    # Two processes of their own, with adapters; the second loses what it loads first.
     (result,) = here.run(job(here, [decode], through(tmp_path, "kv_consumer")))
-    assert not bad_cases(here, [decode], result)
-    assert_tidy(result)
+    failing = through(tmp_path, "kv_consumer", "FailingConnector")
+    (lost,) = here.run(job(here, [decode], failing))
+    for one in (result, lost):
+        assert not bad_cases(here, [decode], one)
+        assert_tidy(one)
+    assert lost["steps"] > result["steps"]
     loaded = [(len(a.prompt) - 2) // BLOCK * BLOCK for a in decode]
     assert [got["cached"] for got in result["results"]] == loaded
     assert min(loaded) == BLOCK

@@ -137,7 +137,7 @@ def test_connectors_that_cannot_tell_adapters_apart() -> None:
         connector("LMCacheConnectorV1"),
         connector("MultiConnector", "NixlConnector", "LMCacheMPConnector"),
     ):
-        with pytest.raises(hooks.GateError, match=r"LMCache.* by their tokens alone.*--gate off"):
+        with pytest.raises(hooks.GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
             hooks.check(config(kv_transfer_config=bad), layers())
 
 
