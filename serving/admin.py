@@ -25,7 +25,7 @@ from serving.registry import Registry
 logger = logging.getLogger("serving.admin")
 
 VERSION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}@[0-9a-f]{12}$"
-EXAMPLE = "tiny-math@7546404521e9"
+EXAMPLE = "tiny-math@53fec42d81de"
 
 Name = Annotated[str, Path(pattern=NAME_PATTERN, examples=["tiny-math"])]
 Version = Annotated[str, Field(pattern=VERSION_PATTERN, examples=[EXAMPLE])]

@@ -1,7 +1,7 @@
 """One HTTP request as it is watched: its tokens and times, and its end as a line of the log.
 
     {"message": "request", "request_id": "chatcmpl-...", "model": "tiny-math:gated",
-     "mode": "gated", "version": "tiny-math@7546404521e9", "outcome": "ok", "status": 200,
+     "mode": "gated", "version": "tiny-math@53fec42d81de", "outcome": "ok", "status": 200,
      "generated": 71, "gated": 4, "first_token_seconds": 0.021, "seconds": 0.43}
 
 What is counted here for the log is counted for the metrics in the same breath, so both agree with

@@ -69,7 +69,7 @@ def compare(
     return len(wanted), float((found - torch.tensor(wanted)).abs().max())
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["gemma3"])
 def test_the_trainers_log_probabilities_are_the_engines(
     world: Callable[[str], World], architecture: str
 ) -> None:
@@ -111,12 +111,7 @@ def test_so_they_are_on_a_real_model(tmp_path: Path) -> None:
     model = Path(os.environ["REASONMAXXER_REAL_MODEL"]).absolute()
     here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
     questions = ("What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90.")
-    asked = [
-        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)[
-            "input_ids"
-        ]
-        for q in questions
-    ]
+    asked = [tokenizer(question)["input_ids"] for question in questions]
     answers = served(here, "all", asked, TAU, PLAIN | {"kv_cache_memory_bytes": 2**28}, 60)
     count, worst = compare(here, "all", asked, TAU, answers)
     print(f"{model.name}: {count} decision points, largest difference {worst:.1e}")
