@@ -396,7 +396,9 @@ def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     random.Random(config.seed).shuffle(problems)
     problems = problems[: config.limit]
     if config.heldout is not None:
-        heldout = load_problems(config.heldout)[: config.checkpoints.problems]
+        heldout = load_problems(config.heldout)
+        random.Random(config.seed).shuffle(heldout)  # a file may be sorted by task
+        heldout = heldout[: config.checkpoints.problems]
         shared = {p.problem for p in problems} & {p.problem for p in heldout}
         if shared:
             raise ValueError(f"heldout: {len(shared)} problems are also in --problems")

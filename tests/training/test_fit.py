@@ -213,6 +213,24 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
         split_problems(shared)
 
 
+def test_held_out_problems_are_drawn_from_the_whole_file(problems: Path, tmp_path: Path) -> None:
+    from training.fit_run import split_problems
+
+    lines = problems.read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:4]))
+    (tmp_path / "heldout.jsonl").write_text("".join(lines[4:]))
+    flags = ("--heldout", str(tmp_path / "heldout.jsonl"), "--checkpoints.problems", "6")
+
+    def drawn(seed: int) -> list[str]:
+        argv = arguments(tmp_path / "train.jsonl", tmp_path, *flags, "--seed", str(seed))
+        return [problem.id for problem in split_problems(FitConfig.load(argv))[1]]
+
+    first = [json.loads(line)["id"] for line in lines[4:10]]
+    assert len(set(drawn(0))) == 6
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert set(drawn(0)) != set(first)
+
+
 def test_where_the_adapter_goes_is_checked_before_anything_is_done(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
