@@ -23,7 +23,7 @@ import numpy.typing as npt
 from training.metrics import Estimate, mean
 
 CAP = 5.0  # on log w: one answer in a hundred must not decide
-MIN_WEIGHT = 0.9  # of the mean weight, in a trusted estimate
+MIN_WEIGHT = 0.8  # of the mean weight, in a trusted estimate
 MIN_EFFECTIVE = 0.2  # of the effective share, in a trusted estimate
 
 

@@ -40,7 +40,7 @@ def test_the_best_estimates_are_decoded_and_ties_go_to_the_earlier() -> None:
 
 
 def test_a_doubtful_candidate_is_decoded_only_where_it_may_be_the_best() -> None:
-    hopeless = candidate(5, 0.40, mean_weight=0.8)  # at most .40 + .20 + .01
+    hopeless = candidate(5, 0.40, mean_weight=0.75)  # at most .40 + .25 + .01
     hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .86
     few = candidate(7, 0.75, effective=0.1)  # its estimate is above the best already
     found = [candidate(1, 0.7), candidate(2, 0.6), hopeless, hopeful, few]
