@@ -73,9 +73,10 @@ class Ask(Protocol):
 def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """The candidates to decode: the `count` best, and as many doubtful ones that may be better.
 
-    Ties go to the earlier candidate: an earlier checkpoint has moved less from the base.
+    Best is by the estimated gain less its standard error. Ties go to the earlier candidate: an
+    earlier checkpoint has moved less from the base.
     """
-    ranked = sorted(candidates, key=lambda one: -one.estimate.score.value)
+    ranked = sorted(candidates, key=lambda one: -one.estimate.at_least)
     trusted = [one for one in ranked if one.estimate.trusted]
     doubtful = [one for one in ranked if not one.estimate.trusted]
     if trusted:

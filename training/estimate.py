@@ -15,6 +15,7 @@ answers do not contain: what follows those is unknown, and the estimate cannot b
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,15 @@ class WeightedScore(NamedTuple):
     def trusted(self) -> bool:
         """Whether the weights carry the estimate; where not, decoding must tell."""
         return self.mean_weight >= MIN_WEIGHT and self.effective >= MIN_EFFECTIVE
+
+    @property
+    def at_least(self) -> float:
+        """The gain less its standard error: by this candidates are ranked.
+
+        The more an adapter has moved, the more few answers weigh and the wider the estimate; of
+        many such, the highest is high by chance.
+        """
+        return self.gain.value - (0.0 if math.isnan(self.gain.stderr) else self.gain.stderr)
 
     def __str__(self) -> str:
         doubt = "" if self.trusted else f", mean weight {self.mean_weight:.2f}: not trusted"

@@ -13,9 +13,11 @@ from training.results import Result
 GATE = Gate(tau=1.0, rate=0.05, tokens=100)
 
 
-def candidate(step: int, value: float, mean_weight: float = 1.0, effective: float = 0.9):
+def candidate(
+    step: int, value: float, mean_weight: float = 1.0, effective: float = 0.9, error: float = 0.01
+) -> Candidate:
     score = WeightedScore(
-        Estimate(value, 0.01, 50), Estimate(value - 0.5, 0.01, 50), mean_weight, effective
+        Estimate(value, error, 50), Estimate(value - 0.5, error, 50), mean_weight, effective
     )
     return Candidate(Path(f"checkpoint-{step}"), GATE, score)
 
@@ -37,6 +39,13 @@ def test_the_best_estimates_are_decoded_and_ties_go_to_the_earlier() -> None:
     found = [candidate(1, 0.5), candidate(2, 0.7), candidate(3, 0.7), candidate(4, 0.6)]
     assert steps(shortlist(found, 2)) == [2, 3]
     assert steps(shortlist(found, 3)) == [2, 3, 4]
+
+
+def test_an_estimate_that_is_high_by_chance_does_not_come_first() -> None:
+    found = [candidate(1, 0.70), candidate(2, 0.89, error=0.3), candidate(3, 0.72, error=0.02)]
+    assert steps(shortlist(found, 2)) == [3, 1]
+    alone = candidate(4, 0.75, error=float("nan"))  # of a single problem
+    assert steps(shortlist([alone, *found], 3)) == [4, 3, 1]
 
 
 def test_a_doubtful_candidate_is_decoded_only_where_it_may_be_the_best() -> None:
