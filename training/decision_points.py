@@ -14,14 +14,16 @@ each point its own rollout's cache alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from training.base_cache import RolloutCache, read_only, stack_caches
-from training.model import decoder
+from training.base_cache import CacheStore, RolloutCache, read_only, stack_caches
+from training.model import decoder, head
+from training.objective import token_log_probs
 
+POINTS = 512  # of a batch without gradients: its logits are [POINTS, V] float32
 PADDING = 0.1  # the share of a batch's queries that may be padding
 
 
@@ -182,3 +184,58 @@ def point_states(model: Any, batch: Batch) -> torch.Tensor:
         use_cache=True,
     ).last_hidden_state
     return hidden.flatten(0, 1)[batch.places.to(device)]
+
+
+@torch.no_grad()
+def point_log_probs(
+    model: Any, batch: Batch, targets: Sequence[int], temperatures: Sequence[float] = (1.0,)
+) -> torch.Tensor:
+    """log p of the token that follows each decision point.
+
+    Args:
+        targets: [N] those tokens.
+
+    Returns:
+        [len(temperatures), N] float32, on the CPU.
+    """
+    logits = head(model)(point_states(model, batch)).float()
+    tokens = torch.tensor(targets, device=logits.device)
+    return torch.stack([token_log_probs(logits, tokens, t).cpu() for t in temperatures])
+
+
+def batches_of(points: Sequence[Points]) -> Iterator[list[int]]:
+    """Rollouts in batches of at most POINTS decision points (but one rollout at least)."""
+    batch: list[int] = []
+    count = 0
+    for index in sorted(range(len(points)), key=lambda i: (points[i].reads, i)):
+        if batch and count + len(points[index].ids) > POINTS:
+            yield batch
+            batch, count = [], 0
+        batch.append(index)
+        count += len(points[index].ids)
+    if batch:
+        yield batch
+
+
+def log_probs(
+    model: Any,
+    points: Sequence[Points],
+    store: CacheStore,
+    windows: dict[str, int | None],
+    temperatures: Sequence[float] = (1.0,),
+) -> list[list[torch.Tensor]]:
+    """log p of what follows the decision points of many rollouts, the caches of `store`.
+
+    Returns:
+        By temperature and rollout, [n] float32 on the CPU.
+    """
+    found = [[torch.empty(0)] * len(points) for _ in temperatures]
+    for batch in batches_of(points):
+        these = [points[index] for index in batch]
+        made = make_batch(these, store.get(batch), windows)
+        targets = [token for one in these for token in one.targets]
+        sizes = [len(one.ids) for one in these]
+        for which, values in enumerate(point_log_probs(model, made, targets, temperatures)):
+            for index, part in zip(batch, values.split(sizes), strict=True):
+                found[which][index] = part
+    return found

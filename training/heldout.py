@@ -7,7 +7,7 @@ temperature of the gate gets its estimate from the same pass (training/estimate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,8 @@ import torch
 
 from adapters.gate import opens
 from training.base_cache import Budget, CacheStore
-from training.decision_points import Batch, Points, layer_windows, make_batch, point_states
+from training.decision_points import Points, layer_windows, log_probs
 from training.estimate import WeightedScore, weighted_score
-from training.model import head
-from training.objective import token_log_probs
-
-POINTS = 512  # of a batch: its logits are [POINTS, V] float32
 
 
 class Setting(NamedTuple):
@@ -40,37 +36,6 @@ class Answers(NamedTuple):
     tokens: list[list[int]]
     rewards: npt.NDArray[np.float64]  # [N]
     entropies: list[npt.NDArray[np.float32]]  # N arrays, one nat figure a token
-
-
-@torch.no_grad()
-def point_log_probs(
-    model: Any, batch: Batch, targets: Sequence[int], temperatures: Sequence[float] = (1.0,)
-) -> torch.Tensor:
-    """log p of the token that follows each decision point.
-
-    Args:
-        targets: [N] those tokens.
-
-    Returns:
-        [len(temperatures), N] float32, on the CPU.
-    """
-    logits = head(model)(point_states(model, batch)).float()
-    tokens = torch.tensor(targets, device=logits.device)
-    return torch.stack([token_log_probs(logits, tokens, t).cpu() for t in temperatures])
-
-
-def batches_of(points: Sequence[Points]) -> Iterator[list[int]]:
-    """Rollouts in batches of at most POINTS decision points (but one rollout at least)."""
-    batch: list[int] = []
-    count = 0
-    for index in sorted(range(len(points)), key=lambda i: (points[i].reads, i)):
-        if batch and count + len(points[index].ids) > POINTS:
-            yield batch
-            batch, count = [], 0
-        batch.append(index)
-        count += len(points[index].ids)
-    if batch:
-        yield batch
 
 
 class HeldoutScorer:
@@ -111,19 +76,8 @@ class HeldoutScorer:
         with model.disable_adapter():
             self._base = self._log_probs(model, [temperature])[0]
 
-    def _log_probs(self, model: Any, temperatures: Sequence[float]) -> list[list[np.ndarray]]:
-        """By temperature and rollout of `_rows`: [n] log p of what follows its points."""
-        found: list[list[Any]] = [[None] * len(self._points) for _ in temperatures]
-        for batch in batches_of(self._points):
-            points = [self._points[index] for index in batch]
-            made = make_batch(points, self._store.get(batch), self._windows)
-            targets = [token for one in points for token in one.targets]
-            log_p = point_log_probs(model, made, targets, temperatures)
-            sizes = [len(one.ids) for one in points]
-            for which, values in enumerate(log_p):
-                for index, part in zip(batch, values.split(sizes), strict=True):
-                    found[which][index] = part.numpy().astype(np.float64)
-        return found
+    def _log_probs(self, model: Any, temperatures: Sequence[float]) -> list[list[torch.Tensor]]:
+        return log_probs(model, self._points, self._store, self._windows, temperatures)
 
     def score(self, model: Any) -> dict[Setting, WeightedScore]:
         """The estimates of the adapter that `model` has on now."""
@@ -133,12 +87,12 @@ class HeldoutScorer:
         )
         return {setting: self._weigh(setting, log_p) for setting in self._settings}
 
-    def _weigh(self, setting: Setting, log_p: dict[float, list[np.ndarray]]) -> WeightedScore:
+    def _weigh(self, setting: Setting, log_p: dict[float, list[torch.Tensor]]) -> WeightedScore:
         log_w = np.zeros(len(self._answers.rewards))
         adapted = log_p[setting.temperature]
         for place, row in enumerate(self._rows):
             at = opens(self._entropies[place], setting.tau)
-            log_w[row] = (adapted[place] - self._base[place])[at].sum()
+            log_w[row] = (adapted[place] - self._base[place]).numpy()[at].sum()
         return weighted_score(log_w, self._answers.rewards, self._answers.problems)
 
     def close(self) -> None:

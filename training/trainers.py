@@ -19,8 +19,14 @@ from transformers.trainer_callback import ProgressCallback
 from adapters.files import write_text
 from adapters.recipe import Objective
 from training.base_cache import CacheStore
-from training.decision_points import Batch, Points, layer_windows, make_batch, point_states
-from training.heldout import batches_of, point_log_probs
+from training.decision_points import (
+    Batch,
+    Points,
+    layer_windows,
+    log_probs,
+    make_batch,
+    point_states,
+)
 from training.model import head, hidden_states, pad_right
 from training.objective import batch_loss, point_loss
 
@@ -135,20 +141,8 @@ class DecisionPointTrainer(ContrastiveTrainer):
         self.windows = layer_windows(model.config)
         super().__init__(model=model, **kwargs)
         self.points = [points_of(row) for row in self.rows]
-        self.sampled_log_p = self._log_probs(model)
-
-    def _log_probs(self, model: Any) -> list[torch.Tensor]:
-        """By rollout, [n]: log p of what follows its points."""
-        found = [torch.empty(0)] * len(self.points)
         model.eval()
-        for batch in batches_of(self.points):
-            points = [self.points[index] for index in batch]
-            made = make_batch(points, self.store.get(batch), self.windows)
-            targets = [token for one in points for token in one.targets]
-            parts = point_log_probs(model, made, targets)[0].split([len(p.ids) for p in points])
-            for index, part in zip(batch, parts, strict=True):
-                found[index] = part
-        return found
+        (self.sampled_log_p,) = log_probs(model, self.points, store, self.windows)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         points = [self.points[index] for index in indices]

@@ -20,8 +20,7 @@ from support import ROOT
 from test_gate_exact import CRAMPED, PLAIN, World
 
 from training.base_cache import compute_caches
-from training.decision_points import Points, layer_windows, make_batch
-from training.heldout import point_log_probs
+from training.decision_points import Points, layer_windows, make_batch, point_log_probs
 from training.score import sequence_entropies
 
 pytestmark = pytest.mark.engine

@@ -15,9 +15,9 @@ from training.decision_points import (
     layer_windows,
     make_batch,
     pack,
+    point_log_probs,
     point_states,
 )
-from training.heldout import point_log_probs
 from training.model import head
 
 
