@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,7 +223,7 @@ class FitRun:
         logger.info("%d rollouts to train on", len(examples))
         return examples
 
-    @property
+    @cached_property  # it warns once
     def lora(self) -> Lora:
         """The adapter's shape, without modules that training could not reach."""
         lora = self.config.lora
