@@ -11,6 +11,11 @@ from typing import Any
 # In SamplingParams.extra_args of a gated request.
 TAU = "gate_tau"  # its threshold, nats
 TEMPERATURE = "gate_temperature"  # divides the logits of its decision points; 1 where absent
+TRACE = "gate_trace"  # 1: report decision points; 2: report the base's entropy at every token
+
+# A threshold that no vocabulary's entropy reaches, nats. The base may be asked with this one alone:
+# the gate never opens, and with TRACE it reports entropies.
+NEVER = 1e9
 
 SCHEDULER = "serving.engine.scheduler.make_scheduler"
 WORKERS = {

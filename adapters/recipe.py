@@ -100,6 +100,12 @@ class Objective(_Section):
     kl_weight: float = Field(
         0.2, ge=0, description="positions all: weight of KL(base || adapter) off the gate."
     )
+    kl_positions: int | None = Field(
+        64,
+        ge=1,
+        description="positions all: of each rollout, how many positions off the gate the KL term "
+        "looks at, drawn at random; None: all.",
+    )
     anchor_weight: float = Field(
         0.0, ge=0, description="Weight, at decision points, of KL(base at anchor_temperature || p)."
     )
@@ -165,7 +171,7 @@ class Checkpoints(_Section):
         8, ge=2, description="The base's answers to each, from which gated scores are estimated."
     )
     decoded: int = Field(2, ge=1, description="Candidates decoded to confirm their estimate.")
-    samples: int = Field(1, ge=1, description="Answers per problem and decoded candidate.")
+    samples: int = Field(2, ge=1, description="Answers per problem and decoded candidate.")
 
 
 class Recipe(_Section):

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
-from adapters.engine import TAU, TEMPERATURE
+from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE
 from adapters.gate import threshold_for
 from adapters.manifest import COLDEST, HOTTEST, Gate
-from serving.engine.plan import TALLY, TRACE
+from serving.engine.plan import TALLY
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -33,7 +33,6 @@ RATE = "gate_rate"
 CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client may send
 ENGINES = (TAU, TEMPERATURE, TRACE, TALLY)  # the engine takes
 PREFIX = "gate_"
-NEVER = 1e9  # nats; no vocabulary has that much entropy
 
 
 def given(arguments: Mapping[str, Any] | None) -> list[str]:

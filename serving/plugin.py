@@ -15,7 +15,7 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     from serving import engine
-    from serving.engine import cpu_lora, cpu_seeds
+    from serving.engine import cpu_lora, cpu_sampling, cpu_seeds
 
     if not engine.supported():
         logger.warning(
@@ -26,3 +26,4 @@ def register() -> None:
         return
     cpu_lora.install()
     cpu_seeds.install()
+    cpu_sampling.install()

@@ -4,11 +4,12 @@ A gated token's pass reads the base's cache up to its own position and writes no
 of a rollout is computed once, without the adapter and without gradients, and serves every epoch and
 every checkpoint:
 
-    store = CacheStore(model, rows, Budget(ram_gib=4, disk_gib=16), folder)
+    store = CacheStore(model, prompts, answers, Budget.of_gib(4, 16), folder)
     caches = store.get([3, 7])      # one list of (keys, values), layer by layer, for each rollout
 
-`CacheStore` keeps caches in memory up to a budget, then on disk, and computes the rest again
-whenever it is asked for them.
+Rollouts of one problem share their prompt's cache, which is computed and kept once. `CacheStore`
+keeps caches in memory up to a budget, then on disk, and computes the rest again whenever it is
+asked for them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from tqdm import tqdm
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from training.model import decoder, pad_right
+from training.model import batches, decoder, pad_right
 
 logger = logging.getLogger(__name__)
 
 # Keys and values of each layer of one rollout, each [heads, T, head size], on the CPU.
 RolloutCache = list[tuple[torch.Tensor, torch.Tensor]]
+# A prompt or an answer: ("prompt", its number) or ("answer", its row).
+Piece = tuple[str, int]
+Pieces = dict[Piece, RolloutCache]
 GIB = 2**30
 
 
@@ -59,14 +63,19 @@ def read_only(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Cache:
     return Cache(layers=[ReadOnlyLayer(keys, values) for keys, values in layers])
 
 
-def check_readable(config: Any) -> None:
-    """Raise ValueError where a model keeps other state than keys and values.
+def is_readable(config: Any) -> bool:
+    """Whether a model keeps keys and values alone, and no recurrent state.
 
     Args:
         config: a transformers configuration.
     """
     layers = DynamicCache(config=config.get_text_config()).layers
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+    return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def check_readable(config: Any) -> None:
+    """Raise ValueError where a model keeps other state than keys and values."""
+    if not is_readable(config):
         raise ValueError(
             "model: some of its layers keep a recurrent state, which has the last position folded "
             "in already and cannot be read as it was before; fit it with --mode always"
@@ -74,11 +83,14 @@ def check_readable(config: Any) -> None:
 
 
 @torch.no_grad()
-def compute_caches(model: Any, rows: Sequence[list[int]]) -> list[RolloutCache]:
+def compute_caches(
+    model: Any, rows: Sequence[list[int]], before: Sequence[RolloutCache] | None = None
+) -> list[RolloutCache]:
     """The base's keys and values of each row of token ids, on the CPU.
 
     Args:
         model: a causal LM, or a PeftModel of one, whose adapter is switched off meanwhile.
+        before: the cache of what stands before each row; None: rows begin at position 0.
 
     Raises:
         ValueError: as `check_readable`.
@@ -86,20 +98,48 @@ def compute_caches(model: Any, rows: Sequence[list[int]]) -> list[RolloutCache]:
     check_readable(model.config)
     ids, mask = pad_right(list(rows))
     cache = DynamicCache()  # without the model's configuration: no layer forgets what left a window
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    past = 0
+    if before is not None:
+        # Padded on the left, so that a sliding window counts no padding.
+        lengths = torch.tensor([one[0][0].shape[1] for one in before])[:, None]
+        past = int(lengths.max())
+        for layer in range(len(before[0])):
+            keys, values = (
+                torch.stack([_pad_left(one[layer][which], past) for one in before])
+                for which in (0, 1)
+            )
+            cache.update(keys.to(model.device), values.to(model.device), layer)
+        mask = torch.cat([(torch.arange(past) >= past - lengths).to(mask.dtype), mask], dim=1)
+        positions = positions + lengths
     with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
         decoder(model)(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
+            position_ids=positions.to(model.device),
             past_key_values=cache,
             use_cache=True,
         )
 
     def of(whole: torch.Tensor, row: int) -> torch.Tensor:
-        return whole[row, :, : len(rows[row])].to("cpu", copy=True)
+        return whole[row, :, past : past + len(rows[row])].to("cpu", copy=True)
 
     return [
         [(of(layer.keys, row), of(layer.values, row)) for layer in cache.layers]
         for row in range(len(rows))
+    ]
+
+
+def _pad_left(part: torch.Tensor, width: int) -> torch.Tensor:
+    """[heads, T, head size] -> [heads, width, head size], zeros in front."""
+    return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
+
+
+def join_caches(first: RolloutCache, second: RolloutCache) -> RolloutCache:
+    """The cache of two pieces of one rollout."""
+    return [
+        (torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1))
+        for (k, v), (more_k, more_v) in zip(first, second, strict=True)
     ]
 
 
@@ -143,7 +183,8 @@ class CacheStore:
 
     Args:
         model: computes them; a PeftModel's adapter is switched off meanwhile.
-        rows: token ids of each rollout, up to the last position that is read.
+        prompts: token ids of each rollout's prompt; equal ones share a cache.
+        answers: token ids of each rollout's answer, up to the last position that is read.
         folder: holds those on disk; emptied at the start and by `close`.
         batch_tokens: padded size of a batch that is computed.
     """
@@ -151,51 +192,84 @@ class CacheStore:
     def __init__(
         self,
         model: Any,
-        rows: Sequence[list[int]],
+        prompts: Sequence[list[int]],
+        answers: Sequence[list[int]],
         budget: Budget,
         folder: Path,
         batch_tokens: int = 8192,
     ) -> None:
-        self._model, self._rows, self._budget, self._folder = model, rows, budget, folder
+        self._model, self._budget, self._folder = model, budget, folder
         self._batch_tokens = batch_tokens
-        self._in_memory: dict[int, RolloutCache] = {}
-        self._on_disk: dict[int, Path] = {}
+        numbers: dict[tuple[int, ...], int] = {}
+        self._prompt_of = [numbers.setdefault(tuple(one), len(numbers)) for one in prompts]
+        self._tokens: dict[Piece, list[int]] = {
+            **{("prompt", number): list(ids) for ids, number in numbers.items()},
+            **{("answer", row): ids for row, ids in enumerate(answers)},
+        }
+        self._in_memory: Pieces = {}
+        self._on_disk: dict[Piece, Path] = {}
         self.close()  # what a killed run left
 
     def fill(self, label: str) -> None:
-        """Compute every cache once, shortest last, and keep what the budget admits."""
-        order = sorted(range(len(self._rows)), key=lambda row: -len(self._rows[row]))
-        total = sum(map(len, self._rows))
+        """Compute every cache once and keep what the budget admits."""
+        total = sum(map(len, self._tokens.values()))
+        # Without room for them they would be computed for nothing.
+        if self._budget.memory <= 0 and self._budget.disk <= 0:
+            return
         with tqdm(desc=label, unit="tok", total=total, unit_scale=True) as bar:
-            batch: list[int] = []
-            for row in order:
-                if batch and len(self._rows[batch[0]]) * (len(batch) + 1) > self._batch_tokens:
-                    self._compute(batch, bar)
-                    batch = []
-                batch.append(row)
-            self._compute(batch, bar)
+            for kind in ("prompt", "answer"):  # answers need their prompts
+                pieces = [piece for piece in self._tokens if piece[0] == kind]
+                lengths = [len(self._tokens[piece]) for piece in pieces]
+                for batch in batches(lengths, self._batch_tokens):
+                    these = [pieces[place] for place in batch]
+                    found = (
+                        self._compute_prompts(these)
+                        if kind == "prompt"
+                        else self._compute_answers(these, self._prompts(these))
+                    )
+                    for piece in these:
+                        self._keep(piece, found[piece])
+                    bar.update(sum(lengths[place] for place in batch))
         logger.info(
             "base caches: %d in memory, %d on disk, %d computed when needed",
             len(self._in_memory),
             len(self._on_disk),
-            len(self._rows) - len(self._in_memory) - len(self._on_disk),
+            len(self._tokens) - len(self._in_memory) - len(self._on_disk),
         )
 
-    def _compute(self, batch: Sequence[int], bar: Any) -> None:
-        # Without room for them they would be computed for nothing.
-        if batch and (self._budget.memory > 0 or self._budget.disk > 0):
-            found = compute_caches(self._model, [self._rows[row] for row in batch])
-            for row, cache in zip(batch, found, strict=True):
-                self._keep(row, cache)
-        bar.update(sum(len(self._rows[row]) for row in batch))
+    def _compute_prompts(self, pieces: Sequence[Piece]) -> Pieces:
+        found = compute_caches(self._model, [self._tokens[piece] for piece in pieces])
+        return dict(zip(pieces, found, strict=True))
 
-    def _keep(self, row: int, cache: RolloutCache) -> None:
+    def _compute_answers(self, pieces: Sequence[Piece], prompts: Pieces) -> Pieces:
+        before = {piece: prompts[self._owner(piece)] for piece in pieces}
+        # An answer whose only decision is its first token is read nowhere.
+        found = {
+            piece: [(k[:, :0], v[:, :0]) for k, v in before[piece]]
+            for piece in pieces
+            if not self._tokens[piece]
+        }
+        rest = [piece for piece in pieces if self._tokens[piece]]
+        if rest:
+            made = compute_caches(
+                self._model,
+                [self._tokens[piece] for piece in rest],
+                [before[piece] for piece in rest],
+            )
+            found |= dict(zip(rest, made, strict=True))
+        return found
+
+    def _owner(self, answer: Piece) -> Piece:
+        """The prompt of an answer."""
+        return "prompt", self._prompt_of[answer[1]]
+
+    def _keep(self, piece: Piece, cache: RolloutCache) -> None:
         size = sum(tensor.nbytes for layer in cache for tensor in layer)
         if size <= self._budget.memory:
             self._budget.memory -= size
-            self._in_memory[row] = cache
+            self._in_memory[piece] = cache
         elif size <= self._budget.disk:
-            path = self._folder / f"{row}.safetensors"
+            path = self._folder / f"{piece[0]}-{piece[1]}.safetensors"
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file(
@@ -212,17 +286,31 @@ class CacheStore:
                 self._budget.disk = 0
                 return
             self._budget.disk -= size
-            self._on_disk[row] = path
+            self._on_disk[piece] = path
 
     def get(self, rows: Sequence[int]) -> list[RolloutCache]:
         """The caches of `rows`, in their order."""
-        found = {row: self._in_memory[row] for row in rows if row in self._in_memory}
-        found |= {row: self._load(self._on_disk[row]) for row in rows if row in self._on_disk}
-        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        pieces = [("answer", row) for row in rows]
+        prompts = self._prompts(pieces)
+        answers, missing = self._kept(pieces)
         if missing:
-            made = compute_caches(self._model, [self._rows[row] for row in missing])
-            found |= dict(zip(missing, made, strict=True))
-        return [found[row] for row in rows]
+            answers |= self._compute_answers(missing, prompts)
+        return [join_caches(prompts[self._owner(piece)], answers[piece]) for piece in pieces]
+
+    def _prompts(self, answers: Sequence[Piece]) -> Pieces:
+        """The caches of the prompts of `answers`, from wherever they are."""
+        found, missing = self._kept([self._owner(piece) for piece in answers])
+        return found | (self._compute_prompts(missing) if missing else {})
+
+    def _kept(self, pieces: Sequence[Piece]) -> tuple[Pieces, list[Piece]]:
+        """The caches of `pieces` that lie in memory or on disk, and which do not."""
+        found: Pieces = {}
+        for piece in pieces:
+            if piece in self._in_memory:
+                found[piece] = self._in_memory[piece]
+            elif piece in self._on_disk:
+                found[piece] = self._load(self._on_disk[piece])
+        return found, [piece for piece in dict.fromkeys(pieces) if piece not in found]
 
     @staticmethod
     def _load(path: Path) -> RolloutCache:

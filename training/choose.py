@@ -6,12 +6,17 @@ Where the weights behind an estimate say that it cannot be trusted, and the cand
 the best, it is decoded too. An adapter that is served always-on has no estimates: every checkpoint
 is decoded.
 
+Decoding is a race: all answer a quarter of the held-out problems, those that are behind the leader
+by more than the standard error of the paired difference drop out, the others go on to a half, and
+those that are left to all. So most answers are spent on the candidates that are hard to tell apart.
+
 A score that was used to choose is optimistic; what the adapter is worth is for `training.evaluate`
 to say on fresh problems.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,6 +25,8 @@ from adapters.manifest import Gate
 from training.estimate import WeightedScore
 from training.generate import Applied
 from training.results import Result
+
+SHARES = (0.25, 0.5, 1.0)  # of the held-out problems, after which candidates drop out
 
 
 class Candidate(NamedTuple):
@@ -48,26 +55,20 @@ class Choice(NamedTuple):
     checkpoint: Path
     gate: Gate
     base: Result
-    always: Result
-    gated: Result
-    decoded: list[Result]
+    kept: Result
+    decoded: list[Result]  # of every candidate that was decoded, as far as it came
     candidates: Sequence[Candidate] = ()  # with their estimates
-
-    @property
-    def results(self) -> tuple[Result, Result, Result]:
-        return self.base, self.always, self.gated
 
     @property
     def tokens(self) -> int:
         """Generated for the choice, the base's answers aside."""
-        asked = {id(one): one for one in (*self.decoded, self.always, self.gated)}
-        return sum(int(one.tokens.sum()) for one in asked.values())
+        return sum(int(one.tokens.sum()) for one in self.decoded)
 
 
 class Ask(Protocol):
-    """Has held-out problems answered by an adapter, or by the base (None)."""
+    """Has the first `count` held-out problems answered by an adapter."""
 
-    def __call__(self, label: str, applied: Applied | None) -> Result: ...
+    def __call__(self, label: str, applied: Applied, count: int) -> Result: ...
 
 
 def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -85,23 +86,56 @@ def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return trusted[:count] + doubtful[:count]
 
 
-def choose_gated(candidates: Sequence[Candidate], count: int, base: Result, ask: Ask) -> Choice:
-    """Decode the shortlist behind its gates; keep the best answer rate, the first of equals."""
+def choose_gated(
+    candidates: Sequence[Candidate], count: int, problems: int, base: Result, ask: Ask
+) -> Choice:
+    """Decode the shortlist behind its gates; keep the best answer rate, the first of equals.
+
+    Args:
+        count: of candidates to decode.
+        problems: held out.
+    """
     listed = shortlist(candidates, count)
-    decoded = [ask(one.label, Applied.behind(one.checkpoint, one.gate)) for one in listed]
-    kept = best_of(decoded)
+    entrants = [(one.label, Applied.behind(one.checkpoint, one.gate)) for one in listed]
+    kept, decoded = race(entrants, problems, ask)
     checkpoint, gate = listed[kept].checkpoint, listed[kept].gate
-    always = ask(f"{checkpoint.name} always", Applied(checkpoint))
-    return Choice(checkpoint, gate, base, always, decoded[kept], decoded, candidates)
+    return Choice(checkpoint, gate, base, decoded[kept], decoded, candidates)
 
 
-def choose_always(checkpoints: Sequence[Path], gate: Gate, base: Result, ask: Ask) -> Choice:
+def choose_always(
+    checkpoints: Sequence[Path], gate: Gate, problems: int, base: Result, ask: Ask
+) -> Choice:
     """Decode every checkpoint always-on; keep the best, the first of equals."""
-    decoded = [ask(f"{path.name} always", Applied(path)) for path in checkpoints]
-    kept = best_of(decoded)
-    best = checkpoints[kept]
-    gated = ask(f"{best.name} at {gate.tau:.3f}", Applied.behind(best, gate))
-    return Choice(best, gate, base, decoded[kept], gated, decoded)
+    entrants = [(f"{path.name} always", Applied(path)) for path in checkpoints]
+    kept, decoded = race(entrants, problems, ask)
+    return Choice(checkpoints[kept], gate, base, decoded[kept], decoded)
+
+
+def race(
+    entrants: Sequence[tuple[str, Applied]], problems: int, ask: Ask
+) -> tuple[int, list[Result]]:
+    """Decode `entrants` on more and more of the problems, dropping those that fall behind.
+
+    Returns:
+        The place of the winner, and each entrant's result as far as it came.
+    """
+    results: list[Result] = []
+    running = list(range(len(entrants)))
+    for share in SHARES:
+        count = max(1, round(share * problems))
+        found = {place: ask(*entrants[place], count) for place in running}
+        results = [found.get(place, before) for place, before in enumerate(results)] or list(
+            found.values()
+        )
+        best = running[best_of([found[place] for place in running])]
+        running = [place for place in running if not is_behind(found[place], found[best])]
+    return best, results
+
+
+def is_behind(result: Result, leader: Result) -> bool:
+    """Whether `result` is worse by more than the standard error of the paired difference."""
+    gap = leader.against(result)
+    return gap.value > (0.0 if math.isnan(gap.stderr) else gap.stderr)
 
 
 def best_estimated(candidates: Sequence[Candidate]) -> Candidate:

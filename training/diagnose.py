@@ -23,7 +23,7 @@ LENGTH_DRIFT = 0.25
 
 
 def diagnose(
-    mixed: int, asked: int, log: Sequence[dict[str, Any]], gate: Gate, base: Result, gated: Result
+    mixed: int, asked: int, log: Sequence[dict[str, Any]], gate: Gate, base: Result, kept: Result
 ) -> list[str]:
     """What looks like a known failure, in the order of the stages.
 
@@ -31,10 +31,10 @@ def diagnose(
         mixed, asked: problems with right and wrong rollouts, of all.
         log: the Trainer's history, entries with a "loss" among them.
         gate: as calibrated.
-        base, gated: answers to the held-out problems.
+        base, kept: answers to the held-out problems, of the base and of the adapter.
     """
-    found = [few_mixed(mixed, asked), loss_spike(log), gate_rate_off(gate, gated)]
-    found += [boxes_lost(base, gated), length_drift(base, gated), no_gain(base, gated)]
+    found = [few_mixed(mixed, asked), loss_spike(log), gate_rate_off(gate, kept)]
+    found += [boxes_lost(base, kept), length_drift(base, kept), no_gain(base, kept)]
     return [sentence for sentence in found if sentence]
 
 
@@ -64,6 +64,8 @@ def loss_spike(log: Sequence[dict[str, Any]]) -> str | None:
 
 def gate_rate_off(gate: Gate, gated: Result) -> str | None:
     """The gate opens otherwise than on the base's own rollouts."""
+    if gated.mode != "gated":
+        return None
     rate = gated.gate_rate.value
     if gate.rate / GATE_RATE_FACTOR <= rate <= gate.rate * GATE_RATE_FACTOR:
         return None
@@ -73,31 +75,31 @@ def gate_rate_off(gate: Gate, gated: Result) -> str | None:
     )
 
 
-def boxes_lost(base: Result, gated: Result) -> str | None:
+def boxes_lost(base: Result, kept: Result) -> str | None:
     """Answers that say no answer."""
-    before, after = base.boxed_rate.value, gated.boxed_rate.value
+    before, after = base.boxed_rate.value, kept.boxed_rate.value
     if after >= before - BOXED_FALL:
         return None
     return (
-        f"{after:.1%} of the gated answers have a \\boxed{{}}, {before:.1%} of the base's: train "
+        f"{after:.1%} of the answers have a \\boxed{{}}, {before:.1%} of the base's: train "
         "less, raise --objective.kl-weight, or allow more --sampling.max-tokens"
     )
 
 
-def length_drift(base: Result, gated: Result) -> str | None:
+def length_drift(base: Result, kept: Result) -> str | None:
     """Trimming to the shortest rollouts teaches short answers."""
-    before, after = base.mean_tokens.value, gated.mean_tokens.value
+    before, after = base.mean_tokens.value, kept.mean_tokens.value
     if abs(after / before - 1) <= LENGTH_DRIFT:
         return None
     return (
-        f"gated answers have {after:.0f} tokens, the base's {before:.0f}: see "
+        f"answers have {after:.0f} tokens, the base's {before:.0f}: see "
         "--selection.shortest, which prefers short rollouts where it is below 1"
     )
 
 
-def no_gain(base: Result, gated: Result) -> str | None:
+def no_gain(base: Result, kept: Result) -> str | None:
     """Not even where it chose the checkpoint."""
-    gain = gated.against(base)
+    gain = kept.against(base)
     if gain.value > 0:
         return None
     return f"no gain on the held-out problems ({gain.value:+.3f} \u00b1 {gain.stderr:.3f})"

@@ -96,7 +96,9 @@ def evaluate_generator(
             prompts = [renderer.token_ids(problems[index].problem) for index in missing]
             # Seeds follow the problem, not the place in the queue: a resumed run draws the same.
             seeds = [derive_seed(options.seed, problems[index].id) for index in missing]
-            for place, completions in generator.stream(prompts, options, applied, seeds):
+            for place, completions in generator.stream(
+                prompts, options, applied, seeds, recorder.sampled
+            ):
                 replies = [
                     Reply(one.text, len(one.token_ids), one.finish_reason, one.gated)
                     for one in completions

@@ -68,9 +68,9 @@ def fit(config: FitConfig) -> Path:
     write_json(config.run_dir / "seconds.json", run.clock.seconds)
     for sentence in report(config.run_dir, stage, asked, answers, checkpoints, choice):
         logger.warning("%s", sentence)
-    logger.info(
-        "held out: base %s, always %s, gated %s", *(one.pass_at_1 for one in choice.results)
-    )
+    kept, base = choice.kept, choice.base
+    gain = kept.against(base).signed
+    logger.info("held out: base %s, %s %s (%s)", base.pass_at_1, kept.mode, kept.pass_at_1, gain)
     logger.info("gate: %s", choice.gate)
     logger.info("seconds: %s", run.clock.summary())
     return folder
@@ -91,7 +91,7 @@ def deliver(run: FitRun, choice: Choice) -> Path:
         base_reference(config.model, run.base),
         config.family,
         choice.gate,
-        [score for result in choice.results for score in result.to_scores()],
+        [score for result in (choice.base, choice.kept) for score in result.to_scores()],
         config.seed,
         config.to_yaml(),
         shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
@@ -117,7 +117,7 @@ def report(
     rates = np.concatenate([pass_rates(one) for one in asked])
     mixed = int(((rates > 0) & (rates < 1)).sum())
     log = json.loads((trained.path() / LOG).read_text())
-    warnings = diagnose(mixed, len(rates), log, choice.gate, choice.base, choice.gated)
+    warnings = diagnose(mixed, len(rates), log, choice.gate, choice.base, choice.kept)
     values = {
         "warnings": warnings,
         "problems": {"asked": len(rates), "mixed": mixed},
@@ -130,7 +130,7 @@ def report(
         "steps": int(checkpoints[-1].name.split("-")[1]),
         "checkpoint": choice.checkpoint.name,
         "gate": choice.gate.model_dump(include={"tau", "rate", "temperature"}),
-        "heldout": {one.label: one.report() for one in (*choice.results, *choice.decoded)},
+        "heldout": {one.label: one.report() for one in (choice.base, *choice.decoded)},
         "estimates": {
             one.label: {
                 "pass@1": one.estimate.score.value,

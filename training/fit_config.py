@@ -68,7 +68,10 @@ class FitConfig(Config):
         description="Shares of the problems; later ones are asked of the gated adapter.",
     )
     engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
-    dtype: Dtype = Field("auto", description="Of the base in training: float32 or bfloat16.")
+    dtype: Dtype = Field(
+        "auto",
+        description="Of the base in training: float32, bfloat16, or auto: what is fast here.",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     prompt: Prompt = Prompt()

@@ -28,7 +28,7 @@ from adapters.gate import acting
 from adapters.manifest import Gate
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Lora
-from training.base_cache import Budget, check_readable
+from training.base_cache import Budget, check_readable, is_readable
 from training.choose import Candidate, Choice, best_estimated, choose_always, choose_gated
 from training.decision_points import layer_windows
 from training.estimate import WeightedScore
@@ -109,6 +109,8 @@ class FitRun:
         self.clock = Clock(self.config.run_dir / "clock.json")
         cache = self.config.base_cache
         self.budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
+        # A model that cannot be gated reports no entropies; they are computed afterwards.
+        self._can_gate = is_readable(AutoConfig.from_pretrained(self.base.folder))
         self._longest = max(
             len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
         )
@@ -125,7 +127,7 @@ class FitRun:
             str(self.base.folder),
             engine=self.config.engine,
             max_rank=self.config.lora.rank if adapter else None,
-            gated=adapter,
+            gated=self._can_gate,
             max_model_len=self._longest + self.config.sampling.max_tokens,
             seed=self.config.seed,
         )
@@ -299,11 +301,11 @@ class FitRun:
         stage = stage.then("decoded", {"problems": [p.model_dump() for p in self.heldout]})
         with self.clock("choose", stage), self.generator(adapter=True) as generator:
 
-            def ask(label: str, applied: Applied | None) -> Result:
+            def ask(label: str, applied: Applied, count: int) -> Result:
                 return evaluate_generator(
                     generator,
                     self.renderer,
-                    self.heldout,
+                    self.heldout[:count],
                     options,
                     self.verifier,
                     applied,
@@ -313,8 +315,9 @@ class FitRun:
                 )
 
             if config.mode == "gated":
-                return choose_gated(candidates, config.checkpoints.decoded, base, ask)
-            return choose_always(checkpoints, gate, base, ask)
+                decoded = config.checkpoints.decoded
+                return choose_gated(candidates, decoded, len(self.heldout), base, ask)
+            return choose_always(checkpoints, gate, len(self.heldout), base, ask)
 
 
 class Estimates:

@@ -32,10 +32,9 @@ from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
 from training.generate import Applied, Completion, SamplingOptions, open_generator
 from training.metrics import Estimate, mean, ratio
-from training.model import head, hidden_states, open_base, pad_right
+from training.model import batches, head, hidden_states, open_base, pad_right
 from training.pair import Pair, PairConfig, Tuned
 from training.problems import load_problems
-from training.score import batches
 
 logger = logging.getLogger("training.footprint")
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -37,6 +38,8 @@ class Completion(NamedTuple):
     text: str
     finish_reason: str  # "stop" or "length"
     gated: int = 0  # tokens sampled through the open gate
+    # The base's entropy where each token was drawn, nats; None: not asked for, or not known.
+    entropies: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class SamplingOptions:
     top_p: float = 0.95
     max_tokens: int = 2048
     seed: int = 0
+    entropies: bool = False  # vLLM: report the base's entropy of every token
 
 
 class Applied(NamedTuple):
@@ -77,6 +81,17 @@ class Applied(NamedTuple):
         return "always" if self.tau is None and self.random_rate is None else "gated"
 
 
+class Sampled(NamedTuple):
+    """Tokens sampled so far by a call of `stream`, those of unfinished answers included."""
+
+    tokens: int
+
+
+# What a stream yields: an index of a prompt with its `n` completions as prompts finish, in any
+# order, and every second or so how far it is.
+Event = tuple[int, list[Completion]] | Sampled
+
+
 class Source(Protocol):
     """An engine."""
 
@@ -86,8 +101,8 @@ class Source(Protocol):
         options: SamplingOptions,
         applied: Applied | None,
         seeds: Sequence[int],
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index of the prompt, its `n` completions) as prompts finish, in any order."""
+    ) -> Iterator[Event]:
+        """Answer `prompts`; `seeds` has one for each."""
         ...
 
     def close(self) -> None:
@@ -108,12 +123,15 @@ class Generator:
         options: SamplingOptions,
         applied: Applied | None = None,
         seeds: Sequence[int] | None = None,
+        on_tokens: Callable[[int], object] = lambda _: None,
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (index of the prompt, its `n` completions) as prompts finish, in any order.
 
         Args:
             applied: None: the base.
             seeds: one per prompt; by default derived from `options.seed` and the index.
+            on_tokens: told every second or so how many tokens this call has sampled, those of
+                unfinished answers included.
 
         Raises:
             RuntimeError: the engine that was asked for cannot start.
@@ -121,7 +139,11 @@ class Generator:
         if prompts:
             seeds = seeds or [derive_seed(options.seed, index) for index in range(len(prompts))]
             self._started = self._started or self._start()
-            yield from self._started.stream(prompts, options, applied, seeds)
+            for event in self._started.stream(prompts, options, applied, seeds):
+                if isinstance(event, Sampled):
+                    on_tokens(event.tokens)
+                else:
+                    yield event
 
     def generate(
         self,
@@ -133,10 +155,16 @@ class Generator:
         """All completions, in the order of the prompts, with a progress bar named `label`."""
         answers: list[list[Completion]] = [[] for _ in prompts]
         with tqdm(total=len(prompts), desc=label, unit="problem") as bar:
-            for index, completions in self.stream(prompts, options, applied):
+            shown = partial(show_rate, bar)
+            for index, completions in self.stream(prompts, options, applied, on_tokens=shown):
                 answers[index] = completions
                 bar.update()
         return answers
+
+    @property
+    def reports_entropies(self) -> bool:
+        """Whether `SamplingOptions.entropies` may be asked for; transformers then gives none."""
+        return self._engine_args.gated
 
     def _start(self) -> Source:
         if self._engine == "vllm" or (self._engine == "auto" and vllm_is_here()):
@@ -158,13 +186,28 @@ class Generator:
             self._started.close()
 
 
+def show_rate(bar: tqdm[Any], tokens: int, more: str = "") -> None:
+    """Have a bar over problems show tokens per second.
+
+    The problems of a large batch finish together, late; tokens come from the first second on.
+
+    Args:
+        tokens: sampled since the bar began.
+        more: shown in front.
+    """
+    seconds = bar.format_dict["elapsed"]
+    if seconds > 0:
+        bar.set_postfix_str(f"{more}{tokens:,} tokens, {tokens / seconds:,.0f}/s")
+
+
 class VllmArguments(NamedTuple):
     """What vLLM must know before it starts."""
 
     max_rank: int | None  # largest rank of the adapters that will be asked for; None: none will
-    gated: bool  # an adapter will be asked for with a tau
+    gated: bool  # an adapter will be asked for with a tau, or entropies will
     max_model_len: int | None  # longest prompt plus answer, tokens; None: what the model allows
     seed: int
+    dtype: str = "auto"  # of weights and cache; auto: bfloat16, or as the checkpoint is stored
 
 
 @contextmanager
@@ -176,6 +219,7 @@ def open_generator(
     gated: bool = False,
     max_model_len: int | None = None,
     seed: int = 0,
+    dtype: str = "auto",
 ) -> Iterator[Generator]:
     """A generator for `model`; its memory is free again afterwards.
 
@@ -184,7 +228,8 @@ def open_generator(
 
     The others: see VllmArguments.
     """
-    generator = Generator(model, engine, VllmArguments(max_rank, gated, max_model_len, seed))
+    arguments = VllmArguments(max_rank, gated, max_model_len, seed, dtype)
+    generator = Generator(model, engine, arguments)
     try:
         yield generator
     finally:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from training.gated import Draw, IsOpen, decode, open_above, open_by_lot
-from training.generate import Applied, Completion, SamplingOptions
+from training.generate import Applied, Completion, Event, SamplingOptions
 from training.model import load_model
 
 
@@ -36,8 +36,8 @@ class TransformersSource:
         options: SamplingOptions,
         applied: Applied | None,
         seeds: Sequence[int],
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """As Generator.stream. One seed serves a batch: that of its first prompt."""
+    ) -> Iterator[Event]:
+        """As Source.stream, without entropies. One seed serves a batch: its first prompt's."""
         model: Any = self._model
         if applied:
             model = PeftModel.from_pretrained(self._model, applied.adapter).eval()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from adapters.engine import TAU, TEMPERATURE, gate_arguments
-from training.generate import Applied, Completion, SamplingOptions, VllmArguments
+from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE, gate_arguments
+from training.generate import Applied, Completion, Event, Sampled, SamplingOptions, VllmArguments
 from training.process import without_main
 
 # vLLM has kernels for these ranks only.
@@ -49,8 +50,8 @@ class VllmSource:
         options: SamplingOptions,
         applied: Applied | None,
         seeds: Sequence[int],
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """As Generator.stream."""
+    ) -> Iterator[Event]:
+        """As Source.stream."""
         if applied and applied.random_rate is not None:
             raise ValueError("the random gate is a control of --engine transformers")
         self._pipe.send((list(prompts), options, applied, list(seeds)))
@@ -99,7 +100,11 @@ def engine_args(arguments: VllmArguments) -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
-    found: dict[str, Any] = {"seed": arguments.seed, "enable_prefix_caching": True}
+    found: dict[str, Any] = {
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "enable_prefix_caching": True,
+    }
     if arguments.max_model_len:
         found["max_model_len"] = arguments.max_model_len
     if not gpu:
@@ -126,14 +131,20 @@ def _answer(
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    lora, gate = None, None
+    lora: LoRARequest | None = None
+    # A gate that never opens: it only looks.
+    gate: dict[str, float] = {TAU: NEVER} if options.entropies else {}
     if applied is not None:
         # A number and name of its own for each path: neither weights nor cache are ever reused.
         path = str(applied.adapter)
         if applied.tau is not None:
             gate = {TAU: applied.tau, TEMPERATURE: applied.temperature}
+        elif options.entropies:
+            raise ValueError("an adapter at every step leaves no base whose entropy to report")
         number = adapters.setdefault(path, len(adapters) + 1)
         lora = LoRARequest(f"adapter-{number}", number, path)
+    if options.entropies:
+        gate[TRACE] = 2
     engine = llm.llm_engine
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         params = SamplingParams(
@@ -144,22 +155,48 @@ def _answer(
             seed=seed,
             # All n completions in one output, once the last of them is done.
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=gate,
+            extra_args=gate or None,
         )
         engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=lora)
+    finished, told = 0, 0.0
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 answers = sorted(output.outputs, key=lambda one: one.index)
-                pipe.send((int(output.request_id), [_completion(one) for one in answers]))
+                finished += sum(len(one.token_ids) for one in answers)
+                pipe.send(
+                    (
+                        int(output.request_id),
+                        [_completion(one, options.entropies) for one in answers],
+                    )
+                )
+        if time.monotonic() >= told + 1:
+            told = time.monotonic()
+            pipe.send(Sampled(finished + _unfinished(engine)))
     pipe.send(None)
 
 
-def _completion(output: Any) -> Completion:
+def _unfinished(engine: Any) -> int:
+    """Tokens of prompts whose answers are not all finished yet."""
+    processor = engine.output_processor
+    running = sum(
+        state.detokenizer.num_output_tokens() for state in processor.request_states.values()
+    )
+    waiting = sum(  # finished answers that wait for others to their prompt
+        len(one.token_ids)
+        for parent in processor.parent_requests.values()
+        for one in parent.output_aggregator
+        if one is not None
+    )
+    return running + waiting
+
+
+def _completion(output: Any, entropies: bool) -> Completion:
     report = getattr(output, "gate", None)  # serving/engine/report.py puts it there
     return Completion(
         list(output.token_ids),
         output.text,
         str(output.finish_reason),
         report.gated if report else 0,
+        [mark["entropy"] for mark in report.trace] if report and entropies else None,
     )

@@ -67,11 +67,16 @@ class HeldoutScorer:
             for row in self._rows
         ]
         self._entropies = [answers.entropies[row][opened[row]] for row in self._rows]
-        tokens = [
-            (answers.prompts[row] + answers.tokens[row])[: points.reads]
-            for row, points in zip(self._rows, self._points, strict=True)
-        ]
-        self._store = CacheStore(model, tokens, budget, folder)
+        self._store = CacheStore(
+            model,
+            [answers.prompts[row] for row in self._rows],
+            [
+                answers.tokens[row][: points.reads - len(answers.prompts[row])]
+                for row, points in zip(self._rows, self._points, strict=True)
+            ],
+            budget,
+            folder,
+        )
         self._store.fill("held-out base cache")
         with model.disable_adapter():
             self._base = self._log_probs(model, [temperature])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.base import BaseModel
@@ -34,24 +34,49 @@ def open_base(model: str) -> BaseModel:
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
+# Hidden size from which a model's products outweigh what surrounds them, on a CPU.
+WIDE = 512
+
 
 def load_model(model: str, dtype: Dtype = "auto") -> Any:
     """The causal language model `model`, in evaluation mode, on the GPU where there is one.
 
     Args:
-        dtype: of the weights; auto is bfloat16 on a GPU and float32 on a CPU, whose bfloat16
-            kernels are the slower ones for small models.
+        dtype: of the weights; auto: see `best_dtype`. LoRA weights and losses are float32 anyway.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     gpu = torch.cuda.is_available()
     if dtype == "auto":
-        dtype = "bfloat16" if gpu else "float32"
+        dtype = best_dtype(AutoConfig.from_pretrained(model))
     loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, dtype), use_safetensors=True
     )
     return loaded.to("cuda" if gpu else "cpu").eval()
+
+
+def best_dtype(config: Any) -> Literal["float32", "bfloat16"]:
+    """bfloat16 on a GPU; on a CPU where it is faster, for a checkpoint that is stored in it.
+
+    Args:
+        config: a transformers configuration.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16"
+    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    wide = config.get_text_config().hidden_size >= WIDE
+    return "bfloat16" if stored is torch.bfloat16 and wide and multiplies_bfloat16() else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products; without, float32 is faster."""
+    import torch
+
+    cpu = torch.cpu.get_capabilities()
+    return any(cpu.get(flag, False) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def free_memory() -> None:
@@ -108,3 +133,15 @@ def pad_right(rows: list[list[int]], fill: int = 0) -> tuple[torch.Tensor, torch
     ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask
+
+
+def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose padded size stays within `token_budget`."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

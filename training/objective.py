@@ -25,6 +25,9 @@ everywhere else:
 
               + w * mean_{t not in D} KL(p_b(. | y_<t) || p(. | y_<t))
 
+Over a large vocabulary that mean costs more than all the rest, so it is taken of a random sample of
+`kl_positions` positions of each rollout, which changes it by nothing on average.
+
 Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
 """
 
@@ -120,6 +123,32 @@ def position_weights(
     return torch.where(decision, weights, objective.kl_weight * weights) / count
 
 
+def sample_off_gate(
+    decision: torch.Tensor, rollout: torch.Tensor, count: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All decision points, and `count` random other positions of each rollout.
+
+    Args:
+        decision, rollout: as for `position_weights`.
+        count: None: all.
+
+    Returns:
+        The positions kept, [K] long, ascending; and for each the number of positions that it
+        stands for, [K] float32: 1 at a decision point, n / min(n, count) at one of n others.
+    """
+    stands_for = torch.ones_like(rollout, dtype=torch.float32)
+    if count is None:
+        return torch.arange(len(rollout), device=rollout.device), stands_for
+    keep = decision.clone()
+    for number in range(int(rollout.max()) + 1):
+        others = ((rollout == number) & ~decision).nonzero()[:, 0]
+        drawn = others[torch.randperm(len(others), device=others.device)[:count]]
+        keep[drawn] = True
+        stands_for[drawn] = len(others) / max(1, len(drawn))
+    kept = keep.nonzero()[:, 0]
+    return kept, stands_for[kept]
+
+
 def point_loss(
     hidden: torch.Tensor,
     head: Head,
@@ -193,8 +222,9 @@ def batch_loss(
 ) -> torch.Tensor:
     """The mean loss at every position of a batch of rollouts, `chunk` logits at a time.
 
-    Each chunk's logits are made anew in the backward pass, so that never more than a few
-    [chunk, V] float32 tensors exist, however long the rollouts.
+    Logits are made at decision points and at a sample of the other positions. Each chunk's are made
+    anew in the backward pass, so that never more than a few [chunk, V] float32 tensors exist,
+    however long the rollouts.
 
     Args:
         hidden, base_hidden: [T, d] hidden states that predict `tokens`, adapter on and off.
@@ -207,7 +237,10 @@ def batch_loss(
     Returns:
         A scalar.
     """
-    weights = position_weights(decision, rollout, objective)
+    kept, stands_for = sample_off_gate(decision, rollout, objective.kl_positions)
+    weights = position_weights(decision, rollout, objective)[kept] * stands_for
+    hidden, base_hidden, tokens = hidden[kept], base_hidden[kept], tokens[kept]
+    advantage, decision = advantage[kept], decision[kept]
 
     def chunk_loss(
         h: torch.Tensor,

@@ -1,19 +1,21 @@
 """Stage 1, sample: rollouts of the frozen base on every problem.
 
 The only stage that needs no verifier, no gradient and no adapter; and the longest. Token ids are
-kept as they were generated and are never made from text again.
+kept as they were generated and are never made from text again. With each comes the base's entropy
+where it was drawn, where the engine reports that (vLLM).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Sampling
-from training.generate import Applied, Generator, SamplingOptions, derive_seed
+from training.generate import Applied, Generator, SamplingOptions, derive_seed, show_rate
 from training.problems import Problem
 from training.run import Parts, Stage
 
@@ -25,6 +27,7 @@ SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("text", pa.string()),
         ("finish_reason", pa.string()),
+        ("entropies", pa.list_(pa.float32())),  # nats, one for each token; null: not reported
     ]
 )
 
@@ -37,6 +40,7 @@ def sample(
     seed: int,
     generator: Generator,
     applied: Applied | None = None,
+    label: str = "sample",
 ) -> pa.Table:
     """Rollouts of all problems, SCHEMA, ordered by (problem, sample).
 
@@ -55,9 +59,11 @@ def sample(
             sampling.rollout_temperature or sampling.temperature,
             sampling.top_p,
             sampling.max_tokens,
+            entropies=generator.reports_entropies,
         )
-        with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
-            for place, completions in generator.stream(prompts, options, applied, seeds=seeds):
+        with tqdm(desc=label, unit="problem", total=len(problems), initial=len(done)) as bar:
+            shown = partial(show_rate, bar)
+            for place, completions in generator.stream(prompts, options, applied, seeds, shown):
                 parts.add(
                     {
                         "problem": missing[place],

@@ -1,12 +1,15 @@
 """Stage 3, score: the base's entropy at every generated position, teacher-forced.
 
+vLLM reports entropies while it samples (training/sample.py); this pass is for rollouts that came
+without: those of the transformers engine.
+
 Runs on exactly the token ids that were sampled, in batches of similar length; the [T, V] logits are
 made a chunk at a time. The entropies are what the gate, the selection and the calibration see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +18,10 @@ import torch
 from tqdm import tqdm
 
 from adapters.gate import entropy
-from training.model import head, hidden_states, pad_right
+from training.model import batches, head, hidden_states, pad_right
 from training.run import Parts, Stage
 
 SCHEMA = pa.schema([("row", pa.int64()), ("entropies", pa.list_(pa.float32()))])
-
-
-def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose padded size stays within `token_budget`."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()
@@ -70,6 +61,8 @@ def score(
 
     `load_base` is called only if there is something left to score.
     """
+    if not rollouts["entropies"].null_count:
+        return [np.asarray(h.values) for h in rollouts["entropies"]]
     parts = Parts(stage.path(), SCHEMA)
     if not parts.complete:
         model = load_base()

@@ -127,7 +127,8 @@ def train(
         else:
             store = CacheStore(
                 model,
-                [(row["prompt_ids"] + row["token_ids"])[: points_of(row).reads] for row in rows],
+                [row["prompt_ids"] for row in rows],
+                [row["token_ids"][: points_of(row).reads - len(row["prompt_ids"])] for row in rows],
                 budget or Budget(float("inf"), 0),
                 stage.path("-base-cache"),
             )

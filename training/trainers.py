@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from adapters.files import write_text
 from adapters.recipe import Objective
@@ -66,6 +67,27 @@ class Order(Dataset[int]):
         return self.indices[place]
 
 
+class RateBar(ProgressCallback):  # type: ignore[misc]
+    """transformers' progress bar, with tokens per second and the last held-out estimate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0  # trained on so far: decision points, or all of the rollouts'
+        self.text = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("train")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            seconds = self.training_bar.format_dict["elapsed"]
+            rate = f"{self.tokens / seconds:,.0f} tok/s" if seconds > 0 else ""
+            self.training_bar.set_postfix_str(", ".join(filter(None, (rate, self.text))))
+
+
 class ContrastiveTrainer(Trainer):
     """What the two trainers share.
 
@@ -86,9 +108,12 @@ class ContrastiveTrainer(Trainer):
     ) -> None:
         self.rows, self.objective, self.in_order = rows, objective, strongest_first
         self.on_checkpoint = on_checkpoint
+        self.bar = RateBar()
         super().__init__(
             train_dataset=Order(rows, strongest_first), data_collator=self.collate, **kwargs
         )
+        self.remove_callback(ProgressCallback)
+        self.add_callback(self.bar)
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps.
         self.loss_is_scaled_for_ga = False
 
@@ -107,6 +132,7 @@ class ContrastiveTrainer(Trainer):
         return_outputs: bool = False,  # noqa: ARG002
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> torch.Tensor:
+        self.bar.tokens += len(inputs["tokens"])
         return self.loss(self.accelerator.unwrap_model(model), inputs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -118,10 +144,7 @@ class ContrastiveTrainer(Trainer):
         super()._save_checkpoint(model, *args, **kwargs)
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         if self.on_checkpoint is not None:
-            text = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                    callback.training_bar.set_postfix_str(text)
+            self.bar.text = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
         # The marker comes last: a checkpoint without it was cut short by a kill.
         write_text(folder / WHOLE, "")
 
@@ -189,7 +212,17 @@ def points_of(row: TrainingRow) -> Points:
 
 
 class EveryPositionTrainer(ContrastiveTrainer):
-    """The adapter over whole rollouts, with the base beside it: one model, adapter on and off."""
+    """The adapter over whole rollouts, with the base beside it: one model, adapter on and off.
+
+    Rollouts of like length are batched together, so that little is padding.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.in_order or self.args.train_batch_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row["prompt_ids"]) + len(row["token_ids"]) for row in self.rows]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=lengths)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return collate([self.rows[index] for index in indices])

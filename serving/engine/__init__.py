@@ -4,6 +4,7 @@
     cpu_lora.py    CPU LoRA kernels that give base rows base outputs
     cpu_layers.py  LoRA layers that do no work for rows, modules and ranks that need none
     cpu_seeds.py   seeded requests whose prompt is computed in pieces, on the CPU
+    cpu_sampling.py  top-p and top-k on the CPU without sorting the vocabulary
     hooks.py       where the gate goes in, and what it is refused with
     plan.py        what the scheduler tells the workers about gated requests
     scheduler.py   replay: decision points, positions taken back, LoRA slots and turns

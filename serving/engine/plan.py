@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from adapters.engine import TAU, TEMPERATURE
+from adapters.engine import NEVER, TAU, TEMPERATURE
 
-TRACE = "gate_trace"
 TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
 
 
@@ -41,8 +40,13 @@ def plan_of(output: SchedulerOutput) -> Plan:
 
 
 def gate_of(params: Any, lora_request: Any) -> tuple[float, float] | None:
-    """(tau, temperature) of a request that is gated, None of one that is not."""
+    """(tau, temperature) of a request that is gated, None of one that is not.
+
+    A request of the base has no adapter to run; it counts as gated where its gate never opens.
+    """
     arguments = params.extra_args if params is not None else None
-    if not arguments or lora_request is None or TAU not in arguments:
+    if not arguments or TAU not in arguments:
+        return None
+    if lora_request is None and float(arguments[TAU]) < NEVER:
         return None
     return float(arguments[TAU]), float(arguments.get(TEMPERATURE, 1.0))

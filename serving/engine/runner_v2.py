@@ -73,6 +73,8 @@ class GateV2:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
         self.sampler.runner = self
         self.table = GateTable(self.max_num_reqs, self.device)
+        if self.lora_config is None:
+            return  # no adapters, so no gate that opens
         manager = self.lora_manager._adapter_manager
         for wrapper in manager.punica_wrapper_mapping.values():
             self._mask_after(wrapper)

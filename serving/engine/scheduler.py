@@ -30,11 +30,12 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from adapters.engine import TRACE
 from serving.engine import pins, report
 from serving.engine.counters import HELD, count_replay
 from serving.engine.evidence import Evidence, Seen
 from serving.engine.hooks import check, shares_slots
-from serving.engine.plan import TRACE, Plan, Step, attach, gate_of, plan_of
+from serving.engine.plan import Plan, Step, attach, gate_of, plan_of
 from serving.engine.report import REPORT
 
 
@@ -45,7 +46,7 @@ class Gate:
     tau: float
     temperature: float
     trace: int  # see plan.Step
-    lora: LoRARequest
+    lora: LoRARequest | None  # None: the base's own, whose gate never opens
     point: int | None = None  # a position
     seen: Seen | None = None  # what the base's distribution was there
 
@@ -76,7 +77,7 @@ class GateMixin(Scheduler):
         self._turned_away: dict[int, int] = {}  # LoRA id -> step since which it has had no slot
         # A copy, whose max_loras goes down for steps that do not run the pinned ones.
         self.lora_config: Any = copy(self.vllm_config.lora_config)
-        self._slots = self.lora_config.max_loras
+        self._slots = self.lora_config.max_loras if self.lora_config else 0
 
     def add_request(self, request: Request) -> None:
         gate = gate_of(request.sampling_params, request.lora_request)
@@ -100,11 +101,13 @@ class GateMixin(Scheduler):
             request = self.requests[name]
             if not self._shares_slots or gate.point == request.num_computed_tokens:
                 request.lora_request = gate.lora
-        self._take_turns()
+        if self.lora_config:
+            self._take_turns()
         try:
             output = super().schedule(throttle_prefills)
         finally:
-            self.lora_config.max_loras = self._slots
+            if self.lora_config:
+                self.lora_config.max_loras = self._slots
             for name in self._gates:
                 self.requests[name].lora_request = None
         for new in output.scheduled_new_reqs:
@@ -226,7 +229,7 @@ class GateMixin(Scheduler):
                 if found is None or not output.new_token_ids:
                     continue
                 gate, position, gated, seen = found
-                if gated:
+                if gated and gate.lora is not None:
                     count_replay(gate.lora.lora_name)
                 if not gated and position and gate.trace < 2:
                     continue

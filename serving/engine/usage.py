@@ -22,8 +22,9 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.engine.protocol import CompletionTokenUsageInfo
 
+from adapters.engine import TRACE
 from serving.engine.counters import ANSWERS
-from serving.engine.plan import TALLY, TRACE
+from serving.engine.plan import TALLY
 from serving.engine.report import TALLIES, Tally
 
 _numbers = itertools.count(1)

@@ -5,8 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from adapters.manifest import Gate
-from training.choose import Candidate, best_estimated, choose_always, choose_gated, shortlist
+from training.choose import (
+    Candidate,
+    best_estimated,
+    choose_always,
+    choose_gated,
+    race,
+    shortlist,
+)
 from training.estimate import WeightedScore
+from training.generate import Applied
 from training.metrics import Estimate
 from training.results import Result
 
@@ -63,34 +71,70 @@ def test_where_no_estimate_is_trusted_the_best_of_them_are_decoded() -> None:
     assert best_estimated(found) is found[1]
 
 
+class Decoder:
+    """Answers as an entrant's scores say, and keeps what was asked."""
+
+    def __init__(self, scores: dict[str, list[float]]) -> None:
+        self.scores, self.asked = scores, []
+
+    def __call__(self, label, applied, count) -> Result:
+        self.asked.append((label, applied.tau, count))
+        correct = np.array(self.scores[label])[:count, None] > 0
+        zeros = np.zeros_like(correct, dtype=np.int64)
+        ids = [str(n) for n in range(count)]
+        return Result(
+            label, applied.mode, "made up", 0.6, ids, correct, correct, zeros + 7, zeros, correct
+        )
+
+
 def test_decoding_decides_between_those_that_were_decoded() -> None:
     found = [candidate(1, 0.7), candidate(2, 0.69), candidate(3, 0.1)]
-    answered = {"checkpoint-1 at 1.000": 0.60, "checkpoint-2 at 1.000": 0.65}
-    asked = []
-
-    def ask(label, applied):
-        asked.append(label)
-        assert applied is not None
-        assert applied.tau == (None if label.endswith("always") else 1.0)
-        return result(label, answered.get(label, 0.5))
-
+    # Too close to drop either; the second wins by the last problems.
+    ask = Decoder(
+        {
+            "checkpoint-1 at 1.000": [1, 0] * 40 + [0] * 20,
+            "checkpoint-2 at 1.000": [1, 0] * 40 + [1] * 20,
+        }
+    )
     base = result("base", 0.4, "base")
-    choice = choose_gated(found, 2, base, ask)
-    assert asked == [*answered, "checkpoint-2 always"]
+    choice = choose_gated(found, 2, 100, base, ask)
+    assert ask.asked == [(label, 1.0, count) for count in (25, 50, 100) for label in ask.scores]
     assert (choice.checkpoint.name, choice.gate) == ("checkpoint-2", GATE)
-    assert choice.gated.pass_at_1.value == 0.65 and choice.base is base
-    assert choice.tokens == 3 * 700
+    assert choice.kept.pass_at_1.value == 0.6 and choice.base is base
+    assert choice.tokens == 2 * 700
+
+
+def test_a_candidate_that_falls_behind_is_asked_no_further() -> None:
+    entrants = [(name, Applied(Path(name))) for name in ("good", "bad", "close", "late")]
+    ask = Decoder(
+        {
+            "good": [1, 1, 1, 0] * 10,
+            "bad": [0] * 40,
+            "close": [1, 1, 0, 1] * 10,  # as good, on other problems
+            "late": [1, 1, 1, 0] * 3 + [0] * 28,
+        }
+    )
+    kept, results = race(entrants, 40, ask)
+    assert (kept, [one.n for one in results]) == (0, [40, 10, 40, 20])
+    assert [label for label, _, count in ask.asked if count == 40] == ["good", "close"]
+
+
+def test_one_problem_drops_nobody_unless_it_was_the_last() -> None:
+    entrants = [(name, Applied(Path(name))) for name in ("a", "b")]
+    kept, results = race(entrants, 1, Decoder({"a": [0], "b": [1]}))
+    assert kept == 1 and len(results) == 2
 
 
 def test_an_always_on_adapter_is_chosen_by_decoding_every_checkpoint() -> None:
     paths = [Path(f"checkpoint-{n}") for n in (1, 2, 3)]
-    answered = {"checkpoint-1 always": 0.6, "checkpoint-2 always": 0.7, "checkpoint-3 always": 0.7}
-    asked = []
-
-    def ask(label, applied):
-        asked.append((label, applied.tau))
-        return result(label, answered.get(label, 0.5), "always")
-
-    choice = choose_always(paths, GATE, result("base", 0.4, "base"), ask)
+    ask = Decoder(
+        {
+            "checkpoint-1 always": [0] * 8,
+            "checkpoint-2 always": [1, 0] * 4,
+            "checkpoint-3 always": [1, 0] * 4,
+        }
+    )
+    choice = choose_always(paths, GATE, 8, result("base", 0.4, "base"), ask)
     assert choice.checkpoint.name == "checkpoint-2"
-    assert asked == [*((label, None) for label in answered), ("checkpoint-2 at 1.000", 1.0)]
+    assert {tau for _, tau, _ in ask.asked} == {None}
+    assert {label for label, _, _ in ask.asked} == ask.scores.keys()

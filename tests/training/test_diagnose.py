@@ -34,7 +34,7 @@ def result(
 
 def warnings(**changes: object) -> list[str]:
     given = {"mixed": 50, "asked": 100, "log": LOG, "gate": GATE, "base": result(), **changes}
-    return diagnose(**{"gated": result(right=8), **given})  # type: ignore[arg-type]
+    return diagnose(**{"kept": result(right=8), **given})  # type: ignore[arg-type]
 
 
 def test_a_healthy_run_is_left_in_peace() -> None:
@@ -47,12 +47,12 @@ def test_a_healthy_run_is_left_in_peace() -> None:
         ({"mixed": 3}, "3 of 100 problems"),
         ({"log": [*LOG, {"loss": -446.0}]}, "the loss reached 446"),
         ({"log": [*LOG, {"loss": math.nan}]}, "the loss reached nan"),
-        ({"gated": result(right=8, gated=13)}, "opened at 13.0% of held-out tokens"),
-        ({"gated": result(right=8, gated=2)}, "opened at 2.0%"),
-        ({"gated": result(right=8, boxed=9)}, "90.0% of the gated answers have a \\boxed{}"),
-        ({"gated": result(right=8, tokens=70, gated=4)}, "have 70 tokens, the base's 100"),
-        ({"gated": result(right=8, tokens=130, gated=8)}, "have 130 tokens"),
-        ({"gated": result(right=4)}, "no gain on the held-out problems (-0.100"),
+        ({"kept": result(right=8, gated=13)}, "opened at 13.0% of held-out tokens"),
+        ({"kept": result(right=8, gated=2)}, "opened at 2.0%"),
+        ({"kept": result(right=8, boxed=9)}, "90.0% of the answers have a \\boxed{}"),
+        ({"kept": result(right=8, tokens=70, gated=4)}, "have 70 tokens, the base's 100"),
+        ({"kept": result(right=8, tokens=130, gated=8)}, "have 130 tokens"),
+        ({"kept": result(right=4)}, "no gain on the held-out problems (-0.100"),
     ],
 )
 def test_a_known_failure_is_named(changes: dict[str, object], words: str) -> None:

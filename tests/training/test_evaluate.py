@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,8 +67,10 @@ class Scripted(Generator):
         options: SamplingOptions,
         applied: Applied | None = None,
         seeds: Sequence[int] | None = None,
+        on_tokens: Callable[[int], object] = lambda _: None,
     ) -> Iterator[tuple[int, list[Completion]]]:
         assert seeds is not None
+        on_tokens(7)
         for place in reversed(range(len(prompts))):  # never in the order of the prompts
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
                 raise RuntimeError("killed")

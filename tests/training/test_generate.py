@@ -14,6 +14,7 @@ from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from training.generate import Applied, SamplingOptions, open_generator
 from training.model import load_model
+from training.score import sequence_entropies
 from training.tiny.world import puzzles
 
 BASE = "models/tiny-qwen2"
@@ -136,6 +137,47 @@ def test_gated_greedy_is_the_reference(generator, prompts, adapter) -> None:
     assert gated > 0
     never = generator.generate(prompts, greedy, Applied(adapter, 1e9))
     assert never == generator.generate(prompts, greedy)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """vLLM and transformers, both in float32."""
+    with open_generator(
+        BASE, engine="vllm", max_rank=8, gated=True, max_model_len=128, dtype="float32"
+    ) as generator:
+        yield generator, load_model(BASE, "float32")
+
+
+@pytest.mark.parametrize("tau", [None, 0.3])
+def test_entropies_while_sampling_are_those_of_the_scoring_pass(
+    exact, prompts, adapter, tau: float | None
+) -> None:
+    """The base's, of every token, also where an adapter answers behind the gate."""
+    generator, model = exact
+    options = SamplingOptions(n=2, temperature=1.0, max_tokens=40, entropies=True)
+    told: list[int] = []
+    applied = None if tau is None else Applied(adapter, tau)
+    stream = generator.stream(prompts, options, applied, on_tokens=told.append)
+    answers = [one for _, row in sorted(stream, key=lambda found: found[0]) for one in row]
+    asked = [prompt for prompt in prompts for _ in range(2)]
+    wanted = sequence_entropies(model, asked, [one.token_ids for one in answers])
+    for one, h in zip(answers, wanted, strict=True):
+        assert one.entropies == pytest.approx(h.tolist(), abs=1e-4)
+        assert one.gated == (0 if tau is None else sum(h > tau))
+    # The test would see a shift by one token.
+    first, shifted = wanted[0], answers[0].entropies[1:]
+    assert sum(abs(first[:-1] - shifted) > 1e-2) > len(shifted) / 4
+    # The progress bar hears of tokens before the first answer is finished.
+    assert told == sorted(told)
+    assert told[0] < sum(len(one.token_ids) for one in answers)
+
+
+def test_an_adapter_at_every_step_has_no_entropies_of_the_base(exact, prompts, adapter) -> None:
+    options = SamplingOptions(max_tokens=4, entropies=True)
+    with pytest.raises(RuntimeError, match="leaves no base whose entropy to report"):
+        exact[0].generate(prompts[:1], options, Applied(adapter))
+    answers = exact[0].generate(prompts[:1], SamplingOptions(max_tokens=4), Applied(adapter))
+    assert answers[0][0].entropies is None
 
 
 def test_a_cold_gate_samples_greedily(generator, prompts, adapter) -> None:

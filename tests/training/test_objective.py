@@ -12,6 +12,7 @@ from training.objective import (
     kl_divergence,
     point_loss,
     position_weights,
+    sample_off_gate,
     signed_cross_entropy,
     token_log_probs,
 )
@@ -167,6 +168,39 @@ def test_a_batch_without_decision_points_is_pure_kl(batch) -> None:
     assert loss.item() == pytest.approx(loop_loss(**batch, objective=objective), rel=1e-5)
     arguments["base_hidden"] = arguments["hidden"]
     assert batch_loss(**arguments, head=head, objective=objective).item() == pytest.approx(0)
+
+
+def test_every_decision_point_is_kept_and_a_sample_stands_for_the_others() -> None:
+    decision = torch.tensor([True, False, False, False, False, True, False])
+    rollout = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    kept, stands_for = sample_off_gate(decision, rollout, 2)
+    assert len(kept) == 5 and kept.tolist() == sorted(kept.tolist())
+    assert {0, 5, 6} < set(kept.tolist())
+    by_position = dict(zip(kept.tolist(), stands_for.tolist(), strict=True))
+    drawn = [by_position[p] for p in kept.tolist() if p in range(1, 5)]
+    assert drawn == [2.0, 2.0]  # two of four
+    assert (by_position[0], by_position[5], by_position[6]) == (1.0, 1.0, 1.0)
+    everything, ones = sample_off_gate(decision, rollout, None)
+    assert everything.tolist() == list(range(7)) and ones.tolist() == [1.0] * 7
+
+
+@pytest.mark.parametrize("mean", ["rollout", "token"])
+def test_a_sample_of_the_kl_term_is_the_full_sum_on_average(batch, mean: str) -> None:
+    head = torch.nn.Linear(6, 11, bias=False).double()
+    head.weight.data = batch["weight"]
+    arguments = {key: value for key, value in batch.items() if key != "weight"}
+
+    def loss(count: int | None) -> float:
+        objective = Objective(kl_weight=5.0, mean=mean, kl_positions=count)
+        return batch_loss(**arguments, head=head, objective=objective).item()
+
+    torch.manual_seed(0)
+    full = loss(None)
+    assert loss(100) == pytest.approx(full, rel=1e-6)
+    drawn = torch.tensor([loss(2) for _ in range(400)])
+    error = drawn.std().item() / 400**0.5
+    assert error > 0.001  # a draw does differ
+    assert abs(drawn.mean().item() - full) < 3 * error
 
 
 def test_token_log_probs_by_hand() -> None:

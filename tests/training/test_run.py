@@ -11,6 +11,7 @@ from training.generate import Completion, SamplingOptions, derive_seed
 from training.problems import Problem
 from training.run import Parts, Stage
 from training.sample import sample
+from training.score import score
 
 
 def test_a_stage_depends_on_all_before_it(tmp_path: Path) -> None:
@@ -51,15 +52,30 @@ class Dying:
     def __init__(self, survives: int) -> None:
         self.survives, self.asked = survives, []
 
+    reports_entropies = True
+
     def stream(
-        self, prompts: Sequence[list[int]], options: SamplingOptions, applied=None, seeds=()
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        applied=None,
+        seeds=(),
+        on_tokens=None,
     ) -> Iterator[tuple[int, list[Completion]]]:
         for place in reversed(range(len(prompts))):  # any order is allowed
             if len(self.asked) == self.survives:
                 raise KeyboardInterrupt
             self.asked.append(prompts[place])
             token = seeds[place] % 1000
-            yield place, [Completion([token, n], "text", "stop") for n in range(options.n)]
+            yield (
+                place,
+                [
+                    Completion(
+                        [token, n], "text", "stop", 0, [0.5, 1.0] if options.entropies else None
+                    )
+                    for n in range(options.n)
+                ],
+            )
 
 
 class Renderer:
@@ -83,6 +99,9 @@ def test_a_killed_sampling_asks_only_what_is_missing(tmp_path, monkeypatch) -> N
     assert table.num_rows == 14
     other = Stage.first(tmp_path / "other", "rollouts", {})
     assert sample(other, problems, Renderer(), sampling, 0, whole).equals(table)
+    # Entropies came with the tokens: the base is not loaded to score them.
+    found = score(stage.then("entropies", {}), table, load_base=lambda: pytest.fail("loaded"))
+    assert [h.tolist() for h in found] == [[0.5, 1.0]] * 14
     third = Dying(0)  # a finished stage asks nothing at all
     assert sample(stage, problems, Renderer(), sampling, 0, third).equals(table)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ import torch
 
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
-from training.model import load_model
+from training.model import batches, best_dtype, load_model
 from training.run import Stage
-from training.score import batches, sequence_entropies
+from training.score import sequence_entropies
 from training.train import load_adapter, peft_model, train
-from training.trainers import ContrastiveTrainer, Order, TrainingRow, collate, strength
+from training.trainers import (
+    ContrastiveTrainer,
+    EveryPositionTrainer,
+    Order,
+    RateBar,
+    TrainingRow,
+    collate,
+    strength,
+)
 
 BASE = "models/tiny-qwen2"
 
@@ -118,6 +127,61 @@ def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
+
+
+def test_always_on_batches_are_of_like_length(tmp_path, rows) -> None:
+    # Twelve rollouts of four lengths, shuffled.
+    for number, row in enumerate(rows):
+        row["token_ids"] = row["token_ids"][:1] * (5 + 10 * (number % 4))
+        row["decisions"] = [True] * len(row["token_ids"])
+        row["advantages"] = [1.0] * len(row["token_ids"])
+        row["prompt_ids"] = row["prompt_ids"][:3]
+    seen = []
+    stock = EveryPositionTrainer.collate
+
+    def collate_and_look(self, indices):
+        seen.append({len(self.rows[index]["token_ids"]) for index in indices})
+        return stock(self, indices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EveryPositionTrainer, "collate", collate_and_look)
+        changes = {"batch_size": 3, "accumulation": 1, "epochs": 1.0, "order": "shuffled"}
+        run(tmp_path, rows, "all", **changes)
+    assert len(seen) == 4 and all(len(lengths) <= 2 for lengths in seen)
+
+
+def test_the_bar_shows_tokens_per_second_and_the_last_estimate() -> None:
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=1)
+    bar = RateBar()
+    bar.on_train_begin(None, state, None)
+    bar.tokens, bar.text = 1200, "held-out 0.5"
+    bar.on_step_end(None, state, None)
+    shown = bar.training_bar.postfix
+    assert shown.endswith(" tok/s, held-out 0.5")
+    assert int(shown.split()[0].replace(",", "")) > 0
+    bar.on_train_end(None, state, None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "hidden", "has_instructions", "wanted"),
+    [
+        (torch.bfloat16, 896, True, "bfloat16"),
+        (torch.bfloat16, 896, False, "float32"),
+        (torch.float32, 896, True, "float32"),
+        (torch.bfloat16, 128, True, "float32"),  # a miniature
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_faster(
+    monkeypatch, stored, hidden: int, has_instructions: bool, wanted: str
+) -> None:
+    from transformers import Qwen2Config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = {"avx512_bf16": has_instructions}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert best_dtype(Qwen2Config(hidden_size=hidden, dtype=stored)) == wanted
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_dtype(Qwen2Config(hidden_size=hidden, dtype=stored)) == "bfloat16"
 
 
 def lora_of(model) -> dict[str, torch.Tensor]:

@@ -36,7 +36,10 @@ from training.verify import Verifier
 GRPO = ("--learning-rate", "1e-4", "--patience", "3")
 # The cells were made when adapters were fitted at every position, on rollouts with a top_p.
 TOP_P = 0.95
-AS_BEFORE = ("--objective.positions", "all", "--sampling.top-p", str(TOP_P))
+AS_BEFORE = (
+    *("--objective.positions", "all", "--objective.kl-positions", "none"),
+    *("--sampling.top-p", str(TOP_P)),
+)
 FIRST_SEED = 10  # seeds below it are the corpus' own, whose problems a base has seen
 
 
