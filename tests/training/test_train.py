@@ -129,13 +129,19 @@ def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
     assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
 
 
-def test_always_on_batches_are_of_like_length(tmp_path, rows) -> None:
-    # Twelve rollouts of four lengths, shuffled.
-    for number, row in enumerate(rows):
-        row["token_ids"] = row["token_ids"][:1] * (5 + 10 * (number % 4))
-        row["decisions"] = [True] * len(row["token_ids"])
-        row["advantages"] = [1.0] * len(row["token_ids"])
-        row["prompt_ids"] = row["prompt_ids"][:3]
+def test_always_on_batches_are_of_like_length(tmp_path) -> None:
+    # Rollouts of four lengths, shuffled.
+    many = []
+    for number in range(48):
+        length = 2 + 4 * (number % 4)
+        many.append(
+            TrainingRow(
+                prompt_ids=[5, 6, 7],
+                token_ids=[8] * length,
+                advantages=[1.0] * length,
+                decisions=[True] * length,
+            )
+        )
     seen = []
     stock = EveryPositionTrainer.collate
 
@@ -146,8 +152,8 @@ def test_always_on_batches_are_of_like_length(tmp_path, rows) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EveryPositionTrainer, "collate", collate_and_look)
         changes = {"batch_size": 3, "accumulation": 1, "epochs": 1.0, "order": "shuffled"}
-        run(tmp_path, rows, "all", **changes)
-    assert len(seen) == 4 and all(len(lengths) <= 2 for lengths in seen)
+        run(tmp_path, many, "all", **changes)
+    assert len(seen) == 16 and all(len(lengths) <= 2 for lengths in seen)
 
 
 def test_the_bar_shows_tokens_per_second_and_the_last_estimate() -> None:
