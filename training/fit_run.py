@@ -273,6 +273,7 @@ class FitRun:
                 config.seed,
                 budget=self.budget,
                 start=start,
+                on_start=estimates.prepare if config.mode == "gated" else None,
                 on_checkpoint=on_checkpoint if config.mode == "gated" else None,
             )
         return stage, checkpoints
@@ -335,8 +336,8 @@ class Estimates:
     def _path(self, checkpoint: Path) -> Path:
         return self._stage.path() / f"{checkpoint.parent.name}-{checkpoint.name}.json"
 
-    def update(self, model: Any, checkpoint: Path) -> WeightedScore:
-        """Estimate the adapter that `model` has on, the `checkpoint`; return the first gate's."""
+    def prepare(self, model: Any) -> None:
+        """Compute what the scorer reads of `model`'s base, unless that is done."""
         if self._scorer is None:
             self._scorer = HeldoutScorer(
                 model,
@@ -346,6 +347,11 @@ class Estimates:
                 self._run.budget,
                 self._stage.path("-base-cache"),
             )
+
+    def update(self, model: Any, checkpoint: Path) -> WeightedScore:
+        """Estimate the adapter that `model` has on, the `checkpoint`; return the first gate's."""
+        self.prepare(model)
+        assert self._scorer is not None
         training = model.training
         model.eval()
         scores = self._scorer.score(model)

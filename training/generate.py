@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -155,8 +155,8 @@ class Generator:
         """All completions, in the order of the prompts, with a progress bar named `label`."""
         answers: list[list[Completion]] = [[] for _ in prompts]
         with tqdm(total=len(prompts), desc=label, unit="problem") as bar:
-            shown = partial(show_rate, bar)
-            for index, completions in self.stream(prompts, options, applied, on_tokens=shown):
+            rate = TokenRate(bar)
+            for index, completions in self.stream(prompts, options, applied, on_tokens=rate):
                 answers[index] = completions
                 bar.update()
         return answers
@@ -186,18 +186,32 @@ class Generator:
             self._started.close()
 
 
-def show_rate(bar: tqdm[Any], tokens: int, more: str = "") -> None:
-    """Have a bar over problems show tokens per second.
+class TokenRate:
+    """Shows tokens per second in a bar over problems.
 
     The problems of a large batch finish together, late; tokens come from the first second on.
-
-    Args:
-        tokens: sampled since the bar began.
-        more: shown in front.
     """
-    seconds = bar.format_dict["elapsed"]
-    if seconds > 0:
-        bar.set_postfix_str(f"{more}{tokens:,} tokens, {tokens / seconds:,.0f}/s")
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar, self._tokens = bar, 0
+        self._first: tuple[float, int] | None = None  # when the engine had started
+        self.note = ""  # shown in front
+
+    def __call__(self, tokens: int) -> None:
+        """So many tokens have been sampled since the bar began."""
+        self._tokens = tokens
+        self._first = self._first or (time.monotonic(), tokens)
+        self.show()
+
+    def show(self) -> None:
+        """Draw the bar."""
+        parts = [self.note] if self.note else []
+        if self._first is not None:
+            since, before = self._first
+            seconds = time.monotonic() - since
+            rate = f", {(self._tokens - before) / seconds:,.0f}/s" if seconds > 0 else ""
+            parts.append(f"{self._tokens:,} tokens{rate}")
+        self._bar.set_postfix_str(", ".join(parts))
 
 
 class VllmArguments(NamedTuple):

@@ -2,16 +2,19 @@
 
 vLLM runs in a child process with its engine inside that process: all requests are queued before the
 first step, so a seed gives the same batches and the same tokens; and when the generator is closed
-the operating system takes all its memory back, on a GPU too, for the trainer.
+the operating system takes all its memory back, on a GPU too, for the trainer. What vLLM and its
+libraries print goes to a file, whose end is shown if the child dies.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE, gate_arguments
@@ -28,7 +31,10 @@ class VllmSource:
     def __init__(self, model: str, arguments: VllmArguments) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, model, arguments))
+        descriptor, log = tempfile.mkstemp(prefix="reasonmaxxer-vllm-", suffix=".log")
+        os.close(descriptor)
+        self._log = Path(log)
+        self._process = context.Process(target=_serve, args=(theirs, model, arguments, log))
         with without_main():
             self._process.start()
         theirs.close()
@@ -39,7 +45,10 @@ class VllmSource:
             reply = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"vLLM died with exit code {self._process.exitcode}") from None
+            lines = self._log.read_text(errors="replace").splitlines()
+            raise RuntimeError(
+                "\n".join([f"vLLM died with exit code {self._process.exitcode}", *lines[-20:]])
+            ) from None
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -65,10 +74,14 @@ class VllmSource:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._log.unlink(missing_ok=True)
 
 
-def _serve(pipe: Connection, model: str, arguments: VllmArguments) -> None:
+def _serve(pipe: Connection, model: str, arguments: VllmArguments, log: str) -> None:
     """The child: an engine that answers until the pipe closes."""
+    with open(log, "ab", buffering=0) as file:
+        for stream in (1, 2):  # C++ libraries write to these too
+            os.dup2(file.fileno(), stream)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

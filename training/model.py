@@ -46,7 +46,9 @@ def load_model(model: str, dtype: Dtype = "auto") -> Any:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of seconds, between bars of minutes
     gpu = torch.cuda.is_available()
     if dtype == "auto":
         dtype = best_dtype(AutoConfig.from_pretrained(model))

@@ -23,7 +23,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from adapters.manifest import Mode, Score
-from training.generate import show_rate
+from training.generate import TokenRate
 from training.metrics import (
     Estimate,
     Floats,
@@ -265,11 +265,11 @@ class Recorder:
         self.missing = [
             index for index, key in enumerate(self._keys) if len(self._rows[key]) < samples
         ]
-        self._score, self._tokens = "", 0  # shown in the bar
         done = len(problems) - len(self.missing)
         if done:
             logger.info("%s: %d of %d problems were answered before", label, done, len(problems))
         self._bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem")
+        self.sampled = TokenRate(self._bar)  # for an engine that tells of its tokens
 
     def __enter__(self) -> Self:
         return self
@@ -292,14 +292,6 @@ class Recorder:
             due = time.monotonic() - self._flushed > _SECONDS
         if full or due:
             self.flush()
-
-    def sampled(self, tokens: int) -> None:
-        """Show how many tokens have been sampled so far, where the engine tells."""
-        self._tokens = tokens
-        if tokens:
-            show_rate(self._bar, tokens, self._score)
-        else:
-            self._bar.set_postfix_str(self._score.rstrip(", "))
 
     def flush(self) -> None:
         """Verify and write the answers that wait."""
@@ -330,8 +322,8 @@ class Recorder:
                 self._rows[row["problem_id"], row["problem_sha256"]].append(row)
             graded = [row["correct"] for found in self._rows.values() for row in found]
             if graded:
-                self._score = f"pass@1={np.mean(graded):.3f}, "
-                self.sampled(self._tokens)
+                self.sampled.note = f"pass@1={np.mean(graded):.3f}"
+                self.sampled.show()
 
     def result(self, label: str, mode: Mode, source: str, temperature: float) -> Result:
         """The result, once every problem is answered."""

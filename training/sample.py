@@ -8,14 +8,13 @@ where it was drawn, where the engine reports that (vLLM).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Sampling
-from training.generate import Applied, Generator, SamplingOptions, derive_seed, show_rate
+from training.generate import Applied, Generator, SamplingOptions, TokenRate, derive_seed
 from training.problems import Problem
 from training.run import Parts, Stage
 
@@ -62,8 +61,8 @@ def sample(
             entropies=generator.reports_entropies,
         )
         with tqdm(desc=label, unit="problem", total=len(problems), initial=len(done)) as bar:
-            shown = partial(show_rate, bar)
-            for place, completions in generator.stream(prompts, options, applied, seeds, shown):
+            rate = TokenRate(bar)
+            for place, completions in generator.stream(prompts, options, applied, seeds, rate):
                 parts.add(
                     {
                         "problem": missing[place],

@@ -96,6 +96,7 @@ def train(
     *,
     budget: Budget | None = None,
     start: Path | None = None,
+    on_start: Callable[[Any], None] | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> list[Path]:
     """Train and return the checkpoints' folders (PEFT adapters), oldest first.
@@ -105,6 +106,7 @@ def train(
         checkpoint_every: in epochs.
         budget: of the base's caches, for training at decision points; None: all in memory.
         start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
+        on_start: called with the model before the first step.
         on_checkpoint: called for each checkpoint that is made.
     """
     folder = stage.path()
@@ -134,6 +136,8 @@ def train(
             )
             store.fill("base cache")
             trainer = DecisionPointTrainer(store=store, **given)
+        if on_start is not None:
+            on_start(model)
         _run(trainer, folder)
         if store is not None:
             store.close()

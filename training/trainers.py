@@ -68,12 +68,12 @@ class Order(Dataset[int]):
 
 
 class RateBar(ProgressCallback):  # type: ignore[misc]
-    """transformers' progress bar, with tokens per second and the last held-out estimate."""
+    """transformers' progress bar, with tokens per second, the loss, the last held-out estimate."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens = 0  # trained on so far: decision points, or all of the rollouts'
-        self.text = ""
+        self.text = self.loss = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -85,7 +85,13 @@ class RateBar(ProgressCallback):  # type: ignore[misc]
         if self.training_bar is not None:
             seconds = self.training_bar.format_dict["elapsed"]
             rate = f"{self.tokens / seconds:,.0f} tok/s" if seconds > 0 else ""
-            self.training_bar.set_postfix_str(", ".join(filter(None, (rate, self.text))))
+            shown = filter(None, (rate, self.loss, self.text))
+            self.training_bar.set_postfix_str(", ".join(shown))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        """Show the loss in the bar, where transformers prints a line."""
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3g}"
 
 
 class ContrastiveTrainer(Trainer):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from tqdm import tqdm
 
 from adapters.recipe import Sampling
-from training.generate import Completion, SamplingOptions, derive_seed
+from training.generate import Completion, SamplingOptions, TokenRate, derive_seed
 from training.problems import Problem
 from training.run import Parts, Stage
 from training.sample import sample
@@ -110,3 +111,17 @@ def test_seeds_differ_by_part_and_are_31_bits() -> None:
     seeds = {derive_seed(seed, "rollouts", n) for seed in range(3) for n in range(1000)}
     assert len(seeds) == 3000
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_bar_over_problems_shows_tokens_per_second(monkeypatch) -> None:
+    now = iter([100.0, 100.0, 110.0, 110.0])
+    monkeypatch.setattr("training.generate.time.monotonic", lambda: next(now))
+    with tqdm(total=4) as bar:
+        rate = TokenRate(bar)
+        rate.note = "pass@1=0.500"
+        rate.show()
+        assert bar.postfix == "pass@1=0.500"
+        rate(64)  # the engine took its time to start: the clock begins here
+        assert bar.postfix == "pass@1=0.500, 64 tokens"
+        rate(3064)
+        assert bar.postfix == "pass@1=0.500, 3,064 tokens, 300/s"
