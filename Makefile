@@ -25,8 +25,10 @@ $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
-demo: install ## fit an adapter, serve it, compare it with its base (4 to 13 minutes on 2 cores)
-	$(BIN)/python -m demo
+# make demo MODEL=Qwen/Qwen2.5-0.5B-Instruct PROBLEMS=reasoning_gym:chain_sum ARGS='--train 200'
+demo: install ## fit an adapter, serve it, compare it with its base (8 minutes on 2 cores); MODEL=, PROBLEMS=
+	$(BIN)/python -m demo $(if $(MODEL),--model '$(MODEL)' --output 'runs/demo-$(notdir $(MODEL))') \
+	    $(if $(PROBLEMS),--problems '$(PROBLEMS)') $(ARGS)
 
 # What the tests of the dashboards and of the page drive; without them those are skipped.
 tools: ## Prometheus and Chromium, from Debian's packages

@@ -52,6 +52,12 @@ class Selection(_Section):
 
     problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
     shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
+    rollouts: int | None = Field(
+        None,
+        ge=2,
+        description="Rollouts kept of each problem, as many right as wrong ones where there are; "
+        "None: all. Training costs as many passes of the base as tokens are kept.",
+    )
     advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
     baseline: Literal["problem", "prefix"] = Field(
         "problem",

@@ -1,50 +1,102 @@
 """The main job, end to end: fit an adapter, serve it beside its base, and measure both over HTTP.
 
-    python -m demo        (or: make demo)
+    python -m demo                                                       (or: make demo)
+    python -m demo --model Qwen/Qwen2.5-0.5B-Instruct --problems reasoning_gym:chain_sum
 
-Problems come from the miniature world, the base is the shipped `models/tiny-qwen2`. The adapter is
-fitted by `python -m training.fit`, served by `python -m serving`, and asked by the `openai` client;
-the table and `runs/demo/report.json` say what came of it. A second call finds the adapter fitted.
+The adapter is fitted by `python -m training.fit`, served by `python -m serving`, and asked by the
+`openai` client; the table and `runs/demo/report.json` say what came of it. A second call finds the
+adapter fitted. Without `--problems` they come from the miniature world, whose bases are in
+`models/`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from adapters.base import BaseModel
 from adapters.files import sha256_file, write_json
+from adapters.manifest import Mode
+from adapters.recipe import Recipe, recipe_for
 from adapters.version import WEIGHTS
 from demo.server import end_as_asked, running_server
 from training.ask import Endpoint
-from training.config import Config
 from training.evaluate import evaluate_url
 from training.generate import SamplingOptions
-from training.problems import load_problems
+from training.model import open_base
+from training.problems import Problem, load_problems, write_problems
+from training.problems.settings import ProblemsConfig
+from training.publish import publish_zeros
 from training.results import Result, compare, table
 from training.verify import Verifier
 
 logger = logging.getLogger("demo")
 
+FEWEST = 20  # problems to learn from, and to ask
 
-class DemoConfig(Config):
+
+class DemoConfig(ProblemsConfig):
     """Settings of the demonstration."""
 
     program: ClassVar[str] = "python -m demo"
 
-    model: Path = Field(Path("models/tiny-qwen2"), description="A miniature base.")
-    train: int = Field(240, ge=20, description="Problems given to fit.")
-    questions: int = Field(500, ge=10, description="Held-out problems asked over HTTP.")
-    samples: int = Field(4, ge=1, description="Answers per problem and model.")
+    model: str = Field("models/tiny-qwen2-hurried", description="Base: a folder or a hub id.")
+    problems: str | None = Field(
+        None, description="Any source that training.fit reads; default: the miniature world's."
+    )
+    train: int | None = Field(
+        None, ge=FEWEST, description="Problems given to fit; default: 240, of a real model 96."
+    )
+    questions: int | None = Field(
+        None, ge=10, description="Other problems, asked over HTTP; default: 500, or 100."
+    )
+    samples: int | None = Field(
+        None, ge=1, description="Answers per problem and model; default: 4, or 1."
+    )
     temperature: float = Field(0.6, gt=0)
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest answer; default: the recipe's, 512 at most."
+    )
     seed: int = Field(0, ge=0)
     output: Path = Path("runs/demo")
+
+
+class Size(NamedTuple):
+    """How much is asked. A real model answers some hundred times more slowly than a miniature."""
+
+    train: int
+    questions: int
+    samples: int
+    max_tokens: int
+
+    @classmethod
+    def of(cls, config: DemoConfig, recipe: Recipe) -> Size:
+        small = recipe.family.startswith("tiny")
+        train, questions, samples = (240, 500, 4) if small else (96, 100, 1)
+        return cls(
+            config.train or train,
+            config.questions or questions,
+            config.samples or samples,
+            config.max_tokens or min(recipe.sampling.max_tokens, 512),
+        )
+
+
+class Way(NamedTuple):
+    """One line of the table."""
+
+    label: str
+    model: str  # the name that the client sends
+    mode: Mode
+    temperature: float
+    weights: str  # what answers, for answers that were kept
 
 
 def run_module(*arguments: str) -> None:
@@ -57,76 +109,118 @@ def run_module(*arguments: str) -> None:
 
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step; return the report."""
-    out = config.output
-    train, heldout = out / "train.jsonl", out / "heldout.jsonl"
-    for path, count, split in (
-        (train, config.train, "train"),
-        (heldout, config.questions, "heldout"),
-    ):
-        run_module(
-            *("training.tiny", "problems", "--seed", str(config.seed)),
-            *("--count", str(count), "--split", split, "--out", str(path)),
-        )
+    base = open_base(config.model)
+    recipe = recipe_for(base.name, base.model_type)
+    size, out = Size.of(config, recipe), config.output
+    train, test = out / "train.jsonl", out / "test.jsonl"
+    make_problems(config, size, train, test)
     store = out / "store"
     run_module(
-        *("training.fit", "--model", str(config.model), "--problems", str(train)),
+        *("training.fit", "--model", config.model, "--problems", str(train)),
         *("--output", str(store / "demo"), "--run-dir", str(out / "fit")),
-        *("--seed", str(config.seed)),
+        *("--sampling.max-tokens", str(size.max_tokens), "--seed", str(config.seed)),
     )
+    publish_zeros(store / "nothing", store / "demo", "nothing", base)
     fit_seconds = sum(json.loads((out / "fit" / "seconds.json").read_text()).values())
 
-    with running_server("--model", str(config.model), "--adapters", str(store)) as server:
-        results = ask(config, server.url, heldout)
+    log = out / "server.log"
+    with running_server(*("--model", config.model, "--adapters", str(store)), log=log) as server:
+        results = ask(config, size, base, server.url, load_problems(str(test)))
     print("\n" + table(results))
     report = {result.label: result.report() for result in results} | {
+        "model": base.name,
         "differences": compare(results),
         "fit_seconds": round(fit_seconds, 1),
-        "problems_fitted_on": config.train,
+        "problems_fitted_on": size.train,
         "temperature": config.temperature,
         "seed": config.seed,
     }
     write_json(out / "report.json", report)
-    print(f"\nfit took {fit_seconds:.0f} s; report: {out / 'report.json'}")
+    print(f"\nfit took {fit_seconds:.0f} s; report: {out / 'report.json'}; server log: {log}")
     return report
 
 
-def ask(config: DemoConfig, url: str, heldout: Path) -> list[Result]:
-    """Base, adapter at every step, and adapter at decision points: the same problems, over HTTP."""
-    problems = load_problems(str(heldout))
+def make_problems(config: DemoConfig, size: Size, train: Path, test: Path) -> None:
+    """Write problems to fit on and others to ask."""
+    if config.problems is None:
+        for path, count, split in ((train, size.train, "train"), (test, size.questions, "heldout")):
+            run_module(
+                *("training.tiny", "problems", "--seed", str(config.seed)),
+                *("--count", str(count), "--split", split, "--out", str(path)),
+            )
+        return
+    problems = load_problems(
+        config.problems, limit=size.train + size.questions, data_dir=config.data_dir
+    )
+    first, second = divide(problems, size.train, config.seed)
+    write_problems(train, first)
+    write_problems(test, second)
+
+
+def divide(
+    problems: Sequence[Problem], train: int, seed: int
+) -> tuple[list[Problem], list[Problem]]:
+    """`train` problems, two thirds at most, and the others; of one question all are in one part.
+
+    Raises:
+        ValueError: too few problems.
+    """
+    unlike = list({problem.question: problem for problem in problems}.values())
+    if len(unlike) < 2 * FEWEST:
+        raise ValueError(f"problems: {len(unlike)} different ones; give {2 * FEWEST} or more")
+    random.Random(seed).shuffle(unlike)
+    count = min(train, len(unlike) * 2 // 3)
+    return unlike[:count], unlike[count:]
+
+
+def ask(
+    config: DemoConfig, size: Size, base: BaseModel, url: str, problems: Sequence[Problem]
+) -> list[Result]:
+    """The base, and the adapter at every step and at decision points: the same problems each."""
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
-    base = BaseModel.open(str(config.model)).fingerprint
-    adapter = sha256_file(config.output / "store" / "demo" / WEIGHTS)
-    options = SamplingOptions(
-        n=config.samples, temperature=config.temperature, max_tokens=192, seed=config.seed
+    store, warm = config.output / "store", config.temperature
+    own, nothing, demo = (
+        base.fingerprint,
+        *(sha256_file(store / name / WEIGHTS) for name in ("nothing", "demo")),
+    )
+    ways = (
+        Way("base", config.model, "base", warm, own),
+        Way("base, temperature 0", config.model, "base", 0.0, own),
+        Way("gate without adapter", "nothing:gated", "gated", warm, nothing),
+        Way("always", "demo", "always", warm, demo),
+        Way("gated", "demo:gated", "gated", warm, demo),
     )
     with Verifier() as verifier:
         return [
             evaluate_url(
-                Endpoint(url=f"{url}/v1", model=name),
+                Endpoint(url=f"{url}/v1", model=way.model),
                 problems,
-                options,
+                SamplingOptions(
+                    n=size.samples if way.temperature else 1,
+                    temperature=way.temperature,
+                    max_tokens=size.max_tokens,
+                    seed=config.seed,
+                ),
                 verifier,
-                mode=mode,
-                source=heldout.name,
-                label=mode,
+                mode=way.mode,
+                source=config.problems or "the miniature world",
+                label=way.label,
                 output=config.output / "answers",
-                identity=identity,
+                identity=way.weights,
             )
-            for name, mode, identity in (
-                (config.model.name, "base", base),
-                ("demo", "always", adapter),
-                ("demo:gated", "gated", adapter),
-            )
+            for way in ways
         ]
 
 
 def main() -> None:
-    """Command line."""
+    """Command line: exit code 2 and a line naming the field on bad input."""
     end_as_asked()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
         logging.getLogger(client).setLevel(logging.WARNING)
-    demo(DemoConfig.load())
+    config = DemoConfig.load()
+    with config.usage_errors():
+        demo(config)
 
 
 if __name__ == "__main__":

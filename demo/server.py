@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -33,32 +34,45 @@ def end_as_asked() -> None:
 
 
 @contextmanager
-def running_server(*flags: str, deadline: float = 300.0) -> Iterator[Running]:
+def running_server(
+    *flags: str, deadline: float = 300.0, log: Path | None = None
+) -> Iterator[Running]:
     """Start the server with `flags`, yield it once it is healthy, and stop it afterwards.
 
+    Args:
+        log: a file for what it prints; None: the terminal.
+
     Raises:
-        RuntimeError: it ended, or was not healthy, before `deadline` seconds.
+        RuntimeError: it ended, or was not healthy, before `deadline` seconds; the message has the
+            end of the log.
     """
     url = f"http://127.0.0.1:{(port := free_port())}"
     print(f"\n$ python -m serving {' '.join(flags)} --port {port}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "serving", *flags, "--port", str(port)])
-    try:
-        wait_until_healthy(process, url, time.monotonic() + deadline)
-        yield Running(url, process.pid)
-    finally:
-        process.terminate()
+    command = [sys.executable, "-m", "serving", *flags, "--port", str(port)]
+    with nullcontext() if log is None else log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file and subprocess.STDOUT)
         try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            wait_until_healthy(process, url, time.monotonic() + deadline, log)
+            yield Running(url, process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def wait_until_healthy(process: subprocess.Popen[bytes], url: str, until: float) -> None:
+def wait_until_healthy(
+    process: subprocess.Popen[bytes], url: str, until: float, log: Path | None = None
+) -> None:
     """Poll /health until it answers. Raises RuntimeError if it does not in time."""
+    tail = ""
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {process.returncode}")
+            if log is not None:
+                tail = "".join(f"\n{line}" for line in log.read_text().splitlines()[-20:])
+            raise RuntimeError(f"the server ended with exit code {process.returncode}{tail}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return

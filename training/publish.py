@@ -9,6 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseModel
 from adapters.files import atomic_directory, sha256_file
@@ -65,6 +69,27 @@ def publish(
         (folder / "README.md").write_text(model_card(manifest, gate, base_reference, config["r"]))
         AdapterVersion.read(folder, name).check_fits(base)
     return AdapterVersion.read(output, name)
+
+
+def publish_zeros(output: Path, like: Path, name: str, base: BaseModel) -> AdapterVersion:
+    """Write an adapter that changes nothing, with the gate of the published folder `like`.
+
+    Behind that gate it shows what the gate alone does: its temperature at decision points.
+    """
+    manifest = Manifest.read(like)
+    assert manifest.gate is not None
+    with TemporaryDirectory() as folder:
+        checkpoint = Path(folder)
+        (checkpoint / CONFIG).write_bytes((like / CONFIG).read_bytes())
+        weights = load_file(like / WEIGHTS)
+        save_file(
+            {key: np.zeros_like(value) for key, value in weights.items()}, checkpoint / WEIGHTS
+        )
+        reference = json.loads((like / CONFIG).read_text())["base_model_name_or_path"]
+        return publish(
+            output, name, checkpoint, base, reference, manifest.family, manifest.gate, [],
+            manifest.seed, "", manifest.made_by.get("command", ""),
+        )  # fmt: skip
 
 
 def model_card(manifest: Manifest, gate: Gate, base_reference: str, rank: int) -> str:

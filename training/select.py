@@ -70,7 +70,7 @@ def select(
     Returns:
         Rollouts with at least one decision point, of the `selection.problems` mixed problems
         nearest to a pass rate of 0.5 (ties by the problem's index), the shortest
-        `selection.shortest` of each (ties by row).
+        `selection.shortest` of each (ties by row), and `selection.rollouts` of those at random.
     """
     problem_of, reward_of = np.asarray(problems), np.asarray(rewards, dtype=np.float64)
     rng = np.random.default_rng(seed)
@@ -92,14 +92,32 @@ def select(
                 strict=True,
             )
         )
-        shortest = sorted(rows, key=lambda row: (len(entropies[row]), row))
-        for row in sorted(shortest[: max(1, round(selection.shortest * len(rows)))]):
+        by_length = sorted(rows, key=lambda row: (len(entropies[row]), row))
+        shortest = by_length[: max(1, round(selection.shortest * len(rows)))]
+        for row in sorted(_balanced(shortest, reward_of, selection.rollouts, rng)):
             if selection.advantages == "positive" and reward_of[row] == 0:
                 continue
             decisions = _decisions(entropies[row] > tau, selection.gate, rng)
             if decisions.any():
                 examples.append(Example(int(row), advantage[row], decisions))
     return examples
+
+
+def _balanced(
+    rows: Sequence[int],
+    reward_of: npt.NDArray[np.float64],
+    count: int | None,
+    rng: np.random.Generator,
+) -> list[int]:
+    """`count` of the rows, drawn at random, right and wrong ones in turn while there are both."""
+    if count is None or len(rows) <= count:
+        return list(rows)
+    drawn = [int(row) for row in rng.permutation(rows)]
+    right = [row for row in drawn if reward_of[row] > 0]
+    wrong = [row for row in drawn if reward_of[row] == 0]
+    fewer, more = sorted((right, wrong), key=len)
+    few = min(len(fewer), count // 2)
+    return fewer[:few] + more[: count - few]
 
 
 def _advantages(

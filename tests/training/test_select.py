@@ -31,6 +31,23 @@ def test_the_longest_rollouts_are_dropped_and_advantages_stay() -> None:
     assert kept[1].advantages == pytest.approx((1 - 0.6) / np.std([1, 0, 1, 0, 1]))
 
 
+def test_as_many_right_as_wrong_rollouts_are_kept_where_there_are() -> None:
+    problems, rewards, tokens, h = rollouts({0: [1] * 6 + [0] * 2, 1: [0] * 7 + [1], 2: [1, 0]})
+    selection = Selection(problems=3, shortest=1.0, rollouts=4)
+    kept = select(problems, rewards, tokens, h, 1.0, selection, seed=3)
+    found = [[rewards[e.row] for e in kept if problems[e.row] == p] for p in range(3)]
+    assert sorted(found[0]) == [0, 0, 1, 1]
+    assert sorted(found[1]) == [0, 0, 0, 1]
+    assert sorted(found[2]) == [0, 1]
+    # Advantages are those of all eight.
+    wrong = next(e for e in kept if problems[e.row] == 0 and not rewards[e.row])
+    assert wrong.advantages[0] == pytest.approx(-0.75 / np.std([1] * 6 + [0] * 2))
+    again = select(problems, rewards, tokens, h, 1.0, selection, seed=3)
+    other = select(problems, rewards, tokens, h, 1.0, selection, seed=4)
+    rows = [[e.row for e in one] for one in (kept, again, other)]
+    assert rows[0] == rows[1] != rows[2]
+
+
 def test_decisions_are_where_entropy_exceeds_tau_and_rollouts_without_any_are_left_out() -> None:
     h, tokens = [np.array([0.1, 1.5, 1.0]), np.array([0.1, 0.2, 1.0])], [[1] * 3] * 2
     kept = select([0, 0], [1, 0], tokens, h, 1.0, Selection(problems=1, shortest=1.0))
