@@ -223,6 +223,7 @@ class _Worker:
                 ) from None
             return True, None
         if message == "ready":
+            assert self.question is not None
             self._ready.add(type(self.question))
             self.due = time.monotonic() + self._deadline
             return False, None

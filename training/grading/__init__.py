@@ -8,8 +8,8 @@ A grader decides at once what it can. For the rest it makes a `Question`, which 
 """
 
 from training.grading.grader import Grader, Question
-from training.gym.grader import GymGrader, GymQuestion
 from training.grading.math import MathGrader, MathQuestion, math_equal
+from training.gym.grader import GymGrader, GymQuestion
 
 # The grader that `Problem.grading.grader` names.
 GRADERS: dict[str, Grader] = {"reasoning_gym": GymGrader()}

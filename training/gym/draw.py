@@ -27,7 +27,7 @@ _WITHOUT_NEW = 200  # draws in a row that repeat earlier questions: the generato
 class Drawn(NamedTuple):
     """One problem as a generator drew it."""
 
-    index: int  # of the draw
+    draw: int  # its number, from 0
     question: str
     answer: str  # empty: the generator gives no reference answer
     entry: str  # JSON

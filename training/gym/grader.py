@@ -6,7 +6,8 @@ several generators give part of it to wrong answers.
 
 `score_answer` is given text that a model wrote. Some generators pass it to `eval` or to sympy's
 parser, which evaluates it too. So a worker that grades such answers may not write files, start
-processes or open connections, and `eval` in a generator's module takes literals and arithmetic only.
+processes or open connections, and `eval` in a generator's module takes nothing but literals and
+arithmetic.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Problems with reference answers and graders.
 
-    problem.py        Problem
-    sources.py        load_problems: what a source string names
-    mixture.py        several sources in one
-    benchmarks.py     benchmarks that have a name, and local copies of them
-    table.py, rows.py files and hub datasets
+problem.py        Problem
+sources.py        load_problems: what a source string names
+mixture.py        several sources in one
+benchmarks.py     benchmarks that have a name, and local copies of them
+table.py, rows.py files and hub datasets
 """
 
 from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of

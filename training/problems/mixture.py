@@ -1,7 +1,7 @@
 """Several sources in one: `2*reasoning_gym:chain_sum+1*gsm8k_train`.
 
-A weight is a source's share of the total. Shares are kept along the whole mixture, so that its first
-hundred problems are mixed as its last hundred are.
+A weight is a source's share of the total. Shares are kept along the whole mixture, so that its
+first hundred problems are mixed as its last hundred are.
 """
 
 from __future__ import annotations

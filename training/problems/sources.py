@@ -220,7 +220,7 @@ def gym_problems(text: str, limit: int | None = None) -> list[Problem]:
         )  # fmt: skip
     return [
         Problem(
-            id=f"{task.name}-{seed}-{one.index:05d}",
+            id=f"{task.name}-{seed}-{one.draw:05d}",
             problem=one.question,
             answer=one.answer,
             grading=Grading(grader=GYM, task=str(task), entry=one.entry),

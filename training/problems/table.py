@@ -71,9 +71,7 @@ def _open(
         )
         return benchmark, rows
     split = place.split or "train"
-    own = Benchmark(
-        source, split, (columns.problem,), columns.answer, place.config, id=columns.id
-    )
+    own = Benchmark(source, split, (columns.problem,), columns.answer, place.config, id=columns.id)
     if Path(source).suffix in SUFFIXES or (source.strip() and Path(source).exists()):
         return own, read_rows(Path(source))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
