@@ -42,10 +42,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
-        (
-            "problem_sha256",
-            pa.string(),
-        ),  # of text, reference and grader: a changed problem is asked anew
+        ("problem_sha256", pa.string()),  # of what is asked and graded: a changed one is asked anew
         ("sample", pa.int32()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
@@ -235,17 +232,17 @@ def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
         figures = [cells.get(metric, "") for metric in columns]
         rows.append([result.label, str(result.n), str(result.samples), *figures])
     lines = _aligned(rows)
-    parts = [result.by_source() for result in results]
-    if parts and parts[0]:
-        rows = [["pass@1 by source", "n", *(result.label for result in results)]]
-        for name, first in parts[0].items():
-            rows.append([name, str(first.n), *(str(part.get(name, "")) for part in parts)])
-        lines += ["", *_aligned(rows), ""]
     for result in results[1:]:
         gain = result.against(results[0])
         lines.append(
             f"{result.label} - {results[0].label}: pass@1 {gain.signed} (paired, {gain.n} problems)"
         )
+    parts = [result.by_source() for result in results]
+    if parts and parts[0]:
+        rows = [["pass@1 by source", "n", *(result.label for result in results)]]
+        for name, first in parts[0].items():
+            rows.append([name, str(first.n), *(str(part.get(name, "")) for part in parts)])
+        lines += ["", *_aligned(rows)]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -28,16 +28,22 @@ def decode_entry(text: str) -> dict[str, Any]:
 def _encode(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, Mapping):
-        if all(type(key) is str for key in value) and _TAG not in value:
-            return {key: _encode(one) for key, one in value.items()}
-        return {_TAG: "dict", "of": [[_encode(k), _encode(v)] for k, v in value.items()]}
     if type(value) is list:
         return [_encode(one) for one in value]
-    if isinstance(value, tuple | set | frozenset | list):
-        name = next(kind.__name__ for kind in (tuple, frozenset, set, list)
-                    if isinstance(value, kind))  # fmt: skip
-        return {_TAG: name, "of": [_encode(one) for one in value]}
+    if type(value) is dict and _TAG not in value and all(type(key) is str for key in value):
+        return {key: _encode(one) for key, one in value.items()}
+    return _tagged(value)
+
+
+_KINDS = {kind.__name__: kind for kind in (tuple, frozenset, set, list, dict)}
+
+
+def _tagged(value: Any) -> Any:
+    """What JSON has no word for."""
+    for name, kind in _KINDS.items():
+        if isinstance(value, kind):
+            parts = value.items() if isinstance(value, dict) else value
+            return {_TAG: name, "of": [_encode(one) for one in parts]}
     if isinstance(value, Fraction):
         return {_TAG: "fraction", "of": str(value)}
     if isinstance(value, str):  # numpy's, or an enumeration's
@@ -47,15 +53,6 @@ def _encode(value: Any) -> Any:
     raise ValueError(f"a {type(value).__name__} cannot be stored")
 
 
-_MADE = {
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "list": list,
-    "dict": dict,
-}
-
-
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(one) for one in value]
@@ -63,6 +60,7 @@ def _decode(value: Any) -> Any:
         return value
     if _TAG not in value:
         return {key: _decode(one) for key, one in value.items()}
+    parts = value["of"]
     if value[_TAG] == "fraction":
-        return Fraction(value["of"])
-    return _MADE[value[_TAG]](_decode(value["of"]))
+        return Fraction(parts)
+    return _KINDS[value[_TAG]](_decode(parts))
