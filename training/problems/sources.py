@@ -53,7 +53,7 @@ class Loader:
         loaded = []
         for part, name in zip(parts, names, strict=True):
             share = None if limit is None else math.ceil(limit * part.weight / total)
-            problems = self.load(part.source, share)
+            problems = self.load(part.source, None, share)
             named = {"source": name}
             loaded.append(
                 [one.model_copy(update={"id": f"{name}/{one.id}", **named}) for one in problems]
@@ -69,11 +69,15 @@ class Loader:
             )  # fmt: skip
         return mixed
 
-    def load(self, source: str, limit: int | None) -> list[Problem]:
-        """The sound problems of one source, the first `limit` of them, or as many at random."""
+    def load(self, source: str, limit: int | None, draws: int | None) -> list[Problem]:
+        """The sound problems of one source, the first `limit` of them, or as many at random.
+
+        Args:
+            draws: how many a generator draws where its `count` does not say.
+        """
         name, colon, task = source.partition(":")
         if name.strip() == GYM and not Path(source).is_file():
-            found: Iterable[Problem] = gym_problems(task if colon else "", limit)
+            found: Iterable[Problem] = gym_problems(task if colon else "", draws)
         else:
             found = table_problems(source, self.columns, self.place, self.data_dir)
         kept = self._others(source, found)
@@ -138,7 +142,7 @@ def load_problems(
     try:
         parts = parse_mixture(source)
         if len(parts) == 1:
-            problems = loader.load(parts[0].source, limit)
+            problems = loader.load(parts[0].source, limit, limit)
         else:
             problems = loader.mixture(parts, limit)
     except ValueError as error:
@@ -189,11 +193,11 @@ def sound_problems(
 # -------------------------------------------------------------------------------- Reasoning Gym
 
 
-def gym_problems(text: str, limit: int | None = None) -> list[Problem]:
+def gym_problems(text: str, draws: int | None = None) -> list[Problem]:
     """Problems of NAME[,option=value...], of which `seed` and `count` are ours.
 
     Args:
-        limit: how many to draw where `count` does not say.
+        draws: how many to draw where `count` does not say.
 
     Raises:
         ValueError: the generator, an option or a value is unknown, or there are no answers.
@@ -201,7 +205,7 @@ def gym_problems(text: str, limit: int | None = None) -> list[Problem]:
     given = GymTask.parse(text)
     options = dict(given.options)
     seed = _whole(given.name, "seed", options.pop("seed", "0"), 0)
-    count = _whole(given.name, "count", options.pop("count", str(limit or GYM_COUNT)), 1)
+    count = _whole(given.name, "count", options.pop("count", str(draws or GYM_COUNT)), 1)
     if "size" in options:
         raise ValueError(f"reasoning_gym:{given.name}: give count=, not size=")
     task = GymTask(given.name, options)
