@@ -133,8 +133,8 @@ def test_a_mixture_is_reported_by_source(verifier: Verifier) -> None:
     }
     assert [one["n"] for one in by_source.values()] == [4, 4]
     lines = table([result]).splitlines()
-    assert lines[3].startswith("pass@1 by source  n  base")
-    assert [line.split()[:2] for line in lines[5:]] == [["small", "4"], ["large", "4"]]
+    assert lines[4].startswith("pass@1 by source  n  base")
+    assert [line.split()[:2] for line in lines[6:]] == [["small", "4"], ["large", "4"]]
     assert "by_source" not in run(Scripted(), verifier).report()
 
 
