@@ -38,7 +38,6 @@ from adapters.recipe import Recipe, get_recipe, recipe_for
 from adapters.store import SHIPPED, Store
 from adapters.version import WEIGHTS, AdapterVersion
 from training.ask import Endpoint, ServerError, ask_all
-from training.config import Config
 from training.generate import (
     Applied,
     Engine,
@@ -48,7 +47,14 @@ from training.generate import (
     open_generator,
 )
 from training.model import open_base
-from training.problems import Problem, benchmark_of, load_problems
+from training.problems import (
+    Problem,
+    benchmark_of,
+    load_problems,
+    source_name,
+    write_problems,
+)
+from training.problems.settings import ProblemsConfig
 from training.results import Recorder, Reply, Result, compare, table
 from training.run import Stage
 from training.verify import Verifier
@@ -156,7 +162,7 @@ def _answers_folder(output: Path | None, label: str, settings: dict[str, Any]) -
 # ------------------------------------------------------------------------------- as a command
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(ProblemsConfig):
     """Settings of an evaluation."""
 
     program: ClassVar[str] = "python -m training.evaluate"
@@ -184,7 +190,9 @@ class EvaluateConfig(Config):
     timeout: float = Field(600.0, gt=0, description="Seconds for one answer.")
     extra_body: dict[str, Any] = Field({}, description="JSON added to every request.")
 
-    problems: str = Field(description="JSONL or Parquet file, benchmark[:FILE], or hub dataset.")
+    problems: str = Field(
+        description="File, benchmark[:FILE], hub dataset, reasoning_gym:NAME, or a mixture with +."
+    )
     problem_field: str = Field("problem", description="Column, for files and hub datasets.")
     answer_field: str = Field("answer", description="Column, for files and hub datasets.")
     dataset_config: str | None = Field(None, description="Configuration of a hub dataset.")
@@ -271,26 +279,24 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         answer_field=config.answer_field,
         config=config.dataset_config,
         split=config.split,
+        data_dir=config.data_dir,
     )
     logger.info("%d problems, %d answers each", len(problems), config.answers_each)
     if config.output:
         config.save(config.output / "evaluate.yaml")
+        # Answers can be graded again from these and the parts.
+        write_problems(config.output / "problems.jsonl", problems)
     with Verifier(config.deadline) as verifier:
         ways = _over_url if config.url else _in_process
         results = ways(config, problems, verifier)
     if config.output:
         report = {
-            "problems": _source(config),
+            "problems": source_name(config.problems),
             "results": {result.label: result.report(config.ks) for result in results},
             "differences": compare(results),
         }
         write_json(config.output / "report.json", report)
     return results
-
-
-def _source(config: EvaluateConfig) -> str:
-    """The problems' name in results: never a path of this machine's."""
-    return Path(config.problems).name if Path(config.problems).is_file() else config.problems
 
 
 def _options(config: EvaluateConfig, max_tokens: int) -> SamplingOptions:
@@ -324,7 +330,7 @@ def _over_url(
             _options(config, 2048),
             verifier,
             mode=mode,
-            source=_source(config),
+            source=source_name(config.problems),
             output=config.output,
         )
         for name, mode in zip(names, config.mode or default, strict=True)
@@ -357,7 +363,7 @@ def _in_process(
                 options,
                 verifier,
                 applied,
-                source=_source(config),
+                source=source_name(config.problems),
                 label=f"{mode} (random gate)" if applied and applied.random_rate else mode,
                 output=config.output,
                 identity=base.fingerprint,

@@ -27,9 +27,10 @@ from adapters.recipe import (
 )
 from adapters.store import SHIPPED
 from adapters.version import CONFIG
-from training.config import Config, merge
+from training.config import merge
 from training.generate import Engine
 from training.model import Dtype, open_base
+from training.problems.settings import ProblemsConfig
 
 logger = logging.getLogger("training.fit")
 
@@ -40,13 +41,15 @@ ALWAYS: dict[str, Any] = {
 }
 
 
-class FitConfig(Config):
+class FitConfig(ProblemsConfig):
     """Settings of a fit; those of the recipe default to the family's."""
 
     program: ClassVar[str] = "python -m training.fit"
 
     model: str = Field(description="Base model: a folder or a hub id.")
-    problems: str = Field(description="JSONL or Parquet file, benchmark name or hub data set.")
+    problems: str = Field(
+        description="File, benchmark, hub dataset, reasoning_gym:NAME, or a mixture with +."
+    )
     publish: Name | None = Field(None, description="Publish it in the store under this name.")
     store: Path | None = Field(None, description="Where --publish puts it; default: the shipped.")
     output: Path | None = Field(None, description="Write it to this plain folder.")

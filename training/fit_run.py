@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from training.generate import Applied, Generator, SamplingOptions, derive_seed, 
 from training.heldout import Answers, HeldoutScorer, Setting
 from training.metrics import Estimate
 from training.model import free_memory, load_model, open_base
-from training.problems import Problem, load_problems
+from training.problems import Problem, load_problems, source_name, write_problems
 from training.results import Result
 from training.run import Stage, write_table
 from training.sample import sample
@@ -296,7 +295,7 @@ class FitRun:
             max_tokens=config.sampling.max_tokens,
             seed=derive_seed(config.seed, "held-out"),
         )
-        source = Path(config.heldout or config.problems).name
+        source = source_name(config.heldout or config.problems)
         base = base_result(heldout, self.heldout, source, options.temperature)
         candidates = found.candidates(checkpoints) if config.mode == "gated" else []
         stage = stage.then("decoded", {"problems": [p.model_dump() for p in self.heldout]})
@@ -402,21 +401,17 @@ def _read_scores(path: Path) -> list[WeightedScore]:
 
 def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and problems to choose the checkpoint by; never the same ones."""
-    problems = load_problems(config.problems)
-    random.Random(config.seed).shuffle(problems)
-    problems = problems[: config.limit]
+    read = partial(load_problems, data_dir=config.data_dir, shuffle=config.seed)
     if config.heldout is not None:
-        heldout = load_problems(config.heldout)
-        random.Random(config.seed).shuffle(heldout)  # a file may be sorted by task
-        heldout = heldout[: config.checkpoints.problems]
-        shared = {p.problem for p in problems} & {p.problem for p in heldout}
-        if shared:
-            raise ValueError(f"heldout: {len(shared)} problems are also in --problems")
-        return problems, heldout
+        heldout = read(config.heldout, limit=config.checkpoints.problems, field="heldout")
+        return read(config.problems, limit=config.limit, without=heldout), heldout
+    problems = read(config.problems, limit=config.limit)
     count = min(config.checkpoints.problems, len(problems) // 4)
     if count == 0:
         raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
-    return problems[count:], problems[:count]
+    heldout = problems[:count]
+    asked = {problem.question for problem in heldout}
+    return [problem for problem in problems[count:] if problem.question not in asked], heldout
 
 
 def verify(
@@ -425,8 +420,10 @@ def verify(
     """Stage 2, verify: correct, boxed and timed_out of every rollout, [N] each."""
     path = stage.path(".parquet")
     if not path.exists():
-        answers = [problems[index].answer for index in rollouts["problem"].to_pylist()]
-        verdicts = verifier.check(rollouts["text"].to_pylist(), answers)
+        # Answers can be graded again from these and the rollouts.
+        write_problems(stage.path("-problems.jsonl"), problems)
+        asked = [problems[index] for index in rollouts["problem"].to_pylist()]
+        verdicts = verifier.check(rollouts["text"].to_pylist(), asked)
         columns = {
             "correct": [v.correct for v in verdicts],
             "boxed": [v.boxed for v in verdicts],
@@ -454,6 +451,7 @@ def base_result(
         tokens=lengths.astype(np.int64).reshape(shape),
         gated=np.zeros_like(lengths, dtype=np.int64).reshape(shape),
         truncated=(reasons == "length").reshape(shape),
+        sources=[problem.source for problem in problems],
     )
 
 

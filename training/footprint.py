@@ -194,7 +194,7 @@ def run(config: FootprintConfig) -> dict[str, Any]:
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     prompts = [
         renderer.token_ids(problem.problem)
-        for problem in load_problems(config.problems, limit=config.limit)
+        for problem in load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
     ]
     max_tokens = config.max_tokens or recipe.sampling.max_tokens
     answers = tuned_answers(config, base, tuned, prompts, max_tokens)

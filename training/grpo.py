@@ -16,6 +16,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,12 +25,12 @@ from transformers import TrainerCallback
 
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
-from training.config import Config
 from training.evaluate import evaluate_generator
 from training.footprint import recipe_of
 from training.generate import Engine, SamplingOptions, derive_seed, open_generator
 from training.model import load_model, open_base
 from training.problems import Problem, load_problems
+from training.problems.settings import ProblemsConfig
 from training.results import Result
 from training.run import whole_checkpoints
 from training.verify import Verifier
@@ -37,7 +38,7 @@ from training.verify import Verifier
 logger = logging.getLogger("training.grpo")
 
 
-class GrpoConfig(Config):
+class GrpoConfig(ProblemsConfig):
     """Settings of the baseline."""
 
     program: ClassVar[str] = "python -m training.grpo"
@@ -129,10 +130,14 @@ def train(
         raise ValueError(f"the baseline needs TRL: uv pip install -e '.[rl]' ({error})") from error
     from transformers import AutoTokenizer
 
-    def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [float(verdict.correct) for verdict in verifier.check(completions, answer)]
+    def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:
+        asked = [problems[one] for one in number]
+        return [float(verdict.correct) for verdict in verifier.check(completions, asked)]
 
-    rows = [{"prompt": renderer.text(one.problem), "answer": one.answer} for one in problems]
+    rows = [
+        {"prompt": renderer.text(one.problem), "number": number}
+        for number, one in enumerate(problems)
+    ]
     batch = config.prompts * config.generations
     trainer = GRPOTrainer(
         model=load_model(str(folder)).train(),
@@ -191,10 +196,9 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
     base = open_base(config.model)
     recipe = recipe_of(config.family, base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
-    problems = load_problems(config.problems, limit=config.limit)
-    asked = load_problems(config.heldout)
-    if shared := {one.problem for one in problems} & {one.problem for one in asked}:
-        raise ValueError(f"heldout: {len(shared)} problems are also in --problems")
+    read = partial(load_problems, data_dir=config.data_dir)
+    asked = read(config.heldout, field="heldout")
+    problems = read(config.problems, limit=config.limit, without=asked)
     max_tokens = config.max_tokens or recipe.sampling.max_tokens
     config.save(config.run_dir / "grpo.yaml")
     options = SamplingOptions(

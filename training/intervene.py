@@ -217,7 +217,7 @@ def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
     base = open_base(config.model)
     tuned = Tuned.find(config.tuned, config.store, base)
     recipe = recipe_of(config.family, base)
-    problems = load_problems(config.problems, limit=config.limit)
+    problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     prompts = [renderer.token_ids(problem.problem) for problem in problems]
     options = SamplingOptions(

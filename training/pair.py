@@ -16,13 +16,13 @@ from pydantic import Field
 from adapters.base import BaseModel
 from adapters.store import SHIPPED
 from adapters.version import AdapterVersion
-from training.config import Config
 from training.evaluate import find_adapter
 from training.generate import Engine
 from training.model import load_model, open_base
+from training.problems.settings import ProblemsConfig
 
 
-class PairConfig(Config):
+class PairConfig(ProblemsConfig):
     """Settings of what holds the two against each other on answers to problems."""
 
     model: str = Field(description="Base model: a folder or a hub id.")

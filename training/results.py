@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
-        ("problem_sha256", pa.string()),  # of text and reference: a changed problem is asked anew
+        ("problem_sha256", pa.string()),  # of what is asked and graded: a changed one is asked anew
         ("sample", pa.int32()),
         ("text", pa.string()),
         ("tokens", pa.int32()),
@@ -84,6 +84,7 @@ class Result:
     gated: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
     timed_out: int = 0
+    sources: Sequence[str] = ()  # each problem's part of a mixture; empty: not a mixture
 
     @property
     def n(self) -> int:
@@ -125,6 +126,14 @@ class Result:
     def gate_rate(self) -> Estimate:
         """Gated tokens / generated tokens."""
         return ratio(self.gated.sum(-1), self.tokens.sum(-1))
+
+    def by_source(self) -> dict[str, Estimate]:
+        """pass@1 of each part of a mixture; empty where there are not several."""
+        names = list(dict.fromkeys(self.sources))
+        if len(names) < 2:
+            return {}
+        sources = np.array(self.sources)
+        return {name: pass_at_1(self.correct[sources == name]) for name in names}
 
     def metrics(self, ks: Iterable[int] = ()) -> dict[str, Estimate]:
         """Metric -> estimate: pass@1, avg@K for K > 1 samples, pass@k for each of `ks`, the rest.
@@ -175,6 +184,10 @@ class Result:
             values[metric] = estimate.value
             error = "stderr" if metric == "pass@1" else f"{metric}_stderr"
             values[error] = _or_none(estimate.stderr)
+        parts = {
+            name: {"pass@1": one.value, "stderr": _or_none(one.stderr), "n": one.n}
+            for name, one in self.by_source().items()
+        }
         return {
             "mode": self.mode,
             **values,
@@ -182,6 +195,7 @@ class Result:
             "samples": self.samples,
             "temperature": self.temperature,
             "timed_out": self.timed_out,
+            **({"by_source": parts} if parts else {}),
         }
 
 
@@ -218,15 +232,26 @@ def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
         }
         figures = [cells.get(metric, "") for metric in columns]
         rows.append([result.label, str(result.n), str(result.samples), *figures])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = _aligned(rows)
     for result in results[1:]:
         gain = result.against(results[0])
         lines.append(
             f"{result.label} - {results[0].label}: pass@1 {gain.signed} (paired, {gain.n} problems)"
         )
+    parts = [result.by_source() for result in results]
+    if parts and parts[0]:
+        rows = [["pass@1 by source", "n", *(result.label for result in results)]]
+        for name, first in parts[0].items():
+            rows.append([name, str(first.n), *(str(part.get(name, "")) for part in parts)])
+        lines += ["", *_aligned(rows)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with columns of equal width, the first underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
 class Recorder:
@@ -303,7 +328,7 @@ class Recorder:
             ]
             verdicts = self._verifier.check(
                 [reply.text for _, _, reply in flat],
-                [self._problems[index].answer for index, _, _ in flat],
+                [self._problems[index] for index, _, _ in flat],
             )
             rows = [
                 {
@@ -345,8 +370,12 @@ class Recorder:
             gated=np.array(column("gated"), dtype=np.int64),
             truncated=np.array(column("finish_reason")) == "length",
             timed_out=int(np.sum(column("timed_out"))),
+            sources=[problem.source for problem in self._problems],
         )
 
 
 def _sha256(problem: Problem) -> str:
-    return hashlib.sha256(f"{problem.problem}\0{problem.answer}".encode()).hexdigest()
+    parts = [problem.problem, problem.answer]
+    if problem.grading is not None:
+        parts.append(problem.grading.model_dump_json())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

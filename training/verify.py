@@ -1,13 +1,13 @@
-r"""Is the final answer of a text equal to the reference?
+r"""Are the final answers of texts right?
 
-math-verify does the mathematics. Its own timeout is a SIGALRM, which fails off the main thread, so
-it runs without one, in worker processes that are watched from outside: a worker that overruns the
-deadline is killed and replaced, and its answer counts as wrong. Answers that plain string or number
-comparison can decide (`training.answer`) never see a process.
+    with Verifier() as verifier:
+        [verdict] = verifier.check([r"So it is \boxed{1/2}."], ["0.5"])
+        verdicts = verifier.check(texts, problems)      # each by its problem's own grader
 
-The final answer is the last \boxed{...}; without a box, what follows "####", or else an announced
-one ("the answer is 18"). A number that merely comes last is not an answer: a truncated rollout
-would win by chance.
+The graders (`training.grading`) decide most answers at once. The rest are questions to worker
+processes that are watched from outside: a worker that overruns the deadline is killed and replaced,
+and its answer counts as wrong. math-verify's own timeout is a SIGALRM, which fails off the main
+thread; Reasoning Gym has none.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tqdm import tqdm
 
-from training.answer import after_hashes, decide, last_boxed, latex
+from training.answer import last_boxed
+from training.grading import GRADERS, Grader, MathGrader, Question, math_equal
 from training.process import without_main
 
-__all__ = ["Verdict", "Verifier", "last_boxed"]
+if TYPE_CHECKING:
+    from training.problems.problem import Problem
+
+__all__ = ["Verdict", "Verifier", "last_boxed", "math_equal"]
 
 logger = logging.getLogger(__name__)
 
-_TAIL = 2000  # characters in which an unboxed answer is looked for
 _START_SECONDS = 120.0  # importing sympy on a busy machine
 _MEMORY = 2 * 2**30  # bytes a worker may allocate: 10**10**10 ends in MemoryError
 
@@ -43,24 +47,16 @@ class Verdict(NamedTuple):
 
     correct: bool
     boxed: bool  # the text has a complete, non-empty box
-    timed_out: bool  # math-verify came to no decision; `correct` is then False
-
-
-class _Question(NamedTuple):
-    """One question to math-verify."""
-
-    text: str
-    reference: str
-    anchored: bool  # only an announced answer counts
+    timed_out: bool  # the grader came to no decision; `correct` is then False
 
 
 class Verifier:
-    """A pool of math-verify workers, started when first needed. Usable from any thread.
+    """A pool of grading workers, started when first needed. Usable from any thread.
 
     Args:
-        deadline: seconds that math-verify may take for one answer.
+        deadline: seconds that a grader may take for one answer.
         workers: processes; by default one per core, four at most.
-        compare: (text, reference, anchored) -> correct; importable, runs in the workers.
+        compare: math-verify's substitute, see `MathGrader`.
     """
 
     def __init__(
@@ -73,7 +69,7 @@ class Verifier:
             raise ValueError(f"deadline: {deadline} is not a positive number of seconds")
         self.deadline = deadline
         self._size = workers or min(4, os.cpu_count() or 1)
-        self._compare = compare or math_equal
+        self._math = MathGrader(compare or math_equal)
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
         self._context = multiprocessing.get_context("forkserver")
@@ -95,20 +91,23 @@ class Verifier:
         while self._pool:
             self._pool.pop().kill()
 
-    def check(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict for each text against the reference answer at the same place.
+    def check(self, texts: Sequence[str], problems: Sequence[Problem | str]) -> list[Verdict]:
+        """One verdict for each text on the problem at the same place, by that problem's grader.
+
+        Args:
+            problems: a string stands for a problem with that reference answer, for math-verify.
 
         Raises:
-            ValueError: there are not as many answers as texts.
+            ValueError: there are not as many problems as texts, or a grader is not installed.
             RuntimeError: the workers cannot start.
         """
         verdicts: list[Verdict] = []
-        open_questions: dict[_Question, list[int]] = {}
-        for index, (text, reference) in enumerate(zip(texts, answers, strict=True)):
+        open_questions: dict[Question, list[int]] = {}
+        for index, (text, problem) in enumerate(zip(texts, problems, strict=True)):
             box = last_boxed(text)
             boxed = bool(box and box.strip())
-            decided = _at_once(text, box, reference)
-            if isinstance(decided, _Question):
+            decided = self._grade(text, box, problem)
+            if not isinstance(decided, bool):
                 # Rollouts of one problem often agree: each distinct question is asked once.
                 open_questions.setdefault(decided, []).append(index)
             verdicts.append(Verdict(decided is True, boxed, False))
@@ -128,14 +127,21 @@ class Verifier:
         overdue = sum(verdict.timed_out for verdict in verdicts)
         if overdue:
             logger.warning(
-                "%d of %d answers took math-verify over %g s and count as wrong",
+                "%d of %d answers took their grader over %g s and count as wrong",
                 overdue, len(texts), self.deadline,
             )  # fmt: skip
         return verdicts
 
-    def _ask(self, questions: list[_Question]) -> dict[_Question, bool | None]:
+    def _grade(self, text: str, box: str | None, problem: Problem | str) -> bool | Question:
+        if isinstance(problem, str):
+            return self._math.grade(text, box, problem)
+        if problem.grading is None:
+            return self._math.grade(text, box, problem.answer)
+        return grader_of(problem.grading.grader).grade(text, box, problem)
+
+    def _ask(self, questions: list[Question]) -> dict[Question, bool | None]:
         """Spread `questions` over the workers; None: no decision within the deadline."""
-        outcomes: dict[_Question, bool | None] = {}
+        outcomes: dict[Question, bool | None] = {}
         waiting = deque(questions)
         while len(self._pool) < min(self._size, len(questions)):
             self._pool.append(self._start())
@@ -164,17 +170,17 @@ class Verifier:
         return outcomes
 
     def _start(self) -> _Worker:
-        return _Worker(self._context, self._compare, self.deadline)
+        return _Worker(self._context, self._math.compare, self.deadline)
 
 
-def _at_once(text: str, box: str | None, reference: str) -> bool | _Question:
-    """The decision that takes no process, or the question to math-verify."""
-    candidate = box if box is not None else after_hashes(text)
-    if candidate is not None:
-        decided = decide(candidate, reference)
-        return _Question(latex(candidate), latex(reference), False) if decided is None else decided
-    tail = text[-_TAIL:]
-    return _Question(tail, latex(reference), True) if "answer" in tail.lower() else False
+@lru_cache
+def grader_of(name: str) -> Grader:
+    """The grader of that name. Raises ValueError if it is unknown or not installed."""
+    if name not in GRADERS:
+        raise ValueError(f"problems: there is no grader '{name}', only {', '.join(GRADERS)}")
+    grader = GRADERS[name]
+    grader.available()
+    return grader
 
 
 class _Worker:
@@ -188,20 +194,21 @@ class _Worker:
     ) -> None:
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, compare, deadline), daemon=True, name="verify"
+            target=_serve, args=(theirs, deadline), daemon=True, name="verify"
         )
         with nullcontext() if compare.__module__ == "__main__" else without_main():
             self._process.start()
         theirs.close()
         self._deadline = deadline
-        self._ready = False
-        self.question: _Question | None = None
+        self._ready: set[type[Question]] = set()  # kinds of questions it has prepared for
+        self.question: Question | None = None
         self.due = math.inf
 
-    def ask(self, question: _Question) -> None:
+    def ask(self, question: Question) -> None:
         self.question = question
-        # Until the worker is ready, the clock is that of its start, not of the answer.
-        self.due = time.monotonic() + (self._deadline if self._ready else _START_SECONDS)
+        # Until the worker is ready, the clock is that of its imports, not of the answer.
+        ready = type(question) in self._ready
+        self.due = time.monotonic() + (self._deadline if ready else _START_SECONDS)
         self.pipe.send(question)
 
     def hear(self) -> tuple[bool, bool | None]:
@@ -209,14 +216,15 @@ class _Worker:
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
-            if not self._ready:
+            if type(self.question) not in self._ready:
                 self._process.join(1)
                 raise RuntimeError(
                     f"a verifier worker could not start (exit code {self._process.exitcode})"
                 ) from None
             return True, None
         if message == "ready":
-            self._ready = True
+            assert self.question is not None
+            self._ready.add(type(self.question))
             self.due = time.monotonic() + self._deadline
             return False, None
         return True, bool(message)
@@ -227,7 +235,7 @@ class _Worker:
         self._process.join()
 
 
-def _serve(pipe: Connection, compare: Callable[[str, str, bool], bool], deadline: float) -> None:
+def _serve(pipe: Connection, deadline: float) -> None:
     """A worker: answer questions until the pipe closes."""
     import signal
     import warnings
@@ -237,15 +245,17 @@ def _serve(pipe: Connection, compare: Callable[[str, str, bool], bool], deadline
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    import math_verify  # noqa: F401
-
-    _limit_memory()
+    ready: set[type[Question]] = set()
     try:
-        pipe.send("ready")
         while True:
-            text, reference, anchored = pipe.recv()
+            question: Question = pipe.recv()
+            if type(question) not in ready:
+                question.prepare()
+                _limit_memory()  # on top of what was imported
+                ready.add(type(question))
+                pipe.send("ready")
             signal.alarm(math.ceil(deadline) + 5)
-            pipe.send(compare(text, reference, anchored))
+            pipe.send(question.decide())
             signal.alarm(0)
     except (EOFError, OSError):
         return
@@ -257,22 +267,7 @@ def _limit_memory() -> None:
 
         with open("/proc/self/statm") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY, mapped + _MEMORY))
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY, hard))
     except (ImportError, OSError, ValueError):
         return  # not Linux: the deadline alone must do
-
-
-def math_equal(text: str, reference: str, anchored: bool) -> bool:
-    """math-verify's judgement, without its timeouts. Runs in a worker."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    targets = [
-        LatexExtractionConfig(try_extract_without_anchor=not anchored),
-        ExprExtractionConfig(try_extract_without_anchor=not anchored),
-    ]
-    try:
-        gold = parse(reference, parsing_timeout=None)
-        found = parse(text, extraction_config=targets, parsing_timeout=None)
-        return bool(verify(gold, found, timeout_seconds=None))
-    except Exception:  # recursion, memory: whatever an adversarial answer provokes
-        return False

@@ -20,7 +20,7 @@ from adapters.prompt import PromptRenderer
 from training.ask import Endpoint, ServerError
 from training.evaluate import EvaluateConfig, evaluate_generator, evaluate_url, main
 from training.generate import Applied, Completion, Generator, SamplingOptions, derive_seed
-from training.problems import Problem
+from training.problems import Problem, load_problems
 from training.results import Recorder, Reply, Result, compare, table
 from training.verify import Verifier
 
@@ -119,6 +119,25 @@ def test_evaluate_generator(verifier: Verifier) -> None:
     assert scores["pass@1"].value == result.pass_at_1.value
     assert scores["pass@1"].problems == "sums"
     assert scores["pass@4"].n == 8
+
+
+def test_a_mixture_is_reported_by_source(verifier: Verifier) -> None:
+    sources = ["small"] * 4 + ["large"] * 4
+    problems = [
+        one.model_copy(update={"source": source})
+        for one, source in zip(PROBLEMS, sources, strict=True)
+    ]
+    result = run(Scripted(), verifier, problems=problems)
+    by_source = result.report()["by_source"]
+    assert {name: one["pass@1"] for name, one in by_source.items()} == {
+        "small": pytest.approx(6 / 16),
+        "large": pytest.approx(7 / 16),
+    }
+    assert [one["n"] for one in by_source.values()] == [4, 4]
+    lines = table([result]).splitlines()
+    assert lines[4].startswith("pass@1 by source  n  base")
+    assert [line.split()[:2] for line in lines[6:]] == [["small", "4"], ["large", "4"]]
+    assert "by_source" not in run(Scripted(), verifier).report()
 
 
 def test_one_problem_reports_no_standard_error(verifier: Verifier) -> None:
@@ -459,6 +478,26 @@ def test_command_in_process(
     assert len(texts) == 2
     assert texts[0] == texts[1]
     assert "always - base: pass@1 +0.000" in capsys.readouterr().out
+
+
+def test_command_on_a_mixture(
+    tiny: Path, problems_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Graded by both graders, reported by source, and stored so that it can be graded again."""
+    pytest.importorskip("reasoning_gym")
+    mixture = f"reasoning_gym:chain_sum,seed=5+2*{problems_file}"
+    args = f"--model {tiny} --engine transformers --max-tokens 4 --limit 6 --output {tmp_path}"
+    main([*args.split(), "--problems", mixture])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["problems"] == f"1*reasoning_gym:chain_sum,seed=5+2*{problems_file.name}"
+    parts = report["results"]["base"]["by_source"]
+    assert {name: part["n"] for name, part in parts.items()} == {
+        "chain_sum": 2,
+        problems_file.stem: 4,
+    }
+    assert "pass@1 by source" in capsys.readouterr().out
+    stored = load_problems(str(tmp_path / "problems.jsonl"))
+    assert sum(one.grading is not None for one in stored) == 2
 
 
 def test_an_adapter_that_is_nowhere(

@@ -209,8 +209,19 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
     assert len(train) == 12 and len(heldout) == 4
     assert not {p.problem for p in train} & {p.problem for p in heldout}
     shared = FitConfig.load([*arguments(problems, tmp_path), "--heldout", str(problems)])
-    with pytest.raises(ValueError, match=r"heldout: 16 problems are also in --problems"):
+    with pytest.raises(ValueError, match=r"problems: all 16 problems of .* are held out"):
         split_problems(shared)
+
+
+def test_a_question_asked_twice_is_not_held_out_and_trained_on(tmp_path: Path) -> None:
+    from training.fit_run import split_problems
+
+    path = tmp_path / "p.jsonl"
+    rows = ({"problem": f"{n % 5} + 1", "answer": n % 5 + 1} for n in range(20))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = FitConfig.load(arguments(path, tmp_path, "--checkpoints.problems", "2"))
+    train, heldout = split_problems(config)
+    assert train and not {one.question for one in train} & {one.question for one in heldout}
 
 
 def test_held_out_problems_are_drawn_from_the_whole_file(problems: Path, tmp_path: Path) -> None:

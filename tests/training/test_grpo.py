@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
 def test_shared_problems_and_bad_flags_end_with_2(files: tuple[Path, Path], capsys) -> None:
     arguments = ["--model", BASE, "--output", "x", "--problems", str(files[0])]
     for more, word in (
-        (["--heldout", str(files[0])], "heldout: 8 problems are also"),
+        (["--heldout", str(files[0])], "problems: all 8 problems of"),
         (["--heldout", str(files[1]), "--generations", "1"], "--generations"),
     ):
         with pytest.raises(SystemExit) as end:

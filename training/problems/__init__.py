@@ -1,0 +1,25 @@
+"""Problems with reference answers and graders.
+
+problem.py        Problem
+sources.py        load_problems: what a source string names
+mixture.py        several sources in one
+benchmarks.py     benchmarks that have a name, and local copies of them
+table.py, rows.py files and hub datasets
+"""
+
+from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of
+from training.problems.problem import Grading, Problem, problems_hash, write_problems
+from training.problems.sources import load_problems, source_name
+
+__all__ = [
+    "BENCHMARKS",
+    "DATA_DIR",
+    "Benchmark",
+    "Grading",
+    "Problem",
+    "benchmark_of",
+    "load_problems",
+    "problems_hash",
+    "source_name",
+    "write_problems",
+]
