@@ -122,7 +122,7 @@ def ask_all(
         source: load_problems(source, limit=config.questions, data_dir=config.data_dir)
         for source in config.tests
     }
-    longest = max(len(renderer.token_ids(one.question)) for ps in tests.values() for one in ps)
+    longest = max(len(renderer.token_ids(one.problem)) for ps in tests.values() for one in ps)
     folders = [folder for fits in adapters.values() for folder in fits.values()]
     rank = max(AdapterVersion.read(folder, folder.name).rank for folder in folders)
     with (
