@@ -5,8 +5,9 @@ A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step:
 "reset": [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
 [other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
 a request under "hold" begins when the other one of its wave has given so many tokens. A request:
-{"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index it goes on where
-that one, of an earlier wave, ended. Waves run to their end before the next begins. With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
+{"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index its prompt goes
+on where that request, of an earlier wave, ended. Waves run to their end before the next begins.
+With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
 """
 
 from __future__ import annotations
@@ -268,9 +269,9 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     steps = 0
     resets, aborts = set(job.get("reset", [])), job.get("abort", {})
     amid = {"abort": [], "reset": 0, "sleep": 0} | job.get("pending", {})
-    for wave in job["waves"]:
+    for turns in job["waves"]:
         offset = len(results)
-        wave = [after(given, asked, results) for given in wave]
+        wave = [after(given, asked, results) for given in turns]
         asked += wave
         held = dict(job.get("hold", {}))
         for index, given in enumerate(wave):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,7 +39,7 @@ QUESTIONS = (
     "Write a Python function that returns the n-th Fibonacci number.",
     "List three uses of a paper clip.",
     "Why is the sky blue?",
-    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. "
     "How many clips did Natalia sell altogether in April and May?",
     "Explain to a child of eight what a prime number is, and give the first five.",
     "日本の首都はどこですか？",
