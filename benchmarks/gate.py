@@ -2,7 +2,7 @@
 
     python -m benchmarks.gate --model runs/models/Qwen2.5-Coder-0.5B-Instruct --batch 1,4,16
     python -m benchmarks.gate --batch 16
-    python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always, stock kernels"
+    python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always (stock kernels)"
 
 With --model: a real model in bfloat16 on all cores, arithmetic questions in its own chat template,
 and how long servers of it take to start. Without: a model with random weights, made on the spot,
@@ -37,7 +37,7 @@ from benchmarks.report import print_table, save, show, spread
 from training.config import Config, usage_error
 
 BASE = "base without LoRA"
-COMPILED = "base without LoRA, compiled"
+COMPILED = "base without LoRA (compiled)"
 NEVER_OPENS = "gate never opens"
 PROMPT = 32  # random tokens, where the model is made up
 NEVER = 1e9  # nats; the entropy is computed all the same
@@ -163,13 +163,13 @@ def measure(
         **{name: Mode(engine) for name, engine in engines.items() if engine is not gated},
         NEVER_OPENS: never,
         **{
-            f"gated, {rate:.0%} wanted": Mode(gated, adapter, calibrate(entropies, rate))
+            f"gated at {rate:.0%}": Mode(gated, adapter, calibrate(entropies, rate))
             for rate in config.rates
         },
         "always": Mode(gated, adapter),
     }
     if config.model is None:
-        modes["always, stock kernels"] = Mode(gated, adapter, stock=True)
+        modes["always (stock kernels)"] = Mode(gated, adapter, stock=True)
     modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
     runs: dict[str, list[Run]] = {name: [] for name in modes}
     for mode in modes.values():

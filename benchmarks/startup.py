@@ -27,8 +27,8 @@ from demo.server import free_port, wait_until_healthy
 from training.config import Config
 
 SERVERS = {
-    "plain vLLM, compiled": ["loadtests.plain"],
-    "plain vLLM, --enforce-eager": ["loadtests.plain", "--enforce-eager"],
+    "plain vLLM (compiled)": ["loadtests.plain"],
+    "plain vLLM --enforce-eager": ["loadtests.plain", "--enforce-eager"],
     "python -m serving --gate off": ["serving", "--gate", "off"],
     "python -m serving": ["serving"],
 }
