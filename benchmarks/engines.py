@@ -40,7 +40,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LONGEST = 4096
 
 
-def prepare(**reports: Any) -> None:
+def prepare(threads: int = 1, **reports: Any) -> None:
     """Settings of this process, which is started anew with them; call before anything heavy.
 
     `reports` are for serving.engine.report.install.
@@ -48,8 +48,9 @@ def prepare(**reports: Any) -> None:
     Memory is asked for in huge pages: in small ones, where an engine's weights happen to lie makes
     one of two equal engines up to 5 % faster.
     """
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.environ.update(ENVIRONMENT)
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        os.environ.update(environment)
         os.execv(sys.executable, sys.orig_argv)
     from serving.engine import report
 
@@ -84,6 +85,24 @@ def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, lis
     return base, paths, parameters
 
 
+def make_adapter(base: Path, folder: Path) -> Path:
+    """A random adapter of a model on disk: rank 32 on q, k, v, o, too weak to derail an answer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(0.02)
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
 def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) -> Any:
     """vLLM without LoRA, or with LoRA and all the gate needs. Nothing is compiled in either.
 
@@ -101,12 +120,9 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
     }
     return LLM(
         model=str(base),
-        dtype="float32",
         skip_tokenizer_init=True,
         block_size=32,
         kv_cache_memory_bytes=2**30,
-        enforce_eager=True,
         disable_log_stats=True,
-        **(with_gate if gate else {}),
-        **arguments,
+        **({"dtype": "float32", "enforce_eager": True} | (with_gate if gate else {}) | arguments),
     )

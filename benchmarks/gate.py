@@ -1,32 +1,45 @@
 """What the gate costs: generated tokens per second, as a ratio to the base without LoRA enabled.
 
+    python -m benchmarks.gate --model runs/models/Qwen2.5-Coder-0.5B-Instruct --batch 1,4,16
     python -m benchmarks.gate --batch 16
-    python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always, stock kernels"
+    python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always (stock kernels)"
 
-A model with random weights, made on the spot, float32, one thread. Without and with LoRA there are
-two engines in this process; the modes take turns, so that what else the machine does falls on all
-alike, and each run's ratio is to the base's run of the same turn. Thresholds are found by
-measuring; the gate rate that was reached stands in the table.
+With --model: a real model in bfloat16 on all cores, arithmetic questions in its own chat template,
+and how long servers of it take to start. Without: a model with random weights, made on the spot,
+float32, one thread, random prompts.
+
+Without and with LoRA there are two engines in this process; the modes take turns, so that what else
+the machine does falls on all alike, and each run's ratio is to the base's run of the same turn. A
+run also takes the time to the first token: seconds until a batch of prompts has one token each. The
+thresholds are calibrated on the entropies of the same requests; the gate rate that was reached
+stands in the table. So does the best ratio that it leaves, for a gated token costs one more step.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import statistics
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+import psutil
+from pydantic import Field, model_validator
 
-from benchmarks.engines import SHAPES, Shape, make_engine, make_model, prepare
+from adapters.gate import calibrate
+from benchmarks import startup
+from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
-from training.config import Config
+from training.config import Config, usage_error
 
 BASE = "base without LoRA"
-PROMPT = 32
+COMPILED = "base without LoRA (compiled)"
+NEVER_OPENS = "gate never opens"
+PROMPT = 32  # random tokens, where the model is made up
 NEVER = 1e9  # nats; the entropy is computed all the same
 
 
@@ -35,13 +48,27 @@ class GateConfig(Config):
 
     program: ClassVar[str] = "python -m benchmarks.gate"
 
+    model: Path | None = Field(None, description="Folder of a real model, instead of a shape.")
+    adapter: Path | None = Field(None, description="PEFT folder for it; a random one if none.")
     shape: Shape = "31m"
-    batch: list[int] = Field([16, 64], description="Sequences at a time.")
+    dtype: str = Field("", description="Of the engines: bfloat16 with --model, else float32.")
+    threads: int = Field(0, ge=0, description="All cores with --model, else one.")
+    batch: list[int] = Field([1, 4, 16], description="Sequences at a time.")
     runs: int = Field(5, ge=1, description="Runs of each mode, interleaved.")
     requests: int = Field(3, ge=1, description="Requests of a run, for each sequence of the batch.")
     tokens: int = Field(64, ge=1, description="Tokens of a request.")
-    rates: list[float] = Field([0.02, 0.1], description="Gate rates to look for.")
+    rates: list[float] = Field([0.03, 0.1], description="Gate rates to look for.")
     only: list[str] = Field([], description="Modes to measure beside the base; all if none.")
+    compiled: bool = Field(False, description="Also the base as vLLM compiles it without LoRA.")
+    starts: int = Field(1, ge=0, description="With --model: starts of each server; 0: none.")
+
+    @model_validator(mode="after")
+    def _of_model(self) -> Self:
+        if self.adapter and not self.model:
+            raise ValueError("adapter: goes with --model")
+        self.dtype = self.dtype or ("bfloat16" if self.model else "float32")
+        self.threads = self.threads or (len(os.sched_getaffinity(0)) if self.model else 1)
+        return self
 
 
 class Mode(NamedTuple):
@@ -58,112 +85,174 @@ class Run(NamedTuple):
 
     speed: float  # tokens per second
     rate: float  # gated tokens / generated tokens
+    first: float  # seconds to the first token of a batch
 
 
-def run(mode: Mode, config: GateConfig, batch: int, requests: int) -> Run:
-    """Serve `requests` x batch requests, all there from the start."""
-    import torch
+def make_prompts(config: GateConfig, count: int) -> list[list[int]]:
+    """Token ids: questions in the model's own chat template, or random ones."""
+    choose = random.Random(1)
+    if config.model is None:
+        last = SHAPES[config.shape]["vocab_size"] - 1
+        return [[choose.randint(1, last) for _ in range(PROMPT)] for _ in range(count)]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    prompts = []
+    for _ in range(count):
+        a, b, c = (choose.randint(11, 99) for _ in range(3))
+        text = f"A shop sells {a} boxes of {b} apples, and {c} apples are bad. How many are good?"
+        if tokenizer.chat_template:
+            chat = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return prompts
+
+
+def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trace: int = 0) -> Any:
+    """(the answers, seconds they took together): `batch` at a time, all there from the start."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from serving.engine import cpu_layers
 
-    generator = torch.Generator().manual_seed(1)
-    size = (requests * batch, PROMPT)
-    ids = torch.randint(1, SHAPES[config.shape]["vocab_size"], size, generator=generator).tolist()
+    gate = {"gate_tau": mode.tau, "gate_trace": trace}
     params = SamplingParams(
         temperature=0,
-        max_tokens=config.tokens,
+        max_tokens=tokens,
         ignore_eos=True,
         detokenize=False,
-        extra_args=None if mode.tau is None else {"gate_tau": mode.tau},
+        extra_args=None if mode.tau is None else gate,
     )
     lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
-    prompts = [{"prompt_token_ids": one} for one in ids]
+    mode.engine.llm_engine.engine_core.engine_core.scheduler.max_num_active_reqs = batch
+    given = [{"prompt_token_ids": one} for one in prompts]
     with cpu_layers.stock() if mode.stock else nullcontext():
         start = time.perf_counter()
-        answers = mode.engine.generate(prompts, params, lora_request=lora, use_tqdm=False)
-        seconds = time.perf_counter() - start
+        answers = mode.engine.generate(given, params, lora_request=lora, use_tqdm=False)
+        return answers, time.perf_counter() - start
+
+
+def run(mode: Mode, config: GateConfig, prompts: list[list[int]], batch: int) -> Run:
+    """Serve the prompts, and then the first `batch` of them for one token each."""
+    answers, seconds = generate(mode, prompts, batch, config.tokens)
     reports = [getattr(answer.outputs[0], "gate", None) for answer in answers]
-    tokens = len(ids) * config.tokens
-    return Run(tokens / seconds, sum(report.gated for report in reports if report) / tokens)
+    tokens = len(prompts) * config.tokens
+    gated = sum(report.gated for report in reports if report)
+    _, first = generate(mode, prompts[:batch], batch, 1)
+    return Run(tokens / seconds, gated / tokens, first)
 
 
-def with_rate(mode: Mode, config: GateConfig, batch: int, wanted: float) -> Mode:
-    """`mode` with the tau that gates about `wanted` of the tokens: bisection on the engine."""
-    low, high = 0.0, 12.0
-    for _ in range(12):
-        mode = mode._replace(tau=(low + high) / 2)
-        rate = run(mode, config, batch, 1).rate
-        if abs(rate - wanted) < 0.1 * wanted:
-            break
-        assert mode.tau is not None
-        low, high = (mode.tau, high) if rate > wanted else (low, mode.tau)
-    return mode
+def measured_entropies(
+    never: Mode, config: GateConfig, prompts: list[list[int]], batch: int
+) -> list[float]:
+    """The base's entropy at every token but the first of its answers to the prompts."""
+    answers, _ = generate(never, prompts, batch, config.tokens, trace=2)
+    traces = [answer.outputs[0].gate.trace for answer in answers]
+    return [entry["entropy"] for trace in traces for entry in trace if "entropy" in entry]
 
 
-def measure(config: GateConfig, base: Path, adapter: Path, batch: int) -> dict[str, list[Run]]:
+def measure(
+    config: GateConfig, engines: dict[str, Any], adapter: Path, batch: int
+) -> dict[str, list[Run]]:
     """The runs of each mode."""
-    limits = {"max_num_seqs": batch, "max_model_len": 256, "enable_prefix_caching": False}
-    plain, gated = (make_engine(base, gate, **limits) for gate in (False, True))
+    gated = engines[NEVER_OPENS]
+    prompts = make_prompts(config, config.requests * batch)
+    never = Mode(gated, adapter, NEVER)
+    entropies = measured_entropies(never, config, prompts, batch)  # warms up, too
     modes = {
-        BASE: Mode(plain),
-        "gate never opens": Mode(gated, adapter, NEVER),
-        **{f"gated, {rate:.0%} wanted": Mode(gated, adapter, rate) for rate in config.rates},
+        **{name: Mode(engine) for name, engine in engines.items() if engine is not gated},
+        NEVER_OPENS: never,
+        **{
+            f"gated at {rate:.0%}": Mode(gated, adapter, calibrate(entropies, rate))
+            for rate in config.rates
+        },
         "always": Mode(gated, adapter),
-        "always, stock kernels": Mode(gated, adapter, stock=True),
     }
+    if config.model is None:
+        modes["always (stock kernels)"] = Mode(gated, adapter, stock=True)
     modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
-    for name, mode in modes.items():
-        if mode.tau is not None and mode.tau != NEVER:
-            modes[name] = with_rate(mode, config, batch, mode.tau)
     runs: dict[str, list[Run]] = {name: [] for name in modes}
     for mode in modes.values():
-        run(mode, config, batch, 1)  # warms up
+        generate(mode, prompts[:batch], batch, 8)  # warms up
     names = list(modes)
     for turn in range(config.runs):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            runs[name].append(run(modes[name], config, batch, config.requests))
+            runs[name].append(run(modes[name], config, prompts, batch))
     return runs
+
+
+def report(runs: dict[str, list[Run]], batch: int) -> dict[str, Any]:
+    """Print a table; the same as figures."""
+    speeds = {name: [one.speed for one in found] for name, found in runs.items()}
+    firsts = {name: [one.first for one in found] for name, found in runs.items()}
+    rates = {name: statistics.mean(one.rate for one in found) for name, found in runs.items()}
+
+    def to_base(values: dict[str, list[float]], name: str) -> list[float]:
+        return [one / beside for one, beside in zip(values[name], values[BASE], strict=True)]
+
+    print(f"\nbatch {batch}, median (range) of {len(runs[BASE])} interleaved runs\n")
+    header = ["mode", "gate rate", "tokens/s", "ratio to base", "at best", "first token, s"]
+    print_table(
+        [*header, "ratio"],
+        [
+            [
+                name,
+                f"{rates[name]:.1%}",
+                show(speeds[name], 1),
+                show(to_base(speeds, name), 3),
+                f"{1 / (1 + rates[name]):.3f}",
+                show(firsts[name], 3),
+                show(to_base(firsts, name), 2),
+            ]
+            for name in runs
+        ],
+    )
+    return {
+        name: {
+            "gate_rate": rates[name],
+            "tokens_per_second": spread(speeds[name]),
+            "ratio_to_base": spread(to_base(speeds, name)),
+            "first_token_seconds": spread(firsts[name]),
+            "first_token_ratio": spread(to_base(firsts, name)),
+        }
+        for name in runs
+    }
 
 
 def main() -> None:
     """Measure each batch size."""
     config = GateConfig.load()
-    prepare()
+    if config.model and not (config.model / "config.json").is_file():
+        usage_error(config.program, f"--model {config.model}: no model folder")
+    prepare(config.threads)
+    servers = {}
+    if config.model and config.starts:  # before this process takes memory
+        servers = startup.report(startup.measure(config.model, config.dtype, config.starts))
     with tempfile.TemporaryDirectory() as folder:
-        base, (adapter,), parameters = make_model(Path(folder), config.shape)
-        print(f"{parameters / 1e6:.1f} M parameters")
+        if config.model:
+            base, name = config.model, config.model.resolve().name
+            adapter = config.adapter or make_adapter(base, Path(folder, "adapter"))
+        else:
+            base, (adapter,), parameters = make_model(Path(folder), config.shape)
+            name = config.shape
+            print(f"{parameters / 1e6:.1f} M parameters")
+        limits = {
+            "max_num_seqs": max(config.batch),
+            "max_model_len": 512,
+            "enable_prefix_caching": False,
+            "dtype": config.dtype,
+        }
+        engines = {BASE: make_engine(base, False, **limits)}
+        if config.compiled:
+            engines[COMPILED] = make_engine(base, False, **limits, enforce_eager=False)
+        engines[NEVER_OPENS] = make_engine(base, True, **limits)
         for batch in config.batch:
-            runs = measure(config, base, adapter, batch)
-            speeds = {name: [one.speed for one in found] for name, found in runs.items()}
-            ratios = {
-                name: [one / beside for one, beside in zip(values, speeds[BASE], strict=True)]
-                for name, values in speeds.items()
-            }
-            rates = {
-                name: statistics.mean(one.rate for one in found) for name, found in runs.items()
-            }
-            print(f"\nbatch {batch}, median (range) of {config.runs} interleaved runs\n")
-            print_table(
-                ["mode", "gate rate", "tokens/s", "ratio to base"],
-                [
-                    [name, f"{rates[name]:.1%}", show(speeds[name]), show(ratios[name], 3)]
-                    for name in runs
-                ],
-            )
-            figures = {
-                name: {
-                    "gate_rate": rates[name],
-                    "tokens_per_second": spread(speeds[name]),
-                    "ratio_to_base": spread(ratios[name]),
-                }
-                for name in runs
-            }
+            figures = report(measure(config, engines, adapter, batch), batch)
             settings = config.model_dump(mode="json", exclude={"config", "batch"})
-            result = {**settings, "batch": batch, "parameters": parameters, "modes": figures}
+            rss = psutil.Process().memory_info().rss
+            result = {**settings, "batch": batch, "modes": figures, "rss_of_all_engines": rss}
             part = re.sub("[^a-z0-9]+", "-", "".join(f" {mode}" for mode in config.only))
-            save(f"gate-{config.shape}-{batch}{part}", result)
+            save(f"gate-{name}-{batch}{part}", {**result, "servers": servers})
 
 
 if __name__ == "__main__":

@@ -50,6 +50,13 @@ def test_entropy_of_more_rows_than_one_pass_takes() -> None:
     assert entropy(logits[:0]).shape == (0, rows)
 
 
+@pytest.mark.parametrize("scale", [0.5, 3.0, 10.0])
+def test_entropy_over_a_real_vocabulary_is_exact_to_a_millionth(scale: float) -> None:
+    logits = 20 + scale * torch.randn(3, 151_936, generator=torch.Generator().manual_seed(0))
+    reference = torch.special.entr(logits.double().softmax(-1)).sum(-1)
+    torch.testing.assert_close(entropy(logits).double(), reference, atol=2e-6, rtol=2e-7)
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=40), st.floats(-100, 100))
 def test_entropy_is_bounded_and_ignores_a_shift(values: list[float], shift: float) -> None:
     logits = torch.tensor(values, dtype=torch.float64)

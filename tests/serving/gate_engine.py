@@ -5,8 +5,9 @@ A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step:
 "reset": [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
 [other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
 a request under "hold" begins when the other one of its wave has given so many tokens. A request:
-{"prompt", "adapter", "tau", "tokens"} and any SamplingParams. Waves run to their end before the
-next begins. With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
+{"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index its prompt goes
+on where that request, of an earlier wave, ended. Waves run to their end before the next begins.
+With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
 """
 
 from __future__ import annotations
@@ -198,6 +199,17 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
     )
 
 
+def after(
+    given: dict[str, Any], asked: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A request, whose prompt begins with all of an earlier one where it says so."""
+    if "after" not in given:
+        return given
+    index = given["after"]
+    turn = {key: value for key, value in given.items() if key != "after"}
+    return turn | {"prompt": asked[index]["prompt"] + results[index]["tokens"] + given["prompt"]}
+
+
 def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) -> None:
     """Put a request into the engine."""
     from vllm import SamplingParams
@@ -253,11 +265,14 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
     scheduler._preempt_request = preempt
     results: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
     steps = 0
     resets, aborts = set(job.get("reset", [])), job.get("abort", {})
     amid = {"abort": [], "reset": 0, "sleep": 0} | job.get("pending", {})
-    for wave in job["waves"]:
+    for turns in job["waves"]:
         offset = len(results)
+        wave = [after(given, asked, results) for given in turns]
+        asked += wave
         held = dict(job.get("hold", {}))
         for index, given in enumerate(wave):
             results.append({"tokens": [], "gated": None, "trace": []})
@@ -279,6 +294,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 report = getattr(first, "gate", None)
                 results[int(output.request_id)] |= {
                     "tokens": list(first.token_ids),
+                    "text": first.text,
                     "gated": None if report is None else report.gated,
                     "trace": [] if report is None else list(report.trace),
                     "cached": output.num_cached_tokens,

@@ -1,13 +1,12 @@
 """What is trained is what is served: the trainer's log-probabilities are the engine's.
 
 Sampled answers of the real engine, in float32, are forced through the trainer's own code: decision
-by decision it finds the same points, and there the same log-probabilities to 1e-4. A real model's
-folder in REASONMAXXER_REAL_MODEL (SmolLM2-135M-Instruct, say) is held against the engine too.
+by decision it finds the same points, and there the same log-probabilities to 1e-4: on random
+models, the miniatures and SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Reference
+from real_models import real_model
 from support import ROOT
 from test_gate_exact import CRAMPED, PLAIN, World
 
@@ -101,13 +101,10 @@ def test_so_they_are_on_the_miniatures(tmp_path: Path, name: str) -> None:
     assert worst < 1e-4
 
 
-@pytest.mark.skipif(
-    "REASONMAXXER_REAL_MODEL" not in os.environ, reason="REASONMAXXER_REAL_MODEL=FOLDER"
-)
 def test_so_they_are_on_a_real_model(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    model = Path(os.environ["REASONMAXXER_REAL_MODEL"]).absolute()
+    model = real_model()
     here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
     questions = ("What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90.")
     asked = [tokenizer(question)["input_ids"] for question in questions]
