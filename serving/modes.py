@@ -21,6 +21,7 @@ from serving.engine import usage
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
+from serving.prompts import add_stop
 from serving.registry import Registry
 from serving.residents import GATED
 
@@ -34,6 +35,7 @@ class Modes:
 
     registry: Registry
     gated: bool  # False: --gate off
+    stop: tuple[str, ...] = ()  # strings that end an answer to a chat
 
     async def admit(self, request: Any) -> None:
         """Bind the request to a version of the adapter it names, and complete its arguments.
@@ -51,6 +53,7 @@ class Modes:
         base = not name or self.registry.residents.models.is_base_model(name)
         gated = self.gated and not base and name.endswith(GATED)
         plain = name.removesuffix(GATED) if gated else name
+        add_stop(request, self.stop)
         mine = held()
         if mine is not None and not base and plain == mine.version:
             return  # vLLM asks twice on some ways

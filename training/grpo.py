@@ -24,9 +24,9 @@ from transformers import TrainerCallback
 
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
+from adapters.recipe import recipe_for
 from training.config import Config
 from training.evaluate import evaluate_generator
-from training.footprint import recipe_of
 from training.generate import Engine, SamplingOptions, derive_seed, open_generator
 from training.model import load_model, open_base
 from training.problems import Problem, load_problems
@@ -189,7 +189,7 @@ def cost(config: GrpoConfig, history: Sequence[dict[str, Any]]) -> dict[str, flo
 def grpo(config: GrpoConfig) -> dict[str, Any]:
     """Train, keep the best checkpoint, return what report.json holds."""
     base = open_base(config.model)
-    recipe = recipe_of(config.family, base)
+    recipe = recipe_for(base, config.family)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     problems = load_problems(config.problems, limit=config.limit)
     asked = load_problems(config.heldout)

@@ -55,6 +55,7 @@ def sample(
             sampling.rollout_temperature or sampling.temperature,
             sampling.top_p,
             sampling.max_tokens,
+            stop=renderer.stop,
         )
         with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
             for place, completions in generator.stream(prompts, options, applied, seeds=seeds):
