@@ -105,7 +105,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from error
-    if not tokenizer("a")["input_ids"]:  # transformers makes an empty one of an empty folder
+    if not tokenizer("0aA.")["input_ids"]:  # transformers makes an empty one of an empty folder
         raise ValueError(f"{folder}: the folder has no tokenizer")
     return tokenizer
 

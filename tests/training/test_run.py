@@ -64,6 +64,7 @@ class Dying:
 
 class Renderer:
     template = ""
+    stop = ()
 
     def token_ids(self, problem: str) -> list[int]:
         return [int(problem)]
