@@ -221,6 +221,8 @@ def import_(store: Store, args: argparse.Namespace) -> None:
         alias=args.alias,
     )
     print(version.id)
+    if version.manifest:
+        print(f"family {version.manifest.family}", file=sys.stderr)
     _name_inert(version, sys.stderr)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from adapters.recipe import Prompt, look_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # For a base model without a chat format. No space follows "Answer:", since tokenizers join a space
 # to the word behind it.
@@ -164,7 +167,10 @@ class PromptRenderer:
     @classmethod
     def load(cls, base: Path, prompt: Prompt) -> PromptRenderer:
         """With the tokenizer of the model folder `base`. Raises ValueError if it has none."""
-        return cls.of(read_tokenizer(base), prompt)
+        renderer = cls.of(read_tokenizer(base), prompt)
+        if prompt.chat_template is not None and renderer.tokenizer.chat_template is not None:
+            logger.info("prompt.chat_template is not used: the tokenizer has its own")
+        return renderer
 
     @property
     def digest(self) -> str:
