@@ -84,7 +84,7 @@ class PromptFormat:
 
         Of several templates that a tokenizer names, the default serves chats.
         """
-        own = tokenizer.chat_template
+        own = getattr(tokenizer, "chat_template", None)
         own = own.get("default") if isinstance(own, dict) else own
         stop: Sequence[str] = ()
         if own is not None:

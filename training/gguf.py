@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -336,6 +337,11 @@ def _left_out(file: GgufFile, layers: int) -> list[str]:
         elif "nextn" in name or (head == "blk" and int(rest.split(".")[0]) >= layers):
             parts.setdefault("layers that predict several tokens (MTP)", []).append(name)
     notes = [f"Left out: {what}, {len(names)} tensors." for what, names in parts.items()]
+    if file.architecture == "llama" and re.search(r"mistral.*v0\.1", file.name, re.IGNORECASE):
+        notes.append(
+            "GGUF writes Mistral as Llama, without the window of 4,096 tokens that v0.1 attends "
+            "to: longer texts will read differently."
+        )
     scaling = file.get("rope.scaling.type")
     if scaling not in (None, "none"):
         notes.append(f"The rotary scaling '{scaling}' may not have been read; check config.json.")

@@ -65,6 +65,8 @@ def make_folder(folder: Path, **files: Any) -> BaseModel:
         ({"config": {}}, "qwen2.5"),
         ({"config": {"_name_or_path": "Qwen/Qwen2.5-7B-Instruct"}}, "qwen2.5-instruct"),
         ({"config": {"_model_name_or_path": "Qwen2.5 0.5B Instruct AWQ"}}, "qwen2.5-instruct"),
+        ({"config": {"_model_name_or_path": "Llama 3.2 1B"}}, "llama"),
+        ({"config": {"_model_name_or_path": "DeepSeek R1 Distill Llama"}}, "deepseek-r1-distill"),
         ({"config": {}, "card": "---\nbase_model: google/gemma-2-2b\n---\n"}, "gemma"),
         ({"config": {}, "card": "---\nbase_model: [a/b, Qwen/Qwen3-4B]\n---\n"}, "qwen3"),
         ({"config": {}, "card": "---\nbase_model: {\n---\n"}, "qwen2.5"),

@@ -160,9 +160,14 @@ def test_bos_is_added_where_the_file_asks_for_it(tmp_path: Path) -> None:
 
 def test_what_is_doubtful_is_said(tmp_path: Path) -> None:
     more = {"tokenizer.ggml.pre": "klingon", "clip.what": "no"}
-    more |= {"tokenizer.chat_template.tool_use": TEMPLATE}
+    more |= {"tokenizer.chat_template.tool_use": TEMPLATE, "general.name": "Mistral 7B v0.1"}
     notes = " ".join(convert(write_gguf(tmp_path / "m.gguf", "F16", more), tmp_path / "folder"))
-    for said in ("'klingon' is not known", "left out: tool_use", "was not read: clip.what"):
+    for said in (
+        "'klingon' is not known",
+        "left out: tool_use",
+        "was not read: clip.what",
+        "window of 4,096",
+    ):
         assert said in notes
 
 
