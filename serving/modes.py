@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.tokenize.protocol import (
     DetokenizeRequest,
     TokenizeChatRequest,
@@ -21,7 +22,6 @@ from serving.engine import usage
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
-from serving.prompts import add_stop
 from serving.registry import Registry
 from serving.residents import GATED
 
@@ -81,6 +81,20 @@ class Modes:
         if "vllm_xargs" in type(request).model_fields:
             gate = self.registry.gate(plain, resident.gate)
             request.vllm_xargs = resolve(arguments, gate) | usage.ticket()
+
+
+def add_stop(request: Any, stop: tuple[str, ...]) -> None:
+    """Give a request for a chat the prompt's stop strings, beside its own.
+
+    They mark the end of an answer as the end-of-sequence token does, so `ignore_eos` leaves them
+    out. A request that brings its prompt as text has no such marks.
+    """
+    chat = "stop" in type(request).model_fields and not isinstance(request, CompletionRequest)
+    if not stop or not chat or getattr(request, "ignore_eos", False):
+        return
+    own = request.stop or []
+    own = [own] if isinstance(own, str) else own
+    request.stop = list(dict.fromkeys([*own, *stop]))
 
 
 def _arguments(request: Any) -> Any:

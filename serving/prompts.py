@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from typing import TYPE_CHECKING
 
 from adapters.manifest import PROMPT, Manifest
 from adapters.prompt import PromptFormat
@@ -50,17 +48,3 @@ class ServedPrompt:
             f"was fitted with another prompt than family '{self.family}' has here; serve it with "
             "the recipe that it was fitted with (--family FILE.yaml), or with --chat-template"
         )
-
-
-def add_stop(request: Any, stop: tuple[str, ...]) -> None:
-    """Give a request for a chat the prompt's stop strings, beside its own.
-
-    They mark the end of an answer as the end-of-sequence token does, so `ignore_eos` leaves them
-    out. A request that brings its prompt as text has no such marks.
-    """
-    chat = "stop" in type(request).model_fields and not isinstance(request, CompletionRequest)
-    if not stop or not chat or getattr(request, "ignore_eos", False):
-        return
-    own = request.stop or []
-    own = [own] if isinstance(own, str) else own
-    request.stop = list(dict.fromkeys([*own, *stop]))

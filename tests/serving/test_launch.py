@@ -14,7 +14,8 @@ from adapters.manifest import PROMPT, Base, Manifest
 from adapters.prompt import PromptFormat
 from adapters.recipe import get_recipe
 from serving.launch import look_at_base, set_environment, vllm_arguments
-from serving.prompts import ServedPrompt, add_stop
+from serving.modes import add_stop
+from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 
 # By set_environment, unless the user has.
