@@ -9,6 +9,7 @@
     gc [--keep K]                    delete versions that no alias points at and nobody uses
     import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
     export NAME[@HASH] FOLDER        a plain PEFT folder again
+    prompt --model MODEL QUESTION    the exact prompt and token ids of a question
 
 Bad input ends with exit code 2 and a line that says what was wrong, a store that cannot be written
 with 1.
@@ -28,6 +29,7 @@ from adapters.base import BaseModel
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
 from adapters.manifest import Score, is_name
+from adapters.prompt import show_prompt
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store, StoreError
 from adapters.version import AdapterError, AdapterVersion
@@ -75,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
     imported.add_argument("source", help="PEFT folder or hub id")
     imported.add_argument("--name", help="default: the source's")
     imported.add_argument("--revision", help="of the hub repository")
-    imported.add_argument("--family", default="", help="default: by the base's name and type")
+    imported.add_argument(
+        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
+    )
     base = imported.add_mutually_exclusive_group(required=True)
     base.add_argument("--base", help="folder or hub id of the base that it was made for")
     base.add_argument(
@@ -84,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     export = command("export")
     export.add_argument("reference", metavar="NAME[@HASH]")
     export.add_argument("folder", type=Path)
+    prompt = command("prompt", readable)
+    prompt.add_argument("question")
+    prompt.add_argument("--model", required=True, help="folder or hub id of the base")
+    prompt.add_argument(
+        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
+    )
     return top
 
 
@@ -211,11 +221,18 @@ def import_(store: Store, args: argparse.Namespace) -> None:
         alias=args.alias,
     )
     print(version.id)
+    if version.manifest:
+        print(f"family {version.manifest.family}", file=sys.stderr)
     _name_inert(version, sys.stderr)
 
 
 def export(store: Store, args: argparse.Namespace) -> None:
     print(f"{export_adapter(store, args.reference, args.folder).id} -> {args.folder}")
+
+
+def prompt(store: Store, args: argparse.Namespace) -> None:  # noqa: ARG001
+    shown = show_prompt(BaseModel.open(args.model), args.question, args.family)
+    print(json.dumps(shown.facts(), indent=2) if args.json else shown)
 
 
 COMMANDS = {
@@ -228,6 +245,7 @@ COMMANDS = {
     "gc": gc,
     "import": import_,
     "export": export,
+    "prompt": prompt,
 }
 
 # ------------------------------------------------------------------------------- the small print

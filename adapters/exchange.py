@@ -12,7 +12,7 @@ from adapters.base import BaseModel
 from adapters.files import atomic_directory, copy_file, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Base, Manifest
-from adapters.recipe import get_recipe, recipe_for
+from adapters.recipe import recipe_for
 from adapters.store import Store
 from adapters.version import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
 
@@ -67,12 +67,12 @@ def import_adapter(
     Args:
         source: a PEFT folder or a hub id.
         base: what it was made for; None: it is checked against each base by shapes alone.
-        family: default: by the base's name and type.
+        family: default: the one found for the base.
         revision: of the hub repository.
 
     Raises:
         SourceError: there is no such folder or hub id.
-        ValueError: `name` is none, or the base's family is unknown.
+        ValueError: `name` is none, or `family` is unknown.
         AdapterError: the adapter cannot be used.
         StoreError: the store cannot be written.
     """
@@ -83,7 +83,7 @@ def import_adapter(
             if (folder / file).is_file():
                 copy_file(folder / file, copied / file, limit)
         if base is not None and not (copied / MANIFEST).exists():
-            known = get_recipe(family) if family else recipe_for(base.name, base.model_type)
+            known = recipe_for(base, family)
             origin = Path(source).name if Path(source).is_dir() else source
             manifest = Manifest(
                 name=name,

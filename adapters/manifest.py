@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 FILE = "manifest.json"
+PROMPT = "prompt sha256"  # in `made_by`: digest of the chat template that it was fitted with
 COLDEST, HOTTEST = 0.01, 100.0  # beyond which logits divided by them lose their meaning
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$|^[a-z0-9]$"
 

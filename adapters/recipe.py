@@ -1,35 +1,65 @@
 """How a family of base models is prompted, sampled and trained: one YAML file per family.
 
+    base = BaseModel.open("Qwen/Qwen2.5-1.5B")
+    recipe_for(base).family                      # 'qwen2.5'
+    recipe_for(base, "my-recipe.yaml")           # a recipe of your own
+
 The fields are the paper's knobs; `recipes/*.yaml` hold their values. `training.fit` lays a run's
 own YAML and flags over them.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.manifest import COLDEST
 
+if TYPE_CHECKING:
+    from adapters.base import BaseModel as Base
+
+logger = logging.getLogger(__name__)
+
 RECIPES = Path(__file__).parent / "recipes"
+GENERIC = "generic"  # the family of every base that no other recipe claims
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+class FewShot(_Section):
+    """A question and its answer, shown to the model before the user's own."""
+
+    question: str
+    answer: str
+
+
 class Prompt(_Section):
     """How a problem becomes the text that the model continues."""
 
-    chat_template: str | None = Field(None, description="Jinja template; None: the tokenizer's.")
+    chat_template: str | None = Field(
+        None,
+        description="Jinja template for tokenizers that have none; None: a plain question and "
+        "answer.",
+    )
     instruction: str | None = Field(None, description="Added where the conversation lacks it.")
     instruction_role: Literal["system", "user"] = Field(
         "system", description="system: a first message; user: appended to the last user message."
+    )
+    examples: list[FewShot] = Field([], description="Few-shot examples, before the user's message.")
+    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        description="Strings that end an answer; None: the next question, after a plain prompt.",
+    )
+    bos: bool | None = Field(
+        None, description="Begin a plain prompt with BOS; None: where the tokenizer adds it."
     )
 
 
@@ -184,9 +214,15 @@ class Recipe(_Section):
     """Everything that is the family's rather than the run's."""
 
     family: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    models: list[str] = Field(default=[], description="Regular expressions for the model's name.")
+    models: list[str] = Field(default=[], description="Regular expressions for the model's names.")
     model_types: list[str] = Field(
-        default=[], description="config.json's model_type, as a fallback."
+        default=[], description="config.json's model_type, where no recipe knows a name."
+    )
+    vocab_sizes: list[int] = Field(
+        default=[], description="With model_types: config.json's vocab_size; empty: any."
+    )
+    instruct: bool | None = Field(
+        None, description="Only models tuned to follow instructions, or only those that are not."
     )
     prompt: Prompt = Prompt()
     sampling: Sampling = Sampling()
@@ -204,15 +240,54 @@ class Recipe(_Section):
             re.compile(pattern)
         return self
 
+    def settings(self) -> dict[str, Any]:
+        """What the recipe itself says of prompt, sampling and training, section by section."""
+        return self.model_dump(exclude=_RULES, exclude_unset=True)
+
+    def knows_name(self, name: str, instruct: bool) -> bool:
+        """Whether the recipe is for models of this name."""
+        return self._suits(instruct) and any(re.search(pattern, name) for pattern in self.models)
+
+    def knows_type(self, facts: ModelFacts) -> bool:
+        """Whether the recipe is for models of this architecture and vocabulary."""
+        return (
+            self._suits(facts.instruct)
+            and facts.model_type in self.model_types
+            and (not self.vocab_sizes or facts.vocab_size in self.vocab_sizes)
+        )
+
+    def _suits(self, instruct: bool) -> bool:
+        return self.instruct is None or self.instruct == instruct
+
+
+_RULES = {"models", "model_types", "vocab_sizes", "instruct"}
+
+
+class ModelFacts(NamedTuple):
+    """What is known of a base model, as far as recipes ask."""
+
+    names: tuple[str, ...]  # its own first, then those of what it was made from
+    model_type: str
+    vocab_size: int | None = None
+    instruct: bool = False  # tuned to follow instructions
+
+
+class Found(NamedTuple):
+    """A recipe, and why it is this one."""
+
+    recipe: Recipe
+    reason: str
+
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """Family -> recipe, in the order of the file names."""
+    """Family -> recipe, in the order in which they are asked: by file name, the generic last."""
     loaded = (
         Recipe.model_validate(yaml.safe_load(path.read_text()))
         for path in sorted(RECIPES.glob("*.yaml"))
     )
-    return {recipe.family: recipe for recipe in loaded}
+    ordered = sorted(loaded, key=lambda recipe: recipe.family == GENERIC)
+    return {recipe.family: recipe for recipe in ordered}
 
 
 def get_recipe(family: str) -> Recipe:
@@ -220,22 +295,54 @@ def get_recipe(family: str) -> Recipe:
     try:
         return recipes()[family]
     except KeyError:
-        raise ValueError(f"family: '{family}' is unknown; known: {', '.join(recipes())}") from None
+        raise ValueError(
+            f"family: '{family}' is unknown; known: {', '.join(recipes())}; "
+            "or give the .yaml file of a recipe of your own"
+        ) from None
 
 
-def recipe_for(name: str, model_type: str) -> Recipe:
-    """The recipe of a base model: by its name first, by its model_type otherwise.
+def read_recipe(path: Path) -> Recipe:
+    """A recipe of the user's own. Raises ValueError where the file is none."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise ValueError(f"family: {path}: {place}: {wrong['msg']}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, re.error) as error:
+        raise ValueError(f"family: {path}: {error}") from error
+
+
+def find_recipe(facts: ModelFacts) -> Found:
+    """The recipe of a base model: by its names, else by its type, else the generic one."""
+    for name in facts.names:
+        for recipe in recipes().values():
+            if recipe.knows_name(name, facts.instruct):
+                return Found(recipe, f"the name '{name}' matches")
+    for recipe in recipes().values():
+        if recipe.knows_type(facts):
+            return Found(recipe, f"model_type '{facts.model_type}'")
+    return Found(
+        recipes()[GENERIC],
+        f"no other recipe is for '{facts.names[0]}' (model_type '{facts.model_type}')",
+    )
+
+
+def look_up(base: Base, family: str = "") -> Found:
+    """The recipe `family`, by name or as a YAML file, or the one found for `base`.
+
+    Only a user may name a file: what a manifest says goes through `get_recipe`.
 
     Raises:
-        ValueError: no family, or more than one by model_type: the caller must name it.
+        ValueError: `family` is unknown.
     """
-    for recipe in recipes().values():
-        if any(re.search(pattern, name) for pattern in recipe.models):
-            return recipe
-    matches = [recipe for recipe in recipes().values() if model_type in recipe.model_types]
-    if len(matches) != 1:
-        raise ValueError(
-            f"family: none is known for '{name}' (model_type {model_type}); "
-            f"name one with --family: {', '.join(recipes())}"
-        )
-    return matches[0]
+    if family.endswith((".yaml", ".yml")):
+        return Found(read_recipe(Path(family)), f"read from {family}")
+    return Found(get_recipe(family), "named") if family else find_recipe(base.facts)
+
+
+def recipe_for(base: Base, family: str = "") -> Recipe:
+    """As `look_up`; the choice is logged."""
+    found = look_up(base, family)
+    logger.info("recipe '%s': %s", found.recipe.family, found.reason)
+    return found.recipe

@@ -47,7 +47,7 @@ def measure(engine: str, config: SamplingConfig) -> None:
     from training.tiny.world import puzzles
 
     base = BaseModel.open(config.model)
-    recipe = recipe_for(base.name, base.model_type)
+    recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     stream = puzzles(config.seed, "train")
     prompts = [renderer.token_ids(next(stream).problem.problem) for _ in range(config.problems)]

@@ -110,7 +110,7 @@ def run_module(*arguments: str) -> None:
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step; return the report."""
     base = open_base(config.model)
-    recipe = recipe_for(base.name, base.model_type)
+    recipe = recipe_for(base)
     size, out = Size.of(config, recipe), config.output
     train, test = out / "train.jsonl", out / "test.jsonl"
     make_problems(config, size, train, test)

@@ -98,7 +98,7 @@ def ask(
     test = make_problems(config.output / "test.jsonl", 1, config.questions, "heldout")
     problems = load_problems(str(test))
     base = BaseModel.open(str(model))
-    recipe = recipe_for(base.name, base.model_type)
+    recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     found: dict[str, dict[str, list[Result]]] = {"sampled": {}, "greedy": {}}

@@ -116,7 +116,7 @@ def ask_all(
     config: GainsConfig, adapters: dict[int, dict[str, Path]], base: BaseModel
 ) -> dict[str, dict[str, list[Result]]]:
     """Test source -> label of a row -> results, one a seed; of the base alone, the same for all."""
-    recipe = recipe_for(base.name, base.model_type)
+    recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     tests = {
         source: load_problems(source, limit=config.questions, data_dir=config.data_dir)

@@ -109,7 +109,7 @@ def ask(
     heldout = make_problems(config.output / "heldout.jsonl", 1, config.questions, "heldout")
     problems = load_problems(str(heldout))
     base = BaseModel.open(str(config.model))
-    recipe = recipe_for(base.name, base.model_type)
+    recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     found: dict[float, list[list[Result]]] = {}

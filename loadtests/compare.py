@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from adapters.base import BaseModel
 from adapters.files import write_json, write_text
-from adapters.prompt import chat_template
+from adapters.prompt import PromptFormat
 from adapters.recipe import recipe_for
 from adapters.store import SHIPPED, Store
 from benchmarks.report import machine, print_table, show, spread
@@ -79,10 +80,10 @@ def plain_server(base: Path, adapter: tuple[str, Path], more: Sequence[str]) -> 
     Raises:
         RuntimeError: it does not start.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    recipe = recipe_for(base.name, AutoConfig.from_pretrained(base).model_type)
-    template = chat_template(recipe.prompt, AutoTokenizer.from_pretrained(base).chat_template)
+    recipe = recipe_for(BaseModel.open(str(base)))
+    template = PromptFormat.of(AutoTokenizer.from_pretrained(base), recipe.prompt).template
     with tempfile.TemporaryDirectory(prefix="plain-") as folder:
         path = Path(folder, "chat_template.jinja")
         path.write_text(template, encoding="utf-8")

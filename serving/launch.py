@@ -15,10 +15,11 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.prompt import chat_template
-from adapters.recipe import Recipe, get_recipe, recipe_for
+from adapters.base import BaseModel
+from adapters.recipe import look_up
 from serving import logs
 from serving.engine.residency import EXTENSION
+from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 
 logger = logging.getLogger("serving")
@@ -32,8 +33,7 @@ class Base:
     """What has to be known of the base model before vLLM starts."""
 
     names: list[str]  # the one listed, then others that clients may use
-    recipe: Recipe
-    template: str | None
+    prompt: ServedPrompt
 
 
 def set_environment(model: str) -> None:
@@ -56,16 +56,19 @@ def look_at_base(settings: Settings) -> Base:
     """Find the base's family and prompt; of a hub model only the small files are fetched.
 
     Raises:
-        SettingsError: no such model, or no known family.
+        SettingsError: no such model, or no such family.
     """
     path = Path(settings.model)
     name = path.resolve().name if path.is_dir() else settings.model
+    if path.is_file():
+        made = f"python -m training.gguf {path} --out FOLDER makes one of a GGUF file"
+        raise SettingsError(f"--model {settings.model}: a file, not a model folder; {made}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise SettingsError(f"--model {settings.model}: the folder has no config.json")
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        model_type = AutoConfig.from_pretrained(settings.model).model_type
+        AutoConfig.from_pretrained(settings.model)  # of a hub model, now it is in the cache
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -74,15 +77,14 @@ def look_at_base(settings: Settings) -> Base:
             f"({reason})"
         ) from error
     try:
-        known = get_recipe(settings.family) if settings.family else recipe_for(name, model_type)
+        found = look_up(BaseModel.open(settings.model), settings.family or "")
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    try:
-        template = chat_template(known.prompt, tokenizer.chat_template)
-    except ValueError as error:
-        logger.warning("chat completions are off: %s", error)
-        template = None
-    return Base(list(dict.fromkeys([name, settings.model])), known, template)
+    prompt = ServedPrompt.of(tokenizer, found.recipe)
+    logger.info(
+        "recipe '%s': %s; prompt: %s", found.recipe.family, found.reason, prompt.format.source
+    )
+    return Base(list(dict.fromkeys([name, settings.model])), prompt)
 
 
 def vllm_arguments(
@@ -109,9 +111,8 @@ def vllm_arguments(
     if current_platform.is_cpu():
         # vLLM's own default is a share of all memory, and fails on a small machine.
         defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
-    if base.template is not None:
-        template_file.write_text(base.template, encoding="utf-8")
-        defaults["chat-template"] = template_file
+    template_file.write_text(base.prompt.format.template, encoding="utf-8")
+    defaults["chat-template"] = template_file
     argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
     argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
 
@@ -123,12 +124,14 @@ def vllm_arguments(
         raise SettingsError(str(error)) from error
     if not args.enable_lora:
         raise SettingsError("--no-enable-lora: a server of adapters needs LoRA")
-    if args.chat_template != str(template_file) and base.template is not None:
+    args.prompt = base.prompt
+    if args.chat_template != str(template_file):
+        args.prompt = None
         logger.warning(
             "--chat-template %s replaces the prompt of family '%s': adapters were fitted on that "
             "one, and their thresholds measured on it",
             args.chat_template,
-            base.recipe.family,
+            base.prompt.family,
         )
     args.gate = settings.gate == "on"
     if args.gate:
@@ -166,7 +169,7 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
         shown = settings.model_dump(mode="json", exclude={"engine"})
-        logger.info("settings: %s", json.dumps(shown | {"family": base.recipe.family}))
+        logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
         logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
 
         import uvloop

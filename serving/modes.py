@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.tokenize.protocol import (
     DetokenizeRequest,
     TokenizeChatRequest,
@@ -34,6 +35,7 @@ class Modes:
 
     registry: Registry
     gated: bool  # False: --gate off
+    stop: tuple[str, ...] = ()  # strings that end an answer to a chat
 
     async def admit(self, request: Any) -> None:
         """Bind the request to a version of the adapter it names, and complete its arguments.
@@ -51,6 +53,7 @@ class Modes:
         base = not name or self.registry.residents.models.is_base_model(name)
         gated = self.gated and not base and name.endswith(GATED)
         plain = name.removesuffix(GATED) if gated else name
+        add_stop(request, self.stop)
         mine = held()
         if mine is not None and not base and plain == mine.version:
             return  # vLLM asks twice on some ways
@@ -78,6 +81,20 @@ class Modes:
         if "vllm_xargs" in type(request).model_fields:
             gate = self.registry.gate(plain, resident.gate)
             request.vllm_xargs = resolve(arguments, gate) | usage.ticket()
+
+
+def add_stop(request: Any, stop: tuple[str, ...]) -> None:
+    """Give a request for a chat the prompt's stop strings, beside its own.
+
+    They mark the end of an answer as the end-of-sequence token does, so `ignore_eos` leaves them
+    out. A request that brings its prompt as text has no such marks.
+    """
+    chat = "stop" in type(request).model_fields and not isinstance(request, CompletionRequest)
+    if not stop or not chat or getattr(request, "ignore_eos", False):
+        return
+    own = request.stop or []
+    own = [own] if isinstance(own, str) else own
+    request.stop = list(dict.fromkeys([*own, *stop]))
 
 
 def _arguments(request: Any) -> Any:

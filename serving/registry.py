@@ -22,6 +22,7 @@ from adapters.store import Listing, Signature, Store
 from adapters.version import AdapterError, AdapterVersion
 from serving.held import held
 from serving.metrics import MOVE_SECONDS, MOVES
+from serving.prompts import ServedPrompt
 from serving.residents import Resident, Residents
 from serving.slots import Slots
 
@@ -44,6 +45,7 @@ class Registry:
     residents: Residents
     slots: Slots  # of the device
     shares_slots: bool = False  # gated requests take none (serving/engine/hooks.py)
+    prompt: ServedPrompt | None = None  # None: the user's own --chat-template
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
     _serving: dict[str, Serving] = field(default_factory=dict)
     _refused: dict[str, tuple[Signature, str]] = field(default_factory=dict)  # and the reason
@@ -301,8 +303,18 @@ class Registry:
         if self.residents.models.is_base_model(name):
             return AdapterError(name, "has the base's own name; rename its folder")
         try:
-            return self.store.get(name, self.residents.base, self.residents.max_rank, hashes=False)
+            found = self.store.get(name, self.residents.base, self.residents.max_rank, hashes=False)
+            self._compare_prompts(found)
+            return found
         except AdapterError as error:
             return error
         except (OSError, ValueError) as error:
             return AdapterError(name, f"cannot be checked: {error}")
+
+    def _compare_prompts(self, version: AdapterVersion) -> None:
+        """Warn of an adapter that was fitted on another prompt than its chats will have."""
+        complaint = (
+            self.prompt.complaint(version.manifest) if self.prompt and version.manifest else None
+        )
+        if complaint:
+            logger.warning("adapter %s %s", version.id, complaint)

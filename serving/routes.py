@@ -42,6 +42,7 @@ from serving.guard import Guard
 from serving.held import Holding, follow
 from serving.metrics import METRICS
 from serving.modes import Modes
+from serving.prompts import ServedPrompt
 from serving.registry import Registry
 from serving.residents import GATED, Residents
 from serving.slots import Slots
@@ -164,10 +165,11 @@ class ModelsEndpoint:
         )
         shares_slots = hooks.shares_slots(engine_client.vllm_config) if args.gate else False
         slots = Slots(args.max_loras, args.max_waiting)
-        registry = Registry(store, residents, slots, shares_slots)
+        prompt: ServedPrompt | None = args.prompt
+        registry = Registry(store, residents, slots, shares_slots, prompt)
         state.registry = registry
         state.gauges = Gauges(registry)
-        admission.install(Modes(registry, gated=args.gate).admit)
+        admission.install(Modes(registry, args.gate, prompt.format.stop if prompt else ()).admit)
         report.install(follow)
         if args.gate:
             usage.install()

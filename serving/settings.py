@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     )
     adapters: Path = Field(SHIPPED, description="The store of adapters.")
     family: str | None = Field(
-        None, description="Recipe whose prompt is served; default: found by the model's name."
+        None,
+        description="Recipe whose prompt is served, by name or as a YAML file; default: found for "
+        "the model.",
     )
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535)

@@ -108,6 +108,7 @@ async def _ask(
             top_p=options.top_p,
             max_tokens=options.max_tokens,
             seed=derive_seed(options.seed, problem.id, sample),
+            stop=list(options.stop) or openai.omit,
             extra_body=endpoint.extra_body or None,
         )
     except openai.APIStatusError as error:

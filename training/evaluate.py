@@ -23,7 +23,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -89,6 +89,7 @@ def evaluate_generator(
     """
     mode: Mode = applied.mode if applied else "base"
     label = label or mode
+    options = replace(options, stop=renderer.stop)
     settings = {
         "identity": identity,
         "applied": applied and (sha256_file(applied.adapter / WEIGHTS), *applied[1:]),
@@ -180,7 +181,11 @@ class EvaluateConfig(ProblemsConfig):
     gate: Literal["entropy", "random"] = Field(
         "entropy", description="random: a control, the manifest's gate rate drawn by lot."
     )
-    family: str = Field("", description="Default: the adapter's, else by the model's name.")
+    family: str = Field(
+        "",
+        description="Recipe, by name or as a YAML file; default: the adapter's, else found for "
+        "the model.",
+    )
     engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
 
     url: str | None = Field(None, description="An OpenAI-compatible server, with its /v1.")
@@ -413,8 +418,9 @@ def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:
 
 
 def _recipe(config: EvaluateConfig, base: BaseModel, version: AdapterVersion | None) -> Recipe:
-    family = config.family or (version.manifest.family if version and version.manifest else "")
-    return get_recipe(family) if family else recipe_for(base.name, base.model_type)
+    if config.family or version is None or version.manifest is None:
+        return recipe_for(base, config.family)
+    return get_recipe(version.manifest.family)
 
 
 def main(argv: list[str] | None = None) -> None:

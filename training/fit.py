@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 
 from adapters.base import BaseModel
 from adapters.files import write_json
+from adapters.recipe import look_up
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from training.choose import Choice
@@ -89,12 +90,13 @@ def deliver(run: FitRun, choice: Choice) -> Path:
         choice.checkpoint,
         run.base,
         base_reference(config.model, run.base),
-        config.family,
+        look_up(run.base, config.family).recipe.family,
         choice.gate,
         [score for result in (choice.base, choice.kept) for score in result.to_scores()],
         config.seed,
         config.to_yaml(),
         shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
+        run.renderer.digest,
     )
     if config.publish is None:
         logger.info("adapter: %s", folder)

@@ -22,7 +22,6 @@ from adapters.recipe import (
     Prompt,
     Sampling,
     Selection,
-    get_recipe,
     recipe_for,
 )
 from adapters.store import SHIPPED
@@ -54,7 +53,9 @@ class FitConfig(ProblemsConfig):
     store: Path | None = Field(None, description="Where --publish puts it; default: the shipped.")
     output: Path | None = Field(None, description="Write it to this plain folder.")
     name: Name = Field("", description="The adapter's name; default: that of --publish, --output.")
-    family: str = Field("", description="Default: by the model's name and type.")
+    family: str = Field(
+        "", description="Recipe, by name or as a YAML file; default: found for the model."
+    )
     run_dir: Path = Field(Path(), description="Where stages keep results; default runs/fit/NAME.")
     limit: int | None = Field(None, ge=2, description="Use at most so many problems.")
     heldout: str | None = Field(
@@ -95,18 +96,14 @@ class FitConfig(ProblemsConfig):
         if "model" not in given:
             return {}  # validation will name the missing field
         base = open_base(given["model"])
-        recipe = (
-            get_recipe(given["family"])
-            if given.get("family")
-            else recipe_for(base.name, base.model_type)
-        )
+        recipe = recipe_for(base, given.get("family") or "")
         name = given.get("name") or given.get("publish") or Path(given["output"]).resolve().name
         if not is_name(name):
             raise ValueError(
                 f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
             )
         # Of the recipe only what it says itself: --mode has defaults of its own.
-        own = recipe.model_dump(exclude={"models", "model_types"}, exclude_unset=True)
+        own = recipe.settings()
         return {
             **(merge(ALWAYS, own) if given.get("mode") == "always" else own),
             "name": name,

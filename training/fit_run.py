@@ -157,6 +157,7 @@ class FitRun:
                     {
                         "base": self.base.fingerprint,
                         "template": self.renderer.template,
+                        **({"stop": self.renderer.stop} if self.renderer.stop else {}),
                         "problems": [p.model_dump() for p in them],
                         "sampling": sampling.model_dump(),
                         "seed": config.seed,

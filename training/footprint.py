@@ -29,7 +29,7 @@ from adapters.base import BaseModel
 from adapters.files import write_json
 from adapters.gate import RATES, calibrate, entropy
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, get_recipe, recipe_for
+from adapters.recipe import recipe_for
 from training.generate import Applied, Completion, SamplingOptions, open_generator
 from training.metrics import Estimate, mean, ratio
 from training.model import batches, head, hidden_states, open_base, pad_right
@@ -158,21 +158,17 @@ def _estimate(found: Estimate) -> dict[str, float]:
 # ------------------------------------------------------------------------------- as a command
 
 
-def recipe_of(family: str, base: BaseModel) -> Recipe:
-    """The family named, or the base's."""
-    return get_recipe(family) if family else recipe_for(base.name, base.model_type)
-
-
 def tuned_answers(
     config: FootprintConfig,
     base: BaseModel,
     tuned: Tuned,
     prompts: Sequence[list[int]],
     max_tokens: int,
+    stop: tuple[str, ...] = (),
 ) -> list[list[Completion]]:
     """What the tuned model answers, at every step."""
     options = SamplingOptions(
-        config.samples, config.temperature, config.top_p, max_tokens, config.seed
+        config.samples, config.temperature, config.top_p, max_tokens, config.seed, stop=stop
     )
     adapter = tuned.adapter
     with open_generator(
@@ -190,14 +186,14 @@ def run(config: FootprintConfig) -> dict[str, Any]:
     """The whole of it; returns what report.json holds."""
     base = open_base(config.model)
     tuned = Tuned.find(config.tuned, config.store, base)
-    recipe = recipe_of(config.family, base)
+    recipe = recipe_for(base, config.family)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     prompts = [
         renderer.token_ids(problem.problem)
         for problem in load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
     ]
     max_tokens = config.max_tokens or recipe.sampling.max_tokens
-    answers = tuned_answers(config, base, tuned, prompts, max_tokens)
+    answers = tuned_answers(config, base, tuned, prompts, max_tokens, renderer.stop)
     flat = [
         (prompt, one.token_ids) for prompt, all_ in zip(prompts, answers, strict=True)
         for one in all_

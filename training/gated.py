@@ -19,6 +19,7 @@ from training.decision_points import layer_windows
 
 IsOpen = Callable[[torch.Tensor], torch.Tensor]  # base logits [B, V] -> [B] bool
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids [B, S], logits [B, V] -> [B]
+Ended = Callable[[torch.Tensor], torch.Tensor]  # answers so far [B, T] -> [B] bool
 
 
 def open_above(tau: float) -> IsOpen:
@@ -41,6 +42,7 @@ def decode(
     ends: set[int],
     max_tokens: int,
     temperature: float = 1.0,
+    ended: Ended | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Answer a batch of prompts.
 
@@ -49,6 +51,7 @@ def decode(
         ids, mask: [B, S] prompts, padded on the left; ones where real.
         ends: tokens after which a row is done; what follows in its row means nothing.
         temperature: divides the logits where the gate is open.
+        ended: whether a row is done by what it says, whatever its last token.
 
     Returns:
         Tokens [B, T], and which of them were gated [B, T] bool; T <= max_tokens.
@@ -99,6 +102,8 @@ def decode(
         ids = torch.cat([ids, token[:, None]], 1)
         gates.append(opened)
         done |= torch.isin(token, stop)
+        if ended is not None:
+            done |= ended(ids[:, prompt:])
         if done.all() or len(gates) == max_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)

@@ -32,7 +32,11 @@ def vllm_is_here() -> bool:
 
 
 class Completion(NamedTuple):
-    """One answer. `token_ids` end with the end-of-sequence token when `finish_reason` is stop."""
+    """One answer.
+
+    When `finish_reason` is stop, `token_ids` end with the end-of-sequence token, or with the token
+    that completed a stop string. `text` has neither.
+    """
 
     token_ids: list[int]
     text: str
@@ -52,6 +56,7 @@ class SamplingOptions:
     max_tokens: int = 2048
     seed: int = 0
     entropies: bool = False  # vLLM: report the base's entropy of every token
+    stop: tuple[str, ...] = ()  # strings that end an answer
 
 
 class Applied(NamedTuple):

@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import (
     AutoTokenizer,
     LogitsProcessorList,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -17,6 +18,7 @@ from transformers import (
 from training.gated import Draw, IsOpen, decode, open_above, open_by_lot
 from training.generate import Applied, Completion, Event, SamplingOptions
 from training.model import load_model
+from training.stop import StopStrings
 
 
 class TransformersSource:
@@ -67,9 +69,10 @@ class TransformersSource:
         ids = torch.tensor([[self._pad] * gap + p for gap, p in zip(fill, prompts, strict=True)])
         real = torch.tensor([[0] * gap + [1] * (width - gap) for gap in fill])
         ids, real = ids.to(model.device), real.to(model.device)
+        stops = StopStrings(self._tokenizer, options.stop)
         if applied is None or applied.mode == "always":
-            rows = self._generate(model, ids, real, options)
-            return [self._completion(row, []) for row in rows[:, width:].tolist()]
+            rows = self._generate(model, ids, real, options, stops)
+            return [self._completion(row, [], stops) for row in rows[:, width:].tolist()]
         rows, opened = decode(
             model,
             ids.repeat_interleave(options.n, 0),
@@ -79,15 +82,22 @@ class TransformersSource:
             self._ends,
             options.max_tokens,
             applied.temperature,
+            stops.ended if options.stop else None,
         )
         return [
-            self._completion(row, gates)
+            self._completion(row, gates, stops)
             for row, gates in zip(rows.tolist(), opened.tolist(), strict=True)
         ]
 
     def _generate(
-        self, model: Any, ids: torch.Tensor, real: torch.Tensor, options: SamplingOptions
+        self,
+        model: Any,
+        ids: torch.Tensor,
+        real: torch.Tensor,
+        options: SamplingOptions,
+        stops: StopStrings,
     ) -> torch.Tensor:
+        width = ids.shape[1]
         sampling: dict[str, Any] = (
             {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p}
             if options.temperature > 0
@@ -100,13 +110,19 @@ class TransformersSource:
             max_new_tokens=options.max_tokens,
             pad_token_id=self._pad,
             top_k=0,
+            stopping_criteria=StoppingCriteriaList(
+                [lambda rows, _scores, **_: stops.ended(rows[:, width:])] if options.stop else []
+            ),
             **sampling,
         )
         return output
 
-    def _completion(self, row: list[int], opened: list[bool]) -> Completion:
+    def _completion(self, row: list[int], opened: list[bool], stops: StopStrings) -> Completion:
         end = next((i for i, token in enumerate(row) if token in self._ends), None)
         token_ids = row if end is None else row[: end + 1]
+        if stopped := stops.cut(token_ids):
+            gated = sum(opened[: len(stopped.token_ids)])
+            return Completion(stopped.token_ids, stopped.text, "stop", gated)
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         reason = "length" if end is None else "stop"
         return Completion(token_ids, text, reason, sum(opened[: len(token_ids)]))

@@ -166,6 +166,7 @@ def _answer(
             top_p=options.top_p,
             max_tokens=options.max_tokens,
             seed=seed,
+            stop=list(options.stop),
             # All n completions in one output, once the last of them is done.
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=gate or None,

@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
+from adapters.recipe import recipe_for
 from training.evaluate import evaluate_generator
-from training.footprint import recipe_of
 from training.generate import Engine, SamplingOptions, derive_seed, open_generator
 from training.model import load_model, open_base
 from training.problems import Problem, load_problems
@@ -194,7 +194,7 @@ def cost(config: GrpoConfig, history: Sequence[dict[str, Any]]) -> dict[str, flo
 def grpo(config: GrpoConfig) -> dict[str, Any]:
     """Train, keep the best checkpoint, return what report.json holds."""
     base = open_base(config.model)
-    recipe = recipe_of(config.family, base)
+    recipe = recipe_for(base, config.family)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     read = partial(load_problems, data_dir=config.data_dir)
     asked = read(config.heldout, field="heldout")

@@ -34,9 +34,8 @@ from adapters.files import write_json
 from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe
+from adapters.recipe import Recipe, recipe_for
 from training.evaluate import evaluate_generator
-from training.footprint import recipe_of
 from training.gated import Draw
 from training.generate import Applied, SamplingOptions, derive_seed, open_generator
 from training.generate_hf import drawing, end_tokens
@@ -46,6 +45,7 @@ from training.pair import Pair, PairConfig, Tuned
 from training.problems import Problem, load_problems
 from training.results import Recorder, Reply, Result, compare, table
 from training.score import sequence_entropies
+from training.stop import StopStrings
 from training.verify import Verifier
 
 logger = logging.getLogger("training.intervene")
@@ -157,6 +157,7 @@ class Interventions:
         self._pair, self._prompts, self._problems = pair, prompts, problems
         self._options, self._verifier = options, verifier
         self._tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        self._stops = StopStrings(self._tokenizer, options.stop)
         with pair.base() as model:
             self._ends = end_tokens(model)
 
@@ -202,9 +203,12 @@ class Interventions:
     def _reply(self, row: list[int], taken: list[bool], rows: list[list[int]]) -> Reply:
         end = next((place for place, token in enumerate(row) if token in self._ends), None)
         kept = row if end is None else row[: end + 1]
-        rows.append(kept)
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return Reply(text, len(kept), "length" if end is None else "stop", sum(taken[: len(kept)]))
+        stopped = self._stops.cut(kept)
+        kept, text = stopped or (kept, text)
+        rows.append(kept)
+        reason = "length" if end is None and stopped is None else "stop"
+        return Reply(text, len(kept), reason, sum(taken[: len(kept)]))
 
 
 def taken_rate(result: Result) -> Estimate:
@@ -216,7 +220,7 @@ def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
     """All policies; the results, the base's first, and what report.json holds."""
     base = open_base(config.model)
     tuned = Tuned.find(config.tuned, config.store, base)
-    recipe = recipe_of(config.family, base)
+    recipe = recipe_for(base, config.family)
     problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     prompts = [renderer.token_ids(problem.problem) for problem in problems]
@@ -226,6 +230,7 @@ def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
         config.top_p,
         config.max_tokens or recipe.sampling.max_tokens,
         config.seed,
+        stop=renderer.stop,
     )
     pair = Pair(base, tuned)
     with Verifier() as verifier:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from adapters.base import BaseModel
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
-from adapters.manifest import Base, Gate, Manifest, Score
+from adapters.manifest import PROMPT, Base, Gate, Manifest, Score
 from adapters.version import CONFIG, WEIGHTS, AdapterVersion
 from training.machine import library_versions
 
@@ -34,6 +34,7 @@ def publish(
     seed: int,
     settings: str,
     command: str,
+    prompt: str,
 ) -> AdapterVersion:
     """Write the adapter folder `output` in one rename, and read it back through every check.
 
@@ -41,6 +42,7 @@ def publish(
         checkpoint: a PEFT folder.
         base_reference: what `base_model_name_or_path` says: a hub id or a relative path.
         settings: the run's whole configuration, YAML; kept as fit.yaml.
+        prompt: SHA-256 of the chat template.
     """
     config = json.loads((checkpoint / CONFIG).read_text())
     config["base_model_name_or_path"] = base_reference
@@ -63,7 +65,7 @@ def publish(
             scores=list(scores),
             seed=seed,
             files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS, "fit.yaml")},
-            made_by={"command": command} | library_versions(),
+            made_by={"command": command, PROMPT: prompt} | library_versions(),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         (folder / "README.md").write_text(model_card(manifest, gate, base_reference, config["r"]))
@@ -88,7 +90,7 @@ def publish_zeros(output: Path, like: Path, name: str, base: BaseModel) -> Adapt
         reference = json.loads((like / CONFIG).read_text())["base_model_name_or_path"]
         return publish(
             output, name, checkpoint, base, reference, manifest.family, manifest.gate, [],
-            manifest.seed, "", manifest.made_by.get("command", ""),
+            manifest.seed, "", manifest.made_by.get("command", ""), manifest.made_by.get(PROMPT, ""),
         )  # fmt: skip
 
 
@@ -128,5 +130,5 @@ Measured on the held-out problems that also chose the checkpoint, so slightly op
     {manifest.made_by.get("command", "")}
 
 Every setting is in `fit.yaml`; seed {manifest.seed}.
-{", ".join(f"{k} {v}" for k, v in manifest.made_by.items() if k != "command")}.
+{", ".join(f"{k} {v}" for k, v in manifest.made_by.items() if k not in ("command", PROMPT))}.
 """

@@ -59,6 +59,7 @@ def sample(
             sampling.top_p,
             sampling.max_tokens,
             entropies=generator.reports_entropies,
+            stop=renderer.stop,
         )
         with tqdm(desc=label, unit="problem", total=len(problems), initial=len(done)) as bar:
             rate = TokenRate(bar)

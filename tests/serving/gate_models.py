@@ -50,7 +50,7 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return torch.randint(1, VOCAB, (count, length), generator=generator).tolist()
 
 
-def _config(architecture: str) -> Any:
+def _config(architecture: str, vocab: int) -> Any:
     import transformers
 
     kind, more = {
@@ -67,7 +67,7 @@ def _config(architecture: str) -> Any:
         "llama4": ("Llama4TextConfig", LLAMA4),
     }[architecture]
     return getattr(transformers, kind)(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -84,12 +84,12 @@ def _config(architecture: str) -> Any:
     )
 
 
-def make_model(architecture: str, folder: Path) -> Path:
-    """Make and save a model."""
+def make_model(architecture: str, folder: Path, vocab: int = VOCAB) -> Path:
+    """Make and save a model, without a tokenizer."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(_config(architecture, vocab), dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(HEAD)
         for name, weight in model.named_parameters():

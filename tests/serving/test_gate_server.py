@@ -215,23 +215,6 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
     assert answer.choices[0].token_ids[: len(wanted)] == wanted
 
 
-def test_gate_off(
-    gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    import openai
-
-    work = tmp_path_factory.mktemp("off")
-    with running_server(base_folder, gated_store, work, "--gate", "off") as server:
-        names = [model.id for model in server.client().models.list()]
-        assert names == [base_folder.name, "alpha", "plain"]
-        with pytest.raises(openai.NotFoundError):
-            ask(server, "alpha:gated")
-        ask(server, "alpha")
-        page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-        assert 'reasonmaxxer_generated_tokens_total{adapter="alpha"' in page
-        assert "reasonmaxxer_gated_tokens_total{" not in page
-
-
 def test_refused_at_the_start(gated_store: Path, base_folder: Path, tmp_path: Path) -> None:
     flags = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}')
     with (

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from adapters.prompt import chat_template
+from adapters.manifest import PROMPT, Base, Manifest
+from adapters.prompt import PromptFormat
 from adapters.recipe import get_recipe
 from serving.launch import look_at_base, set_environment, vllm_arguments
+from serving.modes import add_stop
+from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 
 # By set_environment, unless the user has.
@@ -48,10 +53,93 @@ def test_the_familys_prompt_is_the_chat_template(settings: Settings, tmp_path: P
     for family in ("tiny", "qwen2.5"):
         chosen = settings.model_copy(update={"family": family})
         args = arguments(chosen, tmp_path)
-        own = (Path(settings.model) / "chat_template.jinja").read_text()
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
         template = Path(args.chat_template).read_text()
-        assert template == chat_template(get_recipe(family).prompt, own)
+        wanted = PromptFormat.of(tokenizer, get_recipe(family).prompt)
+        assert (template, args.prompt.format) == (wanted.template, wanted)
     assert "boxed" in template
+
+
+def test_any_base_is_served_without_naming_a_family(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    for file in Path(settings.model).iterdir():
+        if file.suffix == ".json":
+            (folder / file.name).symlink_to(file)
+    caplog.set_level("INFO")
+    served = look_at_base(settings.model_copy(update={"model": str(folder)})).prompt
+    assert (served.family, served.format.stop) == ("qwen2.5", ("\nQuestion:",))
+    assert "recipe 'qwen2.5': model_type 'qwen2'; prompt: a plain question" in caplog.text
+
+
+def test_a_recipe_of_the_users_own(settings: Settings, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "family: mine\nprompt: {stop: [END], examples: [{question: '1+1?', answer: two}]}\n"
+    )
+    args = arguments(settings.model_copy(update={"family": str(mine)}), tmp_path)
+    assert (args.prompt.family, args.prompt.format.stop) == ("mine", ("END",))
+    assert "two" in Path(args.chat_template).read_text()
+    with pytest.raises(SettingsError, match=r"absent\.yaml"):
+        look_at_base(settings.model_copy(update={"family": "absent.yaml"}))
+
+
+def test_a_gguf_file_is_no_model_folder(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(SettingsError, match=r"python -m training\.gguf"):
+        look_at_base(settings.model_copy(update={"model": str(file)}))
+
+
+def test_an_adapter_of_another_prompt_is_named(settings: Settings) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    served = ServedPrompt.of(tokenizer, get_recipe("qwen2.5"))
+    manifest = Manifest(name="a", family="x", base=Base(model="m", architecture="x"), files={})
+
+    def complaint(family: str, prompt: str | None = None) -> str | None:
+        made_by = {} if prompt is None else {PROMPT: prompt}
+        return served.complaint(manifest.model_copy(update={"family": family, "made_by": made_by}))
+
+    assert complaint("qwen2.5") is None
+    assert complaint("qwen2.5-instruct") is None  # the same prompt
+    assert complaint("of-another-release") is None  # nothing is known of it
+    assert complaint("tiny", served.format.digest) is None  # fitted with --prompt.instruction
+    assert "--family tiny serves its own" in (complaint("tiny") or "")
+    assert "--family FILE.yaml" in (complaint("qwen2.5", "0" * 64) or "")
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        ({}, ["END"]),
+        ({"stop": None}, ["END"]),
+        ({"stop": "x"}, ["x", "END"]),
+        ({"stop": ["x", "END"]}, ["x", "END"]),
+        ({"ignore_eos": True}, []),
+    ],
+)
+def test_a_chat_gets_the_prompts_stop_strings_beside_its_own(
+    own: dict[str, Any], wanted: list[str]
+) -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
+
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = ChatCompletionRequest(messages=messages, **own)
+    response = ResponsesRequest(input="Hi", **own | {"stop": own.get("stop") or []})
+    for request in (chat, response):
+        add_stop(request, ("END",))
+        add_stop(request, ("END",))  # vLLM asks twice on some ways
+        assert request.stop == wanted
+    raw = CompletionRequest(prompt="Hi", stop=["x"])
+    tokens = TokenizeChatRequest(messages=messages)
+    for request in (raw, tokens):
+        add_stop(request, ("END",))
+    assert raw.stop == ["x"]
 
 
 def test_the_users_flags_win(

@@ -48,6 +48,7 @@ class Renderer:
     """Token ids are the problem's characters."""
 
     template = "{{ messages }}"
+    stop = ()
 
     def token_ids(self, problem: str) -> list[int]:
         return [ord(letter) for letter in problem]

@@ -37,7 +37,7 @@ def adapter(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    recipe = recipe_for("tiny-qwen2", "qwen2")
+    recipe = recipe_for(BaseModel.open(BASE))
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     renderer = PromptRenderer.of(tokenizer, recipe.prompt)
     stream = puzzles(7, "train")
@@ -178,6 +178,30 @@ def test_an_adapter_at_every_step_has_no_entropies_of_the_base(exact, prompts, a
         exact[0].generate(prompts[:1], options, Applied(adapter))
     answers = exact[0].generate(prompts[:1], SamplingOptions(max_tokens=4), Applied(adapter))
     assert answers[0][0].entropies is None
+
+
+@pytest.mark.parametrize("tau", [None, 0.3])
+def test_a_stop_string_ends_an_answer(generator, prompts, adapter, tau) -> None:
+    """With the token that completes it, whose string is not in the text."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    applied = None if tau is None else Applied(adapter, tau)
+    greedy = SamplingOptions(temperature=0.0, max_tokens=32)
+    wholes = [row[0] for row in generator.generate(prompts, greedy, applied)]
+    stop = wholes[0].text[9:12]
+    answers = generator.generate(prompts, replace(greedy, stop=("never said", stop)), applied)
+    assert stop in wholes[0].text
+    for prompt, whole, (answer,) in zip(prompts, wholes, answers, strict=True):
+        if stop not in whole.text:
+            assert answer == whole
+            continue
+        count = len(answer.token_ids)
+        assert answer.token_ids == whole.token_ids[:count]
+        assert stop in tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+        assert stop not in tokenizer.decode(answer.token_ids[:-1], skip_special_tokens=True)
+        assert answer.text == whole.text[: whole.text.index(stop)]
+        assert answer.finish_reason == "stop"
+        ((short,),) = generator.generate([prompt], replace(greedy, max_tokens=count), applied)
+        assert (answer.gated, answer.token_ids) == (short.gated, short.token_ids)
 
 
 def test_a_cold_gate_samples_greedily(generator, prompts, adapter) -> None:

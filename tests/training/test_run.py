@@ -81,6 +81,7 @@ class Dying:
 
 class Renderer:
     template = ""
+    stop = ()
 
     def token_ids(self, problem: str) -> list[int]:
         return [int(problem)]

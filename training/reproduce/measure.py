@@ -20,7 +20,7 @@ from adapters.base import BaseModel
 from adapters.files import write_text
 from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, recipe_for
+from adapters.recipe import Recipe, find_recipe
 from adapters.version import WEIGHTS
 from training.evaluate import evaluate_generator
 from training.generate import Applied, Engine, SamplingOptions, open_generator, vllm_is_here
@@ -232,7 +232,8 @@ class Measurer:
         temperature: float | None = None,
     ) -> dict[str, Any]:
         """Benchmark -> what the model answers: mean correctness of each problem, and the rest."""
-        recipe = recipe_for(family_of or model.name, model.model_type)
+        facts = model.facts._replace(names=(family_of,)) if family_of else model.facts
+        recipe = find_recipe(facts).recipe
         if temperature is None:
             temperature = recipe.sampling.temperature
         renderer = PromptRenderer.load(model.folder, recipe.prompt)
