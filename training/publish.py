@@ -90,7 +90,7 @@ def publish_zeros(output: Path, like: Path, name: str, base: BaseModel) -> Adapt
         reference = json.loads((like / CONFIG).read_text())["base_model_name_or_path"]
         return publish(
             output, name, checkpoint, base, reference, manifest.family, manifest.gate, [],
-            manifest.seed, "", manifest.made_by.get("command", ""), manifest.made_by.get(PROMPT, ""),
+            manifest.seed, "", *(manifest.made_by.get(key, "") for key in ("command", PROMPT)),
         )  # fmt: skip
 
 
