@@ -167,8 +167,8 @@ class Optimizer(_Section):
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     epochs: float = Field(1.35, gt=0)
-    batch_size: int = Field(1, ge=1, description="Rollouts per forward pass.")
-    accumulation: int = Field(8, ge=1, description="Forward passes per optimizer step.")
+    batch_size: int = Field(8, ge=1, description="Rollouts per forward pass.")
+    accumulation: int = Field(1, ge=1, description="Forward passes per optimizer step.")
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = Field(
         False, description="positions all: less memory for more time."

@@ -37,6 +37,8 @@ logger = logging.getLogger("training.fit")
 ALWAYS: dict[str, Any] = {
     "objective": {"positions": "all"},
     "lora": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    # Whole rollouts take memory, decision points do not.
+    "optimizer": {"batch_size": 1, "accumulation": 8},
 }
 
 

@@ -287,12 +287,13 @@ def test_what_cannot_be_fitted_so_is_said_before_anything_is_done(
     assert always.lora.target_modules == ["k_proj", "v_proj"]
 
 
-def test_each_mode_has_its_own_modules_where_the_recipe_names_none() -> None:
+def test_each_mode_has_its_own_settings_where_the_recipe_names_none() -> None:
     model = ("--model", BASE, "--problems", "p", "--output", "o", "--family", "qwen2.5")
     gated, always = FitConfig.load(model), FitConfig.load([*model, "--mode", "always"])
     assert gated.lora.target_modules == ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert always.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert (gated.objective.positions, always.objective.positions) == ("decisions", "all")
+    assert (gated.optimizer.batch_size, always.optimizer.batch_size) == (8, 1)
 
 
 @pytest.mark.engine
