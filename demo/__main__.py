@@ -32,7 +32,7 @@ from training.ask import Endpoint
 from training.evaluate import evaluate_url
 from training.generate import SamplingOptions
 from training.model import open_base
-from training.problems import Problem, load_problems, write_problems
+from training.problems import Problem, load_problems, source_name, write_problems
 from training.problems.settings import ProblemsConfig
 from training.publish import publish_zeros
 from training.results import Result, compare, table
@@ -203,7 +203,7 @@ def ask(
                 ),
                 verifier,
                 mode=way.mode,
-                source=config.problems or "the miniature world",
+                source=source_name(config.problems) if config.problems else "miniature world",
                 label=way.label,
                 output=config.output / "answers",
                 identity=way.weights,

@@ -34,7 +34,7 @@ from training.generate import Applied, SamplingOptions, open_generator
 from training.machine import machine
 from training.metrics import Estimate, over_seeds
 from training.model import open_base
-from training.problems import load_problems
+from training.problems import load_problems, source_name
 from training.problems.settings import ProblemsConfig
 from training.publish import publish_zeros
 from training.results import Result
@@ -145,7 +145,7 @@ def ask_all(
                 ),
                 verifier,
                 applied(row, fits),
-                source=source,
+                source=source_name(source),
                 label=row.label,
                 output=config.output / "answers",  # the base answers once for all seeds
                 identity=base.fingerprint,
