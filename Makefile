@@ -7,8 +7,8 @@ PORT ?= 8000
 LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 
 # A miniature is too small to share between threads, and two of them stall each other badly as soon as
-# anything else runs. Set both by hand for a real model on a CPU.
-export OMP_NUM_THREADS ?= 1
+# anything else runs. A real model (`make demo MODEL=...`) gets all cores.
+export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
 .PHONY: help install tools real-model demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest reproduce reproduce-quick base adapter clean

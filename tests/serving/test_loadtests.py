@@ -62,7 +62,8 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
         assert model["requests"] > 0 and model["failures"] == 0
         assert model["tokens_per_second"] > 0
         assert 0 < model["ttft_ms"]["p50"] < model["request_ms"]["p50"]
-        assert 0 < model["inter_token_ms"]["p50"] <= model["inter_token_ms"]["p99"]
+        # A client that gets no processor for a while reads several tokens at once: no gap.
+        assert 0 <= model["inter_token_ms"]["p50"] <= model["inter_token_ms"]["p99"]
         assert (model["gate_rate"] is not None) == name.endswith(":gated")
     for answer in read_answers(tmp_path):
         assert answer.tokens <= 16 and len(answer.gaps) < answer.tokens
