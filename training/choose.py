@@ -27,6 +27,7 @@ from training.generate import Applied
 from training.results import Result
 
 SHARES = (0.25, 0.5, 1.0)  # of the held-out problems, after which candidates drop out
+FEWEST = 10  # problems on which nobody drops out: they tell nothing, and small batches are slow
 
 
 class Candidate(NamedTuple):
@@ -122,7 +123,9 @@ def race(
     results: list[Result] = []
     running = list(range(len(entrants)))
     for share in SHARES:
-        count = max(1, round(share * problems))
+        count = round(share * problems)
+        if count < min(FEWEST, problems):
+            continue
         found = {place: ask(*entrants[place], count) for place in running}
         results = [found.get(place, before) for place, before in enumerate(results)] or list(
             found.values()

@@ -119,8 +119,12 @@ def test_a_candidate_that_falls_behind_is_asked_no_further() -> None:
     assert [label for label, _, count in ask.asked if count == 40] == ["good", "close"]
 
 
-def test_one_problem_drops_nobody_unless_it_was_the_last() -> None:
+def test_few_problems_are_asked_in_one_go() -> None:
     entrants = [(name, Applied(Path(name))) for name in ("a", "b")]
+    ask = Decoder({"a": [0] * 12, "b": [1] * 12})
+    kept, results = race(entrants, 12, ask)
+    assert kept == 1 and len(results) == 2
+    assert [count for _, _, count in ask.asked] == [12, 12]
     kept, results = race(entrants, 1, Decoder({"a": [0], "b": [1]}))
     assert kept == 1 and len(results) == 2
 
