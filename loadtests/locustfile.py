@@ -309,22 +309,25 @@ def move_about(environment: Environment) -> None:
         if Run.phases and Run.phases[-1].name == plan.curve.stages[-1].phase:
             now = choose.choice([one for one in plan.versions if one != now])
             start, error = Run.now(), ""
-            with client.post(
-                f"/admin/adapters/{plan.alias}/alias",
-                data=json.dumps({"version": now}).encode(),
-                headers=HEADERS | bearer(os.environ.get(ADMIN_KEY, "")),
-                name="move the alias",
-                catch_response=True,
-            ) as response:
-                if response.status_code != 200:
-                    error = f"HTTP {response.status_code}: {(response.text or '')[:200]}"
-                    response.failure(error)
-                elif response.json()["serving"] != now:
-                    error = f"serving {response.json()['serving']} after a move to {now}"
-                    response.failure(error)
-                else:
-                    response.success()
-            Run.moves.append(Move(now, start, Run.now(), error))
+            try:
+                with client.post(
+                    f"/admin/adapters/{plan.alias}/alias",
+                    data=json.dumps({"version": now}).encode(),
+                    headers=HEADERS | bearer(os.environ.get(ADMIN_KEY, "")),
+                    name="move the alias",
+                    catch_response=True,
+                ) as response:
+                    if response.status_code != 200:
+                        error = f"HTTP {response.status_code}: {(response.text or '')[:200]}"
+                        response.failure(error)
+                    elif response.json()["serving"] != now:
+                        error = f"serving {response.json()['serving']} after a move to {now}"
+                        response.failure(error)
+                    else:
+                        response.success()
+            finally:
+                # The end of the run stops this in the middle of a move, which the server makes.
+                Run.moves.append(Move(now, start, Run.now(), error))
         gevent.sleep(0.05)
 
 
