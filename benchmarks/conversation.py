@@ -18,12 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
 
-NEVER = 1e9  # nats
 KINDS = ("base", "gated, first adapter", "gated, second adapter")
 
 

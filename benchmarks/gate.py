@@ -30,6 +30,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import psutil
 from pydantic import Field, model_validator
 
+from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks import startup
 from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
@@ -40,7 +41,6 @@ BASE = "base without LoRA"
 COMPILED = "base without LoRA (compiled)"
 NEVER_OPENS = "gate never opens"
 PROMPT = 32  # random tokens, where the model is made up
-NEVER = 1e9  # nats; the entropy is computed all the same
 
 
 class GateConfig(Config):

@@ -23,7 +23,7 @@ import psutil
 from pydantic import Field
 
 from benchmarks.report import print_table, save, show, spread
-from demo.server import free_port, wait_until_healthy
+from demo.server import free_port, stop, wait_until_healthy
 from training.config import Config
 
 SERVERS = {
@@ -97,12 +97,7 @@ def start(command: list[str], model: Path, dtype: str) -> Start:
                 rss = sum(one.memory_info().rss for one in tree)
                 cpu = sum(sum(one.cpu_times()[:2]) for one in tree)
             finally:
-                process.terminate()
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                stop(process)
     return Start(healthy - begun, answered - healthy, cpu, rss)
 
 

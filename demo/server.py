@@ -55,12 +55,17 @@ def running_server(
             wait_until_healthy(process, url, time.monotonic() + deadline, log)
             yield Running(url, process.pid)
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 60.0) -> None:
+    """End a server with SIGTERM; with SIGKILL where it still runs after `patience` seconds."""
+    process.terminate()
+    try:
+        process.wait(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_until_healthy(

@@ -36,7 +36,7 @@ from adapters.recipe import recipe_for
 from adapters.store import SHIPPED, Store
 from benchmarks.report import machine, print_table, show, spread
 from benchmarks.streams import environment
-from demo.server import Running, end_as_asked, free_port, running_server, wait_until_healthy
+from demo.server import Running, end_as_asked, free_port, running_server, stop, wait_until_healthy
 from loadtests import figures
 from loadtests.__main__ import RESULTS, Parser
 from loadtests.answers import Answer
@@ -100,12 +100,7 @@ def plain_server(base: Path, adapter: tuple[str, Path], more: Sequence[str]) -> 
             wait_until_healthy(process, url, time.monotonic() + 300)
             yield Running(url, process.pid)
         finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
 
 
 @contextmanager

@@ -39,7 +39,6 @@ def sample(
     seed: int,
     generator: Generator,
     applied: Applied | None = None,
-    label: str = "sample",
 ) -> pa.Table:
     """Rollouts of all problems, SCHEMA, ordered by (problem, sample).
 
@@ -61,7 +60,7 @@ def sample(
             entropies=generator.reports_entropies,
             stop=renderer.stop,
         )
-        with tqdm(desc=label, unit="problem", total=len(problems), initial=len(done)) as bar:
+        with tqdm(desc="sample", unit="problem", total=len(problems), initial=len(done)) as bar:
             rate = TokenRate(bar)
             for place, completions in generator.stream(prompts, options, applied, seeds, rate):
                 parts.add(
