@@ -43,8 +43,8 @@ def measure(engine: str, config: SamplingConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     from adapters.base import BaseModel
     from adapters.prompt import PromptRenderer
+    from research.miniature.world import puzzles
     from training.generate import SamplingOptions, open_generator
-    from training.tiny.world import puzzles
 
     base = BaseModel.open(config.model)
     recipe = recipe_for(base)
@@ -94,7 +94,7 @@ def time_fit(config: SamplingConfig) -> dict[str, float]:
         problems = Path(folder, "problems.jsonl")
         subprocess.run(
             [
-                *(sys.executable, "-m", "training.tiny", "problems", "--out", str(problems)),
+                *(sys.executable, "-m", "research.miniature", "problems", "--out", str(problems)),
                 *("--count", str(config.fit_problems), "--seed", str(config.seed)),
             ],
             check=True,

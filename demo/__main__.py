@@ -145,7 +145,7 @@ def make_problems(config: DemoConfig, size: Size, train: Path, test: Path) -> No
     if config.problems is None:
         for path, count, split in ((train, size.train, "train"), (test, size.questions, "heldout")):
             run_module(
-                *("training.tiny", "problems", "--seed", str(config.seed)),
+                *("research.miniature", "problems", "--seed", str(config.seed)),
                 *("--count", str(count), "--split", split, "--out", str(path)),
             )
         return

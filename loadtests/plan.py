@@ -111,7 +111,7 @@ def zipf(models: Sequence[str], seed: int) -> dict[str, float]:
 
 def make_problems(path: Path, count: int = 200) -> None:
     """Write problems of the miniature family to `path` (JSONL)."""
-    command = [sys.executable, "-m", "training.tiny", "problems", "--seed", "7"]
+    command = [sys.executable, "-m", "research.miniature", "problems", "--seed", "7"]
     command += ["--split", "heldout", "--count", str(count), "--out", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

@@ -13,7 +13,7 @@ from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from adapters.version import WEIGHTS
 from demo.__main__ import DemoConfig, Size, demo, divide
-from experiments.gains import ROWS, applied, report
+from research.experiments.gains import ROWS, applied, report
 from training.problems import Problem
 from training.publish import publish_zeros
 from training.results import Result
