@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from research.paper.cells import Cell
+from research.paper.cells import Cell, CellStore
 from research.paper.measure import FULL, QUICK, Measurer
 from research.paper.plan import ABLATIONS, LARGE_ENDING, plan
 from research.paper.report import write_report
@@ -55,8 +55,8 @@ class ReproduceConfig(Config):
         "auto", description="What samples; auto: vllm on a GPU, else transformers."
     )
     quick: bool = Field(False, description="One base, one seed, small, no ablations.")
-    results: Path = Field(Path("docs/results"), description="Folder of report and cells.")
-    work: Path = Field(Path("runs/reproduce"), description="Adapters, models, rollouts.")
+    results: Path = Field(Path("research/results"), description="Report and merged cells.")
+    work: Path = Field(Path("runs/reproduce"), description="New cells, adapters, rollouts.")
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +84,10 @@ class ReproduceConfig(Config):
         """All cells, in order."""
         return plan([Path(base).name for base in self.bases], self.seeds, self.ablations)
 
+    def store(self) -> CellStore:
+        """The merged cells of `results` and the new ones of `work`."""
+        return CellStore(self.results, self.work / "cells")
+
 
 def engine_for(wanted: Engine) -> Engine:
     """auto: on a CPU without a bf16 unit transformers answers a miniature's cell sooner."""
@@ -107,7 +111,7 @@ def fingerprints(bases: Sequence[str]) -> dict[str, str]:
 
 def reproduce(config: ReproduceConfig) -> list[str]:
     """Make the cells, write the report; the ids of those that failed."""
-    cells, root = config.plan(), config.results / "cells"
+    cells, store = config.plan(), config.store()
     wanted = [
         cell
         for cell in cells
@@ -115,7 +119,7 @@ def reproduce(config: ReproduceConfig) -> list[str]:
     ]
     known = fingerprints(config.bases)
     there = [cell for cell in wanted if cell.base in known]
-    todo = [cell for cell in there if cell.read(root, known[cell.base]) is None]
+    todo = [cell for cell in there if store.read(cell, known[cell.base]) is None]
     measurer = Measurer(
         {Path(base).name: base for base in config.bases},
         config.work,
@@ -137,13 +141,16 @@ def reproduce(config: ReproduceConfig) -> list[str]:
                 logger.error("%s failed: %s", cell.id, error)
                 failed.append(cell.id)
                 continue
-            cell.write(root, result, time.monotonic() - start, known[cell.base])
+            store.write(cell, result, time.monotonic() - start, known[cell.base])
     command = f"{config.program}{' --quick' if config.quick else ''}"
-    report = write_report(Results(cells, root), config.results, command)
+    report = write_report(Results(cells, store), config.results, command)
     for claim in report["claims"]:
         print(f"{claim['verdict']}: {claim['text']}")
         print("".join(f"    {line}\n" for line in claim["measured"]), end="")
     print(f"\n{config.results / 'README.md'}")
+    if new := len(store.new()):
+        where = f"--work {config.work} --results {config.results}"
+        print(f"{new} cells are not merged yet: python -m research.paper.merge {where}")
     return failed
 
 

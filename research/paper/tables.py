@@ -4,13 +4,12 @@ both sources, problems and seeds; gains are paired by problem."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from research.miniature.benchmarks import BENCHMARKS
-from research.paper.cells import Cell
+from research.paper.cells import Cell, CellStore
 from research.paper.measure import all_scores, total
 from research.paper.plan import COOLED, METHOD, WARM
 from training.metrics import Estimate, Floats, over_seeds
@@ -21,9 +20,9 @@ Answers = dict[str, Any]  # benchmark -> scores and the rest
 class Results:
     """The cells that are there."""
 
-    def __init__(self, cells: Sequence[Cell], root: Path) -> None:
+    def __init__(self, cells: Sequence[Cell], store: CellStore) -> None:
         self.cells = list(cells)
-        self.found = {cell: result for cell in cells if (result := cell.read(root)) is not None}
+        self.found = {cell: result for cell in cells if (result := store.read(cell)) is not None}
 
     @property
     def bases(self) -> list[str]:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from research.miniature.benchmarks import BENCHMARKS
 from research.paper import __main__ as command
-from research.paper.cells import Cell
+from research.paper import merge
+from research.paper.cells import Cell, CellStore
 from research.paper.claims import judge, verdict
 from research.paper.plan import ABLATIONS, CONTROLS, COOLED, METHOD, WARM, fits, plan
 from research.paper.report import write_report
@@ -17,6 +19,7 @@ from research.paper.tables import Results, ablations, main_rows
 
 BASE = "tiny-qwen2"
 LARGER = "tiny-llama-large"
+ROOT = Path(__file__).parents[2]
 PROBLEMS = sum(one.problems for one in BENCHMARKS.values())
 
 
@@ -84,9 +87,19 @@ def cells() -> list[Cell]:
     return plan([BASE, LARGER], [0, 1, 2], ["rank-1", "o-only"])
 
 
-def write_all(cells: list[Cell], root: Path) -> None:
+def store_in(folder: Path) -> CellStore:
+    return CellStore(folder / "results", folder / "cells")
+
+
+def write_all(cells: list[Cell], folder: Path) -> CellStore:
+    store = store_in(folder)
     for cell in cells:
-        cell.write(root, made(cell), 1.0, "weights")
+        store.write(cell, made(cell), 1.0, "weights")
+    return store
+
+
+def results(cells: list[Cell], folder: Path) -> Results:
+    return Results(cells, store_in(folder))
 
 
 def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cell]) -> None:
@@ -131,25 +144,120 @@ def test_what_looks_at_an_adapter_fits_it_as_its_own_cell_does(cells: list[Cell]
 
 
 def test_a_cell_is_read_back_and_never_confused(tmp_path: Path) -> None:
-    cell = Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "1"))
-    assert cell.read(tmp_path) is None
-    cell.write(tmp_path, {"x": 1}, 2.0, "weights")
-    assert cell.read(tmp_path) == {"x": 1}
-    assert cell.path(tmp_path) == tmp_path / BASE / "fit" / "rank-1" / "seed0.json"
-    with pytest.raises(ValueError, match="made with"):
-        Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "2")).read(tmp_path)
-    assert cell.read(tmp_path, "weights") == {"x": 1}
-    with pytest.raises(ValueError, match="made from other weights of tiny-qwen2"):
-        cell.read(tmp_path, "others")
-    for broken in ("", "[]", '{"settings": {}}', "\x00"):
-        cell.path(tmp_path).write_text(broken)
+    cell, store = Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "1")), store_in(tmp_path)
+    assert store.read(cell) is None
+    store.write(cell, {"x": 1}, 2.0, "weights")
+    assert store.path(cell) == tmp_path / "cells" / BASE / "fit" / "rank-1" / "seed0.json"
+    other = Cell(BASE, "fit", "rank-1", 0, ("--lora.rank", "2"))
+    for merged in (False, True):
+        if merged:
+            assert store.merge() == [cell.id]
+            store = store_in(tmp_path)
+        assert store.path(cell).exists() is not merged
+        assert store.read(cell) == {"x": 1}
+        with pytest.raises(ValueError, match=r"made with .*merge --drop 'tiny-qwen2/fit/rank-1/"):
+            store.read(other)
+        assert store.read(cell, "weights") == {"x": 1}
+        with pytest.raises(ValueError, match="made from other weights of tiny-qwen2"):
+            store.read(cell, "others")
+    for broken in (
+        "",
+        "[]",
+        '{"settings": {}}',
+        "\x00",
+        '{"cell": "a", "settings": {"flags": []}}',
+    ):
+        store.path(cell).write_text(broken)
         with pytest.raises(ValueError, match="remove it"):
-            cell.read(tmp_path)
+            store.read(cell)
+        with pytest.raises(ValueError, match="remove it"):
+            store.merge()
+
+
+def records(store: CellStore, cells: list[Cell]) -> dict[str, Any]:
+    return {cell.id: store.read(cell) for cell in cells}
+
+
+def test_merging_loses_nothing_and_goes_on_after_a_kill(cells: list[Cell], tmp_path: Path) -> None:
+    store = write_all(cells, tmp_path)
+    precise = Cell(BASE, "fit", "rank-1", 0, ABLATIONS["rank-1"])
+    odd = made(precise)
+    odd["gated"]["short"]["scores"][:3] = [0.1 + 0.2, 1 / 3, 1e-300]
+    odd |= {"warnings": ["± é"], "cost": {"seconds": 0.1, "tokens": 2**60, "none": None}}
+    store.write(precise, odd, 1.0, "weights")
+    texts = {path: path.read_bytes() for path in store.new()}
+    before = records(store, cells)
+    assert before[precise.id] == odd
+    assert store.merge() == sorted(cell.id for cell in cells)
+    assert store.new() == [] and store.merge() == []
+    after = records(store_in(tmp_path), cells)
+    assert repr(after) == repr(before)  # types and order too
+    assert pq.read_table(store.scores).num_rows == sum(
+        len(found["scores"])
+        for result in before.values()
+        for answers in result.values()
+        if isinstance(answers, dict)
+        for found in answers.values()
+        if isinstance(found, dict) and "scores" in found
+    )
+    files = store.table.read_bytes(), store.scores.read_bytes()
+    for path, text in list(texts.items())[:5]:  # killed before these were removed
+        path.write_bytes(text)
+    assert len(store_in(tmp_path).merge()) == 5
+    assert (store.table.read_bytes(), store.scores.read_bytes()) == files
+    store.write(precise, {"x": 1}, 1.0, "weights")
+    with pytest.raises(ValueError, match="rank-1/seed0: merged already, with other content"):
+        store_in(tmp_path).merge()
+
+
+def test_a_table_and_scores_that_do_not_belong_together_are_refused(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    write_all(cells[:3], tmp_path).merge()
+    store = store_in(tmp_path)
+    scores = pq.read_table(store.scores)
+    pq.write_table(scores.slice(0, scores.num_rows - 1), store.scores)
+    with pytest.raises(ValueError, match=r"29 scores of .*, longest, wanted 30"):
+        store_in(tmp_path).read(cells[0])
+    pq.write_table(scores.slice(1), store.scores)
+    with pytest.raises(ValueError, match="no problem 0"):
+        store_in(tmp_path).read(cells[0])
+
+
+def test_the_merge_command_drops_and_merges(
+    cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = [cell for cell in cells if cell.base == LARGER]
+    write_all(cells, tmp_path).merge()
+    write_all(large[:1], tmp_path)
+    arguments = ["--work", str(tmp_path), "--results", str(tmp_path / "results")]
+    merge.main([*arguments, "--drop", f"{LARGER}/fit/*,{LARGER}/base"])
+    gone = [cell for cell in large if cell.kind in ("fit", "base")]
+    assert f"{len(gone)} cells removed, 0 merged" in capsys.readouterr().out
+    found = records(store_in(tmp_path), cells)
+    assert [cell for cell in cells if found[cell.id] is None] == gone
+    write_all(gone, tmp_path)
+    merge.main(arguments)
+    assert f"0 cells removed, {len(gone)} merged" in capsys.readouterr().out
+    assert all(records(store_in(tmp_path), cells).values())
+
+
+def test_the_committed_report_is_made_from_the_committed_cells(tmp_path: Path) -> None:
+    config = command.ReproduceConfig()
+    folder = ROOT / "research" / "results"
+    found = Results(config.plan(), CellStore(folder, tmp_path / "none"))
+    assert len(found.found) == 292
+    write_report(found, tmp_path, config.program)
+    for name in ("README.md", "report.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    # The bytes of a figure depend on the version of matplotlib.
+    for name in ("ablations.png", "overlap.png"):
+        assert (tmp_path / name).exists() and (folder / name).exists()
 
 
 def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
     write_all(cells, tmp_path)
-    rows = main_rows(Results(cells, tmp_path), BASE)
+    rows = main_rows(results(cells, tmp_path), BASE)
     ours = rows["**ReasonMaxxer, gated**"]
     assert ours.gain is not None
     assert ours.gain.value == pytest.approx(0.2)
@@ -162,7 +270,7 @@ def test_gains_by_hand(cells: list[Cell], tmp_path: Path) -> None:
     assert rows["base, greedy"].gain.value == pytest.approx(0.1)
     assert rows["the same, served by vLLM"].score == ours.score
     assert "ReasonMaxxer, gated, greedy" not in rows
-    large = main_rows(Results(cells, tmp_path), LARGER)
+    large = main_rows(results(cells, tmp_path), LARGER)
     assert "the same, its gate without a temperature" not in rows
     warm = large["the same, its gate without a temperature"]
     assert warm.gain is not None
@@ -178,7 +286,7 @@ def test_an_ablation_is_held_against_the_recipe_on_its_own_seeds(
 ) -> None:
     alone = Cell(BASE, "fit", "rank-1", 1, ABLATIONS["rank-1"])
     write_all([cell for cell in cells if cell.variant != "rank-1"] + [alone], tmp_path)
-    found = {one.row.label: one for one in ablations(Results(cells, tmp_path), BASE)}
+    found = {one.row.label: one for one in ablations(results(cells, tmp_path), BASE)}
     assert found[METHOD].change is None
     one, three = found["rank-1"].change, found["o-only"].change
     assert one is not None and three is not None
@@ -188,9 +296,9 @@ def test_an_ablation_is_held_against_the_recipe_on_its_own_seeds(
 
 
 def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
-    assert [claim.verdict for claim in judge(Results(cells, tmp_path))] == ["not measured"] * 5
-    write_all(cells, tmp_path)
-    claims = judge(Results(cells, tmp_path))
+    assert [claim.verdict for claim in judge(results(cells, tmp_path))] == ["not measured"] * 5
+    store = write_all(cells, tmp_path)
+    claims = judge(results(cells, tmp_path))
     # rank-1 and o-only gain nothing here.
     wanted = ["holds", "holds", "holds", "does not hold", "holds"]
     assert [claim.verdict for claim in claims] == wanted
@@ -199,26 +307,25 @@ def test_verdicts(cells: list[Cell], tmp_path: Path) -> None:
     assert "(90% ± 0%)" in cooler and "the base behind that gate +0.100 ± 0.000" in cooler
     assert "(100% ± 3%)" in large and "the base behind that gate +0.100 ± 0.000" in large
     dear = Cell(LARGER, "grpo", seed=0)
-    dear.write(tmp_path, made(dear) | {"cost": cost(2900)}, 1.0, "weights")
-    for seed in (1, 2):
-        Cell(LARGER, "grpo", seed=seed).path(tmp_path).unlink()
-    assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"
+    store.write(dear, made(dear) | {"cost": cost(2900)}, 1.0, "weights")
+    store.drop([f"{LARGER}/grpo/seed[12]"])
+    assert judge(results(cells, tmp_path))[4].verdict == "holds in part"
     for seed, name in ((seed, name) for seed in range(3) for name in (METHOD, COOLED)):
         low = Cell(BASE, "fit", name, seed, fits(BASE)[name])
         better = made(low) | {"gated": answers(0.595 if name == COOLED else 0.5, 0.1)}
-        low.write(tmp_path, better, 1.0, "weights")
-    assert judge(Results(cells, tmp_path))[4].verdict == "holds in part"  # by the temperature
+        store.write(low, better, 1.0, "weights")
+    assert judge(results(cells, tmp_path))[4].verdict == "holds in part"  # by the temperature
     sharper = Cell(BASE, "intervene", "grpo", 0)  # its first choices are the base's
     result = made(sharper)
     result["results"]["oracle"]["pass@1"] = 0.4
-    sharper.write(tmp_path, result, 1.0, "weights")
-    assert judge(Results(cells, tmp_path))[2].verdict == "holds in part"
+    store.write(sharper, result, 1.0, "weights")
+    assert judge(results(cells, tmp_path))[2].verdict == "holds in part"
     assert verdict({"a": True, "b": False}) == "holds in part"
 
 
 def test_the_report_tells_what_is_there(cells: list[Cell], tmp_path: Path) -> None:
-    write_all(cells[:-3], tmp_path / "cells")
-    report = write_report(Results(cells, tmp_path / "cells"), tmp_path, "make it")
+    write_all(cells[:-3], tmp_path)
+    report = write_report(results(cells, tmp_path), tmp_path, "make it")
     text = (tmp_path / "README.md").read_text()
     assert f"{len(cells) - 3} of {len(cells)} are there" in text
     assert "| 0.600 ± " in text and "ReasonMaxxer, gated" in text and "it drifts" in text
