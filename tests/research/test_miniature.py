@@ -10,6 +10,7 @@ import unicodedata
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import pytest
 import yaml
@@ -45,6 +46,13 @@ def some(count: int, seed: int = 0, split: str = "train", **more: object) -> lis
 
 
 # --- problems -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_shipped_problems_are_the_first_of_seed_0(split: Literal["train", "heldout"]) -> None:
+    path = ROOT / "models" / "tiny-problems" / f"{split}.jsonl"
+    made = [puzzle.problem for puzzle in islice(puzzles(0, split), 1000)]
+    assert path.read_text() == "".join(one.model_dump_json() + "\n" for one in made)
 
 
 def test_split_is_disjoint_whatever_the_seed() -> None:
