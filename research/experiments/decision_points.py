@@ -23,11 +23,12 @@ from adapters.files import write_json
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
-from benchmarks.report import machine, print_table
+from benchmarks.report import print_table
 from research.experiments.gate import make_problems, run_module
 from training.config import Config
 from training.evaluate import evaluate_generator
 from training.generate import Applied, SamplingOptions, open_generator
+from training.machine import machine
 from training.metrics import over_seeds
 from training.problems import load_problems
 from training.results import Result

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from adapters.files import write_json
 from adapters.manifest import Gate
-from benchmarks.report import machine, print_table
+from benchmarks.report import print_table
 from research.experiments.gate import make_problems
 from training.config import Config
 from training.estimate import MIN_EFFECTIVE, MIN_WEIGHT
@@ -31,6 +31,7 @@ from training.fit import fit
 from training.fit_config import FitConfig
 from training.fit_run import FitRun
 from training.generate import Applied, SamplingOptions, derive_seed
+from training.machine import machine
 
 
 class EstimatesConfig(Config):
@@ -147,7 +148,9 @@ def agreement(pairs: list[Pair]) -> dict[str, float]:
     difference = estimated - decoded
     return {
         "checkpoints": len(pairs),
-        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(pairs) > 2 else float("nan"),
+        "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        if len(pairs) > 2
+        else float("nan"),
         "rms_difference": float(np.sqrt((difference**2).mean())),
         "mean_difference": float(difference.mean()),
         "stderr_of_decoding": float(np.mean([p.decoded_stderr for p in pairs])),

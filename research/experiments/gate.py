@@ -26,10 +26,11 @@ from adapters.files import write_json
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
-from benchmarks.report import machine, print_table
+from benchmarks.report import print_table
 from training.config import Config
 from training.evaluate import evaluate_generator
 from training.generate import Applied, SamplingOptions, open_generator
+from training.machine import machine
 from training.metrics import over_seeds
 from training.problems import load_problems
 from training.results import Result
@@ -166,6 +167,7 @@ def ask(
 def way(adapter: Path, mode: str) -> Applied:
     """How the adapter runs in `mode`; the lot opens as often as its entropy gate did."""
     gate = Manifest.read(adapter).gate
+    assert gate is not None  # a fit always calibrates one
     if mode == "lot":
         return Applied.by_lot(adapter, gate)
     return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
