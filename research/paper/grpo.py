@@ -26,13 +26,13 @@ from transformers import TrainerCallback
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
+from research.checkpoints import whole_checkpoints
 from training.evaluate import evaluate_generator
 from training.generate import Engine, SamplingOptions, derive_seed, open_generator
 from training.model import load_model, open_base
 from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
 from training.results import Result
-from training.run import whole_checkpoints
 from training.verify import Verifier
 
 logger = logging.getLogger("research.paper.grpo")

@@ -488,8 +488,8 @@ def test_what_cannot_grow_into_a_model_is_named() -> None:
 
 
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    from research.checkpoints import whole_checkpoints
     from research.miniature.pretrain import main
-    from training.run import whole_checkpoints
 
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL))
