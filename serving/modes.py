@@ -16,7 +16,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
-from adapters.version import AdapterError
+from adapters.adapter import AdapterError
 from serving.arguments import given, resolve
 from serving.engine import usage
 from serving.held import held
