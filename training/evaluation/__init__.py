@@ -1,7 +1,7 @@
 """Evaluation: graded answers of a model, and what they say.
 
-    evaluators.py            asks a model all problems and grades its answers
-    openai_client.py         the questions to an OpenAI-compatible server
+    in_process.py            asks a model in this process and grades its answers
+    openai_client.py         asks an OpenAI-compatible server and grades its answers
     recorder.py              answers on their way to a result, kept as they come
     result.py                graded answers of one model; tables and paired differences
     statistics.py            means, pass@k and standard errors over problems
@@ -11,8 +11,8 @@
 The command is `training/evaluate.py`.
 """
 
-from training.evaluation.evaluators import evaluate_generator, evaluate_url
-from training.evaluation.openai_client import Endpoint, ServerError
+from training.evaluation.in_process import evaluate_generator
+from training.evaluation.openai_client import Endpoint, ServerError, evaluate_url
 from training.evaluation.recorder import Recorder
 from training.evaluation.result import Reply, Result, compare, table
 from training.evaluation.statistics import Estimate

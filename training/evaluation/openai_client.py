@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible server, many requests at a time.
+"""Ask an OpenAI-compatible server all problems, many at a time, and grade its answers.
 
 Chat completions: the server renders the prompt with the family's template, which is the string that
 rollouts were sampled on. Each request carries a seed of its own, derived from the run's seed, the
@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.result import Reply
+from adapters.manifest import Mode
+from training.evaluation.recorder import Recorder, answers_folder
+from training.evaluation.result import Reply, Result
 from training.generation import SamplingOptions, derive_seed
+from training.grading import Verifier
 from training.problems import Problem
 
 if TYPE_CHECKING:
@@ -36,6 +40,45 @@ class Endpoint:
     retries: int = 5  # of connection errors, 408, 409, 429 and 5xx, with growing pauses
     timeout: float = 600.0  # seconds for one answer
     extra_body: dict[str, Any] = field(default_factory=dict)  # added to every request
+
+
+def evaluate_url(
+    endpoint: Endpoint,
+    problems: Sequence[Problem],
+    options: SamplingOptions,
+    verifier: Verifier,
+    *,
+    mode: Mode = "base",
+    source: str = "problems",
+    label: str | None = None,
+    output: Path | None = None,
+    identity: str = "",
+) -> Result:
+    """Ask a server every problem `options.n` times and grade the answers.
+
+    Args:
+        mode: what the server runs under that model name, for the record.
+        label: the result's name; by default the model's.
+        identity: what else the answers depend on. The server does not say which weights it runs:
+            give their hash here, or another `output`, when they change under one name.
+
+    The other arguments are those of `evaluate_generator`.
+
+    Raises:
+        ServerError: a request failed after all retries. What was answered is kept in `output`.
+    """
+    label = label or endpoint.model
+    settings = {
+        "identity": identity,
+        "model": endpoint.model,
+        "extra_body": endpoint.extra_body,
+        "options": asdict(options),
+    }
+    folder = answers_folder(output, label, settings)
+    with Recorder(problems, options.n, verifier, folder, label) as recorder:
+        if recorder.missing:
+            ask_all(endpoint, problems, recorder.missing, options, recorder.add)
+        return recorder.result(label, mode, source, options.temperature)
 
 
 def ask_all(

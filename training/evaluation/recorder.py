@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ from training.evaluation.result import Reply, Result
 from training.generation.token_rate import TokenRate
 from training.grading.verifier import Verifier
 from training.problems import Problem
-from training.run_folder import Parts
+from training.run_folder import Parts, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,18 @@ _GRADES = [name for name in SCHEMA.names if name != "text"]
 # Answers are verified and written together; what a kill loses at most.
 _BATCH = 256
 _SECONDS = 30.0
+
+
+def answers_folder(output: Path | None, label: str, settings: dict[str, Any]) -> Path | None:
+    """The folder in `output` for answers that depend on `label` and `settings` alone.
+
+    Returns:
+        OUTPUT/answers-LABEL-DIGEST; None where `output` is None.
+    """
+    if output is None:
+        return None
+    name = re.sub(r"[^\w.-]+", "-", label)
+    return Stage.first(output, f"answers-{name}", settings | {"format": 2}).path()
 
 
 class Recorder:

@@ -72,8 +72,10 @@ class TransformersEngine:
         options: SamplingOptions,
         applied: Applied | None,
     ) -> list[Completion]:
+        """Answer B prompts together, `options.n` times each; a prompt's answers stand together."""
         width = max(map(len, prompts))
         fill = [width - len(prompt) for prompt in prompts]
+        # Both [B, width], padded on the left; `real` is 1 where `ids` has a token of a prompt.
         ids = torch.tensor([[self._pad] * gap + p for gap, p in zip(fill, prompts, strict=True)])
         real = torch.tensor([[0] * gap + [1] * (width - gap) for gap in fill])
         ids, real = ids.to(model.device), real.to(model.device)
@@ -81,7 +83,7 @@ class TransformersEngine:
         if applied is None or applied.mode == "always":
             rows = self._generate(model, ids, real, options, stops)
             return [self._completion(row, [], stops) for row in rows[:, width:].tolist()]
-        rows, opened = decode(
+        rows, opened = decode(  # [B * n, T] tokens, and where the gate was open
             model,
             ids.repeat_interleave(options.n, 0),
             real.repeat_interleave(options.n, 0),
@@ -105,6 +107,7 @@ class TransformersEngine:
         options: SamplingOptions,
         stops: StopStrings,
     ) -> torch.Tensor:
+        """Prompts and answers [B * n, width + T] of the model as it is, without a gate."""
         width = ids.shape[1]
         sampling: dict[str, Any] = (
             {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p}
@@ -126,6 +129,7 @@ class TransformersEngine:
         return output
 
     def _completion(self, row: list[int], opened: list[bool], stops: StopStrings) -> Completion:
+        """The answer in `row`, [T] tokens, up to its end; `opened`: where the gate was open."""
         end = next((i for i, token in enumerate(row) if token in self._ends), None)
         token_ids = row if end is None else row[: end + 1]
         if stopped := stops.cut(token_ids):
@@ -147,6 +151,7 @@ def end_tokens(model: Any) -> set[int]:
 
 
 def _gate(applied: Applied) -> IsOpen:
+    """The test that decides where `applied` runs."""
     if applied.tau is not None:
         return open_above(applied.tau)
     return open_at_random(applied.random_rate or 0.0)
