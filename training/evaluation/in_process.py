@@ -68,5 +68,5 @@ def evaluate_generator(
                 Reply(one.text, len(one.token_ids), one.finish_reason, one.gated)
                 for one in answered.completions
             ]
-            recorder.add(answered.index, replies)
+            recorder.add(answered.problem, replies)
         return recorder.result(label, mode, source, options.temperature)

@@ -14,7 +14,7 @@ from training.problems import Problem
 class Answered(NamedTuple):
     """All answers to one problem."""
 
-    index: int  # of the problem
+    problem: int  # its index
     prompt_ids: list[int]
     completions: list[Completion]
 

@@ -68,7 +68,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._context = multiprocessing.get_context("forkserver")
         # Imported once in the fork server: a replaced worker then starts in milliseconds.
-        self._context.set_forkserver_preload(["math_verify"])
+        self._context.set_forkserver_preload(["math_verify", "training.grading.worker"])
 
     def __enter__(self) -> Self:
         return self

@@ -161,7 +161,7 @@ def sample_problems(
             ):
                 parts.add(
                     {
-                        "problem": answered.index,
+                        "problem": answered.problem,
                         "sample": number,
                         "prompt_ids": answered.prompt_ids,
                         **completion._asdict(),
