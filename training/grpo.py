@@ -1,6 +1,6 @@
 r"""The reinforcement-learning baseline: GRPO by TRL, on the same base, problems and verifier.
 
-    uv pip install -e '.[rl]'
+    uv pip install -e '.[research]'
     python -m training.grpo --model models/tiny-qwen2 --problems problems.jsonl \
         --output runs/grpo/model
 
@@ -127,7 +127,7 @@ def train(
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
-        raise ValueError(f"the baseline needs TRL: uv pip install -e '.[rl]' ({error})") from error
+        raise ValueError(f"the baseline needs TRL: uv pip install -e '.[research]' ({error})") from error
     from transformers import AutoTokenizer
 
     def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:

@@ -1,0 +1,145 @@
+"""The console script `reasonmaxxer`.
+
+Nothing heavy is imported before the command is known: `reasonmaxxer --help` takes a moment.
+
+Exit codes are those of the commands: 0; 1 for a run that failed, or a package that is missing; 2
+for bad input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from adapters.program import CONSOLE
+
+
+class Command(NamedTuple):
+    """A sub-command: the module whose `main` runs it."""
+
+    module: str
+    summary: str
+    needs: tuple[str, ...] = ()  # extras without which it cannot run
+    settings: str = ""  # MODULE:CLASS that prints the help, where the module is slow to import
+
+
+COMMANDS = {
+    "fit": Command(
+        "training.fit",
+        "fit an adapter: sample, verify, score, select, train, choose, publish",
+        ("train",),
+        "training.fit_config:FitConfig",
+    ),
+    "evaluate": Command(
+        "training.evaluate",
+        "how often a model is right: pass@1, pass@k, gate rate",
+        ("train",),
+    ),
+    "grade": Command(
+        "training.grade",
+        "grade answers in a JSONL or Parquet file",
+        ("train",),
+    ),
+    "serve": Command(
+        "serving.__main__",
+        "serve a base model and its adapters with vLLM's OpenAI server",
+        ("serve", "gpu"),
+    ),
+    "store": Command(
+        "adapters.__main__",
+        "list, publish, roll back, import and export adapters",
+    ),
+    "doctor": Command(
+        "reasonmaxxer.doctor",
+        "print versions, device and what is supported, for bug reports",
+    ),
+}
+
+EXAMPLES = """\
+examples:
+  reasonmaxxer fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --publish qwen-math
+  reasonmaxxer serve --model Qwen/Qwen2.5-1.5B
+  reasonmaxxer evaluate --model Qwen/Qwen2.5-1.5B --adapter qwen-math --problems math500
+  reasonmaxxer store list
+
+`reasonmaxxer COMMAND --help` lists the options of a command.
+"""
+
+
+def help_text() -> str:
+    """What `reasonmaxxer --help` prints."""
+    rows = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {CONSOLE} [--help] [--version] COMMAND ...\n\n"
+        "Train a small LoRA for the tokens where a base model is uncertain, and serve it there.\n\n"
+        f"commands:\n{rows}\n\n{EXAMPLES}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names with the arguments that follow it."""
+    first, *rest = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if first in ("-h", "--help", "help") and not rest:
+        print(help_text(), end="")
+        return 0
+    if first in ("-V", "--version"):
+        from reasonmaxxer.extras import own_version
+
+        print(f"{CONSOLE} {own_version()}")
+        return 0
+    if first == "help":  # `reasonmaxxer help fit`
+        first, rest = rest[0], ["--help"]
+    if first not in COMMANDS:
+        print(_unknown(first), file=sys.stderr)
+        return 2
+    return run(first, rest)
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run one command; it reads its arguments, and finds its name, in `sys.argv`."""
+    command = COMMANDS[name]
+    sys.argv[:] = [f"{CONSOLE} {name}", *arguments]
+    try:
+        if command.settings and {"-h", "--help"} & set(arguments):
+            module, _, settings = command.settings.partition(":")
+            getattr(importlib.import_module(module), settings).load(["--help"])
+        return int(importlib.import_module(command.module).main() or 0)
+    except ModuleNotFoundError as error:
+        explanation = _missing(name, error)
+        if explanation is None:
+            raise
+        print(explanation, file=sys.stderr)
+        return 1
+
+
+def _unknown(name: str) -> str:
+    """The error for a first argument that is no command."""
+    known = ", ".join(COMMANDS)
+    if not name:
+        return f"{help_text()}\n{CONSOLE}: error: name a command: {known}"
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{CONSOLE}: error: '{name}' is no command; {hint}there are {known}"
+
+
+def _missing(name: str, error: ModuleNotFoundError) -> str | None:
+    """The error for a package that is not installed; None for a fault of our own."""
+    package = (error.name or "").partition(".")[0]
+    command = COMMANDS[name]
+    absent = package == command.module.partition(".")[0]  # an image without training/, say
+    if not (package and command.needs) or (not absent and _is_ours(package)):
+        return None
+    from reasonmaxxer.extras import install_command
+
+    what = "this command" if absent else f"the package '{package}'"
+    return (
+        f"{CONSOLE} {name}: error: {what} is not installed; "
+        f"{install_command(*command.needs)} installs what '{name}' needs"
+    )
+
+
+def _is_ours(package: str) -> bool:
+    return package in ("adapters", "reasonmaxxer", "serving", "training", "vllm_gate")
