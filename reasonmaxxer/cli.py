@@ -22,7 +22,7 @@ class Command(NamedTuple):
 
     module: str
     summary: str
-    needs: tuple[str, ...] = ()  # extras without which it cannot run
+    extra: str = ""  # what has to be installed for it
     settings: str = ""  # MODULE:CLASS that prints the help, where the module is slow to import
 
 
@@ -30,23 +30,23 @@ COMMANDS = {
     "fit": Command(
         "training.fit",
         "fit an adapter: sample, verify, score, select, train, choose, publish",
-        ("train",),
+        "train",
         "training.fit_config:FitConfig",
     ),
     "evaluate": Command(
         "training.evaluate",
         "how often a model is right: pass@1, pass@k, gate rate",
-        ("train",),
+        "train",
     ),
     "grade": Command(
         "training.grade",
         "grade answers in a JSONL or Parquet file",
-        ("train",),
+        "train",
     ),
     "serve": Command(
         "serving.__main__",
         "serve a base model and its adapters with vLLM's OpenAI server",
-        ("serve", "gpu"),
+        "serve",
     ),
     "store": Command(
         "adapters.__main__",
@@ -57,6 +57,9 @@ COMMANDS = {
         "print versions, device and what is supported, for bug reports",
     ),
 }
+
+# Packages of this project: one that cannot be imported is a fault, not a missing extra.
+OURS = ("adapters", "reasonmaxxer", "serving", "training", "vllm_gate")
 
 EXAMPLES = """\
 examples:
@@ -102,13 +105,18 @@ def run(name: str, arguments: list[str]) -> int:
     """Run one command; it reads its arguments, and finds its name, in `sys.argv`."""
     command = COMMANDS[name]
     sys.argv[:] = [f"{CONSOLE} {name}", *arguments]
+    asks_help = bool({"-h", "--help"} & set(arguments))
+    missing = None if asks_help else _not_installed(name)
+    if missing:  # better now than after an hour
+        print(missing, file=sys.stderr)
+        return 1
     try:
-        if command.settings and {"-h", "--help"} & set(arguments):
+        if asks_help and command.settings:
             module, _, settings = command.settings.partition(":")
             getattr(importlib.import_module(module), settings).load(["--help"])
         return int(importlib.import_module(command.module).main() or 0)
     except ModuleNotFoundError as error:
-        explanation = _missing(name, error)
+        explanation = _not_importable(name, error)
         if explanation is None:
             raise
         print(explanation, file=sys.stderr)
@@ -125,21 +133,33 @@ def _unknown(name: str) -> str:
     return f"{CONSOLE}: error: '{name}' is no command; {hint}there are {known}"
 
 
-def _missing(name: str, error: ModuleNotFoundError) -> str | None:
-    """The error for a package that is not installed; None for a fault of our own."""
-    package = (error.name or "").partition(".")[0]
-    command = COMMANDS[name]
-    absent = package == command.module.partition(".")[0]  # an image without training/, say
-    if not (package and command.needs) or (not absent and _is_ours(package)):
+def _not_installed(name: str) -> str | None:
+    """The error for packages of the command's extra that are not there; None where all are."""
+    extra = COMMANDS[name].extra
+    if not extra:
         return None
-    from reasonmaxxer.extras import install_command
+    from reasonmaxxer.extras import installed_version, requirements
 
-    what = "this command" if absent else f"the package '{package}'"
+    wanted = [one.name for one in requirements().get(extra, [])]
+    absent = [one for one in wanted if installed_version(one) is None]
+    return _install(name, ", ".join(absent)) if absent else None
+
+
+def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
+    """The error for a package that cannot be imported; None for a fault of our own."""
+    package = (error.name or "").partition(".")[0]
+    absent = package == COMMANDS[name].module.partition(".")[0]  # an image without training/, say
+    if not (package and COMMANDS[name].extra) or (package in OURS and not absent):
+        return None
+    return _install(name, "the command itself" if absent else package)
+
+
+def _install(name: str, what: str) -> str:
+    from reasonmaxxer.extras import has_vllm, install_command
+
+    extra = COMMANDS[name].extra
+    names = (extra,) if extra != "serve" or has_vllm() else (extra, "gpu")
     return (
-        f"{CONSOLE} {name}: error: {what} is not installed; "
-        f"{install_command(*command.needs)} installs what '{name}' needs"
+        f"{CONSOLE} {name}: error: not installed: {what}; {install_command(*names)} installs what "
+        f"'{name}' needs"
     )
-
-
-def _is_ours(package: str) -> bool:
-    return package in ("adapters", "reasonmaxxer", "serving", "training", "vllm_gate")

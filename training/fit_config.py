@@ -52,7 +52,9 @@ class FitConfig(ProblemsConfig):
         description="File, benchmark, hub dataset, reasoning_gym:NAME, or a mixture with +."
     )
     publish: Name | None = Field(None, description="Publish it in the store under this name.")
-    store: Path | None = Field(None, description="Where --publish puts it; `reasonmaxxer doctor` prints the default.")
+    store: Path | None = Field(
+        None, description="Where --publish puts it; `reasonmaxxer doctor` prints the default."
+    )
     output: Path | None = Field(None, description="Write it to this plain folder.")
     name: Name = Field("", description="The adapter's name; default: that of --publish, --output.")
     family: str = Field(

@@ -127,7 +127,9 @@ def train(
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
-        raise ValueError(f"the baseline needs TRL: uv pip install -e '.[research]' ({error})") from error
+        raise ValueError(
+            f"the baseline needs TRL: pip install -e '.[research]' ({error})"
+        ) from error
     from transformers import AutoTokenizer
 
     def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:

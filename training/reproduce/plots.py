@@ -9,7 +9,7 @@ from typing import Any
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise SystemExit(f"figures need matplotlib: uv pip install -e '.[research]' ({error})") from error
+    raise SystemExit(f"figures need matplotlib: pip install -e '.[research]' ({error})") from error
 
 from adapters.files import atomic_write
 from training.reproduce.plan import METHOD
