@@ -58,9 +58,6 @@ COMMANDS = {
     ),
 }
 
-# Packages of this project: one that cannot be imported is a fault, not a missing extra.
-OURS = ("adapters", "reasonmaxxer", "serving", "training", "vllm_gate")
-
 EXAMPLES = """\
 examples:
   reasonmaxxer fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --publish qwen-math
@@ -146,12 +143,10 @@ def _not_installed(name: str) -> str | None:
 
 
 def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
-    """The error for a package that cannot be imported; None for a fault of our own."""
-    package = (error.name or "").partition(".")[0]
-    absent = package == COMMANDS[name].module.partition(".")[0]  # an image without training/, say
-    if not (package and COMMANDS[name].extra) or (package in OURS and not absent):
-        return None
-    return _install(name, "the command itself" if absent else package)
+    """The error where the extra is the reason; None where the installation or we are at fault."""
+    if (error.name or "").partition(".")[0] == COMMANDS[name].module.partition(".")[0]:
+        return _install(name, "the command itself")  # an image without training/, say
+    return _not_installed(name)
 
 
 def _install(name: str, what: str) -> str:
