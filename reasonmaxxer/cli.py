@@ -82,7 +82,7 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names with the arguments that follow it."""
     first, *rest = (sys.argv[1:] if argv is None else list(argv)) or [""]
-    if first in ("-h", "--help", "help") and not rest:
+    if first in ("-h", "--help") or [first, *rest] == ["help"]:
         print(help_text(), end="")
         return 0
     if first in ("-V", "--version"):
