@@ -84,17 +84,17 @@ loadtest: install ## locust against a server that `make serve` left running
 	$(BIN)/python -m loadtests steady --host http://127.0.0.1:$(PORT)
 
 reproduce: install ## the paper's claims on every base: the cells not there yet, then the report (hours)
-	$(BIN)/python -m training.reproduce
+	$(BIN)/python -m research.paper
 
 reproduce-quick: install ## the same on one base with one seed, small
-	$(BIN)/python -m training.reproduce --quick
+	$(BIN)/python -m research.paper --quick
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
-	$(BIN)/python -m training.tiny pretrain --base qwen2-start
-	$(BIN)/python -m training.tiny pretrain --base qwen2
+	$(BIN)/python -m research.miniature pretrain --base qwen2-start
+	$(BIN)/python -m research.miniature pretrain --base qwen2
 
 adapter: install ## fit the shipped adapter anew, as its next version (about 2 minutes)
-	$(BIN)/python -m training.tiny problems --seed 11 --count 400 --out runs/tiny-math/problems.jsonl
+	$(BIN)/python -m research.miniature problems --seed 11 --count 400 --out runs/tiny-math/problems.jsonl
 	$(BIN)/python -m training.fit --model models/tiny-qwen2 \
 	    --problems runs/tiny-math/problems.jsonl --seed 1 --publish tiny-math
 
