@@ -20,6 +20,7 @@
     evaluation/             graded answers of a model, and what they say
     evaluate.py             the command `python -m training.evaluate` (evaluate_config.py)
     problems/, gym/         problems from files, benchmarks, the hub and generators
+    grade.py                the command `python -m training.grade`: answers made elsewhere
     gguf.py                 the command `python -m training.gguf`: a base folder of a GGUF file
 
     config.py               what all commands' settings have in common

@@ -30,6 +30,8 @@ from adapters.adapter import WEIGHTS, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Mode
+from adapters.places import default_store
+from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
 from adapters.store import Store
@@ -179,8 +181,11 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
     return Applied.behind(version.path, gate, config.tau)
 
 
-def find_adapter(name: str, store: Path, base: BaseCheckpoint) -> AdapterVersion:
+def find_adapter(name: str, store: Path | None, base: BaseCheckpoint) -> AdapterVersion:
     """The adapter that `name` means, a folder or a name in `store`, checked against `base`.
+
+    Args:
+        store: None: the default store.
 
     Raises:
         ValueError: there is none, or it does not fit.
@@ -189,12 +194,13 @@ def find_adapter(name: str, store: Path, base: BaseCheckpoint) -> AdapterVersion
         version = AdapterVersion.read(Path(name))
         version.check_fits(base)
         return version
+    adapters = Store(store or default_store())
     try:
-        return Store(store).get(name, base)
+        return adapters.get(name, base)
     except KeyError:
-        known = ", ".join(Store(store).names()) or "none"
+        known = ", ".join(adapters.names()) or "none"
         raise ValueError(
-            f"--adapter: '{name}' is neither an adapter folder nor in the store ({known})"
+            f"--adapter: '{name}' is neither an adapter folder nor in {adapters.root} ({known})"
         ) from None
 
 
@@ -216,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         with config.usage_errors(), logging_redirect_tqdm():
             results = evaluate(config)
     except ServerError as error:
-        print(f"{config.program}: {error}", file=sys.stderr)
+        print(f"{program(config.program)}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(table(results, config.ks))
 

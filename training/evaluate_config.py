@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.manifest import Mode
-from adapters.store import SHIPPED
 from training.generation import EngineName
 from training.problems import benchmark_of
 from training.problems.settings import ProblemsConfig
@@ -28,7 +27,9 @@ class EvaluateConfig(ProblemsConfig):
     )
     models: list[str] = Field([], description="With --url: several names, the first the baseline.")
     adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
-    store: Path = Field(SHIPPED, description="Folder of adapters.")
+    store: Path | None = Field(
+        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    )
     mode: list[Mode] = Field(
         [], description="In process: base, always, gated. With --url: what the models are."
     )

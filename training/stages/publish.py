@@ -21,9 +21,10 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import PROMPT, Base, Manifest
+from adapters.places import default_store
 from adapters.recipe import look_up
 from adapters.reference import Reference
-from adapters.store import SHIPPED, Store
+from adapters.store import Store
 from training.provenance import library_versions
 from training.run import Run
 from training.stages.select_checkpoint import Choice
@@ -58,7 +59,7 @@ def publish(run: Run, choice: Choice) -> Path:
     if config.publish is None:
         logger.info("adapter: %s", folder)
         return folder
-    store = Store(config.store or SHIPPED)
+    store = Store(config.store or default_store())
     version = store.publish(folder, config.publish, base=run.base)
     logger.info("adapter: %s in %s", version.id, store.root)
     return store.path(Reference(config.publish, version.hash))
