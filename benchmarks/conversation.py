@@ -18,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
+from vllm_gate.engine import NEVER
 
 KINDS = ("base", "gated, first adapter", "gated, second adapter")
 

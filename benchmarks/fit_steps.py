@@ -51,8 +51,8 @@ def sampling(config: FitStepsConfig) -> Step:
 
     from vllm import SamplingParams
 
-    from adapters.engine import NEVER, TAU, TRACE, gate_arguments
-    from serving.engine import cpu_layers
+    from vllm_gate.cpu import lora_layers
+    from vllm_gate.engine import NEVER, TAU, TRACE, gate_arguments
 
     engine = make_engine(
         Path(config.model),
@@ -81,7 +81,7 @@ def sampling(config: FitStepsConfig) -> Step:
             )
             for number in range(config.sequences)
         ]
-        with cpu_layers.stock() if stock else nullcontext():
+        with lora_layers.stock() if stock else nullcontext():
             engine.generate(prompts, params, use_tqdm=False)
         return config.sequences * config.tokens
 

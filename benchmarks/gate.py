@@ -30,12 +30,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import psutil
 from pydantic import Field, model_validator
 
-from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks import startup
 from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config, usage_error
+from vllm_gate.engine import NEVER
 
 BASE = "base without LoRA"
 COMPILED = "base without LoRA (compiled)"
@@ -113,7 +113,7 @@ def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trac
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from serving.engine import cpu_layers
+    from vllm_gate.cpu import lora_layers
 
     gate = {"gate_tau": mode.tau, "gate_trace": trace}
     params = SamplingParams(
@@ -126,7 +126,7 @@ def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trac
     lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
     mode.engine.llm_engine.engine_core.engine_core.scheduler.max_num_active_reqs = batch
     given = [{"prompt_token_ids": one} for one in prompts]
-    with cpu_layers.stock() if mode.stock else nullcontext():
+    with lora_layers.stock() if mode.stock else nullcontext():
         start = time.perf_counter()
         answers = mode.engine.generate(given, params, lora_request=lora, use_tqdm=False)
         return answers, time.perf_counter() - start

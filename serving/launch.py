@@ -18,9 +18,9 @@ from pathlib import Path
 from adapters.base import BaseModel
 from adapters.recipe import look_up
 from serving import logs
-from serving.engine.residency import EXTENSION
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
+from vllm_gate.worker_extension import EXTENSION
 
 logger = logging.getLogger("serving")
 
@@ -135,11 +135,11 @@ def vllm_arguments(
         )
     args.gate = settings.gate == "on"
     if args.gate:
-        from serving.engine import hooks
+        from vllm_gate import compat
 
         try:
-            hooks.put_in(args)
-        except hooks.GateError as error:
+            compat.put_in(args)
+        except compat.GateError as error:
             raise SettingsError(str(error)) from error
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)

@@ -17,13 +17,13 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from adapters.version import AdapterError
-from serving.arguments import given, resolve
-from serving.engine import usage
+from serving import usage
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
 from serving.registry import Registry
 from serving.residents import GATED
+from vllm_gate.params import given, resolve
 
 # What asks for no token: a gated name stands for its adapter there.
 TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)

@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE, gate_arguments
 from training.generate import Applied, Completion, Event, Sampled, SamplingOptions, VllmArguments
 from training.process import without_main
+from vllm_gate.engine import NEVER, TAU, TEMPERATURE, TRACE, gate_arguments
 
 # vLLM has kernels for these ranks only.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -206,7 +206,7 @@ def _unfinished(engine: Any) -> int:
 
 
 def _completion(output: Any, entropies: bool) -> Completion:
-    report = getattr(output, "gate", None)  # serving/engine/report.py puts it there
+    report = getattr(output, "gate", None)  # vllm_gate/token_report.py puts it there
     return Completion(
         list(output.token_ids),
         output.text,

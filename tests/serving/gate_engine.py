@@ -55,7 +55,7 @@ def _breakages_v2() -> dict[str, Any]:
     """The same in the V2 runner."""
     from unittest import mock
 
-    from serving.engine import runner_v2
+    from vllm_gate import runner_v2
 
     mixin = runner_v2.GateV2
 
@@ -89,7 +89,7 @@ def _breakages() -> dict[str, Any]:
     """Ways to break the gate on purpose: name -> function that does it and returns the undoing."""
     from unittest import mock
 
-    from serving.engine import runner_v1, scheduler
+    from vllm_gate import runner_v1, scheduler
 
     mixin = scheduler.GateMixin
 
@@ -156,7 +156,7 @@ COUNTS = Counts()
 
 def replays() -> int:
     """What the scheduler has counted so far."""
-    from serving.engine.counters import REPLAYS
+    from vllm_gate.counters import REPLAYS
 
     samples = (sample for metric in REPLAYS.collect() for sample in metric.samples)
     return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
@@ -177,8 +177,8 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
 
     gate = job.get("gate", True)
     hooks = {
-        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
-        "worker_cls": "serving.engine.worker.GateCPUWorker",
+        "scheduler_cls": "vllm_gate.scheduler.make_scheduler",
+        "worker_cls": "vllm_gate.cpu.worker.GateCPUWorker",
     }
     lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
     return LLM(
@@ -331,9 +331,9 @@ def main() -> None:
     case = json.load(sys.stdin)
     if case.get("runner", "v1") != "v1":
         _interpret(case["runner"] == "v2 async")
-    from serving.engine import report
+    from vllm_gate import token_report
 
-    report.install(COUNTS.follow)
+    token_report.install(COUNTS.follow)
     breakages = _breakages() if case.get("runner", "v1") == "v1" else _breakages_v2()
     done = []
     for job in case["jobs"]:

@@ -40,7 +40,7 @@ def main() -> None:
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
     outputs = {"stock": run()}
-    from serving.plugin import register
+    from vllm_gate.plugin import register
 
     register()
     outputs["ours"] = run()

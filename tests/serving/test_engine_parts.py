@@ -1,6 +1,6 @@
-"""vLLM's private parts are still as serving/engine/ knows them.
+"""vLLM's private parts are still as vllm_gate/ knows them.
 
-When one of these fails, vLLM has changed: read the new source, correct serving/engine/, and only
+When one of these fails, vLLM has changed: read the new source, correct vllm_gate/, and only
 then the expectation here.
 """
 
@@ -90,9 +90,9 @@ def source_hashes(module: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def test_the_version() -> None:
-    from serving import engine
+    import vllm_gate
 
-    assert engine.supported()
+    assert vllm_gate.supported()
 
 
 @pytest.mark.parametrize("module", EXPECTED)
@@ -101,10 +101,10 @@ def test_the_sources_our_replacements_were_written_against(module: str) -> None:
 
 
 def test_kernels_keep_vllms_signatures() -> None:
-    from serving.engine import cpu_lora
+    from vllm_gate.cpu import lora_kernels
 
-    for name in cpu_lora.KERNELS:
-        function = getattr(cpu_lora, name)
+    for name in lora_kernels.KERNELS:
+        function = getattr(lora_kernels, name)
         assert list(inspect.signature(function).parameters)[:4] == [
             "inputs",
             "lora_b_weights",
@@ -116,14 +116,15 @@ def test_kernels_keep_vllms_signatures() -> None:
 def test_the_plugin_warns_and_leaves_another_vllm_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from serving import engine, plugin
-    from serving.engine import cpu_lora
+    import vllm_gate
+    from vllm_gate import plugin
+    from vllm_gate.cpu import lora_kernels
 
     def refuse() -> None:
         raise AssertionError("installed on a vLLM it was not written for")
 
-    monkeypatch.setattr(engine, "supported", lambda: False)
-    monkeypatch.setattr(cpu_lora, "install", refuse)
+    monkeypatch.setattr(vllm_gate, "supported", lambda: False)
+    monkeypatch.setattr(lora_kernels, "install", refuse)
     plugin.register()
     assert "written for vLLM 0.32" in caplog.text
 

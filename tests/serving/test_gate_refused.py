@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine import hooks
 from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
+from vllm_gate import compat
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_flags(settings: Settings, tmp_path: Path, flag: str, value: str) -> Non
 
 def test_what_goes_in(settings: Settings, tmp_path: Path) -> None:
     args = arguments(settings, tmp_path, "--logits-processors", "theirs:Processor")
-    assert args.scheduler_cls == hooks.SCHEDULER
-    assert args.worker_cls == hooks.WORKERS["cpu"]
-    assert args.logits_processors == [hooks.ARGUMENTS, "theirs:Processor"]
+    assert args.scheduler_cls == compat.SCHEDULER
+    assert args.worker_cls == compat.WORKERS["cpu"]
+    assert args.logits_processors == [compat.ARGUMENTS, "theirs:Processor"]
 
 
 def test_another_vllm_or_device(
@@ -60,13 +60,13 @@ def test_another_vllm_or_device(
     from vllm.platforms import current_platform
 
     with monkeypatch.context() as patch:
-        patch.setattr(hooks, "supported", lambda: False)
+        patch.setattr(compat, "supported", lambda: False)
         with pytest.raises(SettingsError, match=r"written for vLLM 0\.32\.x, and this is"):
             arguments(settings, tmp_path)
     args = arguments(settings.model_copy(update={"gate": "off"}), tmp_path)
     monkeypatch.setattr(type(current_platform), "device_type", "tpu")
-    with pytest.raises(hooks.GateError, match="'tpu' devices"):
-        hooks.put_in(args)
+    with pytest.raises(compat.GateError, match="'tpu' devices"):
+        compat.put_in(args)
 
 
 def config(**changes: Any) -> Any:
@@ -103,7 +103,7 @@ def test_attention_of_any_reach_is_let_in() -> None:
     window = SlidingWindowSpec(**SHAPE, sliding_window=8)
     chunk = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=8)
     mixed = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"one": full, "other": full})
-    hooks.check(config(), layers(full, window, chunk, mixed))
+    compat.check(config(), layers(full, window, chunk, mixed))
 
 
 def test_models_whose_past_cannot_be_read_again() -> None:
@@ -115,8 +115,8 @@ def test_models_whose_past_cannot_be_read_again() -> None:
         (mamba, "the state after a position has that position folded in"),
         (CrossAttentionSpec(**SHAPE), "CrossAttentionSpec"),
     ):
-        with pytest.raises(hooks.GateError, match=f"{why}.*--gate off"):
-            hooks.check(config(), layers(full, odd))
+        with pytest.raises(compat.GateError, match=f"{why}.*--gate off"):
+            compat.check(config(), layers(full, odd))
 
 
 def connector(name: str, *parts: str) -> Any:
@@ -132,19 +132,19 @@ def test_connectors_that_cannot_tell_adapters_apart() -> None:
         connector("OffloadingConnector"),
         connector("MultiConnector", "NixlConnector", "OffloadingConnector"),
     ):
-        hooks.check(config(kv_transfer_config=good), layers())
+        compat.check(config(kv_transfer_config=good), layers())
     for bad in (
         connector("LMCacheConnectorV1"),
         connector("MultiConnector", "NixlConnector", "LMCacheMPConnector"),
     ):
-        with pytest.raises(hooks.GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
-            hooks.check(config(kv_transfer_config=bad), layers())
+        with pytest.raises(compat.GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
+            compat.check(config(kv_transfer_config=bad), layers())
 
 
 def test_the_names_of_those_connectors_are_vllms() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    assert set(hooks.BY_TOKENS) <= KVConnectorFactory._registry.keys()
+    assert set(compat.BY_TOKENS) <= KVConnectorFactory._registry.keys()
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,14 @@ def test_the_names_of_those_connectors_are_vllms() -> None:
     ],
 )
 def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(hooks.GateError, match=words):
-        hooks.check(config(**changes), layers())
+    with pytest.raises(compat.GateError, match=words):
+        compat.check(config(**changes), layers())
 
 
 def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
     from vllm import SamplingParams
 
-    from serving.arguments import GateArguments
+    from vllm_gate.params import GateArguments
 
     validate = GateArguments.validate_params
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1, "gate_temperature": 1}))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serving.engine import pins
-from serving.engine.scheduler import GateMixin
+from vllm_gate import pins
+from vllm_gate.scheduler import GateMixin
 
 SLOTS = 2
 

@@ -16,6 +16,6 @@ class GateGPUWorker(Worker):
                 "the gate needs vLLM's V2 model runner on a GPU (VLLM_USE_V2_MODEL_RUNNER=1, and "
                 "no feature that it lacks); serve with --gate off"
             )
-        from serving.engine.runner_v2 import GateRunnerV2
+        from vllm_gate.runner_v2 import GateRunnerV2
 
         return GateRunnerV2(self.vllm_config, self.device)

@@ -1,6 +1,6 @@
 """What the scheduler tells the workers about gated requests, step by step.
 
-A gated request carries its gate in `SamplingParams.extra_args` (see serving/arguments.py). The
+A gated request carries its gate in `SamplingParams.extra_args` (see params.py). The
 workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from adapters.engine import NEVER, TAU, TEMPERATURE
+from vllm_gate.engine import NEVER, TAU, TEMPERATURE
 
 TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from adapters.engine import ARGUMENTS, SCHEDULER, WORKERS
-from serving.engine import WRITTEN_FOR, supported
+from vllm_gate import WRITTEN_FOR, supported
+from vllm_gate.engine import ARGUMENTS, SCHEDULER, WORKERS
 
 # KV connectors that find blocks by tokens alone, without LoRA (vllm#44250, LMCache#2961).
 BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")

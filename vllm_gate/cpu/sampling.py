@@ -88,7 +88,7 @@ def install() -> None:
     """Put this in place of vLLM's in this process; again is harmless."""
     from vllm.v1.sample.ops import topk_topp_sampler
 
-    from serving.engine import cpu_layers
+    from vllm_gate.cpu import lora_layers
 
     name = "apply_top_k_top_p_pytorch"
-    cpu_layers.replace(topk_topp_sampler, name, globals()[name])
+    lora_layers.replace(topk_topp_sampler, name, globals()[name])

@@ -15,8 +15,8 @@ from functools import wraps
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from serving.engine.evidence import Seen
-from serving.engine.plan import TALLY
+from vllm_gate.base_top_tokens import Seen
+from vllm_gate.step_plan import TALLY
 
 REPORT = "gate"
 

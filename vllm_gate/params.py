@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
-from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE
 from adapters.gate import threshold_for
 from adapters.manifest import COLDEST, HOTTEST, Gate
-from serving.engine.plan import TALLY
+from vllm_gate.engine import NEVER, TAU, TEMPERATURE, TRACE
+from vllm_gate.step_plan import TALLY
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -21,8 +21,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from adapters.gate import entropy, opens
-from serving.engine.evidence import Evidence, Seen, best
-from serving.engine.plan import EMPTY, Plan, plan_of
+from vllm_gate.base_top_tokens import Evidence, Seen, best
+from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 
 class GateRunnerV1(CPUModelRunner):

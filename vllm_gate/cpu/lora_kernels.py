@@ -4,7 +4,7 @@ vLLM 0.32's own (vllm/lora/ops/torch_ops/lora_ops.py) index the stacked weights 
 slot. A row of the base model has slot -1, which reads the *last* slot: in a mixed batch base
 requests are answered with some adapter's weights. They also gather one copy of the weights per row.
 These loop over the slots present instead: right for base rows, and cost goes with adapter rows.
-The layers that use them, and do without them where they can, are in cpu_layers.py.
+The layers that use them, and do without them where they can, are in lora_layers.py.
 """
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ def install() -> None:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    from serving.engine import cpu_layers
+    from vllm_gate.cpu import lora_layers
 
     for name in KERNELS:
         for module in (lora_ops, punica_cpu):  # sgmv_* call bgmv_* inside lora_ops
-            cpu_layers.replace(module, name, globals()[name])
+            lora_layers.replace(module, name, globals()[name])
     wrapper = punica_cpu.PunicaWrapperCPU
     wrapper.rows_of = wrapper.sampled_slots = ()  # before the first step
-    cpu_layers.replace(wrapper, "_update_base_metadata", _update_base_metadata)
-    cpu_layers.replace(wrapper, "update_metadata", _update_metadata)
-    cpu_layers.install()
+    lora_layers.replace(wrapper, "_update_base_metadata", _update_base_metadata)
+    lora_layers.replace(wrapper, "update_metadata", _update_metadata)
+    lora_layers.install()

@@ -20,9 +20,9 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from serving.engine.evidence import Seen, best
-from serving.engine.plan import EMPTY, Plan, plan_of
-from serving.engine.table import GateTable, mask_loras
+from vllm_gate.base_top_tokens import Seen, best
+from vllm_gate.device_state import GateTable, mask_loras
+from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 
 class GateSampler(Sampler):

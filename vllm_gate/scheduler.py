@@ -30,13 +30,13 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from adapters.engine import TRACE
-from serving.engine import pins, report
-from serving.engine.counters import HELD, count_replay
-from serving.engine.evidence import Evidence, Seen
-from serving.engine.hooks import check, shares_slots
-from serving.engine.plan import Plan, Step, attach, gate_of, plan_of
-from serving.engine.report import REPORT
+from vllm_gate import pins, token_report
+from vllm_gate.base_top_tokens import Evidence, Seen
+from vllm_gate.compat import check, shares_slots
+from vllm_gate.counters import HELD, count_replay
+from vllm_gate.engine import TRACE
+from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
+from vllm_gate.token_report import REPORT
 
 
 @dataclass
@@ -233,7 +233,7 @@ class GateMixin(Scheduler):
                     count_replay(gate.lora.lora_name)
                 if not gated and position and gate.trace < 2:
                     continue
-                mark = report.mark(gate.trace, position, output.new_token_ids[0], gated, seen)
+                mark = token_report.mark(gate.trace, position, output.new_token_ids[0], gated, seen)
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
 
 
@@ -249,7 +249,7 @@ def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> Gat
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
     check(vllm_config, kv_cache_config)
     pins.install()
-    report.install()  # for the outputs of an engine inside its user's process
+    token_report.install()  # for the outputs of an engine inside its user's process
     asynchronous = vllm_config.scheduler_config.async_scheduling
     return (AsyncGateScheduler if asynchronous else GateScheduler)(
         vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs

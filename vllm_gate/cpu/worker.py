@@ -13,13 +13,13 @@ class GateCPUWorker(cpu_worker.CPUWorker):
         if self.use_v2_model_runner:
             from vllm.v1.worker.cpu import model_runner
 
-            from serving.engine.runner_v2 import GateV2
+            from vllm_gate.runner_v2 import GateV2
 
             stock = model_runner.CPUModelRunner
             if not issubclass(stock, GateV2):
                 model_runner.CPUModelRunner = type("GateCPURunnerV2", (GateV2, stock), {})
         else:
-            from serving.engine.runner_v1 import GateRunnerV1
+            from vllm_gate.runner_v1 import GateRunnerV1
 
             cpu_worker.CPUModelRunner = GateRunnerV1
         super().init_device()

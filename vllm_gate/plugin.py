@@ -14,16 +14,16 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    from serving import engine
-    from serving.engine import cpu_lora, cpu_sampling, cpu_seeds
+    import vllm_gate
+    from vllm_gate.cpu import lora_kernels, sampling, seeds
 
-    if not engine.supported():
+    if not vllm_gate.supported():
         logger.warning(
             "vLLM's CPU build left as it is: the corrections were written for vLLM %s.x; base "
             "requests beside an adapter's may get its output, a seeded one may end the engine",
-            engine.WRITTEN_FOR,
+            vllm_gate.WRITTEN_FOR,
         )
         return
-    cpu_lora.install()
-    cpu_seeds.install()
-    cpu_sampling.install()
+    lora_kernels.install()
+    seeds.install()
+    sampling.install()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-EXTENSION = "serving.engine.residency.Residency"
+EXTENSION = "vllm_gate.worker_extension.Residency"
 
 
 class Residency:

@@ -17,12 +17,12 @@ TRACE = "gate_trace"  # 1: report decision points; 2: report the base's entropy 
 # the gate never opens, and with TRACE it reports entropies.
 NEVER = 1e9
 
-SCHEDULER = "serving.engine.scheduler.make_scheduler"
+SCHEDULER = "vllm_gate.scheduler.make_scheduler"
 WORKERS = {
-    "cpu": "serving.engine.worker.GateCPUWorker",
-    "cuda": "serving.engine.gpu_worker.GateGPUWorker",
+    "cpu": "vllm_gate.cpu.worker.GateCPUWorker",
+    "cuda": "vllm_gate.gpu_worker.GateGPUWorker",
 }
-ARGUMENTS = "serving.arguments:GateArguments"
+ARGUMENTS = "vllm_gate.params:GateArguments"
 
 
 def gate_arguments(device_type: str) -> dict[str, Any]:

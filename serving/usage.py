@@ -22,10 +22,10 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.engine.protocol import CompletionTokenUsageInfo
 
-from adapters.engine import TRACE
-from serving.engine.counters import ANSWERS
-from serving.engine.plan import TALLY
-from serving.engine.report import TALLIES, Tally
+from vllm_gate.counters import ANSWERS
+from vllm_gate.engine import TRACE
+from vllm_gate.step_plan import TALLY
+from vllm_gate.token_report import TALLIES, Tally
 
 _numbers = itertools.count(1)
 _current: ContextVar[Tally | None] = ContextVar("gate_tally", default=None)
