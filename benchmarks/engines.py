@@ -110,13 +110,12 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
     """
     from vllm import LLM
 
-    with_gate: dict[str, Any] = {
+    from vllm_gate import engine_args
+
+    with_gate: dict[str, Any] = engine_args("cpu") | {
         "enable_lora": True,
         "max_lora_rank": RANK,
         "max_loras": adapters,
-        "scheduler_cls": "vllm_gate.scheduler.make_scheduler",
-        "worker_cls": "vllm_gate.cpu.worker.GateCPUWorker",
-        "logits_processors": ["vllm_gate.params:GateArguments"],
     }
     return LLM(
         model=str(base),

@@ -20,11 +20,12 @@ from adapters.recipe import look_up
 from serving import logs
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
+from vllm_gate import compat
 from vllm_gate.worker_extension import EXTENSION
 
 logger = logging.getLogger("serving")
 
-PLUGINS = ("reasonmaxxer", "reasonmaxxer_models")
+PLUGINS = ("reasonmaxxer_models",)
 CPU_KV_CACHE_BYTES = 2**30
 
 
@@ -135,12 +136,12 @@ def vllm_arguments(
         )
     args.gate = settings.gate == "on"
     if args.gate:
-        from vllm_gate import compat
-
         try:
             compat.put_in(args)
         except compat.GateError as error:
             raise SettingsError(str(error)) from error
+    else:
+        compat.leave_out(args)
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None

@@ -17,7 +17,6 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from adapters.version import AdapterError
-from serving import usage
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
@@ -80,7 +79,7 @@ class Modes:
         request.model += GATED
         if "vllm_xargs" in type(request).model_fields:
             gate = self.registry.gate(plain, resident.gate)
-            request.vllm_xargs = resolve(arguments, gate) | usage.ticket()
+            request.vllm_xargs = resolve(arguments, gate)
 
 
 def add_stop(request: Any, stop: tuple[str, ...]) -> None:

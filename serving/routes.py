@@ -34,7 +34,7 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base import BaseModel
 from adapters.store import Store
-from serving import admin, admission, page, usage
+from serving import admin, admission, page
 from serving.drain import Drain, Draining
 from serving.gauges import Gauges
 from serving.guard import Guard
@@ -47,6 +47,7 @@ from serving.residents import GATED, Residents
 from serving.slots import Slots
 from serving.snapshot import Snapshots
 from vllm_gate import compat, token_report
+from vllm_gate.answers import GateAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class ModelsEndpoint:
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
             app.include_router(admin.router)
+        if args.gate:
+            app.add_middleware(GateAnswers)
         app.state.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
@@ -171,8 +174,6 @@ class ModelsEndpoint:
         state.gauges = Gauges(registry)
         admission.install(Modes(registry, args.gate, prompt.format.stop if prompt else ()).admit)
         token_report.install(follow)
-        if args.gate:
-            usage.install()
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():

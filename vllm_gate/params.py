@@ -1,43 +1,116 @@
 """The gate's arguments of a request: what a client may send, and what the engine is told.
 
-A client sends, in `vllm_xargs`, with a model NAME:gated:
+The engine is told in `SamplingParams.extra_args`, which `GateParams` writes and reads. A client of
+our server sends, in `vllm_xargs`, with a model NAME:gated:
 
-    {"gate_tau": 0.8}          the threshold, in nats, instead of the manifest's
-    {"gate_rate": 0.05}        the threshold that was calibrated for this share of tokens
-    {"gate_temperature": 0.3}  divides the adapter's logits where the gate is open, instead of the
-                               manifest's; before the request's own temperature
-    {"gate_trace": 1}          say which tokens were gated, and why; 2: the entropy at every token
+    {"gate_tau": 0.8}                the threshold, in nats, instead of the manifest's
+    {"gate_rate": 0.05}              the threshold that was calibrated for this share of tokens
+    {"correction_temperature": 0.3}  divides the adapter's logits where the gate is open, instead
+                                     of the manifest's; before the request's own temperature
+    {"gate_trace": 1}                say which tokens were gated, and why; 2: the entropy at every
+                                     token
 
-The engine is told threshold and temperature, in `SamplingParams.extra_args`.
+A client of plain `vllm serve` sends the same, without `gate_rate`, with the adapter's own name.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
+from dataclasses import dataclass
+from typing import Any
 
 from adapters.gate import threshold_for
 from adapters.manifest import COLDEST, HOTTEST, Gate
-from vllm_gate.engine import NEVER, TAU, TEMPERATURE, TRACE
-from vllm_gate.step_plan import TALLY
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
+logger = logging.getLogger(__name__)
 
+TAU = "gate_tau"
 RATE = "gate_rate"
-CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client may send
-ENGINES = (TAU, TEMPERATURE, TRACE, TALLY)  # the engine takes
+TEMPERATURE = "correction_temperature"
+TRACE = "gate_trace"
+OLD_TEMPERATURE = "gate_temperature"  # deprecated: TEMPERATURE's name until version 0.2
+
+# A threshold that no vocabulary's entropy reaches, nats.
+NEVER = 1e9
+
+CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client of our server may send
+ENGINES = (TAU, TEMPERATURE, TRACE)  # the engine takes
 PREFIX = "gate_"
+
+
+@dataclass(frozen=True)
+class GateParams:
+    """What a gated request asks of the engine.
+
+        SamplingParams(extra_args=GateParams(tau=0.8).extra_args())
+
+    The request names its adapter as any LoRA request does. Without an adapter only a gate that
+    never opens is one (`GateParams(NEVER, trace=2)`): it reports the base's entropies.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    tau: float  # nats; the gate opens where the base's entropy is larger
+    correction_temperature: float = 1.0  # divides the logits of decision points
+    trace: int = 0  # 1: report each decision point; 2: report the base's entropy at every token
+
+    def __post_init__(self) -> None:
+        _number(TAU, self.tau)
+        _number(TEMPERATURE, self.correction_temperature, HOTTEST, COLDEST)
+        if self.trace not in (0, 1, 2):
+            raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {self.trace!r}")
+
+    def extra_args(self) -> dict[str, float | int]:
+        """For `SamplingParams.extra_args`."""
+        return {TAU: self.tau, TEMPERATURE: self.correction_temperature, TRACE: self.trace}
+
+    @classmethod
+    def of(cls, extra_args: Mapping[str, Any] | None) -> GateParams | None:
+        """What `extra_args` asks; None where it asks for no gate.
+
+        Raises:
+            ValueError: an argument is unknown, missing or out of range.
+        """
+        arguments = renamed(extra_args)
+        found = given(arguments)
+        if not found:
+            return None
+        unknown = [name for name in found if name not in ENGINES]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: the engine takes {', '.join(ENGINES)} only")
+        if TAU not in arguments:
+            raise ValueError(f"{found[0]}: goes with a gated model")
+        return cls(
+            _number(TAU, arguments[TAU]),
+            _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST),
+            arguments.get(TRACE) or 0,
+        )
 
 
 def given(arguments: Mapping[str, Any] | None) -> list[str]:
     """The gate's arguments among a request's."""
-    return sorted(name for name in arguments or {} if name.startswith(PREFIX))
+    return sorted(
+        name for name in arguments or {} if name.startswith(PREFIX) or name == TEMPERATURE
+    )
+
+
+def renamed(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same arguments, where a deprecated name gives way to today's.
+
+    Raises:
+        ValueError: both names are there.
+    """
+    told = dict(arguments or {})
+    if OLD_TEMPERATURE not in told:
+        return told
+    if TEMPERATURE in told:
+        raise ValueError(f"{OLD_TEMPERATURE}: deprecated; {TEMPERATURE} alone says the same")
+    logger.debug("%s is deprecated; send %s", OLD_TEMPERATURE, TEMPERATURE)
+    return told | {TEMPERATURE: told.pop(OLD_TEMPERATURE)}
 
 
 def _number(name: str, value: Any, high: float = math.inf, low: float = 0) -> float:
@@ -59,7 +132,7 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
     Raises:
         ValueError: an argument is unknown, does not fit, or contradicts another.
     """
-    told = dict(arguments or {})
+    told = renamed(arguments)
     unknown = [name for name in given(told) if name not in CLIENTS]
     if unknown:
         raise ValueError(f"{unknown[0]}: no such argument; there are {', '.join(CLIENTS)}")
@@ -75,49 +148,3 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
     if told.setdefault(TRACE, 0) not in (0, 1, 2):
         raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
     return told
-
-
-class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
-    """The arguments' place in vLLM: a logits processor, of either model runner, that edits nothing.
-
-    It is asked at admission, where a ValueError becomes an answer with status 400.
-    """
-
-    def __init__(self, *_: Any) -> None:
-        """Both interfaces' arguments; none is needed."""
-
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise ValueError where gating cannot work."""
-        arguments = sampling_params.extra_args or {}
-        if not given(arguments):
-            return
-        unknown = [name for name in given(arguments) if name not in ENGINES]
-        if unknown:
-            raise ValueError(f"{unknown[0]}: the engine takes {', '.join(ENGINES[:-1])} only")
-        if TAU not in arguments:
-            raise ValueError(f"{given(arguments)[0]}: goes with a gated model")
-        _number(TAU, arguments[TAU])
-        _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST)
-        if sampling_params.prompt_logprobs is not None or getattr(
-            sampling_params, "prompt_logprob_token_ids", None
-        ):
-            raise ValueError(
-                "prompt_logprobs (echo with logprobs): not with a gated model, whose last prompt "
-                "position may run twice; ask the base or the plain adapter"
-            )
-
-    def is_argmax_invariant(self) -> bool:
-        """It changes nothing."""
-        return True
-
-    def update_state(self, batch_update: Any) -> None:
-        """V1: nothing is kept; each step's plan brings the thresholds."""
-
-    def add_request(self, *_: Any) -> bool:
-        """V2: whether it edits this request's logits."""
-        return False
-
-    def apply(self, logits: Any, *_: Any) -> Any:
-        """Both interfaces: the same logits."""
-        return logits

@@ -18,14 +18,14 @@ import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from adapters.gate import entropy, opens
 from vllm_gate.base_top_tokens import Evidence, Seen, best
+from vllm_gate.cpu.seeds import SeededRows
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 
-class GateRunnerV1(CPUModelRunner):
+class GateRunnerV1(SeededRows):
     """The CPU model runner with a gate."""
 
     _plan: Plan = EMPTY

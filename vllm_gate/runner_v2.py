@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from vllm_gate import patches
 from vllm_gate.base_top_tokens import Seen, best
 from vllm_gate.device_state import GateTable, mask_loras
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
@@ -63,14 +64,11 @@ class GateV2:
     _batch: Any = None
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-        # The stock method makes the sampler by this name and offers no other way in.
-        stock, model_runner.Sampler = model_runner.Sampler, GateSampler
-        try:
-            super().load_model(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            model_runner.Sampler = stock
-        if not isinstance(self.sampler, GateSampler) or self.batch_sharder is not None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        if type(self.sampler) is not Sampler or self.batch_sharder is not None:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
+        # The stock method makes the sampler and has no other way in.
+        self.sampler.__class__ = GateSampler
         self.sampler.runner = self
         self.table = GateTable(self.max_num_reqs, self.device)
         if self.lora_config is None:
@@ -95,7 +93,8 @@ class GateV2:
             token = base.repeat_interleave(counts, output_size=batch.num_tokens)
             mask_loras(wrapper, token, base)
 
-        wrapper._update_base_metadata = update
+        owner = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
+        patches.wrap_instance(owner, "_update_base_metadata", wrapper, update)
 
     def execute_model(self: Any, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
         self.plan = plan_of(scheduler_output)
@@ -165,7 +164,8 @@ def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
         }
         return output
 
-    result.get_output = get_output
+    owner = "vllm.v1.worker.gpu.async_utils:AsyncOutput"
+    patches.wrap_instance(owner, "get_output", result, get_output)
 
 
 class GateRunnerV2(GateV2, model_runner.GPUModelRunner):

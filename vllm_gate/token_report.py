@@ -1,31 +1,79 @@
 """How a gated token is seen outside the engine: by a mark on the request's outputs.
 
-The scheduler marks the token; vLLM carries the mark to the front end in `kv_transfer_params`, the
-one free-form field of EngineCoreOutput (v1/engine/__init__.py). There it is taken out again and
-added up: on the CompletionOutput, as its attribute `gate`, and for the HTTP answer it belongs to.
-Here, too, every token of every request passes on its way out, and whoever follows a sequence is
-told: what is counted here is what the client gets, stop strings, aborts and preemptions included.
+The scheduler marks the token. vLLM carries the mark to the front end in `kv_transfer_params`, the
+one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the marks of a sequence are
+added up. The sum goes out in `RequestOutput.kv_transfer_params`, where `GateReport.of` finds it,
+and into the HTTP answer (answers.py).
+
+Every token of every request passes here on its way out, and whoever follows a sequence is told:
+what is counted is what the client gets, stop strings, aborts and preemptions included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
+from weakref import WeakKeyDictionary
 
-from vllm_gate.base_top_tokens import Seen
-from vllm_gate.step_plan import TALLY
+from vllm_gate import patches
+from vllm_gate.params import TAU, TRACE
 
-REPORT = "gate"
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+    from vllm_gate.base_top_tokens import Seen
+
+REPORT = "gate"  # a key of kv_transfer_params
 
 
-def mark(trace: int, position: int, token: int, gated: bool, seen: Seen | None) -> dict[str, Any]:
+class TopToken(TypedDict):
+    """One of the base's most likely tokens at a decision point."""
+
+    token_id: int
+    probability: float
+
+
+class TracedToken(TypedDict, total=False):
+    """A gated token, or with `trace=2` any token."""
+
+    position: Required[int]  # among the generated tokens, from 0
+    gated: Required[bool]
+    entropy: float  # of the base there, in nats
+    rank: int | None  # of the token for the base, from 1; None beyond 20; gated tokens only
+    token_id: int  # with a trace
+    base_top: list[TopToken]  # the base's five most likely tokens; gated tokens with a trace
+
+
+@dataclass
+class GateReport:
+    """What happened to one sequence of a gated request."""
+
+    gated_tokens: int = 0  # sampled at decision points, that is, from the adapter
+    trace: list[TracedToken] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, output: RequestOutput, index: int = 0) -> GateReport | None:
+        """The report of sequence `index` of an output; None where it was not gated."""
+        told = ((output.kv_transfer_params or {}).get(REPORT) or {}).get(str(index))
+        return None if told is None else cls(**told)
+
+    def add(self, mark: TracedToken | dict[str, Any]) -> None:
+        """Add one token's mark; an empty one says only that the request is gated."""
+        if mark:
+            self.gated_tokens += mark["gated"]
+            self.trace.append(mark)  # type: ignore[arg-type]
+
+
+def mark(
+    trace: int, position: int, token: int, gated: bool, seen: Seen | None
+) -> TracedToken | dict[str, Any]:
     """What the scheduler says of a token; nothing where it was not gated and no trace asks."""
     if not gated and trace < 2:
         return {}
-    entry: dict[str, Any] = {"position": position, "gated": gated}
+    entry: TracedToken = {"position": position, "gated": gated}
     if seen is not None:
         entry["entropy"] = round(seen.entropy, 6)
         if gated:
@@ -37,20 +85,6 @@ def mark(trace: int, position: int, token: int, gated: bool, seen: Seen | None) 
     return entry
 
 
-@dataclass
-class Report:
-    """What happened to one sequence of a gated request."""
-
-    gated: int = 0  # tokens sampled through the open gate
-    trace: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """One token's mark; an empty one says only that the request is gated."""
-        if entry:
-            self.gated += entry["gated"]
-            self.trace.append(entry)
-
-
 class Follower(Protocol):
     """Whoever wants to know of one sequence's tokens."""
 
@@ -59,63 +93,89 @@ class Follower(Protocol):
 
 
 @dataclass
-class Tally:
+class AnswerReports:
     """The reports of one HTTP answer's sequences, by the index of their choice."""
 
-    separator: str | None  # stands before a prompt's number in its request's id, if it has one
-    n: int  # sequences of each prompt
-    open: bool = False  # the answer is a gated one
-    reports: dict[int, Report] = field(default_factory=dict)
+    gated: bool = False  # a sequence of it is
+    trace: int = 0  # as the request asks
+    reports: dict[int, GateReport] = field(default_factory=dict)
 
-    def add(self, request_id: str, index: int, report: Report) -> None:
-        """Sequence `index` of the request `request_id`."""
-        prompt = int(request_id.rpartition(self.separator)[2]) if self.separator else 0
-        self.reports[prompt * self.n + index] = report
+    def add(self, state: Any, report: GateReport) -> None:
+        """Add the report of a vLLM RequestState."""
+        name = state.external_req_id
+        # vLLM numbers the prompts of a completion and the turns of a response in their ids.
+        separator = {"cmpl": "-", "resp": "_"}.get(name[:4])
+        prompt = int(name.rpartition(separator)[2]) if separator else 0
+        n = state.parent_req.n if state.parent_req is not None else 1
+        self.reports[prompt * n + state.request_index] = report
 
     @property
-    def gated(self) -> int:
+    def gated_tokens(self) -> int:
         """Gated tokens of the whole answer."""
-        return sum(report.gated for report in self.reports.values())
+        return sum(report.gated_tokens for report in self.reports.values())
 
-    def trace(self, choice: int) -> list[dict[str, Any]]:
-        """The decision points of one choice."""
+    def trace_of(self, choice: int) -> list[TracedToken]:
+        """The trace of one choice."""
         report = self.reports.get(choice)
         return report.trace if report else []
 
 
-# By the number in a request's arguments; an answer that is gone takes its tally with it.
-TALLIES: WeakValueDictionary[int, Tally] = WeakValueDictionary()
+# The HTTP answer that the running task is making, where someone wants its reports.
+ANSWER: ContextVar[AnswerReports | None] = ContextVar("gate_answer", default=None)
 
 
-def _nobody(_: Any) -> None:
-    return None
+@dataclass
+class _Sequence:
+    """One sequence whose tokens pass here."""
+
+    follower: Follower | None
+    answer: AnswerReports | None
+    report: GateReport | None = None  # from its first mark on
 
 
-def install(follow: Callable[[Any], Follower | None] = _nobody) -> None:
+# By vLLM's RequestState; and the reports of all sequences of a request, by its first owner.
+_sequences: WeakKeyDictionary[Any, _Sequence] = WeakKeyDictionary()
+_reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
+_follow: Callable[[Any], Follower | None] | None = None
+
+
+def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
     """Have this process's outputs carry reports; again is harmless.
 
     Args:
         follow: says who follows the sequence of an EngineCoreRequest; called where it is made.
     """
-    from vllm.v1.engine.output_processor import RequestState
+    global _follow  # noqa: PLW0603
+    _follow = follow or _follow
+    # Nothing here depends on more than the arguments, so another vLLM may differ inside.
+    patches.install("outputs", checked=patches.supported())
 
-    if hasattr(RequestState, "gate_report"):
-        return
-    make, new = RequestState.make_request_output, RequestState._new_completion_output
-    begin = RequestState.from_new_request.__func__
 
-    @wraps(begin)
-    def from_new_request(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        state = begin(cls, tokenizer, request, *args, **kwargs)
+def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """RequestState.from_new_request, in the task of the request: find out who wants its reports."""
+
+    @wraps(stock)
+    def begin(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        state = stock(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
-        number = (params.extra_args or {}).get(TALLY) if params is not None else None
-        if number is not None:
-            state.gate_tally = TALLIES.get(number)
-        state.follower = follow(request)
+        arguments = (params.extra_args if params is not None else None) or {}
+        answer = ANSWER.get() if TAU in arguments else None
+        if answer is not None:
+            answer.gated = True
+            answer.trace = max(answer.trace, int(arguments.get(TRACE) or 0))
+        follower = _follow(request) if _follow is not None else None
+        if follower is not None or answer is not None:
+            _sequences[state] = _Sequence(follower, answer)
         return state
 
-    @wraps(make)
-    def make_request_output(
+    return begin
+
+
+def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """RequestState.make_request_output: tokens on their way out, with the last one's mark."""
+
+    @wraps(stock)
+    def make(
         self: Any,
         new_token_ids: list[int],
         pooling_output: Any,
@@ -127,15 +187,12 @@ def install(follow: Callable[[Any], Follower | None] = _nobody) -> None:
     ) -> Any:
         told = None
         if kv_transfer_params and REPORT in kv_transfer_params:
-            if self.gate_report is None:
-                self.gate_report = Report()
-                if self.gate_tally is not None:
-                    self.gate_tally.add(self.external_req_id, self.request_index, self.gate_report)
             told = kv_transfer_params.pop(REPORT)
-            self.gate_report.add(told)
-        if new_token_ids and self.follower is not None:
-            self.follower.tokens(len(new_token_ids), told)
-        return make(
+            _report(self).add(told)
+        sequence = _sequences.get(self)
+        if new_token_ids and sequence is not None and sequence.follower is not None:
+            sequence.follower.tokens(len(new_token_ids), told)
+        output = stock(
             self,
             new_token_ids,
             pooling_output,
@@ -145,14 +202,26 @@ def install(follow: Callable[[Any], Follower | None] = _nobody) -> None:
             *args,
             **kwargs,
         )
-
-    @wraps(new)
-    def new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = new(self, *args, **kwargs)
-        output.gate = self.gate_report
+        reports = _reports.get(self.parent_req or self)
+        if output is not None and reports:
+            shown = {
+                index: {"gated_tokens": report.gated_tokens, "trace": report.trace}
+                for index, report in reports.items()
+            }
+            output.kv_transfer_params = (output.kv_transfer_params or {}) | {REPORT: shown}
         return output
 
-    RequestState.gate_report = RequestState.gate_tally = RequestState.follower = None
-    RequestState.from_new_request = classmethod(from_new_request)
-    RequestState.make_request_output = make_request_output
-    RequestState._new_completion_output = new_completion_output
+    return make
+
+
+def _report(state: Any) -> GateReport:
+    """The report of a sequence, begun with its first mark."""
+    sequence = _sequences.setdefault(state, _Sequence(None, None))
+    if sequence.report is None:
+        sequence.report = GateReport()
+        _reports.setdefault(state.parent_req or state, {})[str(state.request_index)] = (
+            sequence.report
+        )
+        if sequence.answer is not None:
+            sequence.answer.add(state, sequence.report)
+    return sequence.report

@@ -20,7 +20,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from vllm_gate.cpu import lora_kernels, lora_layers
+from vllm_gate import patches
+from vllm_gate.cpu import lora_layers
 
 SLOTS, MAX_RANK, IN, SIZES, VOCAB = 3, 8, 12, (6, 4, 4), 20
 CONFIG = SimpleNamespace(
@@ -54,7 +55,7 @@ class Linear:
 
 @pytest.fixture(autouse=True)
 def ours() -> None:
-    lora_kernels.install()
+    patches.install("cpu")
     torch.manual_seed(0)
 
 
@@ -230,7 +231,7 @@ def test_logits_change_where_an_adapter_has_a_head(monkeypatch: pytest.MonkeyPat
 
 def test_vllms_own_can_be_had_back() -> None:
     forward = ReplicatedLinearWithLoRA.forward
-    with lora_layers.stock():
+    with patches.stock("cpu"):
         assert ReplicatedLinearWithLoRA.forward is not forward
         assert forward.__wrapped__ is ReplicatedLinearWithLoRA.forward
     assert ReplicatedLinearWithLoRA.forward is forward

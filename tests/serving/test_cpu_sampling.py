@@ -9,14 +9,15 @@ pytest.importorskip("vllm")
 
 from vllm.v1.sample.ops import topk_topp_sampler
 
-from vllm_gate.cpu import lora_layers, sampling
+from vllm_gate import patches
+from vllm_gate.cpu import sampling
 
 NAME = "apply_top_k_top_p_pytorch"
 
 
 def both(logits, k, p) -> tuple[torch.Tensor, torch.Tensor]:
     """vLLM's masked logits and ours."""
-    theirs, ours = lora_layers.theirs(topk_topp_sampler, NAME), getattr(sampling, NAME)
+    theirs, ours = patches.theirs(topk_topp_sampler, NAME), getattr(sampling, NAME)
     made = []
     for function in (theirs, ours):
         given_k = None if k is None else torch.tensor(k)  # vLLM writes into it
@@ -89,10 +90,8 @@ def test_a_certain_token_is_never_dropped() -> None:
     assert (ours > -torch.inf).nonzero().tolist() == [[0, 77]]
 
 
-def test_it_stands_in_vllms_place_in_every_process() -> None:
-    from vllm_gate import plugin
-
-    plugin.register()
+def test_it_stands_in_vllms_place() -> None:
+    patches.install("cpu")
     assert getattr(topk_topp_sampler, NAME) is sampling.apply_top_k_top_p_pytorch
     row = torch.tensor([[3.0, 1.0, 2.0]])
     masked = topk_topp_sampler.apply_top_k_top_p(row, torch.tensor([2]), None)

@@ -12,7 +12,7 @@ import torch
 
 from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
-from vllm_gate import compat
+from vllm_gate import compat, engine_arguments, patches
 
 
 @pytest.fixture
@@ -43,15 +43,15 @@ def test_flags(settings: Settings, tmp_path: Path, flag: str, value: str) -> Non
         arguments(settings, tmp_path, flag, value)
     off = arguments(settings.model_copy(update={"gate": "off"}), tmp_path, flag, value)
     assert off.scheduler_cls in (None, "theirs.Scheduler")
-    assert off.worker_cls in ("auto", "theirs.Worker")
+    assert off.worker_cls in (engine_arguments.CORRECTED, "theirs.Worker")
     assert not off.logits_processors
 
 
 def test_what_goes_in(settings: Settings, tmp_path: Path) -> None:
     args = arguments(settings, tmp_path, "--logits-processors", "theirs:Processor")
-    assert args.scheduler_cls == compat.SCHEDULER
-    assert args.worker_cls == compat.WORKERS["cpu"]
-    assert args.logits_processors == [compat.ARGUMENTS, "theirs:Processor"]
+    assert args.scheduler_cls == engine_arguments.SCHEDULER
+    assert args.worker_cls == engine_arguments.WORKERS["cpu"]
+    assert args.logits_processors == [engine_arguments.ARGUMENTS, "theirs:Processor"]
 
 
 def test_another_vllm_or_device(
@@ -60,7 +60,7 @@ def test_another_vllm_or_device(
     from vllm.platforms import current_platform
 
     with monkeypatch.context() as patch:
-        patch.setattr(compat, "supported", lambda: False)
+        patch.setattr(patches, "supported", lambda: False)
         with pytest.raises(SettingsError, match=r"written for vLLM 0\.32\.x, and this is"):
             arguments(settings, tmp_path)
     args = arguments(settings.model_copy(update={"gate": "off"}), tmp_path)
@@ -163,10 +163,11 @@ def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], word
 def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
     from vllm import SamplingParams
 
-    from vllm_gate.params import GateArguments
+    from vllm_gate.arguments import GateArguments
 
     validate = GateArguments.validate_params
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1, "gate_temperature": 1}))
+    validate(SamplingParams(extra_args={"gate_tau": 0.5, "correction_temperature": 0.5}))
     validate(SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
     for more, words in (
         ({"prompt_logprobs": 1, "extra_args": {"gate_tau": 0.5}}, "prompt_logprobs"),
@@ -174,8 +175,12 @@ def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
         ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
         ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
         ({"extra_args": {"gate_tau": True}}, "gate_tau"),
-        ({"extra_args": {"gate_temperature": 0.5}}, "gate_temperature"),
-        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "gate_temperature"),
+        ({"extra_args": {"correction_temperature": 0.5}}, "goes with a gated model"),
+        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "correction_temperature"),
+        (
+            {"extra_args": {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1}},
+            "gate_temperature: deprecated",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             validate(SamplingParams(**more))
