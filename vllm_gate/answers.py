@@ -31,6 +31,7 @@ from vllm_gate.counters import ANSWERS
 from vllm_gate.token_report import ANSWER, REPORT, AnswerReports
 
 RESPONSES = re.compile(r"/v1/responses/([^/]+)$")
+COMPLETIONS = ("chat.completion", "chat.completion.chunk", "text_completion")  # with such a usage
 KEPT = 1024  # responses made in the background whose reports are kept, the newest
 
 
@@ -125,7 +126,7 @@ class _Answer:
         _take_out(answer)
         if answer.get("object") == "response":
             self._complete_response(answer)
-        else:
+        elif answer.get("object") in COMPLETIONS:
             self._add_usage(answer["usage"], "completion_tokens_details")
             if self.reports.trace:
                 for choice in answer.get("choices", []):
@@ -159,6 +160,8 @@ class _Answer:
             if response.get("usage"):
                 self._complete_response(response)
             return
+        if event.get("object") not in COMPLETIONS:
+            return  # /v1/messages has no place for it
         if event.get("usage"):
             self._add_usage(event["usage"], "completion_tokens_details")
         for choice in event.get("choices", []):
