@@ -20,7 +20,7 @@ from adapters.recipe import look_up
 from serving import logs
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
-from vllm_gate import compat
+from vllm_gate import GateError, compat
 from vllm_gate.worker_extension import EXTENSION
 
 logger = logging.getLogger("serving")
@@ -138,7 +138,7 @@ def vllm_arguments(
     if args.gate:
         try:
             compat.put_in(args)
-        except compat.GateError as error:
+        except GateError as error:
             raise SettingsError(str(error)) from error
     else:
         compat.leave_out(args)

@@ -96,7 +96,7 @@ class _Answer:
                 await self._send_json(self.start)
                 return
             if self.reports.gated and message.get("body"):
-                message = message | {"body": self._chunk(message["body"])}
+                message = {**message, "body": self._chunk(message["body"])}
         await self.out(message)
 
     async def _send_json(self, start: Message) -> None:

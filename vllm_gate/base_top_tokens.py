@@ -7,12 +7,19 @@ gets the base's best with their probabilities as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 
 DEPTH = 20  # tokens looked at; a rank beyond is not told
 TOP = 5  # of them shown in a trace
+
+
+class TopToken(TypedDict):
+    """One of the base's most likely tokens."""
+
+    token_id: int
+    probability: float
 
 
 class Seen(NamedTuple):
@@ -26,7 +33,7 @@ class Seen(NamedTuple):
         """1 for the base's best token; None beyond DEPTH."""
         return self.ids.index(token) + 1 if token in self.ids else None
 
-    def top(self) -> list[dict[str, Any]]:
+    def top(self) -> list[TopToken]:
         """The best tokens, for a trace."""
         return [
             {"token_id": token, "probability": round(p, 6)}

@@ -24,16 +24,9 @@ from vllm_gate.params import TAU, TRACE
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
-    from vllm_gate.base_top_tokens import Seen
+    from vllm_gate.base_top_tokens import Seen, TopToken
 
 REPORT = "gate"  # a key of kv_transfer_params
-
-
-class TopToken(TypedDict):
-    """One of the base's most likely tokens at a decision point."""
-
-    token_id: int
-    probability: float
 
 
 class TracedToken(TypedDict, total=False):

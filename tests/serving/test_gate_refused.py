@@ -12,7 +12,7 @@ import torch
 
 from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
-from vllm_gate import compat, engine_arguments, patches
+from vllm_gate import GateError, compat, engine_arguments, patches
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_another_vllm_or_device(
             arguments(settings, tmp_path)
     args = arguments(settings.model_copy(update={"gate": "off"}), tmp_path)
     monkeypatch.setattr(type(current_platform), "device_type", "tpu")
-    with pytest.raises(compat.GateError, match="'tpu' devices"):
+    with pytest.raises(GateError, match="'tpu' devices"):
         compat.put_in(args)
 
 
@@ -115,7 +115,7 @@ def test_models_whose_past_cannot_be_read_again() -> None:
         (mamba, "the state after a position has that position folded in"),
         (CrossAttentionSpec(**SHAPE), "CrossAttentionSpec"),
     ):
-        with pytest.raises(compat.GateError, match=f"{why}.*--gate off"):
+        with pytest.raises(GateError, match=f"{why}.*--gate off"):
             compat.check(config(), layers(full, odd))
 
 
@@ -137,7 +137,7 @@ def test_connectors_that_cannot_tell_adapters_apart() -> None:
         connector("LMCacheConnectorV1"),
         connector("MultiConnector", "NixlConnector", "LMCacheMPConnector"),
     ):
-        with pytest.raises(compat.GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
+        with pytest.raises(GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
             compat.check(config(kv_transfer_config=bad), layers())
 
 
@@ -156,7 +156,7 @@ def test_the_names_of_those_connectors_are_vllms() -> None:
     ],
 )
 def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(compat.GateError, match=words):
+    with pytest.raises(GateError, match=words):
         compat.check(config(**changes), layers())
 
 
