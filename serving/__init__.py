@@ -13,7 +13,6 @@ modes.py      NAME and NAME:gated: admission by the model's name
 registry.py   which version answers for a name, and how that changes
 slots.py      fair turns where there are more adapters than slots
 residents.py  versions in the engine: loaded, used, dropped
-usage.py      gated tokens in the answer
 snapshot.py   an adapter's bytes, frozen while the engine may read them
 admission.py  asks the registry before vLLM looks up a name
 """

@@ -1,4 +1,4 @@
-"""What is kept of a decision point: the entropy, and which tokens the base thought best.
+"""What is kept of a decision point: the entropy, and the most likely tokens of the base.
 
 The entropy and the rank of the token taken go into the metrics; a request that asks for a trace
 gets the base's best with their probabilities as well.
@@ -22,7 +22,7 @@ class TopToken(TypedDict):
     probability: float
 
 
-class Seen(NamedTuple):
+class BaseView(NamedTuple):
     """The base's distribution at one position."""
 
     entropy: float  # nats
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
         ]
 
 
-Evidence = dict[str, Seen]  # by request id
+BaseViews = dict[str, BaseView]  # by request id
 
 
 def best(logits: torch.Tensor, traced: bool) -> tuple[torch.Tensor, ...]:

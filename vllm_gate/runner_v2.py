@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from vllm_gate import patches
-from vllm_gate.base_top_tokens import Seen, best
+from vllm_gate.base_top_tokens import BaseView, best
 from vllm_gate.device_state import GateTable, mask_loras
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
@@ -50,7 +50,7 @@ class GateSampler(Sampler):
         runner.table.note(slots, positions, opened)
         output.num_sampled = output.num_sampled.masked_fill(opened, 0)
         output.num_rejected = output.num_rejected.masked_fill(opened, 1)
-        runner.evidence = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
+        runner.views = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
         return output
 
 
@@ -59,7 +59,7 @@ class GateV2:
 
     plan: Plan = EMPTY
     table: GateTable
-    evidence: list[Any] | None = None
+    views: list[Any] | None = None
     replays: torch.Tensor  # [R], of the step under way
     _batch: Any = None
 
@@ -140,25 +140,25 @@ class GateV2:
             self.lora_manager._adapter_manager._last_mapping = None
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.evidence = None
+        self.views = None
         plan = self.plan
         result = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        if self.evidence is not None and result is not None:
-            _attach(result, plan, self.evidence)
+        if self.views is not None and result is not None:
+            _attach(result, plan, self.views)
         return result
 
 
-def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
-    """Have an asynchronous result bring the evidence of its decision points along."""
+def _attach(result: Any, plan: Plan, views: list[Any]) -> None:
+    """Have an asynchronous result bring what the base thought at its decision points."""
     stock = result.get_output
 
     def get_output() -> Any:
         output = stock()  # waits for the copies
-        opened, h, *seen = evidence
-        output.gate_evidence = {
-            name: Seen(float(h[row]), *(values[row].tolist() for values in seen))
+        opened, h, *seen = views
+        output.gate_views = {
+            name: BaseView(float(h[row]), *(values[row].tolist() for values in seen))
             if opened[row]
-            else Seen(float(h[row]))
+            else BaseView(float(h[row]))
             for row, name in enumerate(output.req_ids)
             if name in plan and (opened[row] or plan[name].trace > 1)
         }

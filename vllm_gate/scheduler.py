@@ -30,7 +30,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from vllm_gate import patches, token_report
-from vllm_gate.base_top_tokens import Evidence, Seen
+from vllm_gate.base_top_tokens import BaseView, BaseViews
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
 from vllm_gate.params import GateParams
@@ -46,16 +46,16 @@ class Gate:
     params: GateParams
     lora: LoRARequest | None  # None: the base's own, whose gate never opens
     point: int | None = None  # a position
-    seen: Seen | None = None  # what the base's distribution was there
+    view: BaseView | None = None  # what the base's distribution was there
 
 
-class Answer(NamedTuple):
+class OutgoingToken(NamedTuple):
     """A token about to go out."""
 
     gate: Gate
     position: int  # among the generated tokens, from 0
     gated: bool
-    seen: Seen | None
+    view: BaseView | None
 
 
 def _become_base(request: Request) -> None:
@@ -99,8 +99,9 @@ class GateMixin(Scheduler):
             if not self._turns.shared or gate.point == request.num_computed_tokens:
                 request.lora_request = gate.lora
         if self.lora_config:
-            turns = self._turns.take(self.running, self.waiting, self.current_step)
-            self.lora_config.max_loras = turns
+            self.lora_config.max_loras = self._turns.take(
+                self.running, self.waiting, self.current_step
+            )
         try:
             output = super().schedule(throttle_prefills)
         finally:
@@ -158,7 +159,7 @@ class GateMixin(Scheduler):
 
     def _read(
         self, plan: Plan, result: ModelRunnerOutput
-    ) -> tuple[list[tuple[Request, int]], dict[str, Answer]]:
+    ) -> tuple[list[tuple[Request, int]], dict[str, OutgoingToken]]:
         """Note the decision points found in a step.
 
         Returns:
@@ -166,8 +167,8 @@ class GateMixin(Scheduler):
             known of those with a token.
         """
         opened: list[tuple[Request, int]] = []
-        answered: dict[str, Answer] = {}
-        evidence: Evidence = getattr(result, "gate_evidence", None) or {}
+        answered: dict[str, OutgoingToken] = {}
+        views: BaseViews = getattr(result, "gate_views", None) or {}
         for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
@@ -178,13 +179,13 @@ class GateMixin(Scheduler):
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
                 gated = gate.point is not None
-                seen = gate.seen if gated else evidence.get(request_id)
-                answered[request_id] = Answer(gate, request.num_output_tokens, gated, seen)
+                view = gate.view if gated else views.get(request_id)
+                answered[request_id] = OutgoingToken(gate, request.num_output_tokens, gated, view)
                 gate.point = None
             elif step.gates:
                 # What a step samples at is always the last known token, also where asynchronous
                 # scheduling had guessed further.
-                gate.point, gate.seen = request.num_tokens - 1, evidence.get(request_id)
+                gate.point, gate.view = request.num_tokens - 1, views.get(request_id)
                 if not stale:  # a preemption has already taken everything back
                     opened.append((request, request.num_computed_tokens))
         return opened, answered
@@ -192,7 +193,7 @@ class GateMixin(Scheduler):
     def _tell(
         self,
         outputs: dict[int, EngineCoreOutputs],
-        answered: dict[str, Answer],
+        answered: dict[str, OutgoingToken],
     ) -> None:
         """Mark the gated tokens that go out."""
         for batch in outputs.values():
@@ -200,13 +201,13 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated, seen = found
+                gate, position, gated, view = found
                 if gated and gate.lora is not None:
                     count_replay(gate.lora.lora_name)
                 trace = gate.params.trace
                 if not gated and position and trace < 2:
                     continue
-                mark = token_report.mark(trace, position, output.new_token_ids[0], gated, seen)
+                mark = token_report.mark(trace, position, output.new_token_ids[0], gated, view)
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
 
 

@@ -24,7 +24,7 @@ from vllm_gate.params import TAU, TRACE
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
-    from vllm_gate.base_top_tokens import Seen, TopToken
+    from vllm_gate.base_top_tokens import BaseView, TopToken
 
 REPORT = "gate"  # a key of kv_transfer_params
 
@@ -61,20 +61,20 @@ class GateReport:
 
 
 def mark(
-    trace: int, position: int, token: int, gated: bool, seen: Seen | None
+    trace: int, position: int, token: int, gated: bool, view: BaseView | None
 ) -> TracedToken | dict[str, Any]:
     """What the scheduler says of a token; nothing where it was not gated and no trace asks."""
     if not gated and trace < 2:
         return {}
     entry: TracedToken = {"position": position, "gated": gated}
-    if seen is not None:
-        entry["entropy"] = round(seen.entropy, 6)
+    if view is not None:
+        entry["entropy"] = round(view.entropy, 6)
         if gated:
-            entry["rank"] = seen.rank(token)
+            entry["rank"] = view.rank(token)
     if trace:
         entry["token_id"] = token
-        if gated and seen is not None:
-            entry["base_top"] = seen.top()
+        if gated and view is not None:
+            entry["base_top"] = view.top()
     return entry
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-EXTENSION = "vllm_gate.worker_extension.Residency"
+EXTENSION = "vllm_gate.worker_extension.WorkerExtension"
 
 
-class Residency:
+class WorkerExtension:
     """Mixed into vLLM's worker class."""
 
     def adapters_on_device(self: Any) -> list[int]:
