@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install tools real-model demo test test-fast test-gate test-gate-gpu serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install tools real-model demo test test-fast test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,10 @@ test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 m
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
 
+# In a temporary folder; uv takes what it can from its cache.
+wheel-test: install ## a built wheel, installed into an empty environment, fits and serves (about 3 minutes)
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/python tests/wheel.py
+
 # Apart from the environment: it is large, and vLLM behaves otherwise where it finds it.
 .triton:
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'triton>=3.4'
@@ -80,17 +84,17 @@ loadtest: install ## locust against a server that `make serve` left running
 	$(BIN)/python -m loadtests steady --host http://127.0.0.1:$(PORT)
 
 reproduce: install ## the paper's claims on every base: the cells not there yet, then the report (hours)
-	$(BIN)/python -m training.reproduce
+	$(BIN)/python -m research.paper
 
 reproduce-quick: install ## the same on one base with one seed, small
-	$(BIN)/python -m training.reproduce --quick
+	$(BIN)/python -m research.paper --quick
 
 base: install ## pre-train the shipped miniature base anew (tens of minutes)
-	$(BIN)/python -m training.tiny pretrain --base qwen2-start
-	$(BIN)/python -m training.tiny pretrain --base qwen2
+	$(BIN)/python -m research.miniature pretrain --base qwen2-start
+	$(BIN)/python -m research.miniature pretrain --base qwen2
 
 adapter: install ## fit the shipped adapter anew, as its next version (about 2 minutes)
-	$(BIN)/python -m training.tiny problems --seed 11 --count 400 --out runs/tiny-math/problems.jsonl
+	$(BIN)/python -m research.miniature problems --seed 11 --count 400 --out runs/tiny-math/problems.jsonl
 	$(BIN)/python -m training.fit --model models/tiny-qwen2 \
 	    --problems runs/tiny-math/problems.jsonl --seed 1 --publish tiny-math
 

@@ -24,6 +24,7 @@ from benchmarks.report import print_table, save, show, spread
 from training.config import Config
 
 ENGINES = ("vllm", "transformers")
+PROBLEMS = Path("models/tiny-problems/train.jsonl")
 
 
 class SamplingConfig(Config):
@@ -32,8 +33,10 @@ class SamplingConfig(Config):
     program: ClassVar[str] = "python -m benchmarks.sampling"
 
     model: str = "models/tiny-qwen2"
-    problems: int = Field(100, ge=1, description="Problems, each sampled as in the recipe.")
-    fit_problems: int = Field(400, ge=0, description="Problems of the whole fit; 0: none.")
+    problems: int = Field(
+        100, ge=1, le=1000, description="Problems, each sampled as in the recipe."
+    )
+    fit_problems: int = Field(400, ge=0, le=1000, description="Problems of the whole fit; 0: none.")
     runs: int = Field(3, ge=1, description="Runs of each engine, interleaved.")
     seed: int = 0
     measure: str = Field("", description="Internal: measure this engine, print JSON.")
@@ -44,13 +47,13 @@ def measure(engine: str, config: SamplingConfig) -> None:
     from adapters.base import BaseModel
     from adapters.prompt import PromptRenderer
     from training.generate import SamplingOptions, open_generator
-    from training.tiny.world import puzzles
+    from training.problems import load_problems
 
     base = BaseModel.open(config.model)
     recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
-    stream = puzzles(config.seed, "train")
-    prompts = [renderer.token_ids(next(stream).problem.problem) for _ in range(config.problems)]
+    problems = load_problems(str(PROBLEMS), limit=config.problems)
+    prompts = [renderer.token_ids(one.problem) for one in problems]
     sampling = recipe.sampling
     options = SamplingOptions(
         sampling.rollouts, sampling.temperature, sampling.top_p, sampling.max_tokens, config.seed
@@ -89,21 +92,14 @@ def run(engine: str, config: SamplingConfig) -> dict[str, float]:
 
 
 def time_fit(config: SamplingConfig) -> dict[str, float]:
-    """Seconds of each stage of one fit on the miniature world, and its peak memory in MiB."""
+    """Seconds of each stage of a fit of a miniature, and its peak memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        problems = Path(folder, "problems.jsonl")
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "training.tiny", "problems", "--out", str(problems)),
-                *("--count", str(config.fit_problems), "--seed", str(config.seed)),
-            ],
-            check=True,
-        )
         start = time.perf_counter()
         subprocess.run(
             [
                 *(sys.executable, "-m", "training.fit", "--model", config.model),
-                *("--problems", str(problems), "--output", f"{folder}/adapter"),
+                *("--problems", str(PROBLEMS), "--limit", str(config.fit_problems)),
+                *("--output", f"{folder}/adapter"),
                 *("--run-dir", f"{folder}/run", "--seed", str(config.seed)),
             ],
             check=True,

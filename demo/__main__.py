@@ -5,8 +5,8 @@
 
 The adapter is fitted by `python -m training.fit`, served by `python -m serving`, and asked by the
 `openai` client; the table and `runs/demo/report.json` say what came of it. A second call finds the
-adapter fitted. Without `--problems` they come from the miniature world, whose bases are in
-`models/`.
+adapter fitted. Without `--problems` they are those of the miniature bases, which are in `models/`
+beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from adapters.base import BaseModel
-from adapters.files import sha256_file, write_json
+from adapters.files import sha256_file, write_json, write_text
 from adapters.manifest import Mode
 from adapters.recipe import Recipe, recipe_for
 from adapters.version import WEIGHTS
@@ -41,6 +41,7 @@ from training.verify import Verifier
 logger = logging.getLogger("demo")
 
 FEWEST = 20  # problems to learn from, and to ask
+SHIPPED_PROBLEMS = Path("models/tiny-problems")  # train.jsonl and heldout.jsonl
 
 
 class DemoConfig(ProblemsConfig):
@@ -50,7 +51,8 @@ class DemoConfig(ProblemsConfig):
 
     model: str = Field("models/tiny-qwen2-hurried", description="Base: a folder or a hub id.")
     problems: str | None = Field(
-        None, description="Any source that training.fit reads; default: the miniature world's."
+        None,
+        description="Any source that training.fit reads; default: those in models/tiny-problems.",
     )
     train: int | None = Field(
         None, ge=FEWEST, description="Problems given to fit; default: 240, of a real model 96."
@@ -143,11 +145,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 def make_problems(config: DemoConfig, size: Size, train: Path, test: Path) -> None:
     """Write problems to fit on and others to ask."""
     if config.problems is None:
-        for path, count, split in ((train, size.train, "train"), (test, size.questions, "heldout")):
-            run_module(
-                *("training.tiny", "problems", "--seed", str(config.seed)),
-                *("--count", str(count), "--split", split, "--out", str(path)),
-            )
+        write_text(train, take(SHIPPED_PROBLEMS / "train.jsonl", size.train, config.seed))
+        write_text(test, take(SHIPPED_PROBLEMS / "heldout.jsonl", size.questions, config.seed))
         return
     problems = load_problems(
         config.problems, limit=size.train + size.questions, data_dir=config.data_dir
@@ -155,6 +154,19 @@ def make_problems(config: DemoConfig, size: Size, train: Path, test: Path) -> No
     first, second = divide(problems, size.train, config.seed)
     write_problems(train, first)
     write_problems(test, second)
+
+
+def take(path: Path, count: int, seed: int) -> str:
+    """`count` lines of a file: seed 0 takes the first ones, seed 1 those after them, and so on.
+
+    Raises:
+        ValueError: the file has too few.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if count > len(lines):
+        raise ValueError(f"{path} has {len(lines)} problems, not {count}: give more by --problems")
+    first = seed * count % len(lines)
+    return "".join([*lines[first:], *lines[:first]][:count])
 
 
 def divide(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -117,10 +118,19 @@ class Server:
 
 
 def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on just now.
+
+    It lies below the range from which the kernel takes ports for outgoing connections, so that none
+    of those takes it before the server does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 @contextmanager
@@ -148,6 +158,10 @@ def running_server(base: Path, store: Path, work: Path, *flags: str) -> Iterator
     try:
         server.wait_until_healthy()
         yield server
+    except BaseException:
+        print(f"exit code of the server: {process.poll()}; the end of its log:")
+        print("\n".join(server.log.splitlines()[-60:]))
+        raise
     finally:
         process.send_signal(signal.SIGTERM)
         try:

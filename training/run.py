@@ -106,15 +106,3 @@ class Parts:
         self.flush()
         with atomic_write(self.folder / "complete"):
             pass
-
-
-def whole_checkpoints(run: Path) -> list[Path]:
-    """The Trainer's checkpoints that are whole (its state is written last), oldest first."""
-    found = []
-    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        found.append(folder)
-    return found

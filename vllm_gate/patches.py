@@ -6,7 +6,7 @@ that does not use the gate never calls it.
 
     python -m vllm_gate.patches     # which rows the installed vLLM does not match; none: exit 0
 
-A new version of vLLM: docs/vllm-plugin.md says how to move to it.
+docs/vllm-versions.md says how to move to a new vLLM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """vLLM's private parts are still as vllm_gate/patches.py knows them.
 
 When one of these fails, vLLM has changed: read the new source, correct vllm_gate/, and only then
-the table (docs/vllm-plugin.md).
+the table (docs/vllm-versions.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the demonstration and the experiment on real models do around the main commands."""
+"""What the demonstration does around the main commands."""
 
 from pathlib import Path
 
@@ -12,11 +12,9 @@ from adapters.recipe import get_recipe
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from adapters.version import WEIGHTS
-from demo.__main__ import DemoConfig, Size, demo, divide
-from experiments.gains import ROWS, applied, report
-from training.problems import Problem
+from demo.__main__ import DemoConfig, Size, demo, divide, make_problems, take
+from training.problems import Problem, load_problems
 from training.publish import publish_zeros
-from training.results import Result
 
 BASE = "models/tiny-qwen2"
 
@@ -36,6 +34,24 @@ def test_problems_to_fit_on_and_to_ask_have_no_question_in_common() -> None:
     assert (len(train), len(test)) == (30, 15)
     with pytest.raises(ValueError, match="problems: 30 different ones; give 40 or more"):
         divide(problems(30), 20, seed=1)
+
+
+def test_each_seed_takes_other_problems_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("a\nb\nc\nd\ne\n")
+    assert take(path, 2, seed=0) == "a\nb\n"
+    assert take(path, 2, seed=1) == "c\nd\n"
+    assert take(path, 2, seed=2) == "e\na\n"
+    with pytest.raises(ValueError, match="has 5 problems, not 6: give more by --problems"):
+        take(path, 6, seed=0)
+
+
+def test_the_shipped_problems_are_enough_for_a_miniature(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    make_problems(DemoConfig(), Size.of(DemoConfig(), get_recipe("tiny")), train, test)
+    fitted, asked = load_problems(str(train)), load_problems(str(test))
+    assert (len(fitted), len(asked)) == (240, 500)
+    assert not {one.question for one in fitted} & {one.question for one in asked}
 
 
 def test_a_real_model_is_asked_less_than_a_miniature() -> None:
@@ -71,42 +87,3 @@ def test_an_adapter_of_zeros_has_the_gate_and_changes_nothing(
     weights, like = load_file(version.path / WEIGHTS), load_file(shipped / WEIGHTS)
     assert weights.keys() == like.keys()
     assert not any(np.any(value) for value in weights.values())
-
-
-def test_each_row_runs_its_adapter_where_it_says(shipped: Path) -> None:
-    fits = {row.fit: shipped for row in ROWS if row.fit}
-    gate = Manifest.read(shipped).gate
-    assert gate is not None
-    found = {row.label: applied(row, fits) for row in ROWS}
-    assert found["base"] is None and found["base, temperature 0"] is None
-    assert found["always-on, fitted for it"].mode == "always"
-    for label in ("gated", "base behind the gate", "fitted for random rewards, gated"):
-        assert (found[label].tau, found[label].temperature) == (gate.tau, gate.temperature)
-
-
-def result(correct: list[int]) -> Result:
-    right = np.array(correct, dtype=bool)[:, None]
-    ones = np.ones_like(right, dtype=np.int64)
-    ids = [str(n) for n in range(len(correct))]
-    return Result("x", "gated", "made up", 0.6, ids, right, right, 10 * ones, ones, ~right)
-
-
-def test_differences_are_paired_and_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {
-        "base": [result([0, 0, 1, 1])] * 2,
-        "base, temperature 0": [result([0, 1, 1, 0])] * 2,
-        "gated": [result([1, 1, 1, 1]), result([0, 1, 1, 1])],
-    }
-    figures = report("made up", found)
-    assert figures["gated"]["pass@1"] == pytest.approx(7 / 8)
-    assert figures["gated"]["each_seed"] == [1.0, 0.75]
-    gains = figures["gated"]["gains"]
-    assert {name: gain["value"] for name, gain in gains.items()} == {
-        "base": pytest.approx(3 / 8),
-        "base, temperature 0": pytest.approx(3 / 8),
-    }
-    # Problem means of the difference are .5 1 0 0; seeds differ by .25, so they add .03125 / 2.
-    problem_error = np.std([0.5, 1, 0, 0], ddof=1) / 2
-    expected = np.sqrt(problem_error**2 + np.var([0.5, 0.25], ddof=1) / 2)
-    assert gains["base"]["stderr"] == pytest.approx(expected)
-    assert "made up: 4 problems x 1, 2 seeds" in capsys.readouterr().out

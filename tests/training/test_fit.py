@@ -17,8 +17,8 @@ from adapters.base import BaseModel
 from adapters.recipe import GateChoice
 from adapters.store import Store
 from adapters.version import WEIGHTS
+from research.miniature.world import puzzles
 from training.fit_config import FitConfig
-from training.tiny.world import puzzles
 
 BASE = "models/tiny-qwen2"
 STAGES = ("rollouts", "heldout", "rewards", "entropies", "training", "estimates", "decoded")

@@ -12,10 +12,10 @@ from adapters.base import BaseModel
 from adapters.gate import entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
+from research.miniature.world import puzzles
 from training.generate import Applied, SamplingOptions, open_generator
 from training.model import load_model
 from training.score import sequence_entropies
-from training.tiny.world import puzzles
 
 BASE = "models/tiny-qwen2"
 pytestmark = pytest.mark.engine

@@ -1,0 +1,270 @@
+r"""The reinforcement-learning baseline: GRPO by TRL, on the same base, problems and verifier.
+
+    uv pip install -e '.[research]'
+    python -m research.paper.grpo --model models/tiny-qwen2 --problems problems.jsonl \
+        --output runs/grpo/model
+
+All weights are trained, until the accuracy on held-out problems has stopped rising; the best
+checkpoint is kept, an ordinary model folder. report.json beside it in the run folder counts what it
+cost: generated tokens, optimizer steps, seconds. A killed run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
+from transformers import TrainerCallback
+
+from adapters.files import atomic_directory, write_json
+from adapters.prompt import PromptRenderer
+from adapters.recipe import recipe_for
+from research.checkpoints import whole_checkpoints
+from training.evaluate import evaluate_generator
+from training.generate import Engine, SamplingOptions, derive_seed, open_generator
+from training.model import load_model, open_base
+from training.problems import Problem, load_problems
+from training.problems.settings import ProblemsConfig
+from training.results import Result
+from training.verify import Verifier
+
+logger = logging.getLogger("research.paper.grpo")
+
+
+class GrpoConfig(ProblemsConfig):
+    """Settings of the baseline."""
+
+    program: ClassVar[str] = "python -m research.paper.grpo"
+
+    model: str = Field(description="Base model: a folder or a hub id.")
+    problems: str = Field(description="To train on, as of training.fit.")
+    heldout: str = Field(description="Problems that say when to stop and which checkpoint to keep.")
+    output: Path = Field(description="The model folder to write.")
+    run_dir: Path = Field(Path("runs/grpo"), description="Checkpoints, answers and report.json.")
+    limit: int | None = Field(None, ge=2, description="Train on at most so many problems.")
+    family: str = Field("", description="Default: by the model's name.")
+    engine: Engine = Field("auto", description="What answers the held-out problems.")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    prompts: int = Field(16, ge=1, description="Problems per optimizer step.")
+    generations: int = Field(8, ge=2, description="Completions of each.")
+    learning_rate: float = Field(3e-5, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    clip: float = Field(0.2, gt=0, lt=1, description="Of the probability ratio, both sides.")
+    beta: float = Field(0.0, ge=0, description="Weight of the KL to the base.")
+    max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
+    every: int = Field(25, ge=1, description="Steps between looks at the held-out problems.")
+    patience: int = Field(4, ge=1, description="Looks without a rise after which it stops.")
+    max_steps: int = Field(1000, ge=1)
+    samples: int = Field(2, ge=1, description="Answers to each held-out problem and look.")
+
+
+class Look(NamedTuple):
+    """At the held-out problems, after so many steps."""
+
+    step: int
+    accuracy: float
+    stderr: float
+    tokens: int  # generated for it
+
+
+def best(looks: Sequence[Look]) -> Look:
+    """The most accurate, the earliest of equals."""
+    return max(looks, key=lambda look: (look.accuracy, -look.step))
+
+
+def stopped_rising(looks: Sequence[Look], patience: int) -> bool:
+    """The last `patience` looks brought nothing better."""
+    return len(looks) - 1 - list(looks).index(best(looks)) >= patience
+
+
+class HeldOut(TrainerCallback):
+    """Asks the held-out problems after each checkpoint, and says when to stop."""
+
+    def __init__(self, ask: Callable[[Path], Result], patience: int, path: Path) -> None:
+        self._ask, self._patience, self._path = ask, patience, path
+        known = json.loads(path.read_text()) if path.exists() else []
+        self.looks = [Look(**one) for one in known]
+
+    def look(self, step: int, folder: Path) -> None:
+        """Once for each step."""
+        if step in {look.step for look in self.looks}:
+            return
+        result = self._ask(folder)
+        look = Look(step, result.pass_at_1.value, result.stderr, int(result.tokens.sum()))
+        self.looks.append(look)
+        write_json(self._path, [one._asdict() for one in self.looks])
+        logger.info("step %d: held out %.3f ± %.3f", look.step, look.accuracy, look.stderr)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the Trainer when a checkpoint is written."""
+        self.look(state.global_step, Path(args.output_dir, f"checkpoint-{state.global_step}"))
+        control.should_training_stop |= stopped_rising(self.looks, self._patience)
+
+
+def train(
+    config: GrpoConfig,
+    folder: Path,
+    problems: Sequence[Problem],
+    renderer: PromptRenderer,
+    max_tokens: int,
+    verifier: Verifier,
+    heldout: HeldOut,
+) -> None:
+    """Run TRL's trainer from its last checkpoint until `heldout` stops it.
+
+    Raises:
+        ValueError: TRL is not installed.
+    """
+    try:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        raise ValueError(
+            f"the baseline needs TRL: uv pip install -e '.[research]' ({error})"
+        ) from error
+    from transformers import AutoTokenizer
+
+    def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:
+        asked = [problems[one] for one in number]
+        return [float(verdict.correct) for verdict in verifier.check(completions, asked)]
+
+    rows = [
+        {"prompt": renderer.text(one.problem), "number": number}
+        for number, one in enumerate(problems)
+    ]
+    batch = config.prompts * config.generations
+    trainer = GRPOTrainer(
+        model=load_model(str(folder)).train(),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=[heldout],
+        args=GRPOConfig(
+            output_dir=str(config.run_dir),
+            per_device_train_batch_size=batch,
+            num_generations=config.generations,
+            max_completion_length=max_tokens,
+            temperature=config.temperature,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=10,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            epsilon=config.clip,
+            beta=config.beta,
+            loss_type="grpo",
+            max_steps=config.max_steps,
+            save_steps=config.every,
+            logging_steps=1,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=load_device() == "cpu",
+            seed=config.seed,
+            report_to=[],
+        ),
+    )
+    done = whole_checkpoints(config.run_dir)
+    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+
+
+def load_device() -> str:
+    """cuda or cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cost(config: GrpoConfig, history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Generated tokens, optimizer steps and seconds, by the trainer's own rows."""
+    steps = [row for row in history if "completions/mean_length" in row]
+    each = config.prompts * config.generations
+    return {
+        "tokens": round(sum(row["completions/mean_length"] for row in steps) * each),
+        "steps": len(steps),
+        "seconds": round(sum(row["step_time"] for row in steps), 1),
+    }
+
+
+def grpo(config: GrpoConfig) -> dict[str, Any]:
+    """Train, keep the best checkpoint, return what report.json holds."""
+    base = open_base(config.model)
+    recipe = recipe_for(base, config.family)
+    renderer = PromptRenderer.load(base.folder, recipe.prompt)
+    read = partial(load_problems, data_dir=config.data_dir)
+    asked = read(config.heldout, field="heldout")
+    problems = read(config.problems, limit=config.limit, without=asked)
+    max_tokens = config.max_tokens or recipe.sampling.max_tokens
+    config.save(config.run_dir / "grpo.yaml")
+    options = SamplingOptions(
+        config.samples,
+        recipe.sampling.temperature,
+        recipe.sampling.top_p,
+        max_tokens,
+        derive_seed(config.seed, "held-out"),
+    )
+    longest = max(len(renderer.token_ids(problem.problem)) for problem in asked)
+    with Verifier() as verifier:
+
+        def ask(folder: Path) -> Result:
+            with open_generator(
+                str(folder), engine=config.engine, max_model_len=longest + max_tokens
+            ) as generator:
+                return evaluate_generator(
+                    generator, renderer, asked, options, verifier, label=folder.name
+                )
+
+        heldout = HeldOut(ask, config.patience, config.run_dir / "looks.json")
+        heldout.look(0, base.folder)
+        for folder in whole_checkpoints(config.run_dir):  # a kill may have come before the look
+            heldout.look(int(folder.name.split("-")[1]), folder)
+        if not stopped_rising(heldout.looks, config.patience):
+            train(config, base.folder, problems, renderer, max_tokens, verifier, heldout)
+    last = whole_checkpoints(config.run_dir)[-1]
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    kept = best(heldout.looks)
+    folder = config.run_dir / f"checkpoint-{kept.step}" if kept.step else base.folder
+    write_model(folder, config.output)
+    report = {
+        "base": base.name,
+        **cost(config, history),
+        "heldout_tokens": sum(look.tokens for look in heldout.looks),
+        "kept": kept._asdict(),
+        "stopped_rising": stopped_rising(heldout.looks, config.patience),
+        "looks": [look._asdict() for look in heldout.looks],
+    }
+    write_json(config.run_dir / "report.json", report)
+    return report
+
+
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+def write_model(checkpoint: Path, output: Path) -> None:
+    """The model folder of a checkpoint: what the Trainer needs to go on stays behind."""
+    with atomic_directory(output) as folder:
+        for file in checkpoint.iterdir():
+            if file.is_file() and file.name not in (*TRAINER_FILES, "training_args.bin"):
+                shutil.copy(file, folder / file.name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: exit code 2 and a line naming the field on bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config = GrpoConfig.load(argv)
+    with config.usage_errors():
+        report = grpo(config)
+    print(
+        json.dumps({key: report[key] for key in ("tokens", "steps", "seconds", "kept")}, indent=2)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The baseline: when it stops, what it costs, and a short run that is killed and goes on."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from preloaded import preloaded
+
+from research.miniature.world import puzzles
+from research.paper import grpo
+from research.paper.grpo import GrpoConfig, Look, best, cost, stopped_rising
+
+BASE = "models/tiny-qwen2"
+
+
+def looks(*accuracies: float) -> list[Look]:
+    return [Look(10 * n, accuracy, 0.02, 100) for n, accuracy in enumerate(accuracies)]
+
+
+def test_it_stops_when_accuracy_has_stopped_rising() -> None:
+    assert not stopped_rising(looks(0.5), 2)
+    assert not stopped_rising(looks(0.5, 0.6, 0.55), 2)
+    assert stopped_rising(looks(0.5, 0.6, 0.55, 0.6), 2)  # equal is no rise
+    assert not stopped_rising(looks(0.5, 0.6, 0.55, 0.61), 2)
+    assert best(looks(0.5, 0.6, 0.55, 0.6)).step == 10  # the earlier of equals
+
+
+def test_what_it_cost_is_the_sum_over_steps() -> None:
+    config = GrpoConfig(
+        model="m", problems="p", heldout="h", output=Path("o"), prompts=4, generations=8
+    )
+    history = [
+        {"completions/mean_length": 70.0, "step_time": 2.0},
+        {"train_runtime": 9.0},
+        {"completions/mean_length": 60.5, "step_time": 1.5},
+    ]
+    assert cost(config, history) == {"tokens": 4176, "steps": 2, "seconds": 3.5}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("grpo")
+    stream = puzzles(6, "train")
+    found = []
+    for name, count in (("train", 8), ("heldout", 4)):
+        path = folder / f"{name}.jsonl"
+        path.write_text(
+            "".join(next(stream).problem.model_dump_json() + "\n" for _ in range(count))
+        )
+        found.append(path)
+    return found[0], found[1]
+
+
+def arguments(files: tuple[Path, Path], folder: Path) -> list[str]:
+    return [
+        *("--model", BASE, "--engine", "transformers"),
+        *("--problems", str(files[0]), "--heldout", str(files[1])),
+        *("--output", str(folder / "model"), "--run-dir", str(folder / "run")),
+        *("--prompts", "2", "--generations", "4", "--max-steps", "4", "--every", "2"),
+        *("--max-tokens", "64", "--learning-rate", "1e-3"),
+    ]
+
+
+@pytest.mark.engine
+def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from training.model import load_model
+
+    with preloaded("research.paper.grpo", tmp_path) as command:
+        process = command.start(arguments(files, tmp_path))
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists():
+            assert Path(f"/proc/{process}").exists() and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process, signal.SIGKILL)
+        killed = command.wait()
+        assert killed.returncode == -signal.SIGKILL, killed.output
+        assert not (tmp_path / "model").exists()
+        ended = command.run(arguments(files, tmp_path))
+        assert ended.returncode == 0, ended.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 4 and 4 * 8 <= report["tokens"] <= 4 * 8 * 64
+    assert [look["step"] for look in report["looks"]] == [0, 2, 4]
+    assert report["seconds"] > 0 and not report["stopped_rising"]
+    assert load_model(str(tmp_path / "model")).num_parameters() > 800_000
+    assert not list((tmp_path / "model").glob("*.pt"))
+
+
+def test_shared_problems_and_bad_flags_end_with_2(files: tuple[Path, Path], capsys) -> None:
+    arguments = ["--model", BASE, "--output", "x", "--problems", str(files[0])]
+    for more, word in (
+        (["--heldout", str(files[0])], "problems: all 8 problems of"),
+        (["--heldout", str(files[1]), "--generations", "1"], "--generations"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            grpo.main([*arguments, *more])
+        assert end.value.code == 2
+        assert word in capsys.readouterr().err
