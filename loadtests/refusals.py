@@ -36,12 +36,12 @@ GATE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gate_rate": "much"}, "gate_rate"),
     ({"gate_rate": []}, "gate_rate"),
     ({"gate_tau": 1, "gate_rate": 0.1}, "one of them"),
-    ({"gate_temperature": 0}, "gate_temperature"),
-    ({"gate_temperature": -1}, "gate_temperature"),
-    ({"gate_temperature": 10**400}, "gate_temperature"),
-    ({"gate_temperature": float("nan")}, "gate_temperature"),
-    ({"gate_temperature": "cold"}, "gate_temperature"),
-    ({"gate_temperature": None}, "gate_temperature"),
+    ({"gate_temperature": 0}, "correction_temperature"),
+    ({"correction_temperature": -1}, "correction_temperature"),
+    ({"correction_temperature": 10**400}, "correction_temperature"),
+    ({"correction_temperature": float("nan")}, "correction_temperature"),
+    ({"correction_temperature": "cold"}, "correction_temperature"),
+    ({"correction_temperature": None}, "correction_temperature"),
     ({"gate_trace": 2}, "gate_trace"),
     ({"gate_trace": -1}, "gate_trace"),
     ({"gate_trace": "yes"}, "gate_trace"),
@@ -53,7 +53,14 @@ GATE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gate_TAU": 1}, "gate_TAU"),
 )
 # ... and of these any on a model that is not.
-ANY_GATE = ("gate_tau", "gate_rate", "gate_temperature", "gate_trace", "gate_other")
+ANY_GATE = (
+    "gate_tau",
+    "gate_rate",
+    "correction_temperature",
+    "gate_temperature",
+    "gate_trace",
+    "gate_other",
+)
 
 # What does not go with a gate though it goes without one.
 NOT_GATED: tuple[tuple[str, dict[str, Any], str], ...] = (

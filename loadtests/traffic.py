@@ -227,8 +227,8 @@ class Draft:
             arguments["gate_rate"] = random.choice((0, 1, random.uniform(0.05, 0.5)))
         if self.chance(0.4, "gate_trace"):
             arguments["gate_trace"] = 1
-        if self.chance(0.2, "gate_temperature"):
-            arguments["gate_temperature"] = random.choice((1, random.uniform(0.05, 2)))
+        if self.chance(0.2, "correction_temperature"):
+            arguments["correction_temperature"] = random.choice((1, random.uniform(0.05, 2)))
         if arguments:
             self.body["vllm_xargs"] = arguments
 

@@ -59,7 +59,7 @@ def test_everything_comes_up() -> None:
     features = {feature for ask in drawn for feature in ask.features}
     assert features == {
         *("allowed_token_ids", "bad_words", "beam search", "echo", "gate_rate", "gate_tau"),
-        *("gate_temperature", "gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias"),
+        *("correction_temperature", "gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias"),
         *(
             "logprobs",
             "long prompt",

@@ -20,9 +20,10 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from serving.engine.evidence import Seen, best
-from serving.engine.plan import EMPTY, Plan, plan_of
-from serving.engine.table import GateTable, mask_loras
+from vllm_gate import patches
+from vllm_gate.base_top_tokens import BaseView, best
+from vllm_gate.device_state import GateTable, mask_loras
+from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 
 class GateSampler(Sampler):
@@ -49,7 +50,7 @@ class GateSampler(Sampler):
         runner.table.note(slots, positions, opened)
         output.num_sampled = output.num_sampled.masked_fill(opened, 0)
         output.num_rejected = output.num_rejected.masked_fill(opened, 1)
-        runner.evidence = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
+        runner.views = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
         return output
 
 
@@ -58,19 +59,16 @@ class GateV2:
 
     plan: Plan = EMPTY
     table: GateTable
-    evidence: list[Any] | None = None
+    views: list[Any] | None = None
     replays: torch.Tensor  # [R], of the step under way
     _batch: Any = None
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-        # The stock method makes the sampler by this name and offers no other way in.
-        stock, model_runner.Sampler = model_runner.Sampler, GateSampler
-        try:
-            super().load_model(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            model_runner.Sampler = stock
-        if not isinstance(self.sampler, GateSampler) or self.batch_sharder is not None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        if type(self.sampler) is not Sampler or self.batch_sharder is not None:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
+        # The stock method makes the sampler and has no other way in.
+        self.sampler.__class__ = GateSampler
         self.sampler.runner = self
         self.table = GateTable(self.max_num_reqs, self.device)
         if self.lora_config is None:
@@ -95,7 +93,8 @@ class GateV2:
             token = base.repeat_interleave(counts, output_size=batch.num_tokens)
             mask_loras(wrapper, token, base)
 
-        wrapper._update_base_metadata = update
+        owner = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
+        patches.wrap_instance(owner, "_update_base_metadata", wrapper, update)
 
     def execute_model(self: Any, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
         self.plan = plan_of(scheduler_output)
@@ -141,31 +140,32 @@ class GateV2:
             self.lora_manager._adapter_manager._last_mapping = None
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.evidence = None
+        self.views = None
         plan = self.plan
         result = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        if self.evidence is not None and result is not None:
-            _attach(result, plan, self.evidence)
+        if self.views is not None and result is not None:
+            _attach(result, plan, self.views)
         return result
 
 
-def _attach(result: Any, plan: Plan, evidence: list[Any]) -> None:
-    """Have an asynchronous result bring the evidence of its decision points along."""
+def _attach(result: Any, plan: Plan, views: list[Any]) -> None:
+    """Have an asynchronous result bring what the base thought at its decision points."""
     stock = result.get_output
 
     def get_output() -> Any:
         output = stock()  # waits for the copies
-        opened, h, *seen = evidence
-        output.gate_evidence = {
-            name: Seen(float(h[row]), *(values[row].tolist() for values in seen))
+        opened, h, *seen = views
+        output.gate_views = {
+            name: BaseView(float(h[row]), *(values[row].tolist() for values in seen))
             if opened[row]
-            else Seen(float(h[row]))
+            else BaseView(float(h[row]))
             for row, name in enumerate(output.req_ids)
             if name in plan and (opened[row] or plan[name].trace > 1)
         }
         return output
 
-    result.get_output = get_output
+    owner = "vllm.v1.worker.gpu.async_utils:AsyncOutput"
+    patches.wrap_instance(owner, "get_output", result, get_output)
 
 
 class GateRunnerV2(GateV2, model_runner.GPUModelRunner):

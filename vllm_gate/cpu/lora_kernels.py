@@ -4,7 +4,7 @@ vLLM 0.32's own (vllm/lora/ops/torch_ops/lora_ops.py) index the stacked weights 
 slot. A row of the base model has slot -1, which reads the *last* slot: in a mixed batch base
 requests are answered with some adapter's weights. They also gather one copy of the weights per row.
 These loop over the slots present instead: right for base rows, and cost goes with adapter rows.
-The layers that use them, and do without them where they can, are in cpu_layers.py.
+The layers that use them, and do without them where they can, are in lora_layers.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-KERNELS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 
 
 def _slots(indices: torch.Tensor) -> Iterator[tuple[int, torch.Tensor | slice]]:
@@ -100,7 +98,7 @@ def _rows_of(slots: list[int]) -> list[tuple[int, torch.Tensor | slice]]:
     ]
 
 
-def _update_base_metadata(
+def update_base_metadata(
     self: Any, mapping: Any, lora_index_to_id: list[int | None], _: int, vocab_size: int
 ) -> None:
     """Which slot each token [T] and each sampled row has: vLLM's, less what only a GPU reads."""
@@ -115,7 +113,7 @@ def _update_base_metadata(
     self.indices_len[:] = [len(tokens), len(samples), None, len(tokens)]
 
 
-def _update_metadata(self: Any, *args: Any, **_: Any) -> None:
+def update_metadata(self: Any, *args: Any, **_: Any) -> None:
     """The same, and which rows each slot has: once a step, not once a layer.
 
     vLLM's also counts stretches of equal slots in prompts, which its own kernels read.
@@ -124,20 +122,3 @@ def _update_metadata(self: Any, *args: Any, **_: Any) -> None:
     self.is_prefill = False  # our kernels take each row by its slot, in prompts too
     self.rows_of = _rows_of(self.token_lora_indices.tolist())
     self.sampled_slots = [slot for slot, _ in _rows_of(self.sampler_indices.tolist())]
-
-
-def install() -> None:
-    """Put the kernels in place of vLLM's in this process; again is harmless."""
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
-
-    from serving.engine import cpu_layers
-
-    for name in KERNELS:
-        for module in (lora_ops, punica_cpu):  # sgmv_* call bgmv_* inside lora_ops
-            cpu_layers.replace(module, name, globals()[name])
-    wrapper = punica_cpu.PunicaWrapperCPU
-    wrapper.rows_of = wrapper.sampled_slots = ()  # before the first step
-    cpu_layers.replace(wrapper, "_update_base_metadata", _update_base_metadata)
-    cpu_layers.replace(wrapper, "update_metadata", _update_metadata)
-    cpu_layers.install()

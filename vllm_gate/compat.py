@@ -1,22 +1,22 @@
 """Where the gate goes into vLLM, and what it cannot go together with.
 
-With `--gate off` nothing here runs and vLLM is what it was.
+With `--gate off` vLLM is what it was, but for corrections of its CPU build.
 """
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from typing import Any
 
-from adapters.engine import ARGUMENTS, SCHEDULER, WORKERS
-from serving.engine import WRITTEN_FOR, supported
+from vllm_gate.engine_arguments import ARGUMENTS, CORRECTED, SCHEDULER, WORKERS, engine_args
+from vllm_gate.errors import GateError
+from vllm_gate.patches import WRITTEN_FOR
+
+logger = logging.getLogger(__name__)
 
 # KV connectors that find blocks by tokens alone, without LoRA (vllm#44250, LMCache#2961).
 BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")
-
-
-class GateError(ValueError):
-    """The gate cannot be opened under these settings; the message says which and the way out."""
 
 
 def put_in(args: Namespace) -> None:
@@ -26,19 +26,8 @@ def put_in(args: Namespace) -> None:
         GateError: another vLLM, another device, or a feature that cannot be gated.
     """
     from vllm.platforms import current_platform
-    from vllm.version import __version__
 
-    if not supported():
-        raise GateError(
-            f"the gate was written for vLLM {WRITTEN_FOR}.x, and this is {__version__}; install "
-            f"vllm=={WRITTEN_FOR}.0 or serve with --gate off"
-        )
-    worker = WORKERS.get(current_platform.device_type)
-    if worker is None:
-        raise GateError(
-            f"the gate has no model runner for '{current_platform.device_type}' devices; serve "
-            "with --gate off"
-        )
+    ours = engine_args(current_platform.device_type)
     refused = {
         "--speculative-config": args.speculative_config,
         "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
@@ -51,8 +40,47 @@ def put_in(args: Namespace) -> None:
     for flag, there in refused.items():
         if there:
             raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
-    args.scheduler_cls, args.worker_cls = SCHEDULER, worker
-    args.logits_processors = [ARGUMENTS, *(args.logits_processors or [])]
+    args.scheduler_cls, args.worker_cls = ours["scheduler_cls"], ours["worker_cls"]
+    args.logits_processors = [*ours["logits_processors"], *(args.logits_processors or [])]
+
+
+def leave_out(args: Namespace) -> None:
+    """Have the engine that `args` describes do without the gate.
+
+    On the CPU the faults of vLLM's build are corrected, unless the worker is somebody else's.
+    """
+    from vllm.platforms import current_platform
+
+    if args.worker_cls == "auto":
+        args.worker_cls = engine_args(current_platform.device_type, gate=False).get(
+            "worker_cls", "auto"
+        )
+    if current_platform.is_cpu() and args.worker_cls != CORRECTED:
+        logger.warning(
+            "vLLM's CPU build left as it is: base requests beside an adapter's may get its output, "
+            "a seeded one may end the engine (vLLM %s corrects neither, another one may)",
+            WRITTEN_FOR,
+        )
+
+
+def check_parts(vllm_config: Any) -> None:
+    """That scheduler, worker and request arguments are all the gate's.
+
+    Raises:
+        GateError: one of them is not; alone, the others would not gate, and would not say so.
+    """
+    parallel = vllm_config.parallel_config
+    processors = vllm_config.model_config.logits_processors or []
+    named = [
+        one if isinstance(one, str) else f"{one.__module__}:{one.__name__}" for one in processors
+    ]
+    for flag, ours, there in (
+        ("--scheduler-cls", SCHEDULER, vllm_config.scheduler_config.scheduler_cls == SCHEDULER),
+        ("--worker-cls", " or ".join(WORKERS.values()), parallel.worker_cls in WORKERS.values()),
+        ("--logits-processors", ARGUMENTS, ARGUMENTS in named),
+    ):
+        if not there:
+            raise GateError(f"{flag}: the gate needs {ours} there; see docs/vllm-plugin.md")
 
 
 def shares_slots(vllm_config: Any) -> bool:

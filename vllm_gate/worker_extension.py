@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-EXTENSION = "serving.engine.residency.Residency"
+EXTENSION = "vllm_gate.worker_extension.WorkerExtension"
 
 
-class Residency:
+class WorkerExtension:
     """Mixed into vLLM's worker class."""
 
     def adapters_on_device(self: Any) -> list[int]:
         """LoRA ids in the slots."""
         return [int(one) for one in self._adapters()._active_adapters.cache]
 
-    def adapters_on_host(self: Any) -> list[int]:
-        """LoRA ids whose weights are in host memory."""
-        return [int(one) for one in self._adapters()._registered_adapters.cache]
+    def pin_adapter(self: Any, lora_id: int) -> bool:
+        """`pin_lora`, by a name that the scheduler listens to (pins.py)."""
+        return bool(self.pin_lora(lora_id))
 
     def unpin_adapter(self: Any, lora_id: int) -> None:
         """Undo `pin_lora`; nothing where it is not pinned."""

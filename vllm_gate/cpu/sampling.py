@@ -82,13 +82,3 @@ def at_least(row: torch.Tensor, least: float) -> torch.Tensor:
     places = torch.arange(CELL)
     some = torch.cat([(cells * CELL + places).flatten(), torch.arange(whole, len(row))])
     return some[row[some] >= least]
-
-
-def install() -> None:
-    """Put this in place of vLLM's in this process; again is harmless."""
-    from vllm.v1.sample.ops import topk_topp_sampler
-
-    from serving.engine import cpu_layers
-
-    name = "apply_top_k_top_p_pytorch"
-    cpu_layers.replace(topk_topp_sampler, name, globals()[name])

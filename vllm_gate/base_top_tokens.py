@@ -1,4 +1,4 @@
-"""What is kept of a decision point: the entropy, and which tokens the base thought best.
+"""What is kept of a decision point: the entropy, and the most likely tokens of the base.
 
 The entropy and the rank of the token taken go into the metrics; a request that asks for a trace
 gets the base's best with their probabilities as well.
@@ -7,7 +7,7 @@ gets the base's best with their probabilities as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 
@@ -15,7 +15,14 @@ DEPTH = 20  # tokens looked at; a rank beyond is not told
 TOP = 5  # of them shown in a trace
 
 
-class Seen(NamedTuple):
+class TopToken(TypedDict):
+    """One of the base's most likely tokens."""
+
+    token_id: int
+    probability: float
+
+
+class BaseView(NamedTuple):
     """The base's distribution at one position."""
 
     entropy: float  # nats
@@ -26,7 +33,7 @@ class Seen(NamedTuple):
         """1 for the base's best token; None beyond DEPTH."""
         return self.ids.index(token) + 1 if token in self.ids else None
 
-    def top(self) -> list[dict[str, Any]]:
+    def top(self) -> list[TopToken]:
         """The best tokens, for a trace."""
         return [
             {"token_id": token, "probability": round(p, 6)}
@@ -34,7 +41,7 @@ class Seen(NamedTuple):
         ]
 
 
-Evidence = dict[str, Seen]  # by request id
+BaseViews = dict[str, BaseView]  # by request id
 
 
 def best(logits: torch.Tensor, traced: bool) -> tuple[torch.Tensor, ...]:

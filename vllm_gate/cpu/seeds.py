@@ -8,12 +8,11 @@ their generator, which therefore never has to be rewound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
-METHODS = ("_sample", "_bookkeeping_sync")
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
 @contextmanager
@@ -28,21 +27,13 @@ def _set_aside(runner: Any) -> Iterator[None]:
         generators.update(aside)
 
 
-def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def guarded(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        with _set_aside(runner):
-            return method(runner, *args, **kwargs)
+class SeededRows(CPUModelRunner):
+    """The V1 model runner of the CPU build, whose generators are never rewound."""
 
-    guarded.reasonmaxxer = True  # type: ignore[attr-defined]
-    return guarded
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        with _set_aside(self):
+            return super()._sample(*args, **kwargs)
 
-
-def install() -> None:
-    """Guard the CPU model runner; a second call changes nothing."""
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-
-    for name in METHODS:
-        method = getattr(CPUModelRunner, name)
-        if not getattr(method, "reasonmaxxer", False):
-            setattr(CPUModelRunner, name, _guarded(method))
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        with _set_aside(self):
+            return super()._bookkeeping_sync(*args, **kwargs)

@@ -18,18 +18,18 @@ import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from adapters.gate import entropy, opens
-from serving.engine.evidence import Evidence, Seen, best
-from serving.engine.plan import EMPTY, Plan, plan_of
+from vllm_gate.base_top_tokens import BaseView, BaseViews, best
+from vllm_gate.cpu.seeds import SeededRows
+from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 
-class GateRunnerV1(CPUModelRunner):
+class GateRunnerV1(SeededRows):
     """The CPU model runner with a gate."""
 
     _plan: Plan = EMPTY
-    _evidence: Evidence
+    _views: BaseViews
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         self._plan = plan_of(scheduler_output)
@@ -75,7 +75,7 @@ class GateRunnerV1(CPUModelRunner):
         return by_group, by_layer
 
     def _sample(self, logits: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        self._evidence = {}
+        self._views = {}
         if logits is not None and self._plan:
             self._sharpen(logits)
             self._gate(logits)
@@ -107,7 +107,7 @@ class GateRunnerV1(CPUModelRunner):
             opened = get_tp_group().broadcast(agreed, src=0).numpy()
         for which, (_, _, name) in enumerate(gating):
             if self._plan[name].trace > 1:
-                self._evidence[name] = Seen(float(h[which]))
+                self._views[name] = BaseView(float(h[which]))
         found = opened.nonzero()[0].tolist()
         if not found:
             return
@@ -118,11 +118,11 @@ class GateRunnerV1(CPUModelRunner):
         for which, *its_best in zip(found, *seen, strict=True):
             row, _, name = gating[which]
             self.discard_request_mask.np[row] = True
-            self._evidence[name] = Seen(float(h[which]), *its_best)
+            self._views[name] = BaseView(float(h[which]), *its_best)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         result = super().sample_tokens(*args, **kwargs)
         self._plan = EMPTY  # dummy steps have none
-        if getattr(self, "_evidence", None):
-            result.gate_evidence = self._evidence
+        if getattr(self, "_views", None):
+            result.gate_views = self._views
         return result

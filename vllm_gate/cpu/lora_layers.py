@@ -5,13 +5,12 @@ the adapter does not even target. Here a layer keeps, for each slot, what of it 
 layout that multiplies fastest; a step without a row of such a slot runs the base layer alone, by
 the very call that vLLM makes without LoRA.
 
-Written for vLLM 0.32 (vllm/lora/layers/).
+Written for vLLM 0.32 (vllm/lora/layers/); patches.py puts these functions in place of vLLM's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -19,33 +18,6 @@ import torch
 
 Rows = slice | torch.Tensor  # a run of rows, or their numbers
 READY = "reasonmaxxer_ready"
-
-
-_REPLACED: dict[tuple[Any, str], tuple[Any, Any]] = {}  # (owner, name): vLLM's and ours
-
-
-def theirs(owner: Any, name: str) -> Any:
-    """vLLM's `owner.name`, replaced or not. AttributeError where it has none."""
-    found = getattr(owner, name)
-    return _REPLACED.get((owner, name), (found, None))[0]
-
-
-def replace(owner: Any, name: str, ours: Any) -> None:
-    """Put `ours` in place of vLLM's `owner.name`; what was put there first stays."""
-    _, first = _REPLACED.setdefault((owner, name), (theirs(owner, name), ours))
-    setattr(owner, name, first)
-
-
-@contextmanager
-def stock() -> Iterator[None]:
-    """vLLM's own for a while, to measure and test against; begin and end between two requests."""
-    for (owner, name), (theirs, _) in _REPLACED.items():
-        setattr(owner, name, theirs)
-    try:
-        yield
-    finally:
-        for (owner, name), (_, ours) in _REPLACED.items():
-            setattr(owner, name, ours)
 
 
 class Slice(NamedTuple):
@@ -100,7 +72,7 @@ def _ready(layer: Any, slot: int, make: Callable[[Any, int], Any]) -> Any:
     return slots[slot]
 
 
-def _forgetting(stock: Callable[..., None]) -> Callable[..., None]:
+def forgetting(stock: Callable[..., None]) -> Callable[..., None]:
     """reset_lora, with which every set_lora begins, too."""
 
     @wraps(stock)
@@ -123,15 +95,20 @@ def add(weights: Weights, y: torch.Tensor, x: torch.Tensor, rows: Rows) -> None:
             y[:, columns].index_add_(0, rows, inner[:, ranks].to(y.dtype) @ b.to(y.dtype))
 
 
+def _of_step(layer: Any, name: str) -> Any:
+    """What lora_kernels.update_metadata has found out about the step; empty before the first."""
+    return getattr(layer.punica_wrapper, name, ())
+
+
 def _here(layer: Any) -> Iterator[tuple[Weights, Rows]]:
     """The adapters of this step that have weights in `layer`, with their rows."""
-    for slot, rows in layer.punica_wrapper.rows_of:
+    for slot, rows in _of_step(layer, "rows_of"):
         weights = _ready(layer, slot, pack)
         if weights is not None:
             yield weights, rows
 
 
-def _apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """In place. x: [..., in], output: [..., out]."""
     y, x = output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
     for weights, rows in _here(self):
@@ -139,7 +116,7 @@ def _apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> t
     return output
 
 
-def _linear(stock: Callable[..., Any]) -> Callable[..., Any]:
+def linear(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def forward(self: Any, input_: torch.Tensor) -> Any:
         touched = next(_here(self), None) is not None
@@ -153,48 +130,22 @@ def _linear(stock: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _embedding(stock: Callable[..., Any]) -> Callable[..., Any]:
+def embedding(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def forward(self: Any, x: torch.Tensor) -> Any:
-        slots = [slot for slot, _ in self.punica_wrapper.rows_of]
+        slots = [slot for slot, _ in _of_step(self, "rows_of")]
         touched = any(_ready(self, slot, _any) for slot in slots)
         return stock(self, x) if touched else self.base_layer.forward(x)
 
     return forward
 
 
-def _head(stock: Callable[..., Any]) -> Callable[..., Any]:
+def head(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def _get_logits(self: Any, hidden: torch.Tensor, lm_head: Any, *args: Any, **kw: Any) -> Any:
-        if any(_ready(self, slot, _any) for slot in self.punica_wrapper.sampled_slots):
+        if any(_ready(self, slot, _any) for slot in _of_step(self, "sampled_slots")):
             return stock(self, hidden, lm_head, *args, **kw)
         lm_head = getattr(lm_head, "base_layer", lm_head)
         return self.base_layer._get_logits(hidden, lm_head, *args, **kw)
 
     return _get_logits
-
-
-def install() -> None:
-    """Put these in place of vLLM's in this process; again is harmless."""
-    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-    from vllm.lora.layers.column_parallel_linear import ColumnParallelLinearWithLoRA
-    from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
-    from vllm.lora.layers.replicated_linear import ReplicatedLinearWithLoRA
-    from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA
-    from vllm.lora.layers.vocab_parallel_embedding import VocabParallelEmbeddingWithLoRA
-
-    replace(BaseLinearLayerWithLoRA, "_apply_lora_to_output", _apply_lora_to_output)
-    embedding, head = VocabParallelEmbeddingWithLoRA, LogitsProcessorWithLoRA
-    wrapped: list[tuple[Any, str, Callable[[Any], Any]]] = [
-        (ColumnParallelLinearWithLoRA, "forward", _linear),
-        (RowParallelLinearWithLoRA, "forward", _linear),
-        (ReplicatedLinearWithLoRA, "forward", _linear),
-        (embedding, "forward", _embedding),
-        (head, "_get_logits", _head),
-        *(
-            (owner, "reset_lora", _forgetting)
-            for owner in (BaseLinearLayerWithLoRA, embedding, head)
-        ),
-    ]
-    for owner, name, ours in wrapped:
-        replace(owner, name, ours(theirs(owner, name)))

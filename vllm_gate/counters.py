@@ -24,7 +24,7 @@ HELD = Gauge(
 )
 ANSWERS = Gauge(
     "reasonmaxxer_gate_answers",
-    "Gated answers that the front end was putting together when the latest request came.",
+    "Gated answers that the front end is putting together.",
     multiprocess_mode="livesum",
 )
 

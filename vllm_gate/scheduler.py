@@ -17,7 +17,6 @@ Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler
 
 from __future__ import annotations
 
-from collections.abc import Container
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,34 +29,33 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from adapters.engine import TRACE
-from serving.engine import pins, report
-from serving.engine.counters import HELD, count_replay
-from serving.engine.evidence import Evidence, Seen
-from serving.engine.hooks import check, shares_slots
-from serving.engine.plan import Plan, Step, attach, gate_of, plan_of
-from serving.engine.report import REPORT
+from vllm_gate import patches, token_report
+from vllm_gate.base_top_tokens import BaseView, BaseViews
+from vllm_gate.compat import check, check_parts, shares_slots
+from vllm_gate.counters import HELD, count_replay
+from vllm_gate.params import GateParams
+from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
+from vllm_gate.token_report import REPORT
+from vllm_gate.turns import Turns
 
 
 @dataclass
 class Gate:
     """A gated request's gate, and its decision point while that awaits the replay."""
 
-    tau: float
-    temperature: float
-    trace: int  # see plan.Step
+    params: GateParams
     lora: LoRARequest | None  # None: the base's own, whose gate never opens
     point: int | None = None  # a position
-    seen: Seen | None = None  # what the base's distribution was there
+    view: BaseView | None = None  # what the base's distribution was there
 
 
-class Answer(NamedTuple):
+class OutgoingToken(NamedTuple):
     """A token about to go out."""
 
     gate: Gate
     position: int  # among the generated tokens, from 0
     gated: bool
-    seen: Seen | None
+    view: BaseView | None
 
 
 def _become_base(request: Request) -> None:
@@ -73,17 +71,15 @@ class GateMixin(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gates: dict[str, Gate] = {}
-        self._shares_slots = shares_slots(self.vllm_config)
-        self._turned_away: dict[int, int] = {}  # LoRA id -> step since which it has had no slot
         # A copy, whose max_loras goes down for steps that do not run the pinned ones.
         self.lora_config: Any = copy(self.vllm_config.lora_config)
-        self._slots = self.lora_config.max_loras if self.lora_config else 0
+        slots = self.lora_config.max_loras if self.lora_config else 0
+        self._turns = Turns(slots, shares_slots(self.vllm_config))
 
     def add_request(self, request: Request) -> None:
-        gate = gate_of(request.sampling_params, request.lora_request)
-        if gate is not None and request.request_id not in self.requests:
-            trace = request.sampling_params.extra_args.get(TRACE) or 0
-            self._gates[request.request_id] = Gate(*gate, trace, request.lora_request)
+        params = gate_of(request.sampling_params, request.lora_request)
+        if params is not None and request.request_id not in self.requests:
+            self._gates[request.request_id] = Gate(params, request.lora_request)
             HELD.set(len(self._gates))
             _become_base(request)
         super().add_request(request)
@@ -94,20 +90,23 @@ class GateMixin(Scheduler):
         return super()._free_request(request, delay_free_blocks)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        if not self._gates and not self._turned_away:  # always-on ones may still be taking turns
+        # Always-on requests may still be taking turns.
+        if not self._gates and not self._turns.turned_away:
             return super().schedule(throttle_prefills)
         # vLLM counts the adapters of requests against max_loras; show it those the step may run.
         for name, gate in self._gates.items():
             request = self.requests[name]
-            if not self._shares_slots or gate.point == request.num_computed_tokens:
+            if not self._turns.shared or gate.point == request.num_computed_tokens:
                 request.lora_request = gate.lora
         if self.lora_config:
-            self._take_turns()
+            self.lora_config.max_loras = self._turns.take(
+                self.running, self.waiting, self.current_step
+            )
         try:
             output = super().schedule(throttle_prefills)
         finally:
             if self.lora_config:
-                self.lora_config.max_loras = self._slots
+                self.lora_config.max_loras = self._turns.slots
             for name in self._gates:
                 self.requests[name].lora_request = None
         for new in output.scheduled_new_reqs:
@@ -115,37 +114,6 @@ class GateMixin(Scheduler):
                 new.lora_request = self._gates[new.req_id].lora
         attach(output, self._plan(output))
         return output
-
-    def _take_turns(self) -> None:
-        """Where a step would run more adapters than there are slots, some wait for the next.
-
-        First come those that have waited longest. Without shared slots it happens too: a request
-        at what seems to be its last token is not counted by vLLM, which gives its slot away; and
-        then a replay brings it back.
-        """
-        wanted: dict[int, list[Request]] = {}  # LoRA id -> those that run with it in this step
-        for request in self.running:
-            if request.lora_request is not None:
-                wanted.setdefault(request.lora_request.lora_int_id, []).append(request)
-        free = self._slots - len(pins.PINNED)
-        self.lora_config.max_loras = self._slots - len(pins.PINNED - wanted.keys())
-        crowded = self._shares_slots and len(wanted) >= free
-        if crowded and self.current_step % 2 and self._is_kept_waiting(wanted):
-            free -= 1
-        now = self.current_step + 1
-        others = wanted.keys() - pins.PINNED
-        turned_away = {one: self._turned_away.get(one, now) for one in others}
-        for lora in sorted(others, key=turned_away.__getitem__)[:free]:
-            del turned_away[lora]
-        for lora in turned_away:
-            for request in wanted[lora]:
-                request.next_decode_eligible_step = now + 1
-        self._turned_away = turned_away
-
-    def _is_kept_waiting(self, wanted: Container[int]) -> bool:
-        """Whether a request that has not begun needs an adapter beside those `wanted`."""
-        loras = (request.lora_request for request in self.waiting)
-        return any(lora is not None and lora.lora_int_id not in wanted for lora in loras)
 
     def _plan(self, output: SchedulerOutput) -> Plan:
         plan: Plan = {}
@@ -162,8 +130,13 @@ class GateMixin(Scheduler):
                 gate.point = None  # what the base wrote there is gone
             replays = gate.point == start
             samples = not request.is_prefill_chunk
+            params = gate.params
             plan[request_id] = Step(
-                gate.tau, gate.temperature, samples and not replays, replays, gate.trace
+                params.tau,
+                params.correction_temperature,
+                gates=samples and not replays,
+                replays=replays,
+                trace=params.trace,
             )
         return plan
 
@@ -186,7 +159,7 @@ class GateMixin(Scheduler):
 
     def _read(
         self, plan: Plan, result: ModelRunnerOutput
-    ) -> tuple[list[tuple[Request, int]], dict[str, Answer]]:
+    ) -> tuple[list[tuple[Request, int]], dict[str, OutgoingToken]]:
         """Note the decision points found in a step.
 
         Returns:
@@ -194,8 +167,8 @@ class GateMixin(Scheduler):
             known of those with a token.
         """
         opened: list[tuple[Request, int]] = []
-        answered: dict[str, Answer] = {}
-        evidence: Evidence = getattr(result, "gate_evidence", None) or {}
+        answered: dict[str, OutgoingToken] = {}
+        views: BaseViews = getattr(result, "gate_views", None) or {}
         for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
@@ -206,13 +179,13 @@ class GateMixin(Scheduler):
             row = result.req_id_to_index[request_id]
             if result.sampled_token_ids[row]:
                 gated = gate.point is not None
-                seen = gate.seen if gated else evidence.get(request_id)
-                answered[request_id] = Answer(gate, request.num_output_tokens, gated, seen)
+                view = gate.view if gated else views.get(request_id)
+                answered[request_id] = OutgoingToken(gate, request.num_output_tokens, gated, view)
                 gate.point = None
             elif step.gates:
                 # What a step samples at is always the last known token, also where asynchronous
                 # scheduling had guessed further.
-                gate.point, gate.seen = request.num_tokens - 1, evidence.get(request_id)
+                gate.point, gate.view = request.num_tokens - 1, views.get(request_id)
                 if not stale:  # a preemption has already taken everything back
                     opened.append((request, request.num_computed_tokens))
         return opened, answered
@@ -220,7 +193,7 @@ class GateMixin(Scheduler):
     def _tell(
         self,
         outputs: dict[int, EngineCoreOutputs],
-        answered: dict[str, Answer],
+        answered: dict[str, OutgoingToken],
     ) -> None:
         """Mark the gated tokens that go out."""
         for batch in outputs.values():
@@ -228,12 +201,13 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated, seen = found
+                gate, position, gated, view = found
                 if gated and gate.lora is not None:
                     count_replay(gate.lora.lora_name)
-                if not gated and position and gate.trace < 2:
+                trace = gate.params.trace
+                if not gated and position and trace < 2:
                     continue
-                mark = report.mark(gate.trace, position, output.new_token_ids[0], gated, seen)
+                mark = token_report.mark(trace, position, output.new_token_ids[0], gated, view)
                 output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
 
 
@@ -247,9 +221,10 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
 
 def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
+    check_parts(vllm_config)
     check(vllm_config, kv_cache_config)
-    pins.install()
-    report.install()  # for the outputs of an engine inside its user's process
+    patches.install("scheduler")
+    patches.check("outputs")  # the front end's, which nobody could stop there any more
     asynchronous = vllm_config.scheduler_config.async_scheduling
     return (AsyncGateScheduler if asynchronous else GateScheduler)(
         vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs

@@ -1,7 +1,7 @@
 """What the scheduler tells the workers about gated requests, step by step.
 
-A gated request carries its gate in `SamplingParams.extra_args` (see serving/arguments.py). The
-workers keep no arguments of their own: each step's SchedulerOutput brings a `Plan`.
+A gated request carries its gate in `SamplingParams.extra_args` (params.py). The workers keep no
+arguments of their own: each step's SchedulerOutput brings a `Plan`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from adapters.engine import NEVER, TAU, TEMPERATURE
-
-TALLY = "gate_tally"  # set by the server: which answer the sequence belongs to
+from vllm_gate.params import NEVER, GateParams
 
 
 class Step(NamedTuple):
@@ -39,14 +37,12 @@ def plan_of(output: SchedulerOutput) -> Plan:
     return getattr(output, "gate_plan", EMPTY)
 
 
-def gate_of(params: Any, lora_request: Any) -> tuple[float, float] | None:
-    """(tau, temperature) of a request that is gated, None of one that is not.
+def gate_of(params: Any, lora_request: Any) -> GateParams | None:
+    """The gate of a request that is gated, None of one that is not.
 
     A request of the base has no adapter to run; it counts as gated where its gate never opens.
     """
-    arguments = params.extra_args if params is not None else None
-    if not arguments or TAU not in arguments:
+    gate = GateParams.of(params.extra_args) if params is not None else None
+    if gate is None or (lora_request is None and gate.tau < NEVER):
         return None
-    if lora_request is None and float(arguments[TAU]) < NEVER:
-        return None
-    return float(arguments[TAU]), float(arguments.get(TEMPERATURE, 1.0))
+    return gate
