@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from adapters.adapter import AdapterError, AdapterVersion
 from adapters.audit import verify
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
 from adapters.manifest import Score, is_name
@@ -34,7 +35,6 @@ from adapters.program import program
 from adapters.prompt import show_prompt
 from adapters.reference import Reference
 from adapters.store import Store, StoreError
-from adapters.version import AdapterError, AdapterVersion
 
 PROGRAM = "python -m adapters"
 
@@ -181,7 +181,7 @@ def show(store: Store, args: argparse.Namespace) -> None:
 
 def publish(store: Store, args: argparse.Namespace) -> None:
     name = _name(args.name, args.folder.resolve().name)
-    base = BaseModel.open(args.base) if args.base else None
+    base = BaseCheckpoint.open(args.base) if args.base else None
     print(store.publish(args.folder, name, base=base, alias=args.alias).id)
 
 
@@ -216,7 +216,7 @@ def gc(store: Store, args: argparse.Namespace) -> None:
 
 def import_(store: Store, args: argparse.Namespace) -> None:
     name = _name(args.name, Path(args.source).name.lower())
-    base = BaseModel.open(args.base) if args.base else None
+    base = BaseCheckpoint.open(args.base) if args.base else None
     version = import_adapter(
         *(store, args.source, name),
         base=base,
@@ -235,7 +235,7 @@ def export(store: Store, args: argparse.Namespace) -> None:
 
 
 def prompt(store: Store, args: argparse.Namespace) -> None:  # noqa: ARG001
-    shown = show_prompt(BaseModel.open(args.model), args.question, args.family)
+    shown = show_prompt(BaseCheckpoint.open(args.model), args.question, args.family)
     print(json.dumps(shown.facts(), indent=2) if args.json else shown)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from adapters import moves
+from adapters.adapter import ALONGSIDE, FILES, AdapterError, AdapterVersion
 from adapters.files import sha256_file
 from adapters.reference import Reference
 from adapters.store import Store
-from adapters.version import ALONGSIDE, FILES, AdapterError, AdapterVersion
 
 
 class Problem(NamedTuple):

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.base import BaseModel
+from adapters.adapter import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, copy_file, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Base, Manifest
 from adapters.recipe import recipe_for
 from adapters.store import Store
-from adapters.version import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -53,7 +53,7 @@ def import_adapter(
     source: str,
     name: str,
     *,
-    base: BaseModel | None,
+    base: BaseCheckpoint | None,
     family: str = "",
     revision: str | None = None,
     alias: bool = True,

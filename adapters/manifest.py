@@ -38,7 +38,8 @@ class Base(_Strict):
     revision: str | None = Field(None, description="Hub commit, where the base came from the hub.")
     architecture: str = Field(description="First of config.json's `architectures`.")
     fingerprint: Sha256 | None = Field(
-        None, description="adapters.base.fingerprint of the base's weights; None: not checked."
+        None,
+        description="SHA-256 as of adapters.base_checkpoint.fingerprint; None: not checked.",
     )
 
 

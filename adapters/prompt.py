@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.recipe import Prompt, look_up
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class ShownPrompt:
         return "\n".join([*head, "", self.text, "", *rows])
 
 
-def show_prompt(base: BaseModel, question: str, family: str = "") -> ShownPrompt:
+def show_prompt(base: BaseCheckpoint, question: str, family: str = "") -> ShownPrompt:
     """The prompt that server and trainer make of `question`.
 
     Raises:

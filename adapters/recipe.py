@@ -1,6 +1,6 @@
 """How a family of base models is prompted, sampled and trained: one YAML file per family.
 
-    base = BaseModel.open("Qwen/Qwen2.5-1.5B")
+    base = BaseCheckpoint.open("Qwen/Qwen2.5-1.5B")
     recipe_for(base).family                      # 'qwen2.5'
     recipe_for(base, "my-recipe.yaml")           # a recipe of your own
 
@@ -14,7 +14,7 @@ import logging
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from adapters.manifest import COLDEST
 
 if TYPE_CHECKING:
-    from adapters.base import BaseModel as Base
+    from adapters.base_checkpoint import BaseCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Optimizer(_Section):
 
 
 class GateChoice(_Section):
-    """How the gate is chosen."""
+    """Thresholds and temperatures of the gate that are tried."""
 
     tau: float | None = Field(None, ge=0, description="Nats; None: calibrated to `rate`.")
     rate: float = Field(0.05, gt=0, le=1, description="Wanted gate rate.")
@@ -210,8 +210,22 @@ class Checkpoints(_Section):
     samples: int = Field(2, ge=1, description="Answers per problem and decoded candidate.")
 
 
-class Recipe(_Section):
+class RecipeSections(BaseModel):
     """Everything that is the family's rather than the run's."""
+
+    prompt: Prompt = Prompt()
+    sampling: Sampling = Sampling()
+    selection: Selection = Selection()
+    lora: Lora = Lora()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    gate: GateChoice = GateChoice()
+    base_cache: BaseCache = BaseCache()
+    checkpoints: Checkpoints = Checkpoints()
+
+
+class RecipeRules(_Section):
+    """The name of a recipe, and which base models it is for."""
 
     family: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     models: list[str] = Field(default=[], description="Regular expressions for the model's names.")
@@ -224,18 +238,13 @@ class Recipe(_Section):
     instruct: bool | None = Field(
         None, description="Only models tuned to follow instructions, or only those that are not."
     )
-    prompt: Prompt = Prompt()
-    sampling: Sampling = Sampling()
-    selection: Selection = Selection()
-    lora: Lora = Lora()
-    objective: Objective = Objective()
-    optimizer: Optimizer = Optimizer()
-    gate: GateChoice = GateChoice()
-    base_cache: BaseCache = BaseCache()
-    checkpoints: Checkpoints = Checkpoints()
+
+
+class Recipe(RecipeSections, RecipeRules):
+    """One family: which base models it is for, and how those are prompted, sampled and trained."""
 
     @model_validator(mode="after")
-    def _patterns(self) -> Recipe:
+    def _patterns(self) -> Self:
         for pattern in self.models:
             re.compile(pattern)
         return self
@@ -328,7 +337,7 @@ def find_recipe(facts: ModelFacts) -> Found:
     )
 
 
-def look_up(base: Base, family: str = "") -> Found:
+def look_up(base: BaseCheckpoint, family: str = "") -> Found:
     """The recipe `family`, by name or as a YAML file, or the one found for `base`.
 
     Only a user may name a file: what a manifest says goes through `get_recipe`.
@@ -341,8 +350,8 @@ def look_up(base: Base, family: str = "") -> Found:
     return Found(get_recipe(family), "named") if family else find_recipe(base.facts)
 
 
-def recipe_for(base: Base, family: str = "") -> Recipe:
-    """As `look_up`; the choice is logged."""
+def recipe_for(base: BaseCheckpoint, family: str = "") -> Recipe:
+    """The recipe that `look_up` finds; which one and why is logged."""
     found = look_up(base, family)
     logger.info("recipe '%s': %s", found.recipe.family, found.reason)
     return found.recipe

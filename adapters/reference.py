@@ -20,15 +20,6 @@ def is_hash(text: str) -> bool:
     return _HASH.fullmatch(text) is not None
 
 
-def is_reference(text: str) -> bool:
-    """Whether `text` is NAME or NAME@HASH."""
-    try:
-        Reference.parse(text)
-    except ValueError:
-        return False
-    return True
-
-
 class Reference(NamedTuple):
     """A name, and the hash of one version where one is meant."""
 

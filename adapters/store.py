@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import moves
-from adapters.base import BaseModel
+from adapters.adapter import ALONGSIDE, CONFIG, FILES, AdapterError, AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import copy_file, fsync, remove_tree, sha256_file
 from adapters.lease import Lease, writing
 from adapters.manifest import is_name
 from adapters.moves import Action, DamagedHistoryError, Move
 from adapters.reference import Reference, is_hash
-from adapters.version import ALONGSIDE, CONFIG, FILES, AdapterError, AdapterVersion
 
 # The store that comes with the project.
 SHIPPED = Path(__file__).parent / "store"
@@ -162,7 +162,7 @@ class Store:
     def get(
         self,
         reference: str,
-        base: BaseModel | None = None,
+        base: BaseCheckpoint | None = None,
         max_rank: int | None = None,
         *,
         hashes: bool = True,
@@ -189,7 +189,11 @@ class Store:
                 # Collected while it was read, after the alias had moved on.
 
     def listing(
-        self, base: BaseModel | None = None, max_rank: int | None = None, *, hashes: bool = True
+        self,
+        base: BaseCheckpoint | None = None,
+        max_rank: int | None = None,
+        *,
+        hashes: bool = True,
     ) -> Listing:
         """Every adapter, read and checked, as `get` does."""
         listing = Listing({}, {})
@@ -227,7 +231,7 @@ class Store:
         folder: Path,
         name: str,
         *,
-        base: BaseModel | None = None,
+        base: BaseCheckpoint | None = None,
         alias: bool = True,
         by: str | None = None,
     ) -> AdapterVersion:
@@ -300,7 +304,7 @@ class Store:
                 self.get(before).check_weights()
                 return self._append(name, held.reference, "rollback", by)
 
-    def _build(self, source: Path, name: str, base: BaseModel | None) -> Leased:
+    def _build(self, source: Path, name: str, base: BaseCheckpoint | None) -> Leased:
         """Make a version of `source`, or find it there; the lease holds it until it is aliased."""
         home = self.root / name
         with writing(home):  # or the garbage collection might sweep what nobody holds yet
@@ -408,7 +412,7 @@ class Store:
         self,
         found: Reference,
         reference: str,
-        base: BaseModel | None,
+        base: BaseCheckpoint | None,
         max_rank: int | None,
         hashes: bool,
     ) -> AdapterVersion:

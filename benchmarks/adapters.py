@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters.base import BaseModel
+from adapters.adapter import CONFIG, WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
-from adapters.version import CONFIG, WEIGHTS
 
 
 def make_random_adapter(
@@ -28,7 +28,7 @@ def make_random_adapter(
     )
     path = folder / f"random-{seed}"
     get_peft_model(model, config).save_pretrained(str(path))
-    opened = BaseModel.open(str(base))
+    opened = BaseCheckpoint.open(str(base))
     manifest = Manifest(
         name=path.name,
         family="tiny",

@@ -115,8 +115,8 @@ def base_pass(config: FitStepsConfig) -> Step:
     import torch
 
     from training.base_cache import Budget, CacheStore
-    from training.model import batches, load_model
-    from training.score import sequence_entropies
+    from training.hf_model import batches, load_model
+    from training.stages.score import sequence_entropies
 
     torch.set_num_threads(config.threads)
     prompts, answers = rollouts(config)
@@ -151,10 +151,10 @@ def always_step(config: FitStepsConfig) -> Step:
     import torch
 
     from adapters.recipe import Lora, Objective
-    from training.model import head, load_model
+    from training.contrastive_trainer import TrainingRow, collate, predicting_states
+    from training.hf_model import head, load_model
+    from training.lora_model import peft_model
     from training.objective import batch_loss
-    from training.train import peft_model
-    from training.trainers import TrainingRow, collate, predicting_states
 
     torch.set_num_threads(config.threads)
     model = peft_model(load_model(config.model), Lora(rank=16, alpha=32), 0)

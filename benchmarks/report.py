@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.files import write_json
-from training.machine import machine
+from training.provenance import machine
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

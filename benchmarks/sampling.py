@@ -44,12 +44,12 @@ class SamplingConfig(Config):
 
 def measure(engine: str, config: SamplingConfig) -> None:
     """One run, in this process: prints one line of JSON."""
-    from adapters.base import BaseModel
+    from adapters.base_checkpoint import BaseCheckpoint
     from adapters.prompt import PromptRenderer
-    from training.generate import SamplingOptions, open_generator
+    from training.generation import SamplingOptions, open_generator
     from training.problems import load_problems
 
-    base = BaseModel.open(config.model)
+    base = BaseCheckpoint.open(config.model)
     recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     problems = load_problems(str(PROBLEMS), limit=config.problems)

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
-from training.model import Dtype
+from training.hf_model import Dtype
 
 WAYS = ("decisions", "all")
 
@@ -56,10 +56,10 @@ def measure(config: PositionsConfig) -> None:
 
     from adapters.recipe import Lora, Objective, Optimizer
     from training.base_cache import Budget
-    from training.model import load_model
-    from training.run import Stage
-    from training.train import train
-    from training.trainers import TrainingRow
+    from training.contrastive_trainer import TrainingRow
+    from training.hf_model import load_model
+    from training.run_folder import Stage
+    from training.stages.train import train_adapter
 
     assert config.measure
     rng = np.random.default_rng(0)
@@ -80,16 +80,16 @@ def measure(config: PositionsConfig) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        train(
+        train_adapter(
             Stage.first(Path(folder), "training", {}),
             lambda: model,
             rows,
-            Lora(rank=config.rank, alpha=2 * config.rank),
-            Objective(positions=config.measure),
-            Optimizer(
+            lora=Lora(rank=config.rank, alpha=2 * config.rank),
+            objective=Objective(positions=config.measure),
+            optimizer=Optimizer(
                 batch_size=config.batch, accumulation=1, epochs=config.epochs, order="shuffled"
             ),
-            config.epochs,
+            checkpoint_every=config.epochs,
             seed=0,
             budget=Budget.of_gib(config.memory_gib, 0),
         )

@@ -82,7 +82,8 @@ def measure(way: str, config: StepConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     import torch
 
-    from training.model import head, hidden_states
+    from training.hf_model import head, hidden_states
+    from training.lora_model import peft_model
     from training.objective import (
         batch_loss,
         decision_loss,
@@ -90,7 +91,6 @@ def measure(way: str, config: StepConfig) -> None:
         position_weights,
         token_log_probs,
     )
-    from training.train import peft_model
 
     model = peft_model(build(config), Lora(), seed=0)
     second = build(config) if way != "ours" else None

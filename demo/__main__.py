@@ -22,21 +22,19 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from adapters.base import BaseModel
+from adapters.adapter import WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file, write_json, write_text
 from adapters.manifest import Mode
 from adapters.recipe import Recipe, recipe_for
-from adapters.version import WEIGHTS
 from demo.server import end_as_asked, running_server
-from training.ask import Endpoint
-from training.evaluate import evaluate_url
-from training.generate import SamplingOptions
-from training.model import open_base
+from training.evaluation import Endpoint, Result, compare, evaluate_url, table
+from training.generation import SamplingOptions
+from training.grading import Verifier
+from training.hf_model import open_base
 from training.problems import Problem, load_problems, source_name, write_problems
 from training.problems.settings import ProblemsConfig
-from training.publish import publish_zeros
-from training.results import Result, compare, table
-from training.verify import Verifier
+from training.stages.publish import publish_zeros
 
 logger = logging.getLogger("demo")
 
@@ -186,7 +184,7 @@ def divide(
 
 
 def ask(
-    config: DemoConfig, size: Size, base: BaseModel, url: str, problems: Sequence[Problem]
+    config: DemoConfig, size: Size, base: BaseCheckpoint, url: str, problems: Sequence[Problem]
 ) -> list[Result]:
     """The base, and the adapter at every step and at decision points: the same problems each."""
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json, write_text
 from adapters.prompt import PromptFormat
 from adapters.recipe import recipe_for
@@ -82,7 +82,7 @@ def plain_server(base: Path, adapter: tuple[str, Path], more: Sequence[str]) -> 
     """
     from transformers import AutoTokenizer
 
-    recipe = recipe_for(BaseModel.open(str(base)))
+    recipe = recipe_for(BaseCheckpoint.open(str(base)))
     template = PromptFormat.of(AutoTokenizer.from_pretrained(base), recipe.prompt).template
     with tempfile.TemporaryDirectory(prefix="plain-") as folder:
         path = Path(folder, "chat_template.jinja")

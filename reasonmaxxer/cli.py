@@ -37,6 +37,7 @@ COMMANDS = {
         "training.evaluate",
         "how often a model is right: pass@1, pass@k, gate rate",
         "train",
+        "training.evaluate_config:EvaluateConfig",
     ),
     "grade": Command(
         "training.grade",

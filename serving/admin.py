@@ -17,9 +17,9 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.adapter import AdapterError
 from adapters.manifest import NAME_PATTERN, Score
 from adapters.store import StoreError
-from adapters.version import AdapterError
 from serving.registry import Registry
 
 logger = logging.getLogger("serving.admin")

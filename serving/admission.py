@@ -9,7 +9,7 @@ from typing import Any
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.engine.serving import BaseServing
 
-from adapters.version import AdapterError
+from adapters.adapter import AdapterError
 from serving.held import held
 from serving.slots import QueueFullError
 from vllm_gate import admission

@@ -15,7 +15,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import user_store
 from adapters.program import program
 from adapters.recipe import look_up
@@ -80,7 +80,7 @@ def look_at_base(settings: Settings) -> Base:
             f"({reason})"
         ) from error
     try:
-        found = look_up(BaseModel.open(settings.model), settings.family or "")
+        found = look_up(BaseCheckpoint.open(settings.model), settings.family or "")
     except ValueError as error:
         raise SettingsError(str(error)) from error
     prompt = ServedPrompt.of(tokenizer, found.recipe)

@@ -16,7 +16,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
-from adapters.version import AdapterError
+from adapters.adapter import AdapterError
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE

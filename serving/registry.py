@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.adapter import AdapterError, AdapterVersion
 from adapters.manifest import Gate
 from adapters.store import Listing, Signature, Store
-from adapters.version import AdapterError, AdapterVersion
 from serving.held import held
 from serving.metrics import MOVE_SECONDS, MOVES
 from serving.prompts import ServedPrompt

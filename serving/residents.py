@@ -21,11 +21,11 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
-from adapters.base import BaseModel
+from adapters.adapter import AdapterError
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.lease import Lease
 from adapters.manifest import Gate
 from adapters.store import Store
-from adapters.version import AdapterError
 from serving.metrics import EVICTIONS, LOAD_SECONDS, LOADS
 from serving.snapshot import Snapshot, Snapshots
 
@@ -56,7 +56,7 @@ class Residents:
     """All of them."""
 
     store: Store
-    base: BaseModel
+    base: BaseCheckpoint
     max_rank: int
     snapshots: Snapshots
     engine: EngineClient

@@ -32,7 +32,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
 from serving import admin, admission, page
 from serving.drain import Drain, Draining
@@ -159,7 +159,7 @@ class ModelsEndpoint:
         store = Store(Path(args.adapters))
         residents = Residents(
             store=store,
-            base=BaseModel.open(args.model),
+            base=BaseCheckpoint.open(args.model),
             max_rank=args.max_lora_rank,
             snapshots=Snapshots(Path(self._snapshots.name)),
             engine=engine_client,

@@ -13,10 +13,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.base import BaseModel
+from adapters.adapter import FILES, AdapterError
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Gate
 from adapters.store import Store
-from adapters.version import FILES, AdapterError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Snapshots:
 
     root: Path
 
-    def take(self, store: Store, reference: str, base: BaseModel, max_rank: int) -> Snapshot:
+    def take(self, store: Store, reference: str, base: BaseCheckpoint, max_rank: int) -> Snapshot:
         """Copy, check and freeze what `reference` means.
 
         Raises:

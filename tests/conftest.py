@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, Reference, Server, make_adapter, running_server, sign
 
-from adapters.version import WEIGHTS
+from adapters.adapter import WEIGHTS
 
 SERVERS = ("server", "gated")  # fixtures
 

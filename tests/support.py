@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapters.base import BaseModel
+from adapters.adapter import CONFIG, WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
-from adapters.version import CONFIG, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -65,7 +65,7 @@ def make_adapter(
 
 def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
     """Write the manifest of an adapter folder."""
-    opened = BaseModel.open(str(base))
+    opened = BaseCheckpoint.open(str(base))
     manifest = Manifest(
         name=folder.name,
         family="tiny",

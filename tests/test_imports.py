@@ -1,7 +1,9 @@
-"""Imports flow one way: research looks at the product, and nothing of the product at research."""
+"""Imports flow one way: from research to the product, and from its two wings to adapters."""
 
 import ast
 import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,69 @@ def test_an_import_of_research_is_found(source: str) -> None:
 )
 def test_nothing_else_is(source: str) -> None:
     assert not mentions(source)
+
+
+# --------------------------------------------------------------------------- within the product
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Modules, and names in modules, that running code imports, functions too."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+        waiting += ast.iter_child_nodes(node)
+
+
+def graph(package: Path) -> dict[str, set[str]]:
+    """Module -> the modules of the same top-level package that it imports."""
+    files = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+    }
+    names = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found[name] = set()
+        for target in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            module = target if target in names else target.rpartition(".")[0]
+            if module in names and module != package.name:
+                found[name].add(module)
+    return found
+
+
+@pytest.mark.parametrize("package", ["adapters", "training"])
+def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
+    modules = graph(ROOT / package)
+    assert len(modules) > 10
+    try:
+        TopologicalSorter(modules).prepare()
+    except CycleError as circle:
+        pytest.fail(" <- ".join(circle.args[1]))
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    for name, text in (("a", "from x.b import f"), ("b", "def f():\n    import x.a")):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{name}.py").write_text(text)
+    assert graph(tmp_path / "x") == {"x.a": {"x.b"}, "x.b": {"x.a"}}
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("adapters", {"training", "serving", "demo", "benchmarks", "loadtests"}),
+        ("training", {"serving", "demo", "benchmarks", "loadtests"}),
+        ("serving", {"training", "demo", "benchmarks", "loadtests"}),
+    ],
+)
+def test_the_wings_do_not_import_each_other(package: str, others: set[str]) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not {name.partition(".")[0] for name in imports(tree)} & others, path

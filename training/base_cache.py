@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from training.model import batches, decoder, pad_right
+from training.hf_model import batches, decoder, pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -168,13 +168,14 @@ def stack_caches(
 
 @dataclass
 class Budget:
-    """What caches may still occupy, in bytes; shared by the stores it is given to."""
+    """The bytes that caches may still occupy; all stores that are given it share it."""
 
     memory: float
     disk: float
 
     @classmethod
     def of_gib(cls, memory: float, disk: float) -> Budget:
+        """A budget of so many GiB."""
         return cls(memory * GIB, disk * GIB)
 
 

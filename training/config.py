@@ -1,6 +1,6 @@
 """A command's configuration: one pydantic model, filled from YAML and overridden by flags.
 
-    defaults of the family's recipe  <  --config FILE  <  flags such as --lora.rank 8
+    defaults  <  --config FILE  <  flags such as --lora.rank 8
 
 A value that does not fit ends the command with exit code 2 and a line that names the field.
 """
@@ -63,7 +63,7 @@ class Config(BaseSettings):
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG003
-        """Values below YAML and flags, once those are known: the family's recipe, say."""
+        """Values below YAML and flags, once those are known."""
         return {}
 
     @classmethod
@@ -93,9 +93,16 @@ class Config(BaseSettings):
     def usage_errors(
         self, wrong: tuple[type[Exception], ...] = (ValueError, FileNotFoundError)
     ) -> Iterator[None]:
-        """Within, what only the files could prove `wrong` ends the process as a wrong flag does."""
+        """Within, an exception of these types ends the process as a wrong flag does.
+
+        It is for what only a file could prove wrong.
+        """
         try:
             yield
+        except ValidationError as error:  # a ValueError with a text of many lines
+            if not isinstance(error, wrong):
+                raise
+            usage_error(program(self.program), describe(error))
         except wrong as error:
             usage_error(program(self.program), str(error))
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.base_cache import CacheStore, RolloutCache, read_only, stack_caches
-from training.model import decoder, head
+from training.hf_model import decoder, head
 from training.objective import token_log_probs
 
 POINTS = 512  # of a batch without gradients: its logits are [POINTS, V] float32
@@ -28,7 +28,7 @@ PADDING = 0.1  # the share of a batch's queries that may be padding
 
 
 class Points(NamedTuple):
-    """The decision points of one rollout."""
+    """The decision points of one rollout: their tokens, positions, and the tokens that follow."""
 
     ids: list[int]  # [n] the tokens that stand there
     positions: list[int]  # [n] ascending, counted from the prompt's first token

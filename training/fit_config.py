@@ -5,30 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from adapters.adapter import CONFIG
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import acting
 from adapters.manifest import Name, is_name
 from adapters.moves import FILE as MOVES
 from adapters.places import default_store
-from adapters.recipe import (
-    BaseCache,
-    Checkpoints,
-    GateChoice,
-    Lora,
-    Objective,
-    Optimizer,
-    Prompt,
-    Sampling,
-    Selection,
-    recipe_for,
-)
-from adapters.version import CONFIG
+from adapters.recipe import RecipeSections, recipe_for
 from training.config import merge
-from training.generate import Engine
-from training.model import Dtype, open_base
+from training.generation import EngineName
+from training.hf_model import Dtype
 from training.problems.settings import ProblemsConfig
 
 logger = logging.getLogger("training.fit")
@@ -42,10 +32,8 @@ ALWAYS: dict[str, Any] = {
 }
 
 
-class FitConfig(ProblemsConfig):
-    """Settings of a fit; those of the recipe default to the family's."""
-
-    program: ClassVar[str] = "python -m training.fit"
+class RunSettings(ProblemsConfig):
+    """What belongs to one run: the base, the problems, and where the adapter goes."""
 
     model: str = Field(description="Base model: a folder or a hub id.")
     problems: str = Field(
@@ -75,48 +63,50 @@ class FitConfig(ProblemsConfig):
         ge=1,
         description="Shares of the problems; later ones are asked of the gated adapter.",
     )
-    engine: Engine = Field("auto", description="What samples: auto, vllm or transformers.")
+    engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
     dtype: Dtype = Field(
         "auto",
         description="Of the base in training: float32, bfloat16, or auto: what is fast here.",
     )
     seed: int = Field(0, ge=0, lt=2**31)
 
-    prompt: Prompt = Prompt()
-    sampling: Sampling = Sampling()
-    selection: Selection = Selection()
-    lora: Lora = Lora()
-    objective: Objective = Objective()
-    optimizer: Optimizer = Optimizer()
-    gate: GateChoice = GateChoice()
-    base_cache: BaseCache = BaseCache()
-    checkpoints: Checkpoints = Checkpoints()
+
+class FitConfig(RecipeSections, RunSettings):
+    """Settings of a fit.
+
+    `load` reads flags and YAML and looks at no model. `with_recipe` completes them by the recipe
+    for the base.
+    """
+
+    program: ClassVar[str] = "python -m training.fit"
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The family's recipe, and names derived from where the adapter goes."""
+        """Names derived from where the adapter goes."""
         if "publish" not in given and "output" not in given:
             raise ValueError("--publish: name the adapter (or write a plain folder with --output)")
-        if "model" not in given:
-            return {}  # validation will name the missing field
-        base = open_base(given["model"])
-        recipe = recipe_for(base, given.get("family") or "")
         name = given.get("name") or given.get("publish") or Path(given["output"]).resolve().name
         if not is_name(name):
             raise ValueError(
                 f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
             )
-        # Of the recipe only what it says itself: --mode has defaults of its own.
-        own = recipe.settings()
-        return {
-            **(merge(ALWAYS, own) if given.get("mode") == "always" else own),
-            "name": name,
-            "run_dir": f"runs/fit/{name}",
-        }
+        return {"name": name, "run_dir": f"runs/fit/{name}"}
 
-    @model_validator(mode="after")
-    def _agrees(self) -> FitConfig:
-        """What cannot go together."""
+    def with_recipe(self, base: BaseCheckpoint) -> Self:
+        """These settings over those of the recipe for `base`.
+
+        Raises:
+            ValueError: `family` is unknown, or two settings cannot go together.
+        """
+        # Of the recipe only what it says itself: --mode has defaults of its own.
+        recipe = recipe_for(base, self.family).settings()
+        low = merge(ALWAYS, recipe) if self.mode == "always" else recipe
+        completed = type(self)(**merge(low, self.model_dump(exclude_unset=True)))
+        completed.check_agreement()
+        return completed
+
+    def check_agreement(self) -> None:
+        """Raise ValueError where two settings cannot go together."""
         objective = self.objective
         if objective.positions == "decisions":
             if self.mode == "always":
@@ -135,11 +125,10 @@ class FitConfig(ProblemsConfig):
             raise ValueError("rounds: more than one needs objective.positions 'decisions'")
         if self.mode == "gated" and self.sampling.top_p < 1:
             logger.warning("sampling.top_p below 1: estimates are of answers drawn without it")
-        return self
 
     @model_validator(mode="after")
-    def _can_be_written(self) -> FitConfig:
-        """Hours before it is."""
+    def _can_be_written(self) -> Self:
+        """Raise ValueError, hours before the adapter is there, where it could not be written."""
         output = self.output
         if output is not None and (output / MOVES).exists():
             raise ValueError(f"output: {output} holds versions; add one with --publish NAME")

@@ -60,7 +60,7 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Read the header.
+        """Read the header of the GGUF file at `path`.
 
         Raises:
             GgufError: no GGUF file, a damaged one, or a part of one.

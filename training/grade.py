@@ -25,9 +25,9 @@ from pydantic_settings import CliPositionalArg
 
 from adapters.files import atomic_write
 from training.config import Config
+from training.grading import Verdict, Verifier
 from training.problems.problem import Grading, Problem
 from training.problems.rows import SUFFIXES, Row, read_rows
-from training.verify import Verdict, Verifier
 
 _BATCH = 4096  # answers verified and written together
 

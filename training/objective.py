@@ -9,7 +9,8 @@ it (the frozen base p_b, or in a later round the adapter of the round before) an
 
 The paper's term has no lower bound: once a wrong token is unlikely it can be made ever more so. The
 clip (PPO's, with the sampling policy as the old one) bounds what any one token can contribute. The
-weight w of `sequence` is that of training/estimate.py, so its loss is the estimated gain itself.
+weight w of `sequence` is that of evaluation/importance_sampling.py, so its loss is the estimated
+gain itself.
 
 Each may add, at decision points, the distance to the base at temperature T (`anchor_weight` a):
 

@@ -1,108 +1,139 @@
-"""The run folder: where stages leave their results, so that a killed run goes on where it stopped.
+"""One fit under way: what all of its stages share.
 
-Each result's file name carries a digest of every setting that it and the stages before it depend
-on. The same command finds the finished files and skips them; a changed learning rate keeps the
-rollouts and trains anew; nothing is ever overwritten by a run with other settings.
+A `Run` holds the settings, the base, the problems and the run folder. Each stage is a function in
+`training/stages/` that takes the run and what the stages before it have found.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from transformers import AutoConfig
 
-from adapters.files import atomic_write
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.gate import acting
+from adapters.prompt import PromptRenderer
+from adapters.recipe import Lora
+from training.base_cache import Budget, check_readable, is_readable
+from training.decision_points import layer_windows
+from training.fit_config import FitConfig
+from training.generation import Generator, open_generator
+from training.grading import Verifier
+from training.hf_model import load_model, open_base
+from training.problems import Problem, load_problems
+from training.run_folder import Clock
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage's place in the run folder; `then` makes the next one's."""
-
-    folder: Path
-    name: str
-    digest: str
-
-    @classmethod
-    def first(cls, folder: Path, name: str, settings: dict[str, Any]) -> Stage:
-        return cls(folder, name, _digest("", settings))
-
-    def then(self, name: str, settings: dict[str, Any]) -> Stage:
-        """The stage after this one: it depends on all that this one depends on, and `settings`."""
-        return Stage(self.folder, name, _digest(self.digest, settings))
-
-    def path(self, suffix: str = "") -> Path:
-        """FOLDER/NAME-DIGEST + suffix."""
-        return self.folder / f"{self.name}-{self.digest}{suffix}"
+logger = logging.getLogger("training.fit")
 
 
-def _digest(before: str, settings: dict[str, Any]) -> str:
-    text = before + json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+@dataclass
+class Run:
+    """What the stages of one fit share.
 
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, atomically."""
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-class Parts:
-    """A growing table: a folder of Parquet parts, each whole or absent.
-
-    Rows are gathered and written `flush_rows` at a time, or after `flush_seconds`, so that a kill
-    loses little and a long job keeps no result in memory.
+    Attributes:
+        config: every setting, those of the family's recipe among them.
+        base: the frozen model that the adapter is for.
+        renderer: makes prompts of problems.
+        problems: those to train on.
+        heldout: those to select the checkpoint by; none of them is trained on.
+        verifier: grades answers; closed at the end of the run.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        flush_rows: int = 2000,
-        flush_seconds: float = 60.0,
-    ) -> None:
-        self.folder, self.schema = folder, schema
-        self.flush_rows, self.flush_seconds = flush_rows, flush_seconds
-        self._flushed = time.monotonic()
-        self._rows: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+    config: FitConfig
+    base: BaseCheckpoint
+    renderer: PromptRenderer
+    problems: list[Problem]
+    heldout: list[Problem]
+    verifier: Verifier
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
+    @classmethod
+    @contextmanager
+    def open(cls, config: FitConfig) -> Iterator[Run]:
+        """The run that `config` describes, completed by the recipe for its base.
 
-    def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows written so far."""
-        tables = [pq.read_table(path, columns=columns) for path in self._paths()]
-        if not tables:
-            return self.schema.empty_table().select(columns or self.schema.names)
-        return pa.concat_tables(tables)
+        Raises:
+            FileNotFoundError: there is no such base model.
+            ValueError: the settings, the base or the problems cannot be used; the message names
+                the field.
+        """
+        base = open_base(config.model)
+        config = config.with_recipe(base)
+        if config.objective.positions == "decisions":
+            shape = AutoConfig.from_pretrained(base.folder)
+            check_readable(shape)
+            layer_windows(shape)
+        problems, heldout = split_problems(config)
+        renderer = PromptRenderer.load(base.folder, config.prompt)
+        config.save(config.run_dir / "fit.yaml")
+        with Verifier() as verifier:
+            yield cls(config, base, renderer, problems, heldout, verifier)
 
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows that belong together: they land in one part."""
-        self._rows.extend(rows)
-        due = time.monotonic() - self._flushed >= self.flush_seconds
-        if due or len(self._rows) >= self.flush_rows:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            path = self.folder / f"part-{len(self._paths()):05d}.parquet"
-            write_table(path, pa.Table.from_pylist(self._rows, schema=self.schema))
-            self._rows = []
-        self._flushed = time.monotonic()
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.config.run_dir / "clock.json")
+        cache = self.config.base_cache
+        self.budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
+        # A model that cannot be gated reports no entropies; they are computed afterwards.
+        self._can_gate = is_readable(AutoConfig.from_pretrained(self.base.folder))
+        self._longest = max(
+            len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
+        )
 
     @property
-    def complete(self) -> bool:
-        return (self.folder / "complete").exists()
+    def shares(self) -> list[list[Problem]]:
+        """The training problems, divided into one share for each round."""
+        rounds = self.config.rounds
+        return [self.problems[number::rounds] for number in range(rounds)]
 
-    def finish(self) -> None:
-        """Write what is left and mark the table complete."""
-        self.flush()
-        with atomic_write(self.folder / "complete"):
-            pass
+    @cached_property  # it warns once
+    def lora(self) -> Lora:
+        """The adapter's shape, without modules that training could not reach."""
+        lora = self.config.lora
+        if self.config.objective.positions == "all":
+            return lora
+        acts = acting(lora.target_modules)
+        inert = sorted(set(lora.target_modules) - set(acts))
+        if inert:
+            logger.warning(
+                "lora.target_modules: %s left out; a gated token reads the base's keys and values",
+                ", ".join(inert),
+            )
+        return lora.model_copy(update={"target_modules": acts})
+
+    def generator(self, adapter: bool) -> AbstractContextManager[Generator]:
+        """A generator of the base alone or, with `adapter`, of the base with an adapter too."""
+        return open_generator(
+            str(self.base.folder),
+            engine=self.config.engine,
+            max_rank=self.config.lora.rank if adapter else None,
+            gated=self._can_gate,
+            max_model_len=self._longest + self.config.sampling.max_tokens,
+            seed=self.config.seed,
+        )
+
+    def load_base(self) -> Any:
+        """Load the base in transformers; each call loads it anew."""
+        return load_model(str(self.base.folder), self.config.dtype)
+
+
+def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on, and problems to select the checkpoint by; never the same ones.
+
+    Raises:
+        ValueError: the problems cannot be read, or are too few to hold any out.
+    """
+    read = partial(load_problems, data_dir=config.data_dir, shuffle=config.seed)
+    if config.heldout is not None:
+        heldout = read(config.heldout, limit=config.checkpoints.problems, field="heldout")
+        return read(config.problems, limit=config.limit, without=heldout), heldout
+    problems = read(config.problems, limit=config.limit)
+    count = min(config.checkpoints.problems, len(problems) // 4)
+    if count == 0:
+        raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
+    heldout = problems[:count]
+    asked = {problem.question for problem in heldout}
+    return [problem for problem in problems[count:] if problem.question not in asked], heldout

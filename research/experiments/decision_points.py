@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
@@ -26,13 +26,12 @@ from adapters.recipe import recipe_for
 from benchmarks.report import print_table
 from research.experiments.gate import make_problems, run_module
 from training.config import Config
-from training.evaluate import evaluate_generator
-from training.generate import Applied, SamplingOptions, open_generator
-from training.machine import machine
-from training.metrics import over_seeds
+from training.evaluation import Result, evaluate_generator
+from training.evaluation.statistics import over_seeds
+from training.generation import Applied, SamplingOptions, open_generator
+from training.grading import Verifier
 from training.problems import load_problems
-from training.results import Result
-from training.verify import Verifier
+from training.provenance import machine
 
 MLP = ("--lora.target-modules", "q_proj,o_proj,gate_proj,up_proj,down_proj")
 WAYS: dict[str, tuple[str, ...]] = {
@@ -98,7 +97,7 @@ def ask(
     """Decoding ("sampled", "greedy") -> way -> a result for each seed; "base" among the ways."""
     test = make_problems(config.output / "test.jsonl", 1, config.questions, "heldout")
     problems = load_problems(str(test))
-    base = BaseModel.open(str(model))
+    base = BaseCheckpoint.open(str(model))
     recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)

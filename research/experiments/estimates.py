@@ -7,7 +7,7 @@ r"""Do estimates from base answers rank checkpoints as decoding does?
 Adapters are fitted at several learning rates, from sane to ruinous. Each of their checkpoints has
 an estimate from the base's answers to the held-out problems; here it answers them itself, too. The
 table says how far the two lie apart, in standard errors of their difference, and whether the rule
-of training/estimate.py trusts the estimate. A killed run goes on.
+of training/evaluation/importance_sampling.py trusts the estimate. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from adapters.manifest import Gate
 from benchmarks.report import print_table
 from research.experiments.gate import make_problems
 from training.config import Config
-from training.estimate import MIN_EFFECTIVE, MIN_WEIGHT
-from training.evaluate import evaluate_generator
+from training.evaluation import evaluate_generator
+from training.evaluation.importance_sampling import MIN_EFFECTIVE, MIN_WEIGHT
 from training.fit import fit
 from training.fit_config import FitConfig
-from training.fit_run import FitRun
-from training.generate import Applied, SamplingOptions, derive_seed
-from training.machine import machine
+from training.generation import Applied, SamplingOptions, derive_seed
+from training.provenance import machine
+from training.run import Run
 
 
 class EstimatesConfig(Config):
@@ -102,7 +102,8 @@ def decode(config: FitConfig, rate: float, report: dict[str, Any]) -> list[Pair]
     """Have every checkpoint of a finished fit answer its held-out problems."""
     gate = Gate(**report["gate"] | {"temperature": 1.0}, tokens=1)
     pairs = []
-    with FitRun.open(config) as run, run.generator(adapter=True) as generator:
+    with Run.open(config) as run, run.generator(adapter=True) as generator:
+        config = run.config  # with the recipe
         options = SamplingOptions(
             n=config.checkpoints.samples,
             temperature=config.sampling.temperature,

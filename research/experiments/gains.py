@@ -22,23 +22,22 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from adapters.base import BaseModel
+from adapters.adapter import AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
-from adapters.version import AdapterVersion
 from benchmarks.report import print_table
-from training.evaluate import evaluate_generator
-from training.generate import Applied, SamplingOptions, open_generator
-from training.machine import machine
-from training.metrics import Estimate, over_seeds
-from training.model import open_base
+from training.evaluation import Result, evaluate_generator
+from training.evaluation.statistics import Estimate, over_seeds
+from training.generation import Applied, SamplingOptions, open_generator
+from training.grading import Verifier
+from training.hf_model import open_base
 from training.problems import load_problems, source_name
 from training.problems.settings import ProblemsConfig
-from training.publish import publish_zeros
-from training.results import Result
-from training.verify import Verifier
+from training.provenance import machine
+from training.stages.publish import publish_zeros
 
 # Name of a fit -> flags of `training.fit`. Those of one mode share their rollouts.
 FITS: dict[str, tuple[str, ...]] = {
@@ -93,7 +92,7 @@ ROWS = (
 )
 
 
-def fit_all(config: GainsConfig, seed: int, base: BaseModel) -> dict[str, Path]:
+def fit_all(config: GainsConfig, seed: int, base: BaseCheckpoint) -> dict[str, Path]:
     """Fit -> its adapter; those that change nothing included."""
     folder = config.output / f"seed{seed}"
     for name in config.only:
@@ -113,7 +112,7 @@ def fit_all(config: GainsConfig, seed: int, base: BaseModel) -> dict[str, Path]:
 
 
 def ask_all(
-    config: GainsConfig, adapters: dict[int, dict[str, Path]], base: BaseModel
+    config: GainsConfig, adapters: dict[int, dict[str, Path]], base: BaseCheckpoint
 ) -> dict[str, dict[str, list[Result]]]:
     """Test source -> label of a row -> results, one a seed; of the base alone, the same for all."""
     recipe = recipe_for(base)

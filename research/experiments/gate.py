@@ -5,7 +5,7 @@
 
 For each seed an adapter is fitted three times on the same rollouts: as the method says, at random
 positions (as many), and for random rewards (at the base's pass rate). All of them answer the same
-held-out problems: at every step, behind the entropy gate, and behind a gate that opens by lot at
+held-out problems: at every step, behind the entropy gate, and behind a gate that opens at random at
 the same rate. The answers are kept, so that a killed run goes on; the table and report.json say
 what came of it.
 """
@@ -21,20 +21,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from benchmarks.report import print_table
 from training.config import Config
-from training.evaluate import evaluate_generator
-from training.generate import Applied, SamplingOptions, open_generator
-from training.machine import machine
-from training.metrics import over_seeds
+from training.evaluation import Result, evaluate_generator
+from training.evaluation.statistics import over_seeds
+from training.generation import Applied, SamplingOptions, open_generator
+from training.grading import Verifier
 from training.problems import load_problems
-from training.results import Result
-from training.verify import Verifier
+from training.provenance import machine
 
 FITS = {
     "method": (),
@@ -48,15 +47,15 @@ class Row(NamedTuple):
 
     label: str
     fit: str
-    mode: str  # always, gated, lot
+    mode: str  # always, gated, random
 
 
 ROWS = (
     Row("always", "method", "always"),
     Row("gated", "method", "gated"),
-    Row("gate opened by lot", "method", "lot"),
+    Row("gate opened at random", "method", "random"),
     Row("fitted at random positions, gated", "random-gate", "gated"),
-    Row("fitted at random positions, gate opened by lot", "random-gate", "lot"),
+    Row("fitted at random positions, gate opened at random", "random-gate", "random"),
     Row("fitted for random rewards, gated", "random-reward", "gated"),
 )
 
@@ -109,7 +108,7 @@ def ask(
     """Temperature -> results: of the base on both engines, then of each of ROWS, one a seed."""
     heldout = make_problems(config.output / "heldout.jsonl", 1, config.questions, "heldout")
     problems = load_problems(str(heldout))
-    base = BaseModel.open(str(config.model))
+    base = BaseCheckpoint.open(str(config.model))
     recipe = recipe_for(base)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
@@ -123,7 +122,7 @@ def ask(
             gated=True,
             max_model_len=longest + recipe.sampling.max_tokens,
         ) as engine,
-        open_generator(str(base.folder), engine="transformers") as by_lot,
+        open_generator(str(base.folder), engine="transformers") as transformers,
     ):
         for temperature in config.temperatures:
             options = SamplingOptions(
@@ -134,9 +133,9 @@ def ask(
             )
 
             def result(applied: Applied | None, options: SamplingOptions = options) -> Result:
-                lot = applied is not None and applied.random_rate is not None
+                random = applied is not None and applied.random_rate is not None
                 return evaluate_generator(
-                    by_lot if lot else engine,
+                    transformers if random else engine,
                     renderer,
                     problems,
                     options,
@@ -146,9 +145,9 @@ def ask(
                     identity=base.fingerprint,
                 )
 
-            # The lot is drawn in transformers: its base answers there too.
+            # The random gate runs in transformers: its base answers there too.
             there = evaluate_generator(
-                by_lot,
+                transformers,
                 renderer,
                 problems,
                 options,
@@ -165,11 +164,11 @@ def ask(
 
 
 def way(adapter: Path, mode: str) -> Applied:
-    """How the adapter runs in `mode`; the lot opens as often as its entropy gate did."""
+    """How the adapter runs in `mode`; the random gate opens as often as its entropy gate did."""
     gate = Manifest.read(adapter).gate
     assert gate is not None  # a fit always calibrates one
-    if mode == "lot":
-        return Applied.by_lot(adapter, gate)
+    if mode == "random":
+        return Applied.at_random(adapter, gate)
     return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
 
 
@@ -180,7 +179,7 @@ def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[s
         rows = [[base.label, str(base.pass_at_1), "", "", ""] for base in bases]
         lines: dict[str, Any] = {base.label: base.report() for base in bases}
         for row, results in zip(ROWS, others, strict=True):
-            base = bases[row.mode == "lot"]
+            base = bases[row.mode == "random"]
             score = over_seeds([one.scores for one in results])
             gain = over_seeds([one.scores - base.scores for one in results])
             each = [one.against(base).value for one in results]

@@ -25,8 +25,8 @@ from research.paper.plan import ABLATIONS, LARGE_ENDING, plan
 from research.paper.report import write_report
 from research.paper.tables import Results
 from training.config import Config
-from training.generate import Engine
-from training.model import open_base
+from training.generation import EngineName
+from training.hf_model import open_base
 
 logger = logging.getLogger("research.paper")
 
@@ -51,7 +51,7 @@ class ReproduceConfig(Config):
         [], description="Make these alone, '*/grpo/*,*/base' say; report on all."
     )
     minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
-    engine: Engine = Field(
+    engine: EngineName = Field(
         "auto", description="What samples; auto: vllm on a GPU, else transformers."
     )
     quick: bool = Field(False, description="One base, one seed, small, no ablations.")
@@ -89,7 +89,7 @@ class ReproduceConfig(Config):
         return CellStore(self.results, self.work / "cells")
 
 
-def engine_for(wanted: Engine) -> Engine:
+def engine_for(wanted: EngineName) -> EngineName:
     """auto: on a CPU without a bf16 unit transformers answers a miniature's cell sooner."""
     if wanted != "auto":
         return wanted

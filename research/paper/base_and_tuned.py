@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import Field
 
-from adapters.base import BaseModel
-from adapters.version import AdapterVersion
+from adapters.adapter import AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
 from training.evaluate import find_adapter
-from training.generate import Engine
-from training.model import load_model, open_base
+from training.generation import EngineName
+from training.hf_model import load_model, open_base
 from training.problems.settings import ProblemsConfig
 
 
@@ -36,7 +36,7 @@ class PairConfig(ProblemsConfig):
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
-    engine: Engine = Field(
+    engine: EngineName = Field(
         "auto", description="What samples or replays: auto, vllm or transformers."
     )
     seed: int = Field(0, ge=0, lt=2**31)
@@ -52,7 +52,7 @@ class Tuned:
     model: Path | None
 
     @classmethod
-    def find(cls, tuned: str, store: Path | None, base: BaseModel) -> Tuned:
+    def find(cls, tuned: str, store: Path | None, base: BaseCheckpoint) -> Tuned:
         """A model folder, an adapter folder, a name in `store`, or a hub id.
 
         Raises:
@@ -77,7 +77,7 @@ class Pair:
         ValueError: they have different vocabularies.
     """
 
-    def __init__(self, base: BaseModel, tuned: Tuned) -> None:
+    def __init__(self, base: BaseCheckpoint, tuned: Tuned) -> None:
         self._base = load_model(str(base.folder))
         self._tuned: Any = None
         if tuned.adapter is not None:

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.files import atomic_write, write_json, write_text
-from training.machine import machine
+from training.provenance import machine
 
 Kind = Literal["base", "fit", "grpo", "footprint", "intervene", "greedy"]
 Record = dict[str, Any]  # a cell's JSON

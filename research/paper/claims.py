@@ -17,7 +17,7 @@ from research.paper.tables import (
     ablations,
     main_rows,
 )
-from training.metrics import ratio_over_seeds
+from training.evaluation.statistics import ratio_over_seeds
 
 SHARE_OF_GAIN = 0.95  # of GRPO's, for as good
 TOKENS = 30  # GRPO generates at least so many times ours

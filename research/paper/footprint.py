@@ -26,15 +26,15 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.gate import RATES, calibrate, entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from research.paper.base_and_tuned import Pair, PairConfig, Tuned
-from training.generate import Applied, Completion, SamplingOptions, open_generator
-from training.metrics import Estimate, mean, ratio
-from training.model import batches, head, hidden_states, open_base, pad_right
+from training.evaluation.statistics import Estimate, mean, ratio
+from training.generation import Applied, Completion, SamplingOptions, open_generator
+from training.hf_model import batches, head, hidden_states, open_base, pad_right
 from training.problems import load_problems
 
 logger = logging.getLogger("research.paper.footprint")
@@ -161,7 +161,7 @@ def _estimate(found: Estimate) -> dict[str, float]:
 
 def tuned_answers(
     config: FootprintConfig,
-    base: BaseModel,
+    base: BaseCheckpoint,
     tuned: Tuned,
     prompts: Sequence[list[int]],
     max_tokens: int,

@@ -27,13 +27,12 @@ from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from research.checkpoints import whole_checkpoints
-from training.evaluate import evaluate_generator
-from training.generate import Engine, SamplingOptions, derive_seed, open_generator
-from training.model import load_model, open_base
+from training.evaluation import Result, evaluate_generator
+from training.generation import EngineName, SamplingOptions, derive_seed, open_generator
+from training.grading import Verifier
+from training.hf_model import load_model, open_base
 from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
-from training.results import Result
-from training.verify import Verifier
 
 logger = logging.getLogger("research.paper.grpo")
 
@@ -50,7 +49,7 @@ class GrpoConfig(ProblemsConfig):
     run_dir: Path = Field(Path("runs/grpo"), description="Checkpoints, answers and report.json.")
     limit: int | None = Field(None, ge=2, description="Train on at most so many problems.")
     family: str = Field("", description="Default: by the model's name.")
-    engine: Engine = Field("auto", description="What answers the held-out problems.")
+    engine: EngineName = Field("auto", description="What answers the held-out problems.")
     seed: int = Field(0, ge=0, lt=2**31)
 
     prompts: int = Field(16, ge=1, description="Problems per optimizer step.")

@@ -8,7 +8,7 @@ r"""Decode with the base, take the tuned model's token at some positions: interv
 Both models read what has been written; the base writes it but for the tuned model's tokens
 
     oracle    where the two models' first choices differ
-    random    at as many positions, drawn by lot
+    random    at as many positions, drawn at random
     entropy   where the base's entropy exceeds tau
 
 beside the base and the tuned model alone. `--tau` is the adapter's own, else calibrated to the
@@ -30,24 +30,23 @@ import torch
 from pydantic import Field
 from transformers import AutoTokenizer, DynamicCache
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
 from research.paper.base_and_tuned import Pair, PairConfig, Tuned
-from training.evaluate import evaluate_generator
-from training.gated import Draw
-from training.generate import Applied, SamplingOptions, derive_seed, open_generator
-from training.generate_hf import drawing, end_tokens
-from training.metrics import Estimate, ratio
-from training.model import open_base
+from training.evaluation import Recorder, Reply, Result, compare, evaluate_generator, table
+from training.evaluation.statistics import Estimate, ratio
+from training.generation import Applied, SamplingOptions, derive_seed, open_generator
+from training.generation.gated_decoding import Draw
+from training.generation.stop_strings import StopStrings
+from training.generation.transformers_engine import drawing, end_tokens
+from training.grading import Verifier
+from training.hf_model import open_base
 from training.problems import Problem, load_problems
-from training.results import Recorder, Reply, Result, compare, table
-from training.score import sequence_entropies
-from training.stop import StopStrings
-from training.verify import Verifier
+from training.stages.score import sequence_entropies
 
 logger = logging.getLogger("research.paper.intervene")
 
@@ -73,7 +72,7 @@ class Decoded(NamedTuple):
 
 
 def takes(policy: Policy, tau: float, rate: float) -> Takes:
-    """The rule of `policy`; `tau` (nats) is the gate's, `rate` the share drawn by lot."""
+    """The rule of `policy`; `tau` (nats) is the gate's, `rate` the share drawn at random."""
     rules: dict[Policy, Takes] = {
         "base": lambda base, _: torch.zeros(len(base), dtype=torch.bool, device=base.device),
         "tuned": lambda base, _: torch.ones(len(base), dtype=torch.bool, device=base.device),
@@ -149,7 +148,7 @@ class Interventions:
     def __init__(
         self,
         pair: Pair,
-        base: BaseModel,
+        base: BaseCheckpoint,
         prompts: Sequence[list[int]],
         problems: Sequence[Problem],
         options: SamplingOptions,
@@ -280,7 +279,7 @@ def _tau(
 
 def _replay(
     config: InterveneConfig,
-    base: BaseModel,
+    base: BaseCheckpoint,
     tuned: Tuned,
     tau: float,
     renderer: PromptRenderer,

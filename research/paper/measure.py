@@ -16,21 +16,21 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from adapters.base import BaseModel
+from adapters.adapter import WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_text
 from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, find_recipe
-from adapters.version import WEIGHTS
 from research.miniature.benchmarks import BENCHMARKS, benchmark_problems
 from research.miniature.world import puzzles
 from research.paper.cells import Cell
 from research.paper.plan import COOLED, METHOD
-from training.evaluate import evaluate_generator
-from training.generate import Applied, Engine, SamplingOptions, open_generator, vllm_is_here
-from training.model import open_base
+from training.evaluation import evaluate_generator
+from training.generation import Applied, EngineName, SamplingOptions, open_generator, vllm_is_here
+from training.grading import Verifier
+from training.hf_model import open_base
 from training.problems import Problem
-from training.verify import Verifier
 
 # Of research.paper.grpo: all weights of a miniature take a learning rate far above its default.
 GRPO = ("--learning-rate", "1e-4", "--patience", "3")
@@ -73,7 +73,7 @@ class Measurer:
         engine: what samples and answers.
     """
 
-    def __init__(self, bases: dict[str, str], work: Path, size: Size, engine: Engine) -> None:
+    def __init__(self, bases: dict[str, str], work: Path, size: Size, engine: EngineName) -> None:
         self._bases, self._work, self._size, self._engine = bases, work, size, engine
 
     def make(self, cell: Cell) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Measurer:
     def base(self, cell: Cell) -> dict[str, Any]:
         """The base on all benchmarks, by each engine: each adapter is held against its own's."""
         base = open_base(self._bases[cell.base])
-        engines: list[Engine] = ["transformers", "vllm"] if vllm_is_here() else ["transformers"]
+        engines: list[EngineName] = ["transformers", "vllm"] if vllm_is_here() else ["transformers"]
         found: dict[str, Any] = {one: self.answers(base, None, one) for one in engines}
         found["greedy"] = self.answers(base, None, "transformers", temperature=0)
         return found
@@ -98,7 +98,7 @@ class Measurer:
     def fit(self, cell: Cell) -> dict[str, Any]:
         """An adapter behind its gate.
 
-        The method's at every step and behind a gate by lot too, and as it is served: by vLLM. Where
+        The method's at every step and behind a random gate too, and as it is served: by vLLM. Where
         its gate has a temperature, also without it, and its base behind the same gate.
         """
         folder, run = self.adapter(cell), self._fit_run(cell)
@@ -115,8 +115,8 @@ class Measurer:
             found["base"] = self.answers(base, alone, self._engine)
         if cell.variant == METHOD:
             found["always"] = self.answers(base, Applied(folder), self._engine)
-            lot = Applied.by_lot(folder, gate)
-            found["by lot"] = self.answers(base, lot, "transformers")
+            control = Applied.at_random(folder, gate)
+            found["by lot"] = self.answers(base, control, "transformers")
         if cell.variant in (METHOD, COOLED) and vllm_is_here():
             found["served"] = self.answers(base, gated, "vllm")
         return {
@@ -218,7 +218,7 @@ class Measurer:
         output = self._work / "runs" / cell.id
         # What replays an intervention is the engine that serves, wherever it is installed.
         replays = module == "research.paper.intervene" and vllm_is_here()
-        engine: Engine = "vllm" if replays else self._engine
+        engine: EngineName = "vllm" if replays else self._engine
         self.run_module(
             *(module, "--model", self._bases[cell.base], "--tuned", str(tuned)),
             *("--problems", str(self.all_questions()), "--engine", engine),
@@ -231,9 +231,9 @@ class Measurer:
 
     def answers(
         self,
-        model: BaseModel,
+        model: BaseCheckpoint,
         applied: Applied | None,
-        engine: Engine,
+        engine: EngineName,
         family_of: str = "",
         temperature: float | None = None,
     ) -> dict[str, Any]:

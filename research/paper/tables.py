@@ -12,7 +12,7 @@ from research.miniature.benchmarks import BENCHMARKS
 from research.paper.cells import Cell, CellStore
 from research.paper.measure import all_scores, total
 from research.paper.plan import COOLED, METHOD, WARM
-from training.metrics import Estimate, Floats, over_seeds
+from training.evaluation.statistics import Estimate, Floats, over_seeds
 
 Answers = dict[str, Any]  # benchmark -> scores and the rest
 

@@ -16,16 +16,16 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODULE, contents, make_adapter, make_base
 
 from adapters.__main__ import main
+from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterError
 from adapters.audit import verify
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.moves import FILE as MOVES
 from adapters.store import SHIPPED, Store
-from adapters.version import CONFIG, FILES, WEIGHTS, AdapterError
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> BaseModel:
+def base(tmp_path: Path) -> BaseCheckpoint:
     return make_base(tmp_path / "base")
 
 
@@ -57,7 +57,7 @@ def console(store: Store, capsys: pytest.CaptureFixture[str]) -> Console:
     return Console(store, capsys)
 
 
-def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseModel) -> None:
+def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseCheckpoint) -> None:
     first = console("publish", make_adapter(tmp_path / "mine", base)).strip()
     assert first.startswith("mine@")
     second = make_adapter(tmp_path / "second", base, value=2)
@@ -197,7 +197,7 @@ def test_integers_are_no_weights(store: Store, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ import and export
 
 
-def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: BaseModel) -> None:
+def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: BaseCheckpoint) -> None:
     folder = make_adapter(tmp_path / "theirs")
     version = import_adapter(store, str(folder), "mine", base=base, family="tiny")
     assert version.manifest is not None and version.gate is None
@@ -205,7 +205,7 @@ def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: Base
     other = make_base(tmp_path / "other")
     weights = load_file(other.folder / "model.safetensors")
     save_file({k: v + 1 for k, v in weights.items()}, other.folder / "model.safetensors")
-    other = BaseModel.open(str(other.folder))
+    other = BaseCheckpoint.open(str(other.folder))
     store.get("mine", base)
     with pytest.raises(AdapterError, match="made for other weights"):
         store.get("mine", other)
@@ -219,7 +219,7 @@ def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: Base
 
 
 def test_an_import_from_the_hub_takes_three_files(
-    store: Store, tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, base: BaseCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = make_adapter(tmp_path / "hub")
     asked = []

@@ -15,7 +15,7 @@ from support import ROOT
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from adapters.__main__ import main
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.prompt import PLAIN_STOP, PromptFormat, PromptRenderer
 from adapters.recipe import FewShot, Prompt, Recipe, get_recipe, recipe_for, recipes
 
@@ -67,7 +67,7 @@ def user(text: str = QUESTION) -> list[dict[str, str]]:
 
 
 def test_smollm2_gets_its_own_template_and_not_llama_3s(smollm2: Path) -> None:
-    base = BaseModel.open(str(smollm2))
+    base = BaseCheckpoint.open(str(smollm2))
     assert base.model_type == "llama" and base.facts.instruct
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     for family in recipes():
@@ -174,7 +174,7 @@ def test_stop_strings_of_the_recipe_win_over_the_plain_prompts(words: Any, smoll
 
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-llama", "tiny-qwen3", "tiny-qwen2-hurried"])
 def test_shipped_adapters_keep_the_prompt_that_they_were_fitted_with(name: str) -> None:
-    base = BaseModel.open(str(ROOT / "models" / name))
+    base = BaseCheckpoint.open(str(ROOT / "models" / name))
     renderer = PromptRenderer.load(base.folder, recipe_for(base).prompt)
     assert renderer.stop == ()
     assert renderer.text(QUESTION) == (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.recipe import GENERIC, ModelFacts, find_recipe, get_recipe, look_up, recipes
 
 IM_END = {"content": "<|im_end|>"}
@@ -45,7 +45,7 @@ def test_a_model_finds_its_family(model: str, model_type: str, family: str) -> N
     assert model in found.reason or model_type in found.reason
 
 
-def make_folder(folder: Path, **files: Any) -> BaseModel:
+def make_folder(folder: Path, **files: Any) -> BaseCheckpoint:
     """A model folder without weights: `config`, `tokenizer_config`, `template`, `card`, ..."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"} | files["config"]))
@@ -56,7 +56,7 @@ def make_folder(folder: Path, **files: Any) -> BaseModel:
         (folder / "chat_template.jinja").write_text(files["template"])
     if "card" in files:
         (folder / "README.md").write_text(files["card"])
-    return BaseModel.open(str(folder))
+    return BaseCheckpoint.open(str(folder))
 
 
 @pytest.mark.parametrize(

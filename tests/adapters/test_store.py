@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from tiny import MODULE, make_adapter, make_base
 
-from adapters.base import BaseModel, fingerprint, safetensors_header
+from adapters.adapter import CONFIG, WEIGHTS, AdapterError, AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint, fingerprint, safetensors_header
 from adapters.manifest import is_name
 from adapters.store import Store
-from adapters.version import CONFIG, WEIGHTS, AdapterError, AdapterVersion
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> BaseModel:
+def base(tmp_path: Path) -> BaseCheckpoint:
     return make_base(tmp_path / "base")
 
 
-def test_a_good_adapter_is_offered(tmp_path: Path, base: BaseModel) -> None:
+def test_a_good_adapter_is_offered(tmp_path: Path, base: BaseCheckpoint) -> None:
     make_adapter(tmp_path / "store" / "good", base)
     make_adapter(tmp_path / "store" / "plain-peft")  # no manifest: any PEFT folder
     listing = Store(tmp_path / "store").listing(base, max_rank=8)
@@ -103,7 +103,7 @@ def _extra_tensor(path: Path) -> None:
     ],
 )
 def test_a_damaged_adapter_is_refused_by_name_and_the_others_are_offered(
-    tmp_path: Path, base: BaseModel, damage, reason: str
+    tmp_path: Path, base: BaseCheckpoint, damage, reason: str
 ) -> None:
     store = Store(tmp_path / "store")
     make_adapter(tmp_path / "store" / "good", base)
@@ -114,26 +114,26 @@ def test_a_damaged_adapter_is_refused_by_name_and_the_others_are_offered(
     assert "'bad'" in str(listing.refused["bad"])
 
 
-def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: BaseModel) -> None:
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: BaseCheckpoint) -> None:
     store = Store(tmp_path / "store")
     make_adapter(tmp_path / "store" / "shapes", shape=(16, 8))
     other = tmp_path / "other"
     shutil.copytree(base.folder, other)
     weight = np.random.default_rng(1).normal(size=(12, 8)).astype(np.float32)
     save_file({f"{MODULE}.weight": weight}, other / "model.safetensors")
-    make_adapter(tmp_path / "store" / "weights", BaseModel.open(str(other)))
+    make_adapter(tmp_path / "store" / "weights", BaseCheckpoint.open(str(other)))
     refused = store.listing(base).refused
     assert "made for a 16 x 8 weight" in refused["shapes"].reason
     assert "made for other weights" in refused["weights"].reason
 
 
-def test_a_rank_over_the_limit_is_refused(tmp_path: Path, base: BaseModel) -> None:
+def test_a_rank_over_the_limit_is_refused(tmp_path: Path, base: BaseCheckpoint) -> None:
     make_adapter(tmp_path / "store" / "wide", base, rank=8)
     with pytest.raises(AdapterError, match="rank 8 is over the limit 4"):
         Store(tmp_path / "store").get("wide", base, max_rank=4)
 
 
-def test_links_do_not_lead_out_of_the_store(tmp_path: Path, base: BaseModel) -> None:
+def test_links_do_not_lead_out_of_the_store(tmp_path: Path, base: BaseCheckpoint) -> None:
     store = tmp_path / "store"
     make_adapter(store / "inside", base)
     outside = make_adapter(tmp_path / "outside", base)
@@ -174,7 +174,7 @@ def test_any_json_as_config_is_refused_cleanly(tmp_path_factory, value) -> None:
         AdapterVersion.read(path)
 
 
-def test_the_fingerprint_sees_one_changed_weight(base: BaseModel) -> None:
+def test_the_fingerprint_sees_one_changed_weight(base: BaseCheckpoint) -> None:
     before = fingerprint(base.folder)
     path = base.folder / "model.safetensors"
     data = bytearray(path.read_bytes())

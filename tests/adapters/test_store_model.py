@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tiny import MEMORY, make_adapter
 
+from adapters.adapter import AdapterError
 from adapters.audit import verify
 from adapters.collect import collect
 from adapters.store import Leased, Store
-from adapters.version import AdapterError
 
 NAMES = st.sampled_from(["alpha", "beta", "gamma"])
 CONTENTS = st.integers(0, 4)

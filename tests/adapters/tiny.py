@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from adapters.base import BaseModel
+from adapters.adapter import CONFIG, WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
 from adapters.store import Store
-from adapters.version import CONFIG, WEIGHTS
 
 # A folder in memory where there is one: kills and races are the same there, fsync is free.
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 MODULE = "model.layers.0.self_attn.q_proj"
 
 
-def make_base(folder: Path) -> BaseModel:
+def make_base(folder: Path) -> BaseCheckpoint:
     """A base of one weight."""
     folder.mkdir()
     (folder / "config.json").write_text(
@@ -28,12 +28,12 @@ def make_base(folder: Path) -> BaseModel:
     )
     weight = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
     save_file({f"{MODULE}.weight": weight}, folder / "model.safetensors")
-    return BaseModel.open(str(folder))
+    return BaseCheckpoint.open(str(folder))
 
 
 def make_adapter(
     path: Path,
-    base: BaseModel | None = None,
+    base: BaseCheckpoint | None = None,
     rank: int = 2,
     shape: tuple[int, int] = (12, 8),
     value: float = 1.0,
@@ -55,7 +55,7 @@ def make_adapter(
     return path
 
 
-def write_manifest(path: Path, base: BaseModel) -> None:
+def write_manifest(path: Path, base: BaseCheckpoint) -> None:
     """The manifest of an adapter folder."""
     manifest = Manifest(
         name=path.name,

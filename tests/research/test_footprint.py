@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import entropy
 from adapters.store import SHIPPED
 from research.miniature.world import puzzles
 from research.paper import footprint as module
 from research.paper.base_and_tuned import Pair, Tuned
 from research.paper.footprint import Footprint, choice_ranks, footprint, overlap, summarize
-from training.model import load_model
+from training.hf_model import load_model
 
 BASE = "models/tiny-qwen2"
 
 
 @pytest.fixture(scope="module")
-def base() -> BaseModel:
-    return BaseModel.open(BASE)
+def base() -> BaseCheckpoint:
+    return BaseCheckpoint.open(BASE)
 
 
 @pytest.fixture(scope="module")
-def pair(base: BaseModel) -> Pair:
+def pair(base: BaseCheckpoint) -> Pair:
     return Pair(base, Tuned.find("tiny-math", SHIPPED, base))
 
 
@@ -63,7 +63,7 @@ def test_nothing_changed_has_no_ranks() -> None:
     assert overlap(PRINTS._replace(rank=np.ones(10, dtype=np.int64)), 0.5)["recall"] is None
 
 
-def test_it_equals_a_slow_walk(base: BaseModel, pair: Pair) -> None:
+def test_it_equals_a_slow_walk(base: BaseCheckpoint, pair: Pair) -> None:
     from peft import PeftModel
 
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_it_equals_a_slow_walk(base: BaseModel, pair: Pair) -> None:
     assert found.answer.tolist() == [0] * 9 + [1] * 3 + [2] * 6
 
 
-def test_a_model_beside_itself_is_unshifted(base: BaseModel) -> None:
+def test_a_model_beside_itself_is_unshifted(base: BaseCheckpoint) -> None:
     same = Pair(base, Tuned.find(BASE, SHIPPED, base))
     found = footprint(same, [[5, 6, 7]], [[8, 9, 10, 11]])
     assert found.rank.tolist() == [1, 1, 1, 1]

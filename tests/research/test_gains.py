@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Manifest
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from research.experiments.gains import ROWS, applied, report
-from training.results import Result
+from training.evaluation import Result
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Path:
     store = Store(SHIPPED)
-    version = store.get("tiny-math", BaseModel.open("models/tiny-qwen2"))
+    version = store.get("tiny-math", BaseCheckpoint.open("models/tiny-qwen2"))
     return store.path(Reference("tiny-math", version.hash))
 
 

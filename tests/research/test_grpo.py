@@ -68,7 +68,7 @@ def arguments(files: tuple[Path, Path], folder: Path) -> list[str]:
 def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from training.model import load_model
+    from training.hf_model import load_model
 
     with preloaded("research.paper.grpo", tmp_path) as command:
         process = command.start(arguments(files, tmp_path))

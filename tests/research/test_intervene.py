@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import entropy
 from adapters.store import SHIPPED
 from research.miniature.world import puzzles
 from research.paper import intervene as module
 from research.paper.base_and_tuned import Pair, Tuned
 from research.paper.intervene import Policy, decode, takes
-from training.generate import SamplingOptions
-from training.generate_hf import drawing, end_tokens
+from training.generation import SamplingOptions
+from training.generation.transformers_engine import drawing, end_tokens
 
 BASE = "models/tiny-qwen2"
 GREEDY = drawing(SamplingOptions(temperature=0))
@@ -24,7 +24,7 @@ TOKENS = 40
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    base = BaseModel.open(BASE)
+    base = BaseCheckpoint.open(BASE)
     return Pair(base, Tuned.find("tiny-math", SHIPPED, base))
 
 
@@ -33,7 +33,7 @@ def prompts(pair: Pair) -> list[list[int]]:
     from adapters.prompt import PromptRenderer
     from adapters.recipe import Prompt
 
-    renderer = PromptRenderer.load(BaseModel.open(BASE).folder, Prompt())
+    renderer = PromptRenderer.load(BaseCheckpoint.open(BASE).folder, Prompt())
     stream = puzzles(4, "heldout")
     return [renderer.token_ids(next(stream).problem.problem) for _ in range(2)]
 

@@ -118,12 +118,14 @@ def test_the_plan_has_every_cell_once_and_what_others_need_first(cells: list[Cel
 
 
 def test_every_ablation_is_a_recipe_that_fit_takes() -> None:
-    from training.fit import FitConfig
+    from adapters.base_checkpoint import BaseCheckpoint
+    from training.fit_config import FitConfig
 
     def config(flags: tuple[str, ...]) -> FitConfig:
-        return FitConfig.load(
+        given = FitConfig.load(
             ["--model", "models/tiny-qwen2", "--problems", "x", "--publish", "y", *flags]
         )
+        return given.with_recipe(BaseCheckpoint.open("models/tiny-qwen2"))
 
     large = fits(LARGER)
     for flags in (*ABLATIONS.values(), *fits(BASE).values(), *large.values()):

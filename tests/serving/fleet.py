@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Message, Scope
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
 from serving.held import Holding
 from serving.modes import Modes
@@ -64,7 +64,7 @@ def make_modes(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) ->
     store = Store(tmp_path / "store")
     residents = Residents(
         store=store,
-        base=BaseModel.open(str(base)),
+        base=BaseCheckpoint.open(str(base)),
         max_rank=64,
         snapshots=Snapshots(tmp_path / "frozen"),
         engine=Engine(),  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 from fleet import Engine, answered, make_modes, settled
 from support import make_adapter
 
+from adapters.adapter import WEIGHTS
 from adapters.store import Store
-from adapters.version import WEIGHTS
 from serving import admin
 from serving.modes import Modes
 from serving.routes import http_error

@@ -19,7 +19,7 @@ from gate_reference import Asked, Reference
 from support import ROOT, Server, running_server, sign
 from transformers import AutoTokenizer
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 
@@ -71,7 +71,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def trained(gemma: Server) -> PromptRenderer:
     """What the trainer renders with."""
-    base = BaseModel.open(str(gemma.base))
+    base = BaseCheckpoint.open(str(gemma.base))
     assert recipe_for(base).family == "gemma"  # by its architecture
     return PromptRenderer.load(
         base.folder, recipe_for(base, f"{gemma.store.parent}/recipe.yaml").prompt
@@ -156,7 +156,7 @@ def test_a_real_model_gated_equals_transformers_and_peft(tmp_path: Path) -> None
     store = tmp_path / "store"
     make_adapters(folder, store, ["all"], strength=0.1)
     sign(store / "all", folder)
-    base = BaseModel.open(str(folder))
+    base = BaseCheckpoint.open(str(folder))
     renderer = PromptRenderer.load(folder, recipe_for(base).prompt)
     window = base.config.get("sliding_window") or 0
     questions = ["What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90."]

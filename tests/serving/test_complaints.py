@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ENGINE_ENVIRONMENT, ROOT, make_adapter, sign
 
-from adapters.base import BaseModel
+from adapters.adapter import CONFIG, AdapterError
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from adapters.version import CONFIG, AdapterError
 
 
 @pytest.mark.engine
@@ -64,7 +64,7 @@ def test_stock_vllm_has_them_all(tmp_path: Path, base_folder: Path) -> None:
         "path of ../outside": f"{tmp_path}/store/../outside",
     }
     with pytest.raises(AdapterError, match="made for other weights"):
-        Store(tmp_path).get("foreign", BaseModel.open(str(base_folder)))
+        Store(tmp_path).get("foreign", BaseCheckpoint.open(str(base_folder)))
 
 
 PIECES = st.sampled_from(["..", ".", "/", "outside", "alpha", "\\", "%2e", "\0", "~", "@", "\n"])

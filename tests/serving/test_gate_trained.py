@@ -21,7 +21,7 @@ from test_gate_exact import CRAMPED, PLAIN, World
 
 from training.base_cache import compute_caches
 from training.decision_points import Points, layer_windows, make_batch, point_log_probs
-from training.score import sequence_entropies
+from training.stages.score import sequence_entropies
 
 pytestmark = pytest.mark.engine
 

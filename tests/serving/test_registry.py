@@ -12,8 +12,8 @@ import pytest
 from fleet import Engine, answered, completion, make_modes, settled
 from support import make_adapter
 
+from adapters.adapter import WEIGHTS, AdapterError
 from adapters.store import Store
-from adapters.version import WEIGHTS, AdapterError
 from serving.modes import Modes
 
 

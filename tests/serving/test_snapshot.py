@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from support import make_adapter
 
-from adapters.base import BaseModel
+from adapters.adapter import WEIGHTS, AdapterError
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from adapters.version import WEIGHTS, AdapterError
 from serving import snapshot
 from serving.snapshot import Snapshots
 
 
 @pytest.fixture
-def base(base_folder: Path) -> BaseModel:
-    return BaseModel.open(str(base_folder))
+def base(base_folder: Path) -> BaseCheckpoint:
+    return BaseCheckpoint.open(str(base_folder))
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def snapshots(tmp_path: Path) -> Snapshots:
     return Snapshots(tmp_path / "snapshots")
 
 
-def test_a_version_is_its_content(tmp_path: Path, base: BaseModel, snapshots: Snapshots) -> None:
+def test_a_version_is_its_content(
+    tmp_path: Path, base: BaseCheckpoint, snapshots: Snapshots
+) -> None:
     store = Store(tmp_path / "store")
     folder = make_adapter(store.root, "alpha", base.folder, seed=1)
     first = snapshots.take(store, "alpha", base, 64)
@@ -58,7 +60,7 @@ def test_signature_sees_a_rewrite_of_equal_length(tmp_path: Path, base_folder: P
 
 
 def test_nothing_is_kept_of_a_refused_adapter(
-    tmp_path: Path, base: BaseModel, snapshots: Snapshots
+    tmp_path: Path, base: BaseCheckpoint, snapshots: Snapshots
 ) -> None:
     store = Store(tmp_path / "store")
     make_adapter(store.root, "large", base.folder, rank=16)
@@ -70,7 +72,7 @@ def test_nothing_is_kept_of_a_refused_adapter(
 
 
 def test_a_folder_rewritten_during_the_copy_is_refused(
-    tmp_path: Path, base: BaseModel, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: BaseCheckpoint, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store")
     folder = make_adapter(store.root, "alpha", base.folder, manifest=False)
@@ -87,7 +89,7 @@ def test_a_folder_rewritten_during_the_copy_is_refused(
 
 
 def test_a_version_is_frozen_under_its_own_name(
-    tmp_path: Path, base: BaseModel, snapshots: Snapshots
+    tmp_path: Path, base: BaseCheckpoint, snapshots: Snapshots
 ) -> None:
     store = Store(tmp_path / "store")
     folder = make_adapter(tmp_path, "made", base.folder)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.fit import FitConfig
+from adapters.base_checkpoint import BaseCheckpoint
+from training.evaluate_config import EvaluateConfig
+from training.fit import main
+from training.fit_config import FitConfig
 
 BASE = ["--model", "models/tiny-qwen2", "--problems", "p.jsonl", "--output", "out/my-adapter"]
 
@@ -12,7 +15,8 @@ BASE = ["--model", "models/tiny-qwen2", "--problems", "p.jsonl", "--output", "ou
 def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("lora: {rank: 4}\noptimizer: {epochs: 3}\n")
-    config = FitConfig.load([*BASE, "--config", str(file), "--lora.rank", "2"])
+    given = FitConfig.load([*BASE, "--config", str(file), "--lora.rank", "2"])
+    config = given.with_recipe(BaseCheckpoint.open(given.model))
     assert config.lora.rank == 2
     assert config.optimizer.epochs == 3
     assert config.family == "tiny"
@@ -22,9 +26,12 @@ def test_flags_win_over_yaml_and_yaml_over_the_recipe(tmp_path: Path) -> None:
 
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
-    config = FitConfig.load([*BASE, "--gate.tau", "1.25"])
+    base = BaseCheckpoint.open("models/tiny-qwen2")
+    config = FitConfig.load([*BASE, "--gate.tau", "1.25"]).with_recipe(base)
     config.save(tmp_path / "fit.yaml")
     again = FitConfig.load(["--config", str(tmp_path / "fit.yaml")])
+    assert again.model_dump(exclude={"config"}) == config.model_dump(exclude={"config"})
+    again = again.with_recipe(base)
     assert again.model_dump(exclude={"config"}) == config.model_dump(exclude={"config"})
 
 
@@ -34,9 +41,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         (["--lora.rank", "0"], "--lora.rank"),
         (["--optimizer.learning-rate", "x"], "--optimizer.learning-rate"),
         (["--objective.name", "dpo"], "--objective.name"),
-        (["--family", "nope"], "family"),
         (["--name", "../x"], "--name"),
-        (["--model", "/no/such/model"], "/no/such/model"),
         (["--unknown", "1"], "--unknown"),
         (["--config", "/no/such.yaml"], "no/such.yaml"),
     ],
@@ -46,6 +51,38 @@ def test_bad_values_exit_with_2_and_name_the_field(flags, named, capsys) -> None
         FitConfig.load([*BASE, *flags])
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--family", "nope"], "family: 'nope' is unknown"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--optimizer.gradient-checkpointing"], "only with positions 'all'"),
+    ],
+)
+def test_what_only_the_model_can_prove_wrong_exits_with_2_too(
+    flags, named, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as stop:
+        main([*BASE, *flags])
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_reading_flags_looks_at_no_model(monkeypatch) -> None:
+    """Neither a download nor a look into the hub's cache: that is for the run."""
+    import huggingface_hub
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(BaseCheckpoint, "open", refuse)
+    flags = ["--model", "no/such-model", "--problems", "gsm8k"]
+    assert FitConfig.load([*flags, "--publish", "mine"]).name == "mine"
+    assert EvaluateConfig.load(flags).model == "no/such-model"
 
 
 def test_a_stray_environment_variable_steers_nothing(monkeypatch) -> None:

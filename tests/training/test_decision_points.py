@@ -18,7 +18,7 @@ from training.decision_points import (
     point_log_probs,
     point_states,
 )
-from training.model import head
+from training.hf_model import head
 
 
 def rollouts(count: int, seed: int = 3) -> list[tuple[list[int], list[int], list[bool]]]:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adapters.base import BaseModel
+from adapters.adapter import WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Manifest
 from adapters.recipe import get_recipe
 from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
-from adapters.version import WEIGHTS
 from demo.__main__ import DemoConfig, Size, demo, divide, make_problems, take
 from training.problems import Problem, load_problems
-from training.publish import publish_zeros
+from training.stages.publish import publish_zeros
 
 BASE = "models/tiny-qwen2"
 
@@ -73,14 +73,14 @@ def test_a_source_that_is_too_small_ends_before_anything_is_fitted(tmp_path: Pat
 @pytest.fixture(scope="module")
 def shipped() -> Path:
     store = Store(SHIPPED)
-    version = store.get("tiny-math", BaseModel.open(BASE))
+    version = store.get("tiny-math", BaseCheckpoint.open(BASE))
     return store.path(Reference("tiny-math", version.hash))
 
 
 def test_an_adapter_of_zeros_has_the_gate_and_changes_nothing(
     shipped: Path, tmp_path: Path
 ) -> None:
-    version = publish_zeros(tmp_path / "zeros", shipped, "zeros", BaseModel.open(BASE))
+    version = publish_zeros(tmp_path / "zeros", shipped, "zeros", BaseCheckpoint.open(BASE))
     assert version.manifest is not None
     assert version.manifest.gate == Manifest.read(shipped).gate
     assert (version.manifest.name, version.manifest.scores) == ("zeros", [])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adapters.manifest import Gate
-from training.diagnose import diagnose
-from training.results import Result
+from training.evaluation import Result
+from training.stages.diagnose import known_failures
 
 GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
 LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
@@ -34,7 +34,7 @@ def result(
 
 def warnings(**changes: object) -> list[str]:
     given = {"mixed": 50, "asked": 100, "log": LOG, "gate": GATE, "base": result(), **changes}
-    return diagnose(**{"kept": result(right=8), **given})  # type: ignore[arg-type]
+    return known_failures(**{"kept": result(right=8), **given})  # type: ignore[arg-type]
 
 
 def test_a_healthy_run_is_left_in_peace() -> None:

@@ -17,12 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from adapters.prompt import PromptRenderer
-from training.ask import Endpoint, ServerError
-from training.evaluate import EvaluateConfig, evaluate_generator, evaluate_url, main
-from training.generate import Applied, Completion, Generator, SamplingOptions, derive_seed
+from training.evaluate import main
+from training.evaluate_config import EvaluateConfig
+from training.evaluation import (
+    Endpoint,
+    Recorder,
+    Reply,
+    Result,
+    ServerError,
+    compare,
+    evaluate_generator,
+    evaluate_url,
+    table,
+)
+from training.generation import Applied, Completion, Generator, SamplingOptions, derive_seed
+from training.grading import Verifier
 from training.problems import Problem, load_problems
-from training.results import Recorder, Reply, Result, compare, table
-from training.verify import Verifier
 
 PROBLEMS = [Problem(id=f"p{i}", problem=f"{i} + 1", answer=str(i + 1)) for i in range(8)]
 OPTIONS = SamplingOptions(n=4, temperature=0.6, top_p=0.95, max_tokens=64, seed=3)

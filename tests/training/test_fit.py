@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from preloaded import Command, preloaded
 
-from adapters.base import BaseModel
+from adapters.adapter import WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.recipe import GateChoice
 from adapters.store import Store
-from adapters.version import WEIGHTS
 from research.miniature.world import puzzles
+from training.fit import main
 from training.fit_config import FitConfig
+from training.run import split_problems
 
 BASE = "models/tiny-qwen2"
 STAGES = ("rollouts", "heldout", "rewards", "entropies", "training", "estimates", "decoded")
@@ -47,6 +49,10 @@ def arguments(problems: Path, folder: Path, *flags: str) -> list[str]:
         *("--optimizer.batch-size", "4", "--checkpoints.samples", "1"),
         *("--checkpoints.rollouts", "4", *flags),
     ]
+
+
+def complete(argv: Sequence[str]) -> FitConfig:
+    return FitConfig.load(argv).with_recipe(BaseCheckpoint.open(BASE))
 
 
 def without_output(argv: list[str]) -> list[str]:
@@ -133,7 +139,7 @@ def test_temperatures_are_tried_without_training_again(
     estimates = json.loads((run / "report.json").read_text())["estimates"]
     for temperature in ("0.5", "0.1"):
         assert any(label.endswith(f"temperature {temperature}") for label in estimates)
-    gate = Store(tmp_path).get("adapter", BaseModel.open(BASE)).gate
+    gate = Store(tmp_path).get("adapter", BaseCheckpoint.open(BASE)).gate
     assert gate is not None and gate.temperature in (1, 0.5, 0.1)
 
 
@@ -141,9 +147,9 @@ def test_temperatures_are_tried_without_training_again(
 def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) -> None:
     from peft import PeftModel
 
-    from training.model import load_model
+    from training.hf_model import load_model
 
-    version = Store(fitted).get("adapter", BaseModel.open(BASE))
+    version = Store(fitted).get("adapter", BaseCheckpoint.open(BASE))
     assert version.manifest is not None
     assert version.manifest.gate.tau > 0
     assert {score.mode for score in version.manifest.scores} == {"base", "gated"}
@@ -171,7 +177,7 @@ def test_a_published_fit_is_a_version_that_the_alias_points_at(
     ended = fit.run(without_output(argv))
     assert ended.returncode == 0, ended.output
     store = Store(tmp_path / "store")
-    version = store.get("mine", BaseModel.open(BASE))
+    version = store.get("mine", BaseCheckpoint.open(BASE))
     assert digest(version.path / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
     assert version.manifest is not None and version.manifest.name == "mine"
     (move,) = store.history("mine")
@@ -202,8 +208,6 @@ def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(
 
 
 def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path) -> None:
-    from training.fit_run import split_problems
-
     config = FitConfig.load(arguments(problems, tmp_path))
     train, heldout = split_problems(config)
     assert len(train) == 12 and len(heldout) == 4
@@ -214,8 +218,6 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
 
 
 def test_a_question_asked_twice_is_not_held_out_and_trained_on(tmp_path: Path) -> None:
-    from training.fit_run import split_problems
-
     path = tmp_path / "p.jsonl"
     rows = ({"problem": f"{n % 5} + 1", "answer": n % 5 + 1} for n in range(20))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -225,8 +227,6 @@ def test_a_question_asked_twice_is_not_held_out_and_trained_on(tmp_path: Path) -
 
 
 def test_held_out_problems_are_drawn_from_the_whole_file(problems: Path, tmp_path: Path) -> None:
-    from training.fit_run import split_problems
-
     lines = problems.read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(lines[:4]))
     (tmp_path / "heldout.jsonl").write_text("".join(lines[4:]))
@@ -279,17 +279,18 @@ def test_what_cannot_be_fitted_so_is_said_before_anything_is_done(
         (("--mode", "always", "--rounds", "2"), "rounds: more than one needs"),
     ):
         with pytest.raises(SystemExit) as end:
-            FitConfig.load([*plain, *flags])
+            main([*plain, *flags])
         assert end.value.code == 2
         assert message in capsys.readouterr().err
-    always = FitConfig.load([*plain, "--mode", "always", *keys])
+        assert not (tmp_path / "run").exists()
+    always = complete([*plain, "--mode", "always", *keys])
     assert always.objective.positions == "all"
     assert always.lora.target_modules == ["k_proj", "v_proj"]
 
 
 def test_each_mode_has_its_own_settings_where_the_recipe_names_none() -> None:
     model = ("--model", BASE, "--problems", "p", "--output", "o", "--family", "qwen2.5")
-    gated, always = FitConfig.load(model), FitConfig.load([*model, "--mode", "always"])
+    gated, always = complete(model), complete([*model, "--mode", "always"])
     assert gated.lora.target_modules == ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert always.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert (gated.objective.positions, always.objective.positions) == ("decisions", "all")

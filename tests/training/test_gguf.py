@@ -12,7 +12,7 @@ import torch
 from support import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adapters.base import BaseModel
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from training.gguf import GgufError, adds_bos, convert, main
@@ -118,7 +118,7 @@ def test_the_folder_computes_what_the_model_did(
 ) -> None:
     notes = convert(write_gguf(tmp_path / "m.gguf", kind), tmp_path / "folder", dtype)
     assert notes == []
-    base = BaseModel.open(str(tmp_path / "folder"))
+    base = BaseCheckpoint.open(str(tmp_path / "folder"))
     assert "quantization_config" not in base.config
     assert base.config["dtype"] == dtype
     assert (base.architecture, base.facts.names[1]) == ("LlamaForCausalLM", "A Miniature")
@@ -132,7 +132,7 @@ def test_the_tokenizer_and_its_template_come_along(tmp_path: Path) -> None:
     sampling = {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
     end = {"tokenizer.ggml.eot_token_id": 0}
     convert(write_gguf(tmp_path / "m.gguf", "F16", sampling | end), tmp_path / "folder")
-    base = BaseModel.open(str(tmp_path / "folder"))
+    base = BaseCheckpoint.open(str(tmp_path / "folder"))
     renderer = PromptRenderer.load(base.folder, recipe_for(base).prompt)
     shipped = AutoTokenizer.from_pretrained(MODEL)
     text = renderer.text("What is 12+34-567?")
@@ -149,7 +149,7 @@ def test_bos_is_added_where_the_file_asks_for_it(tmp_path: Path) -> None:
     more = {"tokenizer.ggml.add_bos_token": True, "tokenizer.chat_template": None}
     notes = convert(write_gguf(tmp_path / "m.gguf", "F16", more), tmp_path / "folder")
     assert len(notes) == 1 and "no chat template" in notes[0]
-    base = BaseModel.open(str(tmp_path / "folder"))
+    base = BaseCheckpoint.open(str(tmp_path / "folder"))
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     assert tokenizer("a")["input_ids"][0] == 1
     renderer = PromptRenderer.load(base.folder, recipe_for(base).prompt)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.gym import grader
+from training.grading import Verifier
+from training.grading.reasoning_gym import GymQuestion, arithmetic, readings
+from training.gym import task as gym_task
 from training.gym.draw import Drawn, draw, draw_here, gym_seed
 from training.gym.entry import decode_entry, encode_entry
-from training.gym.grader import GymQuestion, arithmetic, readings
 from training.gym.task import GymTask
 from training.problems import Grading, Problem
-from training.verify import Verifier
 
 pytest.importorskip("reasoning_gym")
 
@@ -122,7 +122,7 @@ def test_drawing_in_a_process_of_its_own() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gym_task.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"problems: .*pip install -e '\.\[gym\]'"):
         draw(GymTask.parse("chain_sum"), 0, 1)
 

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.evaluate import EvaluateConfig
+from training.evaluate_config import EvaluateConfig
 from training.gym.draw import draw_here
 from training.problems import (
     DATA_DIR,
     Grading,
     Problem,
     load_problems,
-    problems_hash,
     source_name,
     sources,
     write_problems,
@@ -85,7 +84,7 @@ def test_what_its_own_grader_calls_wrong_is_left_out(
 
 
 def test_plain_references_take_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.verify.Verifier._start", None)
+    monkeypatch.setattr("training.grading.verifier.Verifier._start", None)
     assert len(load_problems(sums(tmp_path / "p.jsonl", 2000))) == 2000
 
 
@@ -237,9 +236,6 @@ def test_plain_problems_are_stored_as_ever() -> None:
     problem = Problem(id="a", problem="1 + 1", answer="2", source="sums")
     assert problem.model_dump() == {"id": "a", "problem": "1 + 1", "answer": "2"}
     assert problem.model_dump_json() == '{"id":"a","problem":"1 + 1","answer":"2"}'
-    assert problems_hash([problem]) == (
-        "af8f2f35760b1d25278fe41f98399c26e0821b401f1442a7789d60c4b39dba0e"
-    )
 
 
 def test_problems_are_written_and_read_back(tmp_path: Path) -> None:

@@ -10,11 +10,7 @@ import torch
 
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
-from training.model import batches, best_dtype, load_model
-from training.run import Stage
-from training.score import sequence_entropies
-from training.train import load_adapter, peft_model, train
-from training.trainers import (
+from training.contrastive_trainer import (
     ContrastiveTrainer,
     EveryPositionTrainer,
     Order,
@@ -23,6 +19,11 @@ from training.trainers import (
     collate,
     strength,
 )
+from training.hf_model import batches, best_dtype, load_model
+from training.lora_model import load_adapter, peft_model
+from training.run_folder import Stage
+from training.stages.score import sequence_entropies
+from training.stages.train import train_adapter
 
 BASE = "models/tiny-qwen2"
 
@@ -95,14 +96,14 @@ def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=Non
         "learning_rate": 1e-2, "warmup_steps": 2, "epochs": 2.0, "batch_size": 2,
         "accumulation": 2, **changes,
     })  # fmt: skip
-    return train(
+    return train_adapter(
         Stage.first(folder, "training", {}),
         lambda: load_model(BASE),
         rows,
-        LORA,
-        Objective(positions=positions),
-        optimizer,
-        0.5,
+        lora=LORA,
+        objective=Objective(positions=positions),
+        optimizer=optimizer,
+        checkpoint_every=0.5,
         seed=0,
         start=start,
         on_checkpoint=on_checkpoint,

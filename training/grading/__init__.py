@@ -1,26 +1,18 @@
-"""Graders: whether the final answer of a text is right, each for its own kind of problem.
+"""Grading: whether the final answer of a text is right, by a grader for each kind of problem.
 
-    math_verify       mathematics, the default
-    reasoning_gym     the generator's own `score_answer`
+    verifier.py        Verifier: grades many answers, under a deadline and a memory limit
+    worker.py          the processes in which it computes what is slow or may hang
+    grader.py          what a grader is, and the question that it leaves to a worker
+    registry.py        the graders by name
+    math.py            mathematics, by math-verify; the default
+    reasoning_gym.py   Reasoning Gym's problems, by their generator's own `score_answer`
+    final_answer.py    the final answer inside a text, and what needs no computer algebra
 
-A grader decides at once what it can. For the rest it makes a `Question`, which a worker process of
-`training.verify` answers under a deadline and a memory limit.
+A grader decides at once what it can. For the rest it makes a `Question`, which a worker answers.
 """
 
-from training.grading.grader import Grader, Question
-from training.grading.math import MathGrader, MathQuestion, math_equal
-from training.gym.grader import GymGrader, GymQuestion
+from training.grading.final_answer import last_boxed
+from training.grading.math import math_equal
+from training.grading.verifier import Verdict, Verifier
 
-# The grader that `Problem.grading.grader` names.
-GRADERS: dict[str, Grader] = {"reasoning_gym": GymGrader()}
-
-__all__ = [
-    "GRADERS",
-    "Grader",
-    "GymGrader",
-    "GymQuestion",
-    "MathGrader",
-    "MathQuestion",
-    "Question",
-    "math_equal",
-]
+__all__ = ["Verdict", "Verifier", "last_boxed", "math_equal"]

@@ -1,4 +1,4 @@
-"""What a grader is."""
+"""What a grader is: it decides at once, or leaves a question to a worker process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Question(Hashable, Protocol):
         """Import what `decide` needs; called once per worker, before the clock starts."""
 
     def decide(self) -> bool:
-        """Whether the answer is right."""
+        """Decide whether the answer is right; runs in a worker process."""
 
 
 class Grader(Protocol):

@@ -1,6 +1,6 @@
 r"""math-verify as a grader: equal numbers, formulas, sets and intervals.
 
-Answers that plain string or number comparison can decide (`training.answer`) never see a process.
+Answers that plain string or number comparison can decide (`final_answer.py`) never see a process.
 
 The final answer is the last \boxed{...}; without a box, what follows "####", or else an announced
 one ("the answer is 18"). A number that merely comes last is not an answer: a truncated rollout
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from training.answer import after_hashes, decide, latex
+from training.grading.final_answer import after_hashes, decide, latex
 
 _TAIL = 2000  # characters in which an unboxed answer is looked for
 
@@ -34,7 +34,7 @@ def math_equal(text: str, reference: str, anchored: bool) -> bool:
 
 
 class MathQuestion(NamedTuple):
-    """A question to math-verify."""
+    """Whether a text equals a reference, as a question to math-verify."""
 
     text: str
     reference: str
@@ -46,7 +46,7 @@ class MathQuestion(NamedTuple):
         math_equal(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", False)
 
     def decide(self) -> bool:
-        """Whether text and reference are equal."""
+        """Decide whether the text's answer equals the reference."""
         return self.compare(self.text, self.reference, self.anchored)
 
 

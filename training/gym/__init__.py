@@ -1,7 +1,8 @@
-"""Reasoning Gym: problems that are drawn by a generator and graded by its own `score_answer`.
+"""Reasoning Gym's problems, which a generator draws and whose answers the same generator grades.
 
-task.py       a generator and its options, as text
-draw.py       drawing problems, in a process of its own
-entry.py      the generator's record of a problem, as JSON
-grader.py     grading answers
+    task.py    a generator and its options, as text
+    draw.py    drawing problems, in a separate process
+    entry.py   the generator's record of a problem, as JSON
+
+`training/grading/reasoning_gym.py` grades the answers.
 """

@@ -18,8 +18,7 @@ from contextlib import redirect_stdout
 from typing import NamedTuple
 
 from training.gym.entry import encode_entry
-from training.gym.grader import require
-from training.gym.task import GymTask
+from training.gym.task import GymTask, require_reasoning_gym
 
 _WITHOUT_NEW = 200  # draws in a row that repeat earlier questions: the generator has no more
 
@@ -49,7 +48,7 @@ def draw(task: GymTask, seed: int, count: int) -> list[Drawn]:
     Raises:
         ValueError: the task is refused, or Reasoning Gym is not installed.
     """
-    require()
+    require_reasoning_gym()
     environment = os.environ | {
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -65,7 +64,7 @@ def draw(task: GymTask, seed: int, count: int) -> list[Drawn]:
 
 
 def draw_here(task: GymTask, seed: int, count: int) -> list[Drawn]:
-    """The same in this process."""
+    """As `draw`, but in this process, whose hash seed must be 0."""
     most = count + _WITHOUT_NEW
     dataset = task.dataset(gym_seed(task.name, seed), most)
     drawn: dict[str, Drawn] = {}

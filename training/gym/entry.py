@@ -20,7 +20,7 @@ def encode_entry(entry: Mapping[str, Any]) -> str:
 
 
 def decode_entry(text: str) -> dict[str, Any]:
-    """The entry that `encode_entry` stored."""
+    """Read back the entry that `encode_entry` stored."""
     entry: dict[str, Any] = _decode(json.loads(text))
     return entry
 
@@ -39,7 +39,7 @@ _KINDS = {kind.__name__: kind for kind in (tuple, frozenset, set, list, dict)}
 
 
 def _tagged(value: Any) -> Any:
-    """What JSON has no word for."""
+    """A value of a type that JSON does not have, with the type's name."""
     for name, kind in _KINDS.items():
         if isinstance(value, kind):
             parts = value.items() if isinstance(value, dict) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,6 +14,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from training.split_text import split_outside
+
+
+def require_reasoning_gym() -> None:
+    """Raise ValueError with the command that installs Reasoning Gym if it is missing."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ValueError(
+            "problems: reasoning_gym needs the package of that name: uv pip install -e '.[gym]'"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ table.py, rows.py files and hub datasets
 """
 
 from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of
-from training.problems.problem import Grading, Problem, problems_hash, write_problems
+from training.problems.problem import Grading, Problem, write_problems
 from training.problems.sources import load_problems, source_name
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Problem",
     "benchmark_of",
     "load_problems",
-    "problems_hash",
     "source_name",
     "write_problems",
 ]

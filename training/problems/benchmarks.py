@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.answer import after_hashes, last_boxed
+from training.grading.final_answer import after_hashes, last_boxed
 from training.problems.rows import SUFFIXES
 
 DATA_DIR = "REASONMAXXER_DATA_DIR"  # environment variable

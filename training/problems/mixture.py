@@ -18,7 +18,7 @@ _WEIGHTED = re.compile(r"(-?[\d.]+(?:e-?\d+)?)\s*\*(.*)", re.DOTALL)
 
 
 class Part(NamedTuple):
-    """One source of a mixture."""
+    """One source of a mixture, and its weight."""
 
     weight: float
     source: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,14 +68,6 @@ class Problem(BaseModel):
     def question(self) -> str:
         """The text with its white space normalized: two problems that share it are the same."""
         return " ".join(self.problem.split())
-
-
-def problems_hash(problems: Iterable[Problem]) -> str:
-    """Hex SHA-256 over ids, texts, answers and graders, in order."""
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(problem.model_dump_json().encode() + b"\n")
-    return digest.hexdigest()
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:

@@ -10,7 +10,7 @@ from training.config import Config
 
 
 class ProblemsConfig(Config):
-    """Where problems are looked for."""
+    """Base of the settings of each command that reads problems."""
 
     data_dir: Path | None = Field(
         None,

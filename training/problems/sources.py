@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.grading import Verifier
 from training.gym.draw import draw
 from training.gym.task import GymTask
 from training.problems.benchmarks import benchmark_of
 from training.problems.mixture import Part, interleave, parse_mixture
 from training.problems.problem import Grading, Problem
 from training.problems.table import Columns, Place, table_problems
-from training.verify import Verifier
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,278 @@
+"""transformers' Trainer with our objective: at decision points, or at every position.
+
+`DecisionPointTrainer` runs the adapter at decision points alone, behind the base's cache, as the
+server does behind the gate. `EveryPositionTrainer` is the paper's own fit: the adapter runs over
+whole rollouts and is held to the base off the gate, as it is served always-on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from adapters.files import write_text
+from adapters.recipe import Objective
+from training.base_cache import CacheStore
+from training.decision_points import (
+    Batch,
+    Points,
+    layer_windows,
+    log_probs,
+    make_batch,
+    point_states,
+)
+from training.hf_model import head, hidden_states, pad_right
+from training.objective import batch_loss, point_loss
+
+WHOLE = "whole"  # marks a checkpoint that was written to its end
+
+# Told of each checkpoint while the model still has it on; says what the progress bar shows.
+OnCheckpoint = Callable[[Any, Path], str]
+
+
+class TrainingRow(TypedDict):
+    """A rollout that is trained on: its tokens, and what each of them weighs."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]  # [T]
+    advantages: list[float]  # [T]
+    decisions: list[bool]  # [T]
+
+
+def strength(row: TrainingRow) -> float:
+    """|A| over D / length: how much a rollout has to say, per token (paper, recipe)."""
+    said = zip(row["advantages"], row["decisions"], strict=True)
+    return sum(abs(advantage) for advantage, at in said if at) / len(row["token_ids"])
+
+
+class Order(Dataset[int]):
+    """Indices of rollouts in the order in which they are trained on."""
+
+    def __init__(self, rows: Sequence[TrainingRow], strongest_first: bool) -> None:
+        self.indices = list(range(len(rows)))
+        if strongest_first:
+            self.indices.sort(key=lambda index: strength(rows[index]), reverse=True)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> int:
+        return self.indices[place]
+
+
+class RateBar(ProgressCallback):  # type: ignore[misc]
+    """transformers' progress bar, with tokens per second, the loss, the last held-out estimate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0  # trained on so far: decision points, or all of the rollouts'
+        self.text = self.loss = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("train")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            seconds = self.training_bar.format_dict["elapsed"]
+            rate = f"{self.tokens / seconds:,.0f} tok/s" if seconds > 0 else ""
+            shown = filter(None, (rate, self.loss, self.text))
+            self.training_bar.set_postfix_str(", ".join(shown))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        """Show the loss in the bar, where transformers prints a line."""
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3g}"
+
+
+class ContrastiveTrainer(Trainer):
+    """Trains on rollouts with the contrastive loss; the two trainers below say at which positions.
+
+    Args:
+        rows: the rollouts.
+        strongest_first: in the paper's order rather than shuffled.
+        on_checkpoint: called before a checkpoint counts as whole.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Sequence[TrainingRow],
+        objective: Objective,
+        strongest_first: bool,
+        on_checkpoint: OnCheckpoint | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.rows, self.objective, self.in_order = rows, objective, strongest_first
+        self.on_checkpoint = on_checkpoint
+        self.bar = RateBar()
+        super().__init__(
+            train_dataset=Order(rows, strongest_first), data_collator=self.collate, **kwargs
+        )
+        self.remove_callback(ProgressCallback)
+        self.add_callback(self.bar)
+        # The loss is a mean over the batch: the Trainer must divide by the accumulation steps.
+        self.loss_is_scaled_for_ga = False
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The tensors that `loss` needs of the rollouts `indices`."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The mean loss of a batch, a scalar, of what `collate` gave."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> torch.Tensor:
+        self.bar.tokens += len(inputs["tokens"])
+        return self.loss(self.accelerator.unwrap_model(model), inputs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.in_order:
+            return SequentialSampler(train_dataset or self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(model, *args, **kwargs)
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.on_checkpoint is not None:
+            self.bar.text = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
+        # The marker comes last: a checkpoint without it was cut short by a kill.
+        write_text(folder / WHOLE, "")
+
+
+class DecisionPointTrainer(ContrastiveTrainer):
+    """The adapter at decision points, each reading the base's cache up to and including itself.
+
+    Args:
+        store: the base's caches of `rows`, up to the last decision point of each.
+
+    The adapter that the model has on at first is the policy which sampled the rollouts: a fresh one
+    is the base.
+    """
+
+    def __init__(self, *, model: Any, store: CacheStore, **kwargs: Any) -> None:
+        self.store = store
+        self.windows = layer_windows(model.config)
+        super().__init__(model=model, **kwargs)
+        self.points = [points_of(row) for row in self.rows]
+        model.eval()
+        (self.sampled_log_p,) = log_probs(model, self.points, store, self.windows)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        points = [self.points[index] for index in indices]
+        batch = make_batch(points, self.store.get(indices), self.windows)
+        sizes = torch.tensor([len(one.ids) for one in points])
+        advantages = [
+            torch.tensor(row["advantages"])[torch.tensor(row["decisions"])]
+            if self.objective.name != "sequence"
+            else torch.full((len(self.points[index].ids),), row["advantages"][0])
+            for index in indices
+            for row in (self.rows[index],)
+        ]
+        return {
+            **{"input_ids" if key == "ids" else key: v for key, v in batch._asdict().items()},
+            "tokens": torch.tensor([token for one in points for token in one.targets]),
+            "sampled_log_p": torch.cat([self.sampled_log_p[index] for index in indices]),
+            "advantage": torch.cat(advantages),
+            "rollout": torch.arange(len(points)).repeat_interleave(sizes),
+        }
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        batch = Batch(
+            inputs["input_ids"], *(inputs[field] for field in Batch._fields if field != "ids")
+        )
+        base = None
+        if self.objective.anchor_weight > 0:
+            with torch.no_grad(), model.disable_adapter():
+                base = point_states(model, batch)
+        return point_loss(
+            point_states(model, batch),
+            head(model),
+            inputs["tokens"],
+            inputs["sampled_log_p"],
+            inputs["advantage"],
+            inputs["rollout"],
+            self.objective,
+            base,
+        )
+
+
+def points_of(row: TrainingRow) -> Points:
+    """The decision points of `row`, as tokens and positions."""
+    return Points.of(row["prompt_ids"], row["token_ids"], row["decisions"])
+
+
+class EveryPositionTrainer(ContrastiveTrainer):
+    """The adapter over whole rollouts, with the base beside it: one model, adapter on and off.
+
+    Rollouts of like length are batched together, so that little is padding.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.in_order or self.args.train_batch_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row["prompt_ids"]) + len(row["token_ids"]) for row in self.rows]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=lengths)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        return collate([self.rows[index] for index in indices])
+
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad(), model.disable_adapter():
+            base = predicting_states(model, inputs)
+        return batch_loss(
+            predicting_states(model, inputs),
+            base,
+            head(model),
+            inputs["tokens"],
+            inputs["advantage"],
+            inputs["decision"],
+            inputs["rollout"],
+            self.objective,
+        )
+
+
+def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
+    """B rollouts -> padded ids and mask [B, S], and flat [N] tensors over all their answer tokens.
+
+    `states` indexes the [B * S] hidden states: the position that predicts each answer token.
+    """
+    input_ids, attention_mask = pad_right([row["prompt_ids"] + row["token_ids"] for row in rows])
+    width = input_ids.shape[1]
+    states, rollout = [], []
+    for number, row in enumerate(rows):
+        first = number * width + len(row["prompt_ids"]) - 1
+        states.append(torch.arange(first, first + len(row["token_ids"])))
+        rollout.append(torch.full((len(row["token_ids"]),), number))
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "states": torch.cat(states),
+        "tokens": torch.cat([torch.tensor(row["token_ids"]) for row in rows]),
+        "decision": torch.cat([torch.tensor(row["decisions"]) for row in rows]),
+        "advantage": torch.cat([torch.tensor(row["advantages"]) for row in rows]),
+        "rollout": torch.cat(rollout),
+    }
+
+
+def predicting_states(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[N, d] hidden states that predict the answer tokens of a collated batch."""
+    hidden = hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+    states: torch.Tensor = hidden.flatten(0, 1)[inputs["states"]]
+    return states

@@ -1,0 +1,127 @@
+"""Settings of `python -m training.evaluate`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from adapters.manifest import Mode
+from training.generation import EngineName
+from training.problems import benchmark_of
+from training.problems.settings import ProblemsConfig
+
+
+class EvaluateConfig(ProblemsConfig):
+    """Settings of `python -m training.evaluate`: flags, or YAML with --config."""
+
+    program: ClassVar[str] = "python -m training.evaluate"
+
+    model: str | None = Field(
+        None, description="Base model: a folder or a hub id; with --url: its name there."
+    )
+    models: list[str] = Field([], description="With --url: several names, the first the baseline.")
+    adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
+    store: Path | None = Field(
+        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    )
+    mode: list[Mode] = Field(
+        [], description="In process: base, always, gated. With --url: what the models are."
+    )
+    tau: float | None = Field(None, ge=0, description="Of gated, nats; default: the manifest's.")
+    gate: Literal["entropy", "random"] = Field(
+        "entropy", description="random: a control, the manifest's gate rate drawn at random."
+    )
+    family: str = Field(
+        "",
+        description="Recipe, by name or as a YAML file; default: the adapter's, else found for "
+        "the model.",
+    )
+    engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
+
+    url: str | None = Field(None, description="An OpenAI-compatible server, with its /v1.")
+    api_key_env: str | None = Field(None, description="Environment variable with the key.")
+    concurrency: int = Field(64, ge=1, description="Requests in flight.")
+    retries: int = Field(5, ge=0, description="Of connection errors, 429 and 5xx.")
+    timeout: float = Field(600.0, gt=0, description="Seconds for one answer.")
+    extra_body: dict[str, Any] = Field({}, description="JSON added to every request.")
+
+    problems: str = Field(
+        description="File, benchmark[:FILE], hub dataset, reasoning_gym:NAME, or a mixture with +."
+    )
+    problem_field: str = Field("problem", description="Column, for files and hub datasets.")
+    answer_field: str = Field("answer", description="Column, for files and hub datasets.")
+    dataset_config: str | None = Field(None, description="Configuration of a hub dataset.")
+    split: str | None = Field(None, description="Split of a hub dataset.")
+    limit: int | None = Field(None, ge=1, description="The first so many problems.")
+
+    samples: int | None = Field(
+        None, ge=1, description="Answers per problem; default 1, for aime24 and amc23 8."
+    )
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest answer; default: the family's, with --url 2048."
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+    k: list[int] = Field([], description="pass@k for these k; default 1 and the samples.")
+    deadline: float = Field(5.0, gt=0, description="Seconds for verifying one answer.")
+    output: Path | None = Field(None, description="Folder for answers and report.json.")
+
+    @classmethod
+    def load(cls, argv: Sequence[str] | None = None) -> Self:
+        """Parse flags and YAML. Bad input ends the process with exit code 2."""
+        # pydantic-settings gives a field of one letter the flag -k only.
+        args = sys.argv[1:] if argv is None else argv
+        return super().load([re.sub(r"^--k(?==|$)", "-k", arg) for arg in args])
+
+    @property
+    def answers_each(self) -> int:
+        """How many answers each problem gets."""
+        benchmark = benchmark_of(self.problems)
+        return self.samples or (benchmark.samples if benchmark else 1)
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of each pass@k that is reported."""
+        return self.k or sorted({1, self.answers_each})
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        names = self.models or [name for name in [self.model] if name]
+        problem = None
+        if not names:
+            problem = "--model: is missing"
+        elif self.url is None:
+            problem = self._in_process_problem()
+        elif not re.match(r"https?://\S+$", self.url):
+            problem = f"--url: '{self.url}' is not http://... or https://..."
+        elif self.adapter:
+            problem = "--adapter: with --url, name the adapter with --models BASE,ADAPTER"
+        elif self.mode and len(self.mode) != len(names):
+            problem = f"--mode: {len(self.mode)} modes for {len(names)} models"
+        elif len(set(names)) < len(names):
+            problem = "--models: a name occurs twice"
+        elif self.api_key_env and not os.environ.get(self.api_key_env):
+            problem = f"--api-key-env: the environment has no {self.api_key_env}"
+        if problem is None and not all(1 <= k <= self.answers_each for k in self.k):
+            problem = f"--k: each must lie between 1 and --samples ({self.answers_each})"
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _in_process_problem(self) -> str | None:
+        if self.models:
+            return "--models: needs --url; in process, give --model and --adapter"
+        if set(self.mode) - {"base"} and not self.adapter:
+            return f"--adapter: is missing for --mode {','.join(self.mode)}"
+        if self.gate == "random" and (self.engine != "transformers" or self.tau is not None):
+            return "--gate: random goes with --engine transformers and without --tau"
+        if len(set(self.mode)) < len(self.mode):
+            return "--mode: one occurs twice"
+        return None

@@ -1,0 +1,140 @@
+r"""Reasoning Gym's graders: each generator scores answers to its own problems.
+
+The final answer is the last \boxed{...}, or else what follows "####". `score_answer` sees it as
+written; if that is not right, without \text{...} and the like. Only the full score, 1, counts:
+several generators give part of it to wrong answers.
+
+`score_answer` is given text that a model wrote. Some generators pass it to `eval` or to sympy's
+parser, which evaluates it too. So a worker that grades such answers may not write files, start
+processes or open connections, and `eval` in a generator's module takes nothing but literals and
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import sys
+from contextlib import redirect_stdout
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from training.grading.final_answer import after_hashes, clean
+from training.gym.entry import decode_entry
+from training.gym.task import GymTask, require_reasoning_gym
+
+if TYPE_CHECKING:
+    from training.problems.problem import Problem
+
+_LONGEST = 20_000  # characters; no reference answer of a generator comes near
+_FULL = 1 - 1e-9  # a score is a float
+_FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_ESCAPED = re.compile(r"\\([_{}#&])")
+_TIMES = re.compile(r"\\(?:times|cdot)(?![A-Za-z])")
+
+
+class GymGrader:
+    """Asks the generator that made the problem."""
+
+    def available(self) -> None:
+        """Raise ValueError if Reasoning Gym is not installed."""
+        require_reasoning_gym()
+
+    def grade(self, text: str, box: str | None, problem: Problem) -> bool | GymQuestion:
+        """Wrong without a final answer; otherwise the question to the generator."""
+        answer = box if box is not None else after_hashes(text)
+        if answer is None or not answer.strip() or len(answer) > _LONGEST:
+            return False
+        assert problem.grading is not None
+        return GymQuestion(readings(answer), problem.grading.task, problem.grading.entry)
+
+
+def readings(answer: str) -> tuple[str, ...]:
+    r"""`answer` as written, then without LaTeX: \text{yes} is yes, \frac{1}{2} is 1/2."""
+    plain = _ESCAPED.sub(r"\1", _FRACTION.sub(r"\1/\2", clean(answer)))
+    found = [answer.strip(), *(_TIMES.sub(sign, plain) for sign in ("*", "×"))]
+    return tuple(dict.fromkeys(found))
+
+
+class GymQuestion(NamedTuple):
+    """Whether an answer gets the full score, as a question to the generator of its problem."""
+
+    answers: tuple[str, ...]  # readings of one answer
+    task: str
+    entry: str
+
+    def prepare(self) -> None:
+        """Import Reasoning Gym, then close the worker to what answers have no business with."""
+        import reasoning_gym  # noqa: F401
+
+        _close_worker()
+
+    def decide(self) -> bool:
+        """Whether the generator gives one of the readings its full score."""
+        try:
+            with redirect_stdout(io.StringIO()):
+                dataset = _dataset(self.task)
+                return any(self._score(dataset, answer) >= _FULL for answer in self.answers)
+        except Exception:  # the entry itself cannot be read
+            return False
+
+    def _score(self, dataset: Any, answer: str) -> float:
+        try:
+            # An entry of its own for each reading: some generators change what they are given.
+            return float(dataset.score_answer(answer, decode_entry(self.entry)))
+        except Exception:  # whatever an adversarial answer provokes
+            return 0.0
+
+
+@lru_cache(maxsize=64)
+def _dataset(task: str) -> Any:
+    dataset = GymTask.parse(task).dataset(seed=0, size=1)
+    for cls in type(dataset).__mro__:
+        if cls.__module__.startswith("reasoning_gym"):
+            vars(sys.modules[cls.__module__])["eval"] = arithmetic
+    return dataset
+
+
+_ARITHMETIC = (
+    ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp,
+    ast.operator, ast.unaryop, ast.expr_context,
+)  # fmt: skip
+
+
+def arithmetic(source: str, *_: Any) -> Any:
+    """`eval` for literals and arithmetic on them. Raises ValueError on names, calls, anything else.
+
+    `[1, 2]` and `3 * (4 + 5)` have a value; `open("x")` and `entry["answer"]` have none.
+    """
+    tree = ast.parse(source.strip(), mode="eval")
+    for node in ast.walk(tree):
+        if not isinstance(node, _ARITHMETIC):
+            raise ValueError(f"{type(node).__name__} in an answer")
+    return eval(compile(tree, "<answer>", "eval"), {"__builtins__": {}})
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_FORBIDDEN = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pty.", "tempfile.")
+_HARMLESS = {"os.listdir", "os.scandir", "os.walk", "os.fwalk"}
+
+
+@lru_cache(maxsize=1)
+def _close_worker() -> None:
+    """From now on this process may not write files, start processes or open connections.
+
+    An audit hook cannot be taken out again. It stops what an answer could do by accident or by a
+    simple trick; it is no sandbox against an expert.
+    """
+
+    def refuse(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            writes = bool(args[2] & _WRITING) if isinstance(args[2], int) else False
+        else:
+            writes = event.startswith(_FORBIDDEN) and event not in _HARMLESS
+        if writes:
+            raise PermissionError(f"{event}: not while an answer is graded")
+
+    sys.dont_write_bytecode = True
+    sys.addaudithook(refuse)

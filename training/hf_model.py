@@ -1,0 +1,149 @@
+"""The frozen base in transformers: how it is loaded, and its hidden states and logits in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapters.base_checkpoint import BaseCheckpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def open_base(model: str) -> BaseCheckpoint:
+    """The base's folder; a hub id is downloaded first, safetensors only.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a model that the hub has.
+    """
+    try:
+        return BaseCheckpoint.open(model)
+    except FileNotFoundError as missing:
+        from huggingface_hub import snapshot_download
+
+        try:
+            snapshot_download(
+                model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            )
+        except Exception as error:
+            raise FileNotFoundError(f"model: {missing}, and it cannot be downloaded") from error
+        return BaseCheckpoint.open(model)
+
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+# Hidden size from which a model's products outweigh what surrounds them, on a CPU.
+WIDE = 512
+
+
+def load_model(model: str, dtype: Dtype = "auto") -> Any:
+    """The causal language model `model`, in evaluation mode, on the GPU where there is one.
+
+    Args:
+        dtype: of the weights; auto: see `best_dtype`. LoRA weights and losses are float32 anyway.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of seconds, between bars of minutes
+    gpu = torch.cuda.is_available()
+    if dtype == "auto":
+        dtype = best_dtype(AutoConfig.from_pretrained(model))
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=getattr(torch, dtype), use_safetensors=True
+    )
+    return loaded.to("cuda" if gpu else "cpu").eval()
+
+
+def best_dtype(config: Any) -> Literal["float32", "bfloat16"]:
+    """bfloat16 on a GPU; on a CPU where it is faster, for a checkpoint that is stored in it.
+
+    Args:
+        config: a transformers configuration.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16"
+    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    wide = config.get_text_config().hidden_size >= WIDE
+    return "bfloat16" if stored is torch.bfloat16 and wide and multiplies_bfloat16() else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products; without, float32 is faster."""
+    import torch
+
+    cpu = torch.cpu.get_capabilities()
+    return any(cpu.get(flag, False) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def free_memory() -> None:
+    """Give the memory of models that nobody holds any more back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def decoder(model: Any) -> nn.Module:
+    """The layers of a causal LM (a PeftModel too) below its output head."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module: nn.Module = inner.base_model
+    return module
+
+
+def hidden_states(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    """Last hidden states [B, T, d] of a causal LM (a PeftModel too), before the output head."""
+    return decoder(model)(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
+
+
+def head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output projection, hidden states [..., d] to logits [..., V].
+
+    Logits are scaled and capped as the model's own forward does it (Cohere's `logit_scale`,
+    Granite's `logits_scaling`, Gemma's `final_logit_softcapping`).
+    """
+    config, module = model.config.get_text_config(), model.get_output_embeddings()
+    scale = (getattr(config, "logit_scale", None) or 1) / (
+        getattr(config, "logits_scaling", None) or 1
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def project(hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = module(hidden)
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+    return project
+
+
+def pad_right(rows: list[list[int]], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids -> (ids [B, T], mask [B, T] of ones where real)."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
+
+
+def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose padded size stays within `token_budget`."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,184 @@
+"""Stage 7, publish: an ordinary PEFT folder, with manifest and model card beside the weights.
+
+`PeftModel.from_pretrained` and stock vLLM load it. The same run gives the same bytes: there are no
+time stamps, and every list is in a fixed order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from adapters.adapter import CONFIG, WEIGHTS, AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.files import atomic_directory, sha256_file
+from adapters.manifest import FILE as MANIFEST
+from adapters.manifest import PROMPT, Base, Manifest
+from adapters.places import default_store
+from adapters.recipe import look_up
+from adapters.reference import Reference
+from adapters.store import Store
+from training.provenance import library_versions
+from training.run import Run
+from training.stages.select_checkpoint import Choice
+
+logger = logging.getLogger("training.fit")
+
+
+def publish(run: Run, choice: Choice) -> Path:
+    """Write the adapter to --output or the run folder, and into the store with --publish.
+
+    Returns:
+        Its folder: the version's in the store, or the plain one.
+    """
+    config = run.config
+    folder = config.output or config.run_dir / "adapter"
+    manifest = Manifest(
+        name=config.name,
+        family=look_up(run.base, config.family).recipe.family,
+        base=_base_of(run.base),
+        gate=choice.gate,
+        scores=[score for one in (choice.base, choice.kept) for score in one.to_scores()],
+        seed=config.seed,
+        files={},
+        made_by={
+            "command": shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
+            PROMPT: run.renderer.digest,
+        },
+    )
+    # Never a path of this machine's.
+    reference = run.base.name if Path(config.model).is_absolute() else config.model
+    write_adapter(folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml())
+    if config.publish is None:
+        logger.info("adapter: %s", folder)
+        return folder
+    store = Store(config.store or default_store())
+    version = store.publish(folder, config.publish, base=run.base)
+    logger.info("adapter: %s in %s", version.id, store.root)
+    return store.path(Reference(config.publish, version.hash))
+
+
+def write_adapter(
+    output: Path,
+    checkpoint: Path,
+    manifest: Manifest,
+    base: BaseCheckpoint,
+    base_reference: str,
+    settings: str,
+) -> AdapterVersion:
+    """Write the adapter folder `output` in one rename, and read it back through every check.
+
+    Args:
+        checkpoint: a PEFT folder.
+        manifest: its digests of files and library versions are filled in here.
+        base_reference: what `base_model_name_or_path` says: a hub id or a relative path.
+        settings: the run's whole configuration, YAML; kept as fit.yaml.
+
+    Raises:
+        AdapterError: the checkpoint is damaged or does not fit `base`; nothing is written then.
+    """
+    config = json.loads((checkpoint / CONFIG).read_text())
+    config["base_model_name_or_path"] = base_reference
+    config["revision"] = base.revision
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set
+    with atomic_directory(output) as folder:
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (folder / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
+        (folder / "fit.yaml").write_text(settings)
+        manifest = manifest.model_copy(
+            update={
+                "files": {
+                    file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS, "fit.yaml")
+                },
+                "made_by": manifest.made_by | library_versions(),
+            }
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        card = model_card(manifest, base_reference, config["r"])
+        (folder / "README.md").write_text(card)
+        AdapterVersion.read(folder, manifest.name).check_fits(base)
+    return AdapterVersion.read(output, manifest.name)
+
+
+def publish_zeros(output: Path, like: Path, name: str, base: BaseCheckpoint) -> AdapterVersion:
+    """Write an adapter that changes nothing, with the gate of the published folder `like`.
+
+    Behind that gate it shows what the gate alone does: its temperature at decision points.
+    """
+    made = Manifest.read(like)
+    manifest = made.model_copy(
+        update={
+            "name": name,
+            "base": _base_of(base),
+            "scores": [],
+            "made_by": {key: made.made_by.get(key, "") for key in ("command", PROMPT)},
+        }
+    )
+    reference = json.loads((like / CONFIG).read_text())["base_model_name_or_path"]
+    with TemporaryDirectory() as folder:
+        checkpoint = Path(folder)
+        (checkpoint / CONFIG).write_bytes((like / CONFIG).read_bytes())
+        weights = load_file(like / WEIGHTS)
+        save_file(
+            {key: np.zeros_like(value) for key, value in weights.items()}, checkpoint / WEIGHTS
+        )
+        return write_adapter(output, checkpoint, manifest, base, reference, "")
+
+
+def _base_of(base: BaseCheckpoint) -> Base:
+    """What a manifest says of `base`."""
+    return Base(
+        model=base.name,
+        revision=base.revision,
+        architecture=base.architecture,
+        fingerprint=base.fingerprint,
+    )
+
+
+def model_card(manifest: Manifest, base_reference: str, rank: int) -> str:
+    """The README.md of an adapter with a gate, in the hub's format."""
+    gate = manifest.gate
+    assert gate is not None
+    rows = "\n".join(
+        f"| {s.mode} | {s.problems} | {s.metric} | {s.temperature:g} | {s.value:.3f} "
+        f"| {'' if s.stderr is None else f'{s.stderr:.3f}'} | {s.n} |"
+        for s in manifest.scores
+    )
+    return f"""---
+base_model: {base_reference}
+library_name: peft
+license: apache-2.0
+pipeline_tag: text-generation
+tags: [lora, reasonmaxxer, {manifest.family}]
+---
+
+# {manifest.name}
+
+A LoRA of rank {rank} for `{base_reference}` ({manifest.base.architecture}), fitted by the
+ReasonMaxxer method (arXiv 2605.06241): a contrastive loss at the base model's high-entropy decision
+points, on its own rollouts, without reinforcement learning.
+
+Gate: {gate}; calibrated on {gate.tokens:,} generated positions.
+
+## Scores
+
+Measured on the held-out problems that also chose the checkpoint, so slightly optimistic.
+
+| mode | problems | metric | T | value | stderr | n |
+|---|---|---|---|---|---|---|
+{rows}
+
+## How it was made
+
+    {manifest.made_by.get("command", "")}
+
+Every setting is in `fit.yaml`; seed {manifest.seed}.
+{", ".join(f"{k} {v}" for k, v in manifest.made_by.items() if k not in ("command", PROMPT))}.
+"""

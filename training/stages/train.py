@@ -1,0 +1,202 @@
+"""Stage 5, train: LoRA layers around the frozen base, by the Trainer of transformers.
+
+One model is in memory: the base is the model with its adapter switched off. Where the adapter runs
+while it is trained is the trainer's business (`training/contrastive_trainer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import TrainingArguments
+
+from adapters.files import write_json, write_text
+from adapters.recipe import Lora, Objective, Optimizer
+from training.base_cache import Budget, CacheStore
+from training.contrastive_trainer import (
+    WHOLE,
+    ContrastiveTrainer,
+    DecisionPointTrainer,
+    EveryPositionTrainer,
+    OnCheckpoint,
+    TrainingRow,
+    points_of,
+)
+from training.lora_model import load_adapter, peft_model
+from training.run import Run
+from training.run_folder import Stage
+from training.stages.checkpoint_estimates import CheckpointEstimates
+from training.stages.score import Rollouts
+from training.stages.select_rollouts import TrainingSet
+
+LOG = "log.json"  # the Trainer's history, in the stage's folder
+
+
+class Trained(NamedTuple):
+    """What one round of training gives."""
+
+    stage: Stage
+    rollouts: Rollouts  # those that it trained on, and those that it left out
+    checkpoints: list[Path]  # PEFT folders, oldest first
+
+
+def checkpoints_of(rounds: Sequence[Trained]) -> list[Path]:
+    """The checkpoints of all rounds, oldest first."""
+    return [path for one in rounds for path in one.checkpoints]
+
+
+def train(
+    run: Run,
+    examples: TrainingSet,
+    estimates: CheckpointEstimates,
+    start: Path | None = None,
+) -> Trained:
+    """Train on `examples`; every checkpoint of a gated adapter gets its held-out estimate.
+
+    Args:
+        start: the adapter that sampled the examples, which training goes on from; None: the base
+            sampled them.
+    """
+    config = run.config
+    gated = config.mode == "gated"
+    settings = config.model_dump(include={"selection", "objective", "optimizer"}) | {
+        "gate": examples.gate.tau,
+        "lora": run.lora.model_dump(),
+        "dtype": config.dtype,
+    }
+    stage = examples.rollouts.stage.then("training", settings | {"every": config.checkpoints.every})
+    with run.clock("train" if start is None else f"train from {start.name}", stage):
+        checkpoints = train_adapter(
+            stage,
+            run.load_base,
+            examples.rows,
+            lora=run.lora,
+            objective=config.objective,
+            optimizer=config.optimizer,
+            checkpoint_every=config.checkpoints.every,
+            seed=config.seed,
+            budget=run.budget,
+            start=start,
+            on_start=estimates.prepare if gated else None,
+            on_checkpoint=estimates.update if gated else None,
+        )
+    return Trained(stage, examples.rollouts, checkpoints)
+
+
+def train_adapter(
+    stage: Stage,
+    load_base: Callable[[], Any],
+    rows: Sequence[TrainingRow],
+    *,
+    lora: Lora,
+    objective: Objective,
+    optimizer: Optimizer,
+    checkpoint_every: float,
+    seed: int,
+    budget: Budget | None = None,
+    start: Path | None = None,
+    on_start: Callable[[Any], None] | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> list[Path]:
+    """Train an adapter on `rows`; a killed training goes on from its last whole checkpoint.
+
+    Args:
+        stage: where checkpoints are kept.
+        load_base: gives the base; called, and LoRA layers injected, only if work is left.
+        checkpoint_every: in epochs.
+        budget: of the base's caches, for training at decision points; None: all in memory.
+        start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
+        on_start: called with the model before the first step.
+        on_checkpoint: called for each checkpoint that is made.
+
+    Returns:
+        The checkpoints' folders, PEFT adapters, oldest first.
+    """
+    folder = stage.path()
+    done = folder / "complete"
+    if not done.exists():
+        model = peft_model(load_base(), lora, seed)
+        if start is not None:
+            load_adapter(model, start)
+        given: dict[str, Any] = {
+            "model": model,
+            "args": training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
+            "rows": rows,
+            "objective": objective,
+            "strongest_first": optimizer.order == "strongest",
+            "on_checkpoint": on_checkpoint,
+        }
+        store, trainer = None, None
+        if objective.positions == "all":
+            trainer = EveryPositionTrainer(**given)
+        else:
+            store = base_caches(stage, model, rows, budget or Budget(float("inf"), 0))
+            trainer = DecisionPointTrainer(store=store, **given)
+        if on_start is not None:
+            on_start(model)
+        _run(trainer, folder)
+        if store is not None:
+            store.close()
+        write_text(done, "")
+    return _checkpoints(folder)
+
+
+def base_caches(
+    stage: Stage, model: Any, rows: Sequence[TrainingRow], budget: Budget
+) -> CacheStore:
+    """The base's keys and values of `rows`, up to the last decision point of each."""
+    store = CacheStore(
+        model,
+        [row["prompt_ids"] for row in rows],
+        [row["token_ids"][: points_of(row).reads - len(row["prompt_ids"])] for row in rows],
+        budget,
+        stage.path("-base-cache"),
+    )
+    store.fill("base cache")
+    return store
+
+
+def _run(trainer: ContrastiveTrainer, folder: Path) -> None:
+    """Train from the last whole checkpoint on, and keep the history."""
+    last = _checkpoints(folder)[-1:]
+    trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+    write_json(folder / LOG, trainer.state.log_history)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, oldest first."""
+    whole = (path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}"))
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
+def training_arguments(
+    folder: Path, rollouts: int, optimizer: Optimizer, checkpoint_every: float, seed: int
+) -> TrainingArguments:
+    """The Trainer's settings for so many rollouts; checkpoints go to `folder`."""
+    steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
+    max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=optimizer.batch_size,
+        gradient_accumulation_steps=optimizer.accumulation,
+        max_steps=max_steps,
+        learning_rate=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        # A warm-up longer than the run would never reach the learning rate.
+        warmup_steps=min(optimizer.warmup_steps, max_steps // 3),
+        lr_scheduler_type=optimizer.schedule,
+        max_grad_norm=optimizer.max_grad_norm,
+        gradient_checkpointing=optimizer.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=min(max(1, round(checkpoint_every * steps_per_epoch)), max_steps),
+        logging_steps=max(1, max_steps // 20),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
