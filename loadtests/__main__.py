@@ -97,11 +97,7 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
 
 
 def soak(plan: Plan, folder: Path, options: argparse.Namespace, pid: int | None) -> dict[str, Any]:
-    """Find saturation unless it is given, then run at a share of it. Returns the summary.
-
-    Raises:
-        PlanError: the ramp got no answer.
-    """
+    """Find saturation unless it is given, then run at a share of it. Returns the summary."""
     found: dict[str, Any] = {"requests_per_second": options.saturation, "given": True}
     if options.saturation is None:
         ramp = SCENARIOS["ramp"]
@@ -117,11 +113,7 @@ def soak(plan: Plan, folder: Path, options: argparse.Namespace, pid: int | None)
 
 
 def run(scenario: Scenario, options: argparse.Namespace) -> int:
-    """Run a scenario, on a server of its own with --start. Returns the exit code.
-
-    Raises:
-        PlanError, LocustError, RuntimeError: as the messages say.
-    """
+    """Run a scenario, on a server of its own with --start. Returns the exit code."""
     name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = options.results or RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
-T = TypeVar("T")
 CHAT, LONG, HOSTILE = "chat", "long", "hostile"
 
 
@@ -88,15 +87,11 @@ def read_stream(
     read: Callable[[bytes], bytes],
     on_text: Callable[[float], None] | None = None,
 ) -> None:
-    """Read a stream of chat to its end, and record in `answer` what came when.
+    """Read a stream of chat, sent at `start`, and record in `answer` what came when.
 
-    Args:
-        start: perf_counter when the request was sent.
-        read: reads up to and including a separator; returns b"" at the end.
-        on_text: called with the perf_counter of each piece of text.
-
-    Raises:
-        ValueError: the stream broke off, or is not a stream of chat.
+    `read` reads up to and including a separator, and returns b"" at the end. `on_text` is called
+    with the time of each piece of text. Times are perf_counter's. Raises ValueError if the stream
+    broke off, or is not a stream of chat.
     """
     before, finished = start, False
     while event := read(b"\n\n"):
@@ -125,7 +120,7 @@ def read_stream(
             answer.gated = (usage.get("completion_tokens_details") or {}).get("gated_tokens")
     if not finished:
         raise ValueError("the stream ended without a finish_reason")
-    while read(b"\n\n"):  # the end of the body
+    while read(b"\n\n"):  # to the end of the body, which releases the connection
         pass
 
 
@@ -146,7 +141,7 @@ def read_answers(folder: Path) -> list[Answer]:
     return sorted(read_lines(folder / "answers.jsonl", Answer), key=lambda answer: answer.at)
 
 
-def read_lines(path: Path, record: Callable[..., T]) -> list[T]:
+def read_lines(path: Path, record: Callable[..., Any]) -> list[Any]:
     """Read JSON lines as `record`s; none where there is no file."""
     if not path.exists():
         return []

@@ -33,14 +33,6 @@ class Line(NamedTuple):
     colour: str
 
 
-class Band(NamedTuple):
-    """A part of the x axis with a name."""
-
-    name: str
-    start: float
-    end: float
-
-
 class Chart(NamedTuple):
     """A chart and its caption."""
 
@@ -66,13 +58,14 @@ def line_chart(
     lines: Sequence[Line],
     *,
     x_unit: str = "s",
-    bands: Sequence[Band] = (),
+    bands: Sequence[tuple[str, float, float]] = (),
     zero: bool = True,
     doubling: bool = False,
 ) -> Chart | None:
     """Curves over time, or over numbers that double; None without a point.
 
     Args:
+        bands: names, starts and ends of parts of the x axis.
         zero: the y axis begins at 0; else it spans MIN_SPAN, so that a small change looks small.
         doubling: the x axis is logarithmic, with a tick at every x.
     """
@@ -90,12 +83,11 @@ def line_chart(
             every = None if doubling else alone.tolist()
             style = {"color": line.colour, "marker": marker, "ms": 3, "markevery": every}
             axes.plot(x, y, label=line.name, **style)
-        for index, band in enumerate(bands):
-            axes.axvspan(band.start, band.end, color=GREY, alpha=0.12 * (index % 2), lw=0)
-            middle = (band.start + band.end) / 2
-            if band.end - band.start > len(band.name) * bands[-1].end / 80:
-                above = axes.get_xaxis_transform()
-                axes.text(middle, 1.01, band.name, transform=above, ha="center", va="bottom")
+        for index, (name, start, end) in enumerate(bands):
+            axes.axvspan(start, end, color=GREY, alpha=0.12 * (index % 2), lw=0)
+            if end - start > len(name) * bands[-1][2] / 80:
+                where = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+                axes.text((start + end) / 2, 1.01, name, **where)
         low, high = axes.get_ylim()
         axes.set_ylim(0 if zero else low, high if zero else max(high, low * MIN_SPAN))
         if doubling:

@@ -51,8 +51,8 @@ def every_model(answers: Iterable[Answer], plan: Plan) -> Check:
     """Check that every model that was requested has answered."""
     asked = {one.model for one in without_hostile(answers)}
     silent = asked - {one.model for one in without_hostile(answers) if not one.error}
-    all_answer = f"{len(asked)} of {len(plan.mix)} asked"
-    said = f"no answer from {', '.join(sorted(silent))}" if silent else all_answer
+    names = ", ".join(sorted(silent))
+    said = f"no answer from {names}" if silent else f"{len(asked)} of {len(plan.mix)} asked"
     return Check("every model that is asked answers", said, not silent and bool(asked))
 
 
@@ -132,22 +132,18 @@ def saturates(found: Saturation | None) -> Check:
     what = "throughput stops rising"
     if found is None or not found.tokens_per_second:
         return Check(what, "nothing was generated", False)
-    said = (
-        f"{found.tokens_per_second:,.0f} tokens/s and {found.requests_per_second:,.1f} requests/s, "
-        f"from {found.users} users on"
-    )
+    rates = f"{found.tokens_per_second:,.0f} tokens/s, {found.requests_per_second:,.1f} requests/s"
+    said = f"{rates} from {found.users} users on"
     return Check(what, said if found.reached else f"still rising: {said}", found.reached)
 
 
 def flat_memory(samples: Sequence[MemorySample]) -> list[Check]:
     """Check that the server's memory does not grow; no check without samples."""
-    if len(samples) < figures.MIN_SAMPLES:
+    memory = figures.memory_growth(samples)
+    if memory is None:
         return []
-    memory = figures.memory_growth(*zip(*samples, strict=True))
-    said = (
-        f"{memory.start:,.0f} MiB at the start, {memory.middle:,.0f} in the middle third, "
-        f"{memory.end:,.0f} in the last ({memory.growth:+.2%})"
-    )
+    said = f"{memory.start:,.0f} MiB at the start, {memory.middle:,.0f} in the middle third, "
+    said += f"{memory.end:,.0f} in the last ({memory.growth:+.2%})"
     return [Check(f"memory: below {figures.MEMORY_LIMIT:+.0%}", said, memory.flat)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from loadtests.answers import CHAT, HOSTILE, Answer, MemorySample, Phase
 MIN_GAIN = 0.05  # a step that adds less to the best throughput so far does not count as a rise
 STEPS_WITHOUT_GAIN = 2  # after so many in a row the server is saturated
 PLATEAU = 0.95  # share of the highest throughput at which saturation begins
-SETTLING = 1 / 3  # share of a step that is not counted
+SETTLING = 1 / 3  # share of a ramp's step that is not counted
 WINDOWS = 5  # equal parts of a phase; their spread gives the standard error
 MEMORY_LIMIT = 0.02  # growth from the middle third of a run to its last that counts as a leak
 WARM_UP_SECONDS = 600  # the memory of a shorter run is not judged: pools fill, allocators settle
@@ -91,9 +92,12 @@ def by_model(answers: Sequence[Answer], start: float, end: float) -> dict[str, d
     return {name: describe(group, start, end) for name, group in sorted(groups.items())}
 
 
-def by_phase(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """The phases in order, each with the figures of plain chat and their standard errors."""
+def by_phase(
+    answers: Sequence[Answer], phases: Sequence[Phase], settling: float = 0.0
+) -> list[dict[str, Any]]:
+    """The figures and standard errors of chat in each phase, without its share of `settling`."""
     chat = [answer for answer in answers if answer.kind == CHAT]
+    phases = [replace(p, start=p.start + settling * (p.end - p.start)) for p in phases]
     return [
         {
             "phase": phase.name,
@@ -110,10 +114,7 @@ def by_phase(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[st
 def standard_errors(
     answers: Sequence[Answer], start: float, end: float
 ) -> dict[str, dict[str, float]]:
-    """Figure -> percentile -> its standard error in [start, end), from WINDOWS equal parts.
-
-    A shared machine is sometimes faster and sometimes slower; the parts of a phase show how much.
-    """
+    """Figure -> percentile -> its standard error in [start, end), from the spread of WINDOWS."""
     edges = np.linspace(start, end, WINDOWS + 1)
     parts = [describe(answers, edges[at], edges[at + 1]) for at in range(WINDOWS)]
     found: dict[str, dict[str, float]] = {}
@@ -149,11 +150,13 @@ class MemoryGrowth(NamedTuple):
     flat: bool | None  # None: the run was too short to say
 
 
-def memory_growth(seconds: Sequence[float], mib: Sequence[float]) -> MemoryGrowth:
-    """Compare the thirds of a run of at least MIN_SAMPLES samples, in order of time."""
-    third = len(mib) // 3
+def memory_growth(samples: Sequence[MemorySample]) -> MemoryGrowth | None:
+    """Compare the thirds of a run; None if there are less than MIN_SAMPLES samples."""
+    if len(samples) < MIN_SAMPLES:
+        return None
+    mib, third = [one.mib for one in samples], len(samples) // 3
     middle, end = median(mib[third : 2 * third]), median(mib[2 * third :])
-    growth, long = end / middle - 1, seconds[-1] - seconds[0] >= WARM_UP_SECONDS
+    growth, long = end / middle - 1, samples[-1].seconds - samples[0].seconds >= WARM_UP_SECONDS
     return MemoryGrowth(mib[0], middle, end, growth, growth < MEMORY_LIMIT if long else None)
 
 
@@ -215,10 +218,8 @@ def by_second(
 
 
 def _p50_p95(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if not values:
-        return None, None
-    p50, p95 = np.percentile(values, (50, 95))
-    return round(float(p50), 2), round(float(p95), 2)
+    found: dict[str, float] = percentiles(values) or {}
+    return found.get("p50"), found.get("p95")
 
 
 class Saturation(NamedTuple):
@@ -233,15 +234,6 @@ class Saturation(NamedTuple):
 def no_gain(rate: float, best: float) -> bool:
     """Whether a step's throughput is no rise over the best one before it."""
     return rate < (1 + MIN_GAIN) * best
-
-
-def steps(answers: Sequence[Answer], phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """The phases of a ramp, without the time in which each step settles."""
-    settled = [
-        Phase(one.name, one.users, one.start + SETTLING * (one.end - one.start), one.end)
-        for one in phases
-    ]
-    return by_phase(answers, settled)
 
 
 def saturation(rows: Sequence[dict[str, Any]], max_users: int) -> Saturation | None:

@@ -14,14 +14,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGE = {"role": "user", "content": "3 + 4 * 2"}
 # (field, value): the refusal names the field.
 VALUES: tuple[tuple[str, Any], ...] = (
-    *(
-        ("temperature", -1),
-        ("temperature", "hot"),
-        ("top_p", 1.5),
-        ("top_k", -2),
-        ("max_tokens", 0),
-    ),
-    *(("max_tokens", 10**9), ("seed", 2**80), ("vllm_xargs", 7), ("messages", "hello")),
+    *(("temperature", -1), ("temperature", "hot"), ("top_p", 1.5), ("top_k", -2), ("seed", 2**80)),
+    *(("max_tokens", 0), ("max_tokens", 10**9), ("vllm_xargs", 7), ("messages", "hello")),
 )
 GATE_VALUES: tuple[tuple[str, Any], ...] = (
     *(("gate_tau", -1), ("gate_tau", float("nan")), ("gate_tau", "0.5"), ("gate_tau", 10**400)),
@@ -49,7 +43,7 @@ def bad_requests(models: tuple[str, ...], context: int) -> list[BadRequest]:
         return BadRequest(kind, CHAT, json.dumps(body).encode(), word)  # NaN goes out as such
 
     too_long = json.dumps({"model": models[0], "prompt": [5] * (context + 1)}).encode()
-    found = [
+    return [
         *(chat("value", field, **{field: value}) for field, value in VALUES),
         chat("gate", "gate_tau", vllm_xargs={"gate_tau": 1}),  # the base has no gate
         *(chat("name", "", name.format(models[0])) for name in NAMES),
@@ -58,10 +52,8 @@ def bad_requests(models: tuple[str, ...], context: int) -> list[BadRequest]:
         chat("huge", "", messages=[MESSAGE | {"content": "12 + " * 2**19}]),
         chat("huge", "", messages=[MESSAGE] * 20_000),
         BadRequest("huge", CHAT, b"{" + b'"a": ' * 2**19),
+        *(chat("gate", name, gated, vllm_xargs={name: v}) for name, v in GATE_VALUES if gated),
     ]
-    if gated:
-        found += [chat("gate", name, gated, vllm_xargs={name: v}) for name, v in GATE_VALUES]
-    return found
 
 
 def refusal_faults(status: int, content: bytes, word: str) -> Iterator[str]:

@@ -40,11 +40,7 @@ def make_store(scenario: Scenario, folder: Path) -> Path:
 
 @contextmanager
 def started(scenario: Scenario, flags: Sequence[str] = ()) -> Iterator[Running]:
-    """Run a server for `scenario` with `flags`; an admin key is made if there is none.
-
-    Raises:
-        RuntimeError: it does not start.
-    """
+    """Run a server, and make an admin key if there is none. Raises RuntimeError if it fails."""
     environment()
     os.environ.setdefault(ADMIN_KEY, secrets.token_hex(16))
     with TemporaryDirectory(prefix="loadtest-") as folder:

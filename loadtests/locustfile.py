@@ -23,7 +23,7 @@ from typing import Any
 
 import gevent
 from locust import FastHttpUser, LoadTestShape, events, task
-from locust.contrib.fasthttp import FAILURE_EXCEPTIONS, FastHttpSession
+from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 from locust.env import Environment
 
 from loadtests import answers as records
@@ -32,6 +32,7 @@ from loadtests.figures import SETTLING, STEPS_WITHOUT_GAIN, no_gain
 from loadtests.hostile import BadRequest, bad_requests, refusal_faults
 from loadtests.plan import ADMIN_KEY, API_KEY, Plan, bearer, read_problems
 
+Reader = Callable[[Any, float], None]  # gets a response and when its request was sent
 SPAWN_RATE = 1000.0  # users per second: as good as all at once
 ANSWER_SECONDS = 120  # timeout of an answer
 HOSTILE_PAUSE = 0.1  # mean seconds between two requests of a hostile user
@@ -135,19 +136,16 @@ class Curve(LoadTestShape):
             return "1 user", 1, Run.plan.seconds
         if now < last.start + Run.plan.seconds:
             return last.name, last.users, last.end
-        rate = _tokens_per_second(last.start + SETTLING * Run.plan.seconds, now)
+        start = last.start + SETTLING * Run.plan.seconds
+        # Answers under way have no token counts yet, so that pieces of text are counted.
+        pieces = len(Run.pieces) - bisect_left(Run.pieces, Run.start + start)
+        rate = pieces * Run.totals["tokens"] / max(1, Run.totals["pieces"]) / (now - start)
         self.without_gain = self.without_gain + 1 if no_gain(rate, self.best) else 0
         self.best = max(self.best, rate)
         if self.without_gain >= STEPS_WITHOUT_GAIN or last.users >= Run.plan.users:
             return None
         users = min(2 * last.users, Run.plan.users)
         return f"{users} users", users, now + Run.plan.seconds
-
-
-def _tokens_per_second(start: float, end: float) -> float:
-    """Estimate it from the pieces of text that came: answers under way have no token counts yet."""
-    pieces = len(Run.pieces) - bisect_left(Run.pieces, Run.start + start)
-    return pieces * Run.totals["tokens"] / max(1, Run.totals["pieces"]) / (end - start)
 
 
 class User(FastHttpUser):
@@ -230,15 +228,14 @@ class User(FastHttpUser):
         if answer.error or answer.ttft is None:
             return
         Run.totals.update(tokens=answer.tokens, pieces=1 + len(answer.gaps))
-        values = {"ttft": answer.ttft, "tokens/s": answer.rate}
-        values["inter-token"] = answer.rate and 1000 / answer.rate
-        values["gate rate"] = None if answer.gate_rate is None else 100 * answer.gate_rate
+        values = {"ttft": answer.ttft}
+        if answer.rate:
+            values |= {"inter-token": 1000 / answer.rate, "tokens/s": answer.rate}
+        if answer.gate_rate is not None:
+            values["gate rate"] = 100 * answer.gate_rate
+        more = {"name": name, "response_length": answer.tokens, "exception": None, "context": {}}
         for kind, value in values.items():
-            if value is not None:
-                sizes = {"response_time": value, "response_length": answer.tokens}
-                self.environment.events.request.fire(
-                    request_type=kind, name=name, exception=None, context={}, **sizes
-                )
+            self.environment.events.request.fire(request_type=kind, response_time=value, **more)
 
     def _send_bad(self) -> None:
         bad = self.random.choice(Run.bad_requests)
@@ -253,17 +250,10 @@ class User(FastHttpUser):
         records.append(Run.file, answer)
 
 
-def post(
-    client: FastHttpSession,
-    answer: Answer,
-    read: Callable[[Any, float], None],
-    path: str,
-    **more: Any,
-) -> None:
-    """Send a request, and let `read` complete its answer.
+def post(client: Any, answer: Answer, read: Reader, path: str, **more: Any) -> None:
+    """Send a request, and let `read` complete its answer; a broken stream or body is an error.
 
-    `read` gets the response and the perf_counter of sending, and may raise what a broken stream or
-    an unexpected body raises. `more` has the request's data, headers, and its name in locust.
+    `more` has the request's data, headers, and its name in locust.
     """
     start = time.perf_counter()
     with client.post(path, stream=True, catch_response=True, **more) as response:

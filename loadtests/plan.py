@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from adapters.files import write_json
 from loadtests.scenarios import SCENARIOS, Scenario
 
 API_KEY, ADMIN_KEY = "REASONMAXXER_API_KEY", "REASONMAXXER_ADMIN_KEY"
@@ -52,10 +51,6 @@ class Plan:
         """The scenario of this run."""
         return SCENARIOS[self.scenario]
 
-    def write(self, path: Path) -> None:
-        """Save the plan as JSON."""
-        write_json(path, asdict(self))
-
     @classmethod
     def read(cls, path: Path) -> Plan:
         """Load a plan."""
@@ -69,10 +64,9 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def shares(mix: str, models: Sequence[str]) -> dict[str, float]:
-    """Model -> share of traffic. `base` names the first of `models`, as the server lists them.
+    """Model -> share of traffic; `base` names the first of `models`, as the server lists them.
 
-    Raises:
-        PlanError: `mix` is not NAME=NUMBER,..., or names a model the server does not have.
+    Raises PlanError if `mix` is not NAME=NUMBER,..., or names a model the server does not have.
     """
     if not mix:
         return dict.fromkeys(models, 1.0)
@@ -99,11 +93,7 @@ def zipf(models: Sequence[str], seed: int) -> dict[str, float]:
 
 
 def read_problems(path: str) -> tuple[str, ...]:
-    """Read the problems of a JSONL file.
-
-    Raises:
-        PlanError: the file cannot be read, or has none.
-    """
+    """Read the problems of a JSONL file. Raises PlanError if it cannot be read, or has none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         found = tuple(str(json.loads(line)["problem"]) for line in lines if line.strip())
@@ -114,18 +104,16 @@ def read_problems(path: str) -> tuple[str, ...]:
     return found
 
 
+@dataclass
 class Server:
-    """What a plan needs to know of a running server."""
+    """A running server, and what a plan needs to know of it."""
 
-    def __init__(self, host: str, key: str, admin_key: str) -> None:
-        self.host, self.key, self.admin_key = host, key, admin_key
+    host: str
+    key: str
+    admin_key: str
 
     def request(self, method: str, path: str, key: str = "", **more: Any) -> Any:
-        """Send a request and return its JSON answer.
-
-        Raises:
-            PlanError: the server does not answer, or not with 200.
-        """
+        """Send a request and return its JSON. Raises PlanError if it is not answered with 200."""
         url, headers = self.host + path, bearer(key or self.key)
         try:
             answer = httpx.request(method, url, headers=headers, timeout=60, **more)
@@ -144,8 +132,7 @@ class Server:
     def movable_alias(self) -> tuple[str, tuple[str, ...]]:
         """(alias, versions) of the name with the most versions; the current version comes first.
 
-        Raises:
-            PlanError: no name has two versions.
+        Raises PlanError if no name has two versions.
         """
         if not self.admin_key:
             raise PlanError(f"swap-storm moves an alias: set --admin-key or {ADMIN_KEY}")
@@ -163,8 +150,7 @@ class Server:
 def make_plan(scenario: Scenario, server: Server, options: Any, problems: str) -> Plan:
     """Make the plan of a run on a running server; `options` are those of the command line.
 
-    Raises:
-        PlanError: the server or the options do not allow the scenario.
+    Raises PlanError if the server or the options do not allow the scenario.
     """
     cards = server.request("GET", "/v1/models")["data"]
     models = [card["id"] for card in cards]

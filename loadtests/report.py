@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from adapters.files import write_text
 from benchmarks.report import print_table
-from loadtests.charts import Band, Chart, Line, line_chart
+from loadtests.charts import Chart, Line, line_chart
 
 NONE = "–"
 LONG_SECONDS = 300  # longer runs are shown in minutes
@@ -77,11 +77,7 @@ class Result(NamedTuple):
 
 
 def read(folder: Path) -> Result:
-    """Read a result folder.
-
-    Raises:
-        ReportError: it is none.
-    """
+    """Read a result folder. Raises ReportError if it is none."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         with (folder / "seconds.csv").open(encoding="utf-8", newline="") as file:
@@ -100,7 +96,7 @@ def _over_time(results: Sequence[Result]) -> list[Chart | None]:
     phases = results[0].summary["phases"]
     # Phases of a ramp begin when they have settled: the bands begin where the one before ends.
     ends = [0.0, *(one["end"] / scale for one in phases)]
-    bands = [Band(one["phase"], *ends[at : at + 2]) for at, one in enumerate(phases)]
+    bands = [(one["phase"], *ends[at : at + 2]) for at, one in enumerate(phases)]
     options = {"x_unit": "min" if scale > 1 else "s", "bands": bands if len(bands) > 1 else ()}
     charts = []
     for title, unit, columns in OVER_TIME:
@@ -155,11 +151,7 @@ def _page(title: str, results: Sequence[Result], **values: Any) -> str:
 
 
 def run_page(folder: Path) -> str:
-    """Render the page of one run.
-
-    Raises:
-        ReportError: `folder` has no results.
-    """
+    """Render the page of one run. Raises ReportError if `folder` has no results."""
     result = read(folder)
     summary = result.summary
     rows = {
@@ -167,8 +159,17 @@ def run_page(folder: Path) -> str:
         "phases": [(f"{one['phase']} ({one['users']})", one) for one in summary["phases"]],
     }
     tables = {which: [[name, *cells(row)] for name, row in of] for which, of in rows.items()}
-    title = f"{summary['scenario']}: load test"
-    return _page(title, [result], summary=summary, marks=MARKS, **tables)
+    tables["refused"] = [[kind, *row.values()] for kind, row in summary["refused"].items()]
+    machine = "{cpu}, {cores} cores".format(**summary["machine"])
+    lines = [summary["about"], f"{summary['began']} · {machine}"]
+    return _page(
+        f"{summary['scenario']}: load test",
+        [result],
+        summary=summary,
+        lines=lines,
+        marks=MARKS,
+        **tables,
+    )
 
 
 def ratios(a: Result, b: Result) -> list[list[str]]:
@@ -194,7 +195,8 @@ RATIO_COLUMNS = ("model", "figure", "A", "B", "B / A")
 def two_runs_page(a: Result, b: Result) -> str:
     """Render the page of two runs."""
     title = f"{a.summary['scenario']}: {a.name} beside {b.name}"
-    return _page(title, [a, b], runs=[a, b], ratios=ratios(a, b), ratio_columns=RATIO_COLUMNS)
+    lines = [f"{at}: {one.name}, {one.summary['began']}" for at, one in (("A", a), ("B", b))]
+    return _page(title, [a, b], lines=lines, ratios=ratios(a, b), ratio_columns=RATIO_COLUMNS)
 
 
 def main(argv: list[str]) -> int:

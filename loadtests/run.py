@@ -49,16 +49,12 @@ class Records(NamedTuple):
 
 
 def drive(plan: Plan, folder: Path, pid: int | None = None) -> Records:
-    """Run `plan` on its server; `pid` is the server's process.
-
-    Raises:
-        LocustError: locust did not run to its end.
-    """
+    """Run `plan` on its server, whose process is `pid`. Raises LocustError if locust fails."""
     folder = folder.resolve()  # locust runs in this package's folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("start.txt", "answers.jsonl", "phases.jsonl", "moves.jsonl"):
         (folder / name).unlink(missing_ok=True)
-    plan.write(folder / "plan.json")
+    write_json(folder / "plan.json", vars(plan))
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless"]
     command += ["--host", plan.host, "--plan", str(folder / "plan.json"), "--only-summary"]
     command += ["--csv", str(folder / "locust"), "--stop-timeout", str(FINISH_SECONDS)]
@@ -86,11 +82,7 @@ def drive(plan: Plan, folder: Path, pid: int | None = None) -> Records:
 
 
 def _watch(locust: subprocess.Popen[bytes], plan: Plan, pid: int | None) -> list[MemorySample]:
-    """Show progress until locust ends. Returns the server's samples, by perf_counter.
-
-    Raises:
-        LocustError: it does not end in time.
-    """
+    """Show progress until locust ends. Returns the server's samples, by perf_counter."""
     samples: list[MemorySample] = []
     begun = time.monotonic()
     most = plan.seconds if plan.curve.stages else plan.seconds * (plan.users.bit_length() + 2)
@@ -117,14 +109,11 @@ def summarize(plan: Plan, ran: Records, more: dict[str, Any] | None = None) -> d
     """Make summary.json of a run."""
     length = ran.phases[-1].end if ran.phases else 0.0
     ramp = not plan.curve.stages
-    phases = (figures.steps if ramp else figures.by_phase)(ran.answers, ran.phases)
+    phases = figures.by_phase(ran.answers, ran.phases, figures.SETTLING if ramp else 0.0)
     found = figures.saturation(phases, plan.users) if ramp else None
     checks = run_checks(plan, ran.answers, phases, ran.moves, ran.samples, found)
     took = [1000 * (move.end - move.start) for move in ran.moves[1:]]
-    few = len(ran.samples) < figures.MIN_SAMPLES
-    memory = None if few else figures.memory_growth(*zip(*ran.samples, strict=True))
-    # A report is shown to others: it has no path of this machine.
-    settings = vars(plan) | {"problems": Path(plan.problems).name}
+    memory = figures.memory_growth(ran.samples)
     return {
         "scenario": plan.scenario,
         "about": plan.curve.about,
@@ -133,7 +122,7 @@ def summarize(plan: Plan, ran: Records, more: dict[str, Any] | None = None) -> d
         "checks": [check._asdict() for check in checks],
         "host": plan.host,
         "seconds": round(length, 2),
-        "settings": settings,
+        "settings": vars(plan) | {"problems": Path(plan.problems).name},  # no path of this machine
         "machine": machine() | {"locust": version("locust")},
         "all": figures.describe(figures.without_hostile(ran.answers), 0.0, length),
         "models": figures.by_model(ran.answers, 0.0, length),

@@ -53,6 +53,7 @@ BURSTS = (
     *(Stage("calm before", 0.2, CALM), Stage("burst", 0.4, PEAK), Stage("between", 0.6, CALM)),
     *(Stage("burst", 0.8, PEAK), Stage("calm after", 1.0, CALM)),
 )
+ALONE_THEN_BESIDE = ("alone", "beside hostile")
 MOVING = (Stage("nobody moves", 0.3, 1.0), Stage("moving", 1.0, 1.0))
 THIRDS = (
     *(Stage("first third", 1 / 3, 1.0), Stage("middle third", 2 / 3, 1.0)),
@@ -71,13 +72,7 @@ _ALL = (
     Scenario("long-prompts", LONG, _beside("long prompts"), other="long"),
     Scenario("many-adapters", MANY, users=24, zipf=True),
     Scenario("swap-storm", STORM, MOVING, moves=True),
-    Scenario(
-        "hostile",
-        HOSTILE,
-        _beside("hostile"),
-        other="hostile",
-        compares=("alone", "beside hostile"),
-    ),
+    Scenario("hostile", HOSTILE, _beside("hostile"), other="hostile", compares=ALONE_THEN_BESIDE),
     Scenario("soak", SOAK, THIRDS, 64, 1800, paced=True, compares=("middle third", "last third")),
 )
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}

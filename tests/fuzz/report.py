@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import print_table
-from loadtests.figures import MIN_SAMPLES, memory_growth
+from loadtests.answers import MemorySample
+from loadtests.figures import memory_growth
 from tests.fuzz import server_state
 from tests.fuzz.traffic import Case
 
@@ -94,18 +95,21 @@ def report(
         "held_most": tally.most,
         "held_after": {name: after.get(name) for name in server_state.HELD},
     }
-    if len(samples) >= MIN_SAMPLES:
-        result["memory_mib"] = memory(samples)
+    if (mib := memory(samples)) is not None:
+        result["memory_mib"] = mib
         result["samples"] = [sample._asdict() for sample in samples]
     return result
 
 
-def memory(samples: Sequence[server_state.Sample]) -> dict[str, Any]:
-    """The memory of a run by thirds, MiB; `per_1000` is its growth per 1,000 requests.
+def memory(samples: Sequence[server_state.Sample]) -> dict[str, Any] | None:
+    """The memory of a run by thirds, MiB; None if there are too few samples.
 
-    `per_1000` is fitted over the last two thirds: in the first one the server still warms up.
+    `per_1000` is its growth per 1,000 requests,
+    fitted over the last two thirds: in the first one the server still warms up.
     """
-    found = memory_growth([one.seconds for one in samples], [one.rss for one in samples])
+    found = memory_growth([MemorySample(one.seconds, one.rss) for one in samples])
+    if found is None:
+        return None
     later, slope = samples[len(samples) // 3 :], 0.0
     if later[-1].requests > later[0].requests:
         requests, rss = [one.requests for one in later], [one.rss for one in later]

@@ -355,12 +355,13 @@ def noisy(level: float) -> float:
 def test_the_verdict_on_memory(
     seconds: int, rss: Callable[[float], float], flat: bool | None
 ) -> None:
-    assert memory(series(seconds, rss))["flat"] is flat
+    found = memory(series(seconds, rss))
+    assert found is not None and found["flat"] is flat
 
 
 def test_the_slope_of_memory() -> None:
     found = memory(series(1800, lambda t: 1000 + 20 * t * 0.01))
-    assert found["per_1000"] == pytest.approx(10)
+    assert found is not None and found["per_1000"] == pytest.approx(10)
 
 
 def test_what_stays_open() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapters.files import write_json
 from loadtests import __main__ as command
 from loadtests import plan as plans
 from loadtests.plan import Plan, PlanError, Server, make_plan, read_problems, shares, zipf
@@ -74,7 +76,7 @@ def test_a_plan_is_read_as_written_and_holds_no_key(
 ) -> None:
     monkeypatch.setenv(plans.API_KEY, "a secret")
     plan = Plan("swap-storm", "http://x", 3, 9.0, 1, {"a": 1.0}, "p", versions=("a@1", "a@2"))
-    plan.write(tmp_path / "plan.json")
+    write_json(tmp_path / "plan.json", asdict(plan))
     assert Plan.read(tmp_path / "plan.json") == plan
     assert "a secret" not in (tmp_path / "plan.json").read_text()
 

@@ -136,7 +136,8 @@ def test_saturation_is_the_first_step_near_the_highest() -> None:
 def test_a_step_settles_before_it_counts() -> None:
     slow = [answer(at, gaps=[1.0] * 3) for at in np.arange(0, 1, 0.5)]
     fast = [answer(at, gaps=[1.0] * 3) for at in np.arange(1, 3, 0.1)]
-    (row,) = figures.steps([*slow, *fast], [Phase("1 user", 1, 0, 3)])
+    phase = Phase("1 user", 1, 0, 3)
+    (row,) = figures.by_phase([*slow, *fast], [phase], figures.SETTLING)
     assert row["start"] == 1.0
     assert row["requests"] == 20
 

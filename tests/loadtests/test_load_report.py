@@ -11,7 +11,7 @@ import pytest
 
 from loadtests import figures, report, run
 from loadtests.answers import Answer, MemorySample, Phase
-from loadtests.charts import Band, Line, line_chart, thin
+from loadtests.charts import Line, line_chart, thin
 from loadtests.plan import Plan
 
 VOID = {"meta"}
@@ -57,7 +57,7 @@ def curves(svg: str) -> list[str]:
 
 def test_a_line_breaks_where_nothing_is_known() -> None:
     points = [(0, 1.0), (1, 2.0), (2, None), (3, 1.0), (4, 2.0)]
-    chart = line_chart("a < b", "ms", [Line("x & y", points, "#123456")], bands=[Band("p", 0, 9)])
+    chart = line_chart("a < b", "ms", [Line("x & y", points, "#123456")], bands=[("p", 0, 9)])
     assert chart is not None and chart.title == "a < b"
     path = curves(chart.svg)[0]
     assert path.count("M") == 2 and path.count("L") == 2
