@@ -89,7 +89,7 @@ def line_chart(
                 where = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
                 axes.text((start + end) / 2, 1.01, name, **where)
         low, high = axes.get_ylim()
-        axes.set_ylim(0 if zero else low, high if zero else max(high, low * MIN_SPAN))
+        axes.set_ylim(0 if zero else low, 1.03 * high if zero else max(high, low * MIN_SPAN))
         if doubling:
             xs = sorted({x for line in lines for x, _ in line.points})
             axes.set_xscale("log", base=2)

@@ -43,6 +43,7 @@ FIGURES: tuple[tuple[str, Callable[[dict[str, Any]], float | None], int, int], .
     ("gate rate, %", lambda row: row["gate_rate"] and 100 * row["gate_rate"], 2, 0),
 )
 COLUMNS = tuple(name for name, *_ in FIGURES)
+RATIO_COLUMNS = ("model", "figure", "A", "B", "B / A")
 
 # (title, unit, {column of seconds.csv: legend})
 OVER_TIME: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -145,8 +146,7 @@ def _page(title: str, results: Sequence[Result], **values: Any) -> str:
         by_users=_by_users(ramps) if ramps else [],
         over_time=_over_time(results),
         details=[json.dumps({k: one.summary[k] for k in keys}, indent=2) for one in results],
-        columns=COLUMNS,
-        **values,
+        **{"columns": COLUMNS, "ratio_columns": RATIO_COLUMNS, "marks": MARKS} | values,
     )
 
 
@@ -163,12 +163,7 @@ def run_page(folder: Path) -> str:
     machine = "{cpu}, {cores} cores".format(**summary["machine"])
     lines = [summary["about"], f"{summary['began']} · {machine}"]
     return _page(
-        f"{summary['scenario']}: load test",
-        [result],
-        summary=summary,
-        lines=lines,
-        marks=MARKS,
-        **tables,
+        f"{summary['scenario']}: load test", [result], summary=summary, lines=lines, **tables
     )
 
 
@@ -189,14 +184,11 @@ def ratios(a: Result, b: Result) -> list[list[str]]:
     return rows
 
 
-RATIO_COLUMNS = ("model", "figure", "A", "B", "B / A")
-
-
 def two_runs_page(a: Result, b: Result) -> str:
     """Render the page of two runs."""
     title = f"{a.summary['scenario']}: {a.name} beside {b.name}"
     lines = [f"{at}: {one.name}, {one.summary['began']}" for at, one in (("A", a), ("B", b))]
-    return _page(title, [a, b], lines=lines, ratios=ratios(a, b), ratio_columns=RATIO_COLUMNS)
+    return _page(title, [a, b], lines=lines, ratios=ratios(a, b))
 
 
 def main(argv: list[str]) -> int:
