@@ -19,7 +19,7 @@ VALUES: tuple[tuple[str, Any], ...] = (
 )
 GATE_VALUES: tuple[tuple[str, Any], ...] = (
     *(("gate_tau", -1), ("gate_tau", float("nan")), ("gate_tau", "0.5"), ("gate_tau", 10**400)),
-    *(("gate_rate", 1.1), ("gate_trace", 2), ("gate_taus", 1)),
+    *(("gate_rate", 1.1), ("gate_trace", 3), ("gate_taus", 1)),
 )
 BODIES = (b"{", b"", b"[]", b"null", b"\xff\xfe", b'{"model": 7}', b"[" * 10_000)
 NAMES = ("nobody", "../{}", "{}\x00", "{}:gated:gated", "{}@0123456789ab", "..", "😀", "x" * 10_000)

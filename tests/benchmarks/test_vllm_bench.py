@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,52 @@ def test_prompts_are_the_same_for_all_and_lengths_differ(tmp_path: Path) -> None
     assert len({row["prompt"] for row in rows}) > 1
     assert vllm_bench.write_prompts(path, vllm_bench.BASE, 20, 64, seed=1) == total
     assert vllm_bench.write_prompts(path, vllm_bench.BASE, 20, 64, seed=2) != total
+
+
+class Completions(BaseHTTPRequestHandler):
+    """A server of completions with exactly the tokens that are asked for."""
+
+    def log_message(self, *_: Any) -> None:
+        """Silence."""
+
+    def do_GET(self) -> None:
+        page = 'reasonmaxxer_gated_tokens_total{mode="gated"} 3.0\n'
+        page += 'reasonmaxxer_generated_tokens_total{mode="gated"} 12.0\n'
+        self.answer("text/plain", page)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["model"] == "a:gated" and body["temperature"] == 0.6
+        assert body["ignore_eos"] is True and body["add_special_tokens"] is False
+        tokens = body["max_tokens"]
+        events: list[dict[str, Any]] = [{"choices": [{"text": "1"}]}] * tokens
+        events.append({"usage": {"completion_tokens": tokens, "prompt_tokens": 9}})
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+        self.answer("text/event-stream", "".join([*lines, "data: [DONE]\n\n"]))
+
+    def answer(self, kind: str, text: str) -> None:
+        """A whole answer; the connection is closed after it."""
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def test_vllm_takes_the_flags_and_its_result_has_the_figures(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    system = System(f"http://127.0.0.1:{server.server_port}", "a:gated")
+    prompts = tmp_path / "prompts.jsonl"
+    options = parse(["--requests", "2", "--max-tokens", "8"])
+    try:
+        tokens = vllm_bench.write_prompts(prompts, vllm_bench.BASE, 6, options.max_tokens, seed=0)
+        flags = vllm_bench.bench_flags(system, 3, prompts, options)
+        found = check(vllm_bench.bench_serve(*flags), 6, tokens)
+        assert vllm_bench.gated_and_generated(system.host) == (3.0, 12.0)
+    finally:
+        server.shutdown()
+    assert found["total_input_tokens"] == 6 * 9
+    assert all(found[figure] >= 0 for figure in vllm_bench.FIGURES)
 
 
 def test_every_system_is_measured_in_every_run(

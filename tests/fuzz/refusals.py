@@ -42,7 +42,7 @@ GATE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gate_temperature": float("nan")}, "gate_temperature"),
     ({"gate_temperature": "cold"}, "gate_temperature"),
     ({"gate_temperature": None}, "gate_temperature"),
-    ({"gate_trace": 2}, "gate_trace"),
+    ({"gate_trace": 3}, "gate_trace"),
     ({"gate_trace": -1}, "gate_trace"),
     ({"gate_trace": "yes"}, "gate_trace"),
     ({"gate_trace": [1]}, "gate_trace"),
