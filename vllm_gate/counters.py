@@ -2,7 +2,7 @@
 
 Workers would count once a tensor-parallel rank, and on a GPU also what is computed past a stop. The
 gauges are 0 when no gated request is under way; anything else then is a leak
-(`python -m loadtests.soak` looks).
+(`python -m tests.fuzz` looks).
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What became of the requests of a soak, and the report of it."""
+"""What became of the fuzzer's requests, and the report of it."""
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +12,17 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import print_table
-from loadtests import vitals
-from loadtests.traffic import Ask
+from loadtests.answers import MemorySample
+from loadtests.figures import memory_growth
+from tests.fuzz import server_state
+from tests.fuzz.traffic import Case
 
 SHOWN = 20  # faults printed as they come; all are in the report
 
 
 @dataclass
 class Row:
-    """What became of the requests of one kind."""
+    """Counts and times of the requests of one kind."""
 
     answered: int = 0
     refused: int = 0
@@ -40,21 +44,21 @@ class Tally:
     parted: int = 0  # witnesses that differ from the idle server's answer, at a near tie
     most: dict[str, float] = field(default_factory=dict)  # the highest value of what is held
 
-    def note(self, ask: Ask, outcome: str, seconds: float, faults: list[str]) -> None:
-        """One request has ended."""
-        row = self.rows[ask.kind]
+    def note(self, case: Case, outcome: str, seconds: float, faults: list[str]) -> None:
+        """Count a request that has ended."""
+        row = self.rows[case.kind]
         self.ended += 1
-        self.features.update(set(ask.features))
+        self.features.update(set(case.features))
         if faults:
             row.failed += 1
             self.in_a_row += 1
-            body = ask.content or b""
+            body = case.content or b""
             shown = body[:2000].decode(errors="replace")
             self.faults.append(
-                {"number": ask.number, "kind": ask.kind, "faults": faults, "body": shown}
+                {"number": case.number, "kind": case.kind, "faults": faults, "body": shown}
             )
             if len(self.faults) <= SHOWN:
-                tqdm.write(f"FAULT {ask.number} ({ask.kind}): {'; '.join(faults)}")
+                tqdm.write(f"FAULT {case.number} ({case.kind}): {'; '.join(faults)}")
             return
         self.in_a_row = 0
         setattr(row, outcome, getattr(row, outcome) + 1)
@@ -63,7 +67,10 @@ class Tally:
 
 
 def report(
-    tally: Tally, samples: list[vitals.Sample], before: dict[str, float], after: dict[str, float]
+    tally: Tally,
+    samples: list[server_state.Sample],
+    before: dict[str, float],
+    after: dict[str, float],
 ) -> dict[str, Any]:
     """The figures of a run; `before` and `after` are the idle server's metrics."""
 
@@ -81,18 +88,33 @@ def report(
         "requests": tally.ended,
         "kinds": rows,
         "features": dict(tally.features.most_common()),
-        "preemptions": rose(vitals.PREEMPTIONS),
-        "generated_by_gated": rose(vitals.GENERATED),
-        "gated": rose(vitals.GATED),
+        "preemptions": rose(server_state.PREEMPTIONS),
+        "generated_by_gated": rose(server_state.GENERATED),
+        "gated": rose(server_state.GATED),
         "witnesses_parted_at_a_near_tie": tally.parted,
         "held_most": tally.most,
-        "held_after": {name: after.get(name) for name in vitals.HELD},
+        "held_after": {name: after.get(name) for name in server_state.HELD},
     }
-    if len(samples) >= vitals.FEWEST:
-        memory = vitals.memory(samples)
-        result["memory_mib"] = memory._asdict() | {"growth": memory.growth}
+    if (mib := memory(samples)) is not None:
+        result["memory_mib"] = mib
         result["samples"] = [sample._asdict() for sample in samples]
     return result
+
+
+def memory(samples: Sequence[server_state.Sample]) -> dict[str, Any] | None:
+    """The memory of a run by thirds, MiB; None if there are too few samples.
+
+    `per_1000` is its growth per 1,000 requests,
+    fitted over the last two thirds: in the first one the server still warms up.
+    """
+    found = memory_growth([MemorySample(one.seconds, one.rss) for one in samples])
+    if found is None:
+        return None
+    later, slope = samples[len(samples) // 3 :], 0.0
+    if later[-1].requests > later[0].requests:
+        requests, rss = [one.requests for one in later], [one.rss for one in later]
+        slope = statistics.linear_regression(requests, rss).slope
+    return found._asdict() | {"per_1000": 1000 * slope}
 
 
 def _percentiles(seconds: list[float]) -> tuple[float | None, float | None]:
@@ -103,7 +125,7 @@ def _percentiles(seconds: list[float]) -> tuple[float | None, float | None]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The report as tables."""
+    """Print the report as tables."""
     columns = ("answered", "refused", "aborted", "failed", "p50_s", "p99_s")
     rows = [
         (kind, *("" if row[name] is None else f"{row[name]:,}" for name in columns))
@@ -118,13 +140,12 @@ def show(result: dict[str, Any]) -> None:
         f"{result['preemptions']:,.0f} preemptions; "
         f"{result['witnesses_parted_at_a_near_tie']} witnesses parted at a near tie"
     )
-    memory = result.get("memory_mib")
-    if memory:
-        flat = {True: "flat", False: "NOT FLAT", None: "too short a run to judge"}[memory["flat"]]
+    if mib := result.get("memory_mib"):
+        flat = {True: "flat", False: "NOT FLAT", None: "too short a run to judge"}[mib["flat"]]
         print(
-            f"memory: {memory['start']:,.0f} MiB at the start, {memory['middle']:,.0f} in the "
-            f"middle third, {memory['end']:,.0f} in the last ({memory['growth']:+.2%}, "
-            f"{memory['per_1000']:+.2f} MiB by 1,000 requests): {flat}"
+            f"memory: {mib['start']:,.0f} MiB at the start, {mib['middle']:,.0f} in the "
+            f"middle third, {mib['end']:,.0f} in the last ({mib['growth']:+.2%}, "
+            f"{mib['per_1000']:+.2f} MiB by 1,000 requests): {flat}"
         )
     for name, value in result["held_after"].items():
         most = result["held_most"].get(name, 0)

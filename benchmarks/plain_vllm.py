@@ -1,9 +1,9 @@
 """vLLM's own OpenAI server, with none of this project's plugins: what a user of plain vLLM gets.
 
-    python -m loadtests.plain --model models/tiny-qwen2 --enable-lora --lora-modules NAME=FOLDER ...
+    python -m benchmarks.plain_vllm --model models/tiny-qwen2 --enable-lora --lora-modules NAME=DIR
 
-All flags are vLLM's. `vllm serve` does the same; the CPU wheel's fails, for it asks for the
-metadata of a distribution named `vllm`.
+All flags are vLLM's. `vllm serve` does the same; that of the CPU wheel fails, because it looks for
+the metadata of a distribution named `vllm`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     make_arg_parser = find("make_arg_parser", CLI_ARGS)
     validate_parsed_serve_args = find("validate_parsed_serve_args", CLI_ARGS)
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m loadtests.plain"))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m benchmarks.plain_vllm"))
     args = parser.parse_args(argv)
     validate_parsed_serve_args(args)
     uvloop.run(run_server(args))

@@ -1,6 +1,6 @@
-"""The soak: its requests, its judges, and half a minute of it against a server under pressure.
+"""The fuzzer: its requests, its oracle, and half a minute against a server under pressure.
 
-`python -m loadtests.soak --minutes 30` is the long form.
+`python -m tests.fuzz --minutes 30` is the long form.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from support import KEY, ROOT, free_port, make_adapter, running_server
 
-from loadtests import judge, vitals
-from loadtests.judge import Line
-from loadtests.traffic import CHAT, COMPLETIONS, RESPONSES, Ask, World, draw, witness_bodies
+from tests.fuzz import oracle, server_state
+from tests.fuzz.oracle import Greedy
+from tests.fuzz.report import memory
+from tests.fuzz.traffic import CHAT, COMPLETIONS, RESPONSES, Case, Target, draw, witness_bodies
 
-WORLD = World(
+TARGET = Target(
     base="base",
     adapters=("alpha", "plain"),
     gated=("alpha:gated",),
@@ -36,27 +37,27 @@ WORLD = World(
 NUMBERS = range(4000)
 
 
-def asks(world: World = WORLD) -> list[Ask]:
-    return [draw(0, number, world, 8) for number in NUMBERS]
+def cases(target: Target = TARGET) -> list[Case]:
+    return [draw(0, number, target, 8) for number in NUMBERS]
 
 
 def test_a_number_is_one_request() -> None:
-    again = list(reversed([draw(0, number, WORLD, 8) for number in reversed(NUMBERS)]))
-    assert [(a.content, a.path, a.hang_up) for a in asks()] == [
+    again = list(reversed([draw(0, number, TARGET, 8) for number in reversed(NUMBERS)]))
+    assert [(a.content, a.path, a.hang_up) for a in cases()] == [
         (a.content, a.path, a.hang_up) for a in again
     ]
-    assert asks() != [draw(1, number, WORLD, 8) for number in NUMBERS]
+    assert cases() != [draw(1, number, TARGET, 8) for number in NUMBERS]
 
 
 def test_everything_comes_up() -> None:
-    drawn = asks()
-    assert {ask.kind for ask in drawn} >= {
+    drawn = cases()
+    assert {case.kind for case in drawn} >= {
         *(f"{path} {mode}" for path in ("chat/completions", "completions", "responses")
           for mode in ("base", "always", "gated")),
         *("other", "witness", "bad body", "bad gate argument", "bad gate elsewhere"),
         *("bad length", "bad model", "bad value", "bad with the gate"),
     }  # fmt: skip
-    features = {feature for ask in drawn for feature in ask.features}
+    features = {feature for case in drawn for feature in case.features}
     assert features == {
         *("allowed_token_ids", "bad_words", "beam search", "echo", "gate_rate", "gate_tau"),
         *("correction_temperature", "gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias"),
@@ -73,17 +74,17 @@ def test_everything_comes_up() -> None:
         *("several prompts", "shared prompt", "stop", "stop_token_ids", "stream", "structured"),
         *("token ids", "tools", "top_k", "top_p"),
     }
-    hung_up = [ask.hang_up for ask in drawn if ask.streams and ask.hang_up is not None]
+    hung_up = [case.hang_up for case in drawn if case.streams and case.hang_up is not None]
     assert 0 in hung_up
     assert max(hung_up) > 5
 
 
 def test_a_server_with_less_gets_less() -> None:
-    bare = World("base", (), (), (), 128, WORLD.ids, 12, tools=False)
-    drawn = asks(bare)
-    assert {ask.mode for ask in drawn} == {"base", ""}
-    assert not any("gated" in str(ask.body) for ask in drawn if ask.refusal is None)
-    assert not any("tools" in ask.features for ask in drawn)
+    bare = Target("base", (), (), (), 128, TARGET.ids, 12, tools=False)
+    drawn = cases(bare)
+    assert {case.mode for case in drawn} == {"base", ""}
+    assert not any("gated" in str(case.body) for case in drawn if case.refusal is None)
+    assert not any("tools" in case.features for case in drawn)
 
 
 def test_good_requests_are_valid_by_construction() -> None:
@@ -97,35 +98,35 @@ def test_good_requests_are_valid_by_construction() -> None:
         COMPLETIONS: CompletionRequest,
         RESPONSES: ResponsesRequest,
     }
-    good = [ask for ask in asks() if ask.mode]
+    good = [case for case in cases() if case.mode]
     assert len(good) > 2000
-    for ask in good:
-        assert isinstance(ask.body, dict)
-        request = protocol[ask.path].model_validate(ask.body)
-        tokens = ask.body.get("max_tokens") or ask.body["max_output_tokens"]
-        if ask.path != RESPONSES and not ask.body.get("use_beam_search"):
+    for case in good:
+        assert isinstance(case.body, dict)
+        request = protocol[case.path].model_validate(case.body)
+        tokens = case.body.get("max_tokens") or case.body["max_output_tokens"]
+        if case.path != RESPONSES and not case.body.get("use_beam_search"):
             request.to_sampling_params(tokens, {})  # checks every range
-        if ask.path == COMPLETIONS:
-            prompts = ask.body["prompt"]
+        if case.path == COMPLETIONS:
+            prompts = case.body["prompt"]
             longest = max(map(len, prompts)) if isinstance(prompts[0], list) else len(prompts)
-        elif ask.path == CHAT:
-            longest = len(ask.body["messages"][0]["content"]) + WORLD.overhead
+        elif case.path == CHAT:
+            longest = len(case.body["messages"][0]["content"]) + TARGET.overhead
         else:
-            longest = len(ask.body["input"]) + WORLD.overhead
-        assert 0 < longest <= WORLD.length - tokens, ask.number
+            longest = len(case.body["input"]) + TARGET.overhead
+        assert 0 < longest <= TARGET.length - tokens, case.number
 
 
 def test_bad_requests_are_labelled() -> None:
-    for ask in asks():
-        assert (ask.refusal is not None) == ask.kind.startswith("bad ")
-        assert ask.refusal is None or ask.hang_up is None
-    named = [ask for ask in asks() if ask.kind in ("bad gate argument", "bad gate elsewhere")]
-    assert all(ask.refusal for ask in named)
-    assert len({ask.content for ask in named}) > 40
+    for case in cases():
+        assert (case.refusal is not None) == case.kind.startswith("bad ")
+        assert case.refusal is None or case.hang_up is None
+    named = [case for case in cases() if case.kind in ("bad gate argument", "bad gate elsewhere")]
+    assert all(case.refusal for case in named)
+    assert len({case.content for case in named}) > 40
 
 
 def test_witnesses_pair_each_shut_gate_with_the_base() -> None:
-    bodies = witness_bodies(WORLD, 0)
+    bodies = witness_bodies(TARGET, 0)
     shut = [
         at for at, body in enumerate(bodies) if body.get("vllm_xargs", {}).get("gate_tau", 0) > 9
     ]
@@ -133,10 +134,10 @@ def test_witnesses_pair_each_shut_gate_with_the_base() -> None:
     for at in shut:
         assert bodies[at - 1]["model"] == "base"
         assert bodies[at - 1]["prompt"] == bodies[at]["prompt"]
-    assert all(len(body["prompt"]) + body["max_tokens"] <= WORLD.length for body in bodies)
+    assert all(len(body["prompt"]) + body["max_tokens"] <= TARGET.length for body in bodies)
 
 
-# The judge. A gated completion of five tokens, two of them through the gate.
+# The oracle. A gated completion of five tokens, two of them through the gate.
 
 POINT = {"entropy": 0.9, "base_top": [{"token_id": 5, "probability": 0.6}]}
 BODY: dict[str, Any] = {
@@ -174,9 +175,9 @@ def answer() -> dict[str, Any]:
 
 
 def faults(content: dict[str, Any] | bytes, status: int = 200, **changes: Any) -> list[str]:
-    ask = Ask(0, "completions gated", COMPLETIONS, BODY | changes, mode="gated")
+    case = Case(0, "completions gated", COMPLETIONS, BODY | changes, mode="gated")
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return list(judge.answered(ask, status, raw))
+    return list(oracle.check_answer(case, status, raw))
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -187,8 +188,8 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
 
 def test_a_good_answer_has_no_faults() -> None:
     assert faults(answer()) == []
-    ask = Ask(0, "", COMPLETIONS, BODY, mode="gated")
-    assert judge.gated_tokens(ask, json.dumps(answer()).encode()) == 2
+    case = Case(0, "", COMPLETIONS, BODY, mode="gated")
+    assert oracle.gated_tokens(case, json.dumps(answer()).encode()) == 2
 
 
 @pytest.mark.parametrize(
@@ -274,26 +275,26 @@ ERROR = {"message": "gate_tau: no", "type": "BadRequestError", "param": "gate_ta
     ],
 )
 def test_refusals(status: int, error: Any, good: bool) -> None:
-    ask = Ask(0, "bad gate argument", COMPLETIONS, {}, refusal="gate_tau")
-    found = list(judge.refused(ask, status, json.dumps({"error": error}).encode()))
+    case = Case(0, "bad gate argument", COMPLETIONS, {}, refusal="gate_tau")
+    found = list(oracle.check_refusal(case, status, json.dumps({"error": error}).encode()))
     assert (not found) == good
 
 
 @pytest.mark.parametrize(
     ("other", "differs", "fault"),
     [
-        (Line([1, 2, 3], [5, 5, 1e-4], {1: 0.6}), False, False),
-        (Line([1, 2, 4], [5, 5, 1e-4], {1: 0.6}), True, False),  # at a near tie
-        (Line([1, 4, 3], [5, 5, 1e-4], {1: 0.6}), True, True),  # not at one
-        (Line([1, 2], [5, 5], {1: 0.6}), True, True),  # shorter
-        (Line([1, 9, 9], [5, 5, 5], {}), True, True),  # a gate stayed shut, far from tau
-        (Line([1, 9, 9], [5, 5, 5], {0: 0.5004, 1: 0.6}), True, False),  # opened, near tau
-        (Line([1, 9, 9], [5, 5, 5], {1: 0.6, 2: 0.5004}), True, True),  # after they had parted
+        (Greedy([1, 2, 3], [5, 5, 1e-4], {1: 0.6}), False, False),
+        (Greedy([1, 2, 4], [5, 5, 1e-4], {1: 0.6}), True, False),  # at a near tie
+        (Greedy([1, 4, 3], [5, 5, 1e-4], {1: 0.6}), True, True),  # not at one
+        (Greedy([1, 2], [5, 5], {1: 0.6}), True, True),  # shorter
+        (Greedy([1, 9, 9], [5, 5, 5], {}), True, True),  # a gate stayed shut, far from tau
+        (Greedy([1, 9, 9], [5, 5, 5], {0: 0.5004, 1: 0.6}), True, False),  # opened, near tau
+        (Greedy([1, 9, 9], [5, 5, 5], {1: 0.6, 2: 0.5004}), True, True),  # after they had parted
     ],
 )
-def test_where_two_greedy_answers_may_part(other: Line, differs: bool, fault: bool) -> None:
-    known = Line([1, 2, 3], [5, 5, 1e-4], {1: 0.6})
-    found = judge.parting(known, other, tau=0.5, tie=1e-3)
+def test_where_two_greedy_answers_may_part(other: Greedy, differs: bool, fault: bool) -> None:
+    known = Greedy([1, 2, 3], [5, 5, 1e-4], {1: 0.6})
+    found = oracle.divergence(known, other, tau=0.5, tie=1e-3)
     assert (found[0], found[1] is not None) == (differs, fault)
 
 
@@ -303,7 +304,7 @@ def test_a_line_is_read_off_a_completion() -> None:
         "logprobs": {"top_logprobs": [{"a": -0.5, "b": -1.5}, {"c": -0.1}]},
         "gate_trace": [{"position": 1, "entropy": 0.7}],
     }
-    assert judge.line({"choices": [choice]}) == Line([4, 5], [1.0, math.inf], {1: 0.7})
+    assert oracle.greedy({"choices": [choice]}) == Greedy([4, 5], [1.0, math.inf], {1: 0.7})
 
 
 PAGE = """# HELP x
@@ -316,24 +317,25 @@ reasonmaxxer_gate_answers 0.0
 
 
 def test_an_idle_server_holds_nothing() -> None:
-    metrics = vitals.read(PAGE)
-    assert vitals.leaks(metrics) == []
-    for name in vitals.HELD:
-        assert len(vitals.leaks(metrics | {name: 1.0})) == 1
-        assert len(vitals.leaks({key: metrics[key] for key in metrics if key != name})) == 1
-    assert vitals.read('a{b="x y"} 1\na{b="z"} 2.5\n') == {"a": 3.5}
+    metrics = server_state.read_metrics(PAGE)
+    assert server_state.still_held(metrics) == []
+    for name in server_state.HELD:
+        assert len(server_state.still_held(metrics | {name: 1.0})) == 1
+        missing = {key: metrics[key] for key in metrics if key != name}
+        assert len(server_state.still_held(missing)) == 1
+    assert server_state.read_metrics('a{b="x y"} 1\na{b="z"} 2.5\n') == {"a": 3.5}
 
 
 def test_a_gauge_that_never_moves_proves_nothing() -> None:
-    most = dict.fromkeys((*vitals.MOVING, *vitals.MOVING_GATED), 0.5)
-    assert vitals.still(most, gated=True) == []
+    most = dict.fromkeys((*server_state.MOVING, *server_state.MOVING_GATED), 0.5)
+    assert server_state.never_rose(most, gated=True) == []
     for name in most:
-        assert vitals.still(most | {name: 0}, gated=True) == [f"{name} never rose"]
-    assert vitals.still(dict.fromkeys(vitals.MOVING, 1.0), gated=False) == []
+        assert server_state.never_rose(most | {name: 0}, gated=True) == [f"{name} never rose"]
+    assert server_state.never_rose(dict.fromkeys(server_state.MOVING, 1.0), gated=False) == []
 
 
-def series(seconds: int, rss: Callable[[float], float]) -> list[vitals.Sample]:
-    return [vitals.Sample(t, 20 * t, rss(t), 100, 50, 10) for t in range(0, seconds, 2)]
+def series(seconds: int, rss: Callable[[float], float]) -> list[server_state.Sample]:
+    return [server_state.Sample(t, 20 * t, rss(t), 100, 50, 10) for t in range(0, seconds, 2)]
 
 
 def noisy(level: float) -> float:
@@ -353,25 +355,26 @@ def noisy(level: float) -> float:
 def test_the_verdict_on_memory(
     seconds: int, rss: Callable[[float], float], flat: bool | None
 ) -> None:
-    assert vitals.memory(series(seconds, rss)).flat is flat
+    found = memory(series(seconds, rss))
+    assert found is not None and found["flat"] is flat
 
 
 def test_the_slope_of_memory() -> None:
-    found = vitals.memory(series(1800, lambda t: 1000 + 20 * t * 0.01))
-    assert found.per_1000 == pytest.approx(10)
+    found = memory(series(1800, lambda t: 1000 + 20 * t * 0.01))
+    assert found is not None and found["per_1000"] == pytest.approx(10)
 
 
 def test_what_stays_open() -> None:
-    idle = vitals.Sample(0, 0, 1900, 200, 70, 17)
-    assert vitals.opened(idle, idle._replace(files=190, threads=71)) == []
+    idle = server_state.Sample(0, 0, 1900, 200, 70, 17)
+    assert server_state.left_open(idle, idle._replace(files=190, threads=71)) == []
     for name in ("files", "threads", "frozen"):
         more = idle._replace(**{name: getattr(idle, name) + 100})
-        assert len(vitals.opened(idle, more)) == 1
+        assert len(server_state.left_open(idle, more)) == 1
 
 
-def soak(*flags: str) -> subprocess.CompletedProcess[str]:
+def fuzz(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "loadtests.soak", *flags],
+        [sys.executable, "-m", "tests.fuzz", *flags],
         cwd=ROOT,
         env=os.environ | {"REASONMAXXER_API_KEY": KEY},
         capture_output=True,
@@ -385,11 +388,11 @@ def soak(*flags: str) -> subprocess.CompletedProcess[str]:
     [("--minutes", "0"), ("--users", "0"), ("--pid", "-1"), ("--what",), ("--near-tie", "-1")],
 )
 def test_wrong_arguments(flags: tuple[str, ...]) -> None:
-    assert soak(*flags).returncode == 2
+    assert fuzz(*flags).returncode == 2
 
 
 def test_no_server(tmp_path: Path) -> None:
-    ended = soak("--host", f"http://127.0.0.1:{free_port()}", "--results", str(tmp_path))
+    ended = fuzz("--host", f"http://127.0.0.1:{free_port()}", "--results", str(tmp_path))
     assert ended.returncode == 2
     assert "ConnectError" in ended.stderr
 
@@ -416,7 +419,7 @@ def test_half_a_minute_of_mixed_traffic(
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with running_server(base_folder, store, tmp_path, *pressure, *tools) as server:
         pid = str(server.process.pid)
-        ended = soak(
+        ended = fuzz(
             "--host", server.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,4 +1,8 @@
-"""What is wrong with an answer, in words; nothing where it is as the request wants it."""
+"""The fuzzer's oracle: what is wrong with an answer, in words.
+
+`check_answer` and `check_refusal` yield nothing where an answer is as its request wants it.
+`divergence` says where two answers to one greedy request part, and whether rounding explains it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from loadtests.traffic import (
+from loadtests.hostile import refusal_faults
+from tests.fuzz.traffic import (
     CHAT,
     CHOICES,
     GRAMMAR_AS_REGEX,
@@ -16,7 +21,7 @@ from loadtests.traffic import (
     REGEX,
     RESPONSES,
     SUFFIX,
-    Ask,
+    Case,
 )
 
 REASONS = {"stop", "length", "tool_calls"}
@@ -34,7 +39,7 @@ class Choice:
     trace: list[dict[str, Any]] | None = None
 
     def add(self, part: dict[str, Any]) -> None:
-        """A choice of a whole answer, or one event's."""
+        """Add a choice of a whole answer, or of one event."""
         message = part.get("message") or part.get("delta") or {}
         self.text += part.get("text") or message.get("content") or ""
         for call in message.get("tool_calls") or []:
@@ -58,7 +63,7 @@ class Answer(NamedTuple):
 
 
 def gather(parts: list[dict[str, Any]]) -> Answer:
-    """One whole answer, or all events of a stream."""
+    """Put together one whole answer, or all events of a stream."""
     choices: dict[int, Choice] = {}
     usage = None
     for part in parts:
@@ -68,21 +73,9 @@ def gather(parts: list[dict[str, Any]]) -> Answer:
     return Answer(choices, usage)
 
 
-def refused(ask: Ask, status: int, content: bytes) -> Iterator[str]:
-    """OpenAI's error shape, a status that blames the client, and the word."""
-    if not 400 <= status < 500:
-        yield f"status {status}, not a refusal"
-        return
-    try:
-        error = json.loads(content)["error"]
-        message, _ = error["message"], error["code"]
-    except (ValueError, KeyError, TypeError):
-        yield f"status {status} without an error in OpenAI's shape"
-        return
-    if not isinstance(message, str) or not message or {"type", "param"} - set(error):
-        yield "an error without message, type or param"
-    elif ask.refusal and ask.refusal not in f"{message} {error['param']}":
-        yield f"the refusal does not say '{ask.refusal}': {message[:200]}"
+def check_refusal(case: Case, status: int, content: bytes) -> Iterator[str]:
+    """Yield what is wrong with the answer to a bad request."""
+    yield from refusal_faults(status, content, case.refusal or "")
 
 
 def events(content: bytes) -> list[dict[str, Any]]:
@@ -101,34 +94,34 @@ def events(content: bytes) -> list[dict[str, Any]]:
     return parsed
 
 
-def answered(ask: Ask, status: int, content: bytes) -> Iterator[str]:
-    """Status, shape, and all that the request's features promise."""
+def check_answer(case: Case, status: int, content: bytes) -> Iterator[str]:
+    """Yield what is wrong with status, shape, and all that the request's features promise."""
     if status != 200:
         yield f"status {status}: {content[:300].decode(errors='replace')}"
         return
-    if not isinstance(ask.body, dict) or not ask.mode:
+    if not isinstance(case.body, dict) or not case.mode:
         return
     try:
-        yield from _judged(ask, content)
+        yield from _judged(case, content)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         yield f"malformed: {error!r}"
 
 
-def _judged(ask: Ask, content: bytes) -> Iterator[str]:
-    assert isinstance(ask.body, dict)
-    parts = events(content) if ask.streams else [json.loads(content)]
-    if ask.path == RESPONSES:
-        yield from _response(ask.body, parts[-1]["response"] if ask.streams else parts[-1])
+def _judged(case: Case, content: bytes) -> Iterator[str]:
+    assert isinstance(case.body, dict)
+    parts = events(content) if case.streams else [json.loads(content)]
+    if case.path == RESPONSES:
+        yield from _response(case.body, parts[-1]["response"] if case.streams else parts[-1])
         return
-    if ask.streams and not content.rstrip().endswith(b"data: [DONE]"):
+    if case.streams and not content.rstrip().endswith(b"data: [DONE]"):
         yield "the stream ended without [DONE]"
     answer = gather(parts)
-    yield from _shape(ask.body, answer)
+    yield from _shape(case.body, answer)
     for choice in answer.choices.values():
-        yield from _promises(ask.body, choice)
+        yield from _promises(case.body, choice)
     if answer.usage is not None:
-        yield from _usage(ask.body, answer)
-    elif not ask.streams or "include_usage" in ask.body.get("stream_options", {}):
+        yield from _usage(case.body, answer)
+    elif not case.streams or "include_usage" in case.body.get("stream_options", {}):
         yield "no usage"
 
 
@@ -238,15 +231,15 @@ def _usage(body: dict[str, Any], answer: Answer) -> Iterator[str]:
             yield "a decision point below the threshold"
 
 
-def gated_tokens(ask: Ask, content: bytes) -> int:
+def gated_tokens(case: Case, content: bytes) -> int:
     """Gated tokens that a good answer to a chat or completion reports."""
-    if ask.path not in (CHAT, "/v1/completions") or not ask.mode:
+    if case.path not in (CHAT, "/v1/completions") or not case.mode:
         return 0
-    usage = gather(events(content) if ask.streams else [json.loads(content)]).usage or {}
+    usage = gather(events(content) if case.streams else [json.loads(content)]).usage or {}
     return int((usage.get("completion_tokens_details") or {}).get("gated_tokens") or 0)
 
 
-class Line(NamedTuple):
+class Greedy(NamedTuple):
     """A greedy answer, token by token."""
 
     tokens: list[int]
@@ -254,16 +247,18 @@ class Line(NamedTuple):
     points: dict[int, float]  # decision point -> entropy
 
 
-def line(answer: dict[str, Any]) -> Line:
-    """Read it off a completion with logprobs, token ids and, where gated, a trace."""
+def greedy(answer: dict[str, Any]) -> Greedy:
+    """Read a completion with logprobs, token ids and, where gated, a trace."""
     (choice,) = answer["choices"]
     best = [sorted(top.values(), reverse=True) for top in choice["logprobs"]["top_logprobs"]]
     gaps = [top[0] - top[1] if len(top) > 1 else float("inf") for top in best]
     points = {entry["position"]: entry["entropy"] for entry in choice.get("gate_trace") or []}
-    return Line(choice["token_ids"], gaps, points)
+    return Greedy(choice["token_ids"], gaps, points)
 
 
-def parting(one: Line, other: Line, tau: float | None, tie: float) -> tuple[bool, str | None]:
+def divergence(
+    one: Greedy, other: Greedy, tau: float | None, tie: float
+) -> tuple[bool, str | None]:
     """(whether two answers to one greedy request differ, why that is a fault or None).
 
     Batches of another shape round otherwise. That may turn a near tie of the two best tokens, or of

@@ -1,14 +1,17 @@
-"""Mixed random traffic for minutes, and whether anything broke, leaked or grew.
+"""Fuzz a running server: random traffic for minutes, and whether anything broke, leaked or grew.
 
-    python -m loadtests.soak --host http://127.0.0.1:8000 --minutes 30 --seed 0 --pid PID
+    python -m tests.fuzz --host http://127.0.0.1:8000 --minutes 30 --seed 0 --pid PID
 
 Good requests must be answered as asked, bad ones refused with a reason, and once the traffic stops
 the server must hold nothing: no request, no KV block, no gate's state. With --pid (the server's
 process, on this machine) memory, open files and threads are watched too. Greedy requests known from
-the idle server are mixed in, and must give the same tokens under load. Not locust: its users know
-no numbered requests, and here a failure has to be asked again alone (--only N).
+the idle server are mixed in, and must give the same tokens under load. Request number N of a seed
+is always the same, so that a failure can be sent again alone (--only N).
 
-The report goes to runs/soak/report.json. Exit code 1: something is wrong; 2: wrong arguments.
+traffic.py and refusals.py make the requests, good and bad; client.py sends them; oracle.py judges
+the answers; server_state.py looks for leaks; report.py sums up.
+
+The report goes to runs/fuzz/report.json. Exit code 1: something is wrong; 2: wrong arguments.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ import psutil
 
 from adapters.files import write_json
 from benchmarks.report import machine
-from loadtests import judge, vitals
-from loadtests.outcome import report, show
-from loadtests.traffic import draw, witness_bodies
-from loadtests.users import ANSWER_SECONDS, SETTLE_SECONDS, Users, look_around
+from tests.fuzz import oracle, server_state
+from tests.fuzz.client import ANSWER_SECONDS, SETTLE_SECONDS, Users, probe
+from tests.fuzz.report import report, show
+from tests.fuzz.traffic import draw, witness_bodies
 
 
 def _client(options: argparse.Namespace) -> httpx.AsyncClient:
@@ -44,7 +47,7 @@ def _client(options: argparse.Namespace) -> httpx.AsyncClient:
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole soak. Returns the report; `wrong` and `faults` are empty where all is well.
+    """Run the fuzzer. Returns the report; `wrong` and `faults` are empty where all is well.
 
     Raises:
         httpx.HTTPError: the server cannot be reached, or does not answer before the traffic.
@@ -52,16 +55,18 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     wrong: list[str] = []
     after: dict[str, float] = {}
     async with _client(options) as client:
-        world = await look_around(client)
-        users = Users(client, options, world, witness_bodies(world, options.seed))
+        target = await probe(client)
+        users = Users(client, options, target, witness_bodies(target, options.seed))
         if options.only is not None:
             return await once(users, options.only)
-        print(f"{options.host}: {world.base}, {len(world.adapters)} adapters, seed {options.seed}")
+        print(
+            f"{options.host}: {target.base}, {len(target.adapters)} adapters, seed {options.seed}"
+        )
         users.lines = await users.listen()
         wrong += users.shut_gates(users.lines)
         before, leaks = await users.settle()
         wrong += [f"before the traffic: {leak}" for leak in leaks]
-        idle = vitals.sample(options.pid, 0, 0) if options.pid is not None else None
+        idle = server_state.take_sample(options.pid, 0, 0) if options.pid is not None else None
         start = time.monotonic()
         await users.traffic(60 * options.minutes)
         seconds = time.monotonic() - start
@@ -77,7 +82,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine(),
         "host": options.host,
-        "models": [world.base, *world.adapters, *world.gated],
+        "models": [target.base, *target.adapters, *target.gated],
         "seed": options.seed,
         "users": options.users,
         "seconds": round(seconds, 1),
@@ -88,7 +93,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def afterwards(
-    users: Users, before: dict[str, float], idle: vitals.Sample | None, wrong: list[str]
+    users: Users, before: dict[str, float], idle: server_state.Sample | None, wrong: list[str]
 ) -> dict[str, float]:
     """Look for what the traffic has left behind; add it to `wrong`. Returns the metrics."""
     lines = await users.listen()
@@ -96,42 +101,42 @@ async def afterwards(
     wrong += [fault for which, line in enumerate(lines) for fault in users.compare(which, line)]
     after, leaks = await users.settle()
     wrong += [f"after the traffic: {leak}" for leak in leaks]
-    wrong += vitals.still(users.tally.most, gated=bool(users.world.gated))
-    if after.get(vitals.GATED, 0) - before.get(vitals.GATED, 0) < users.tally.gated:
+    wrong += server_state.never_rose(users.tally.most, gated=bool(users.target.gated))
+    if after.get(server_state.GATED, 0) - before.get(server_state.GATED, 0) < users.tally.gated:
         wrong.append("the answers report more gated tokens than the counter")
     if idle is not None:
         wrong += await closed(users.options.pid, idle)
     return after
 
 
-async def closed(pid: int, idle: vitals.Sample) -> list[str]:
+async def closed(pid: int, idle: server_state.Sample) -> list[str]:
     """What stays open in the server's processes though the traffic's clients are gone."""
     end = time.monotonic() + SETTLE_SECONDS
     while True:
-        left = vitals.opened(idle, vitals.sample(pid, 0, 0))
+        left = server_state.left_open(idle, server_state.take_sample(pid, 0, 0))
         if not left or time.monotonic() > end:
             return left
         await asyncio.sleep(0.2)
 
 
 async def once(users: Users, number: int) -> dict[str, Any]:
-    """Ask one request alone, and show it."""
-    ask = draw(users.options.seed, number, users.world, len(users.witnesses))
-    if ask.witness is not None:
-        ask = replace(ask, body=users.witnesses[ask.witness])
-    print(f"{ask.kind}: {', '.join(ask.features)}\n{(ask.content or b'')!r}")
-    got = await users.send(ask)
+    """Send one request alone, and show its answer."""
+    case = draw(users.options.seed, number, users.target, len(users.witnesses))
+    if case.witness is not None:
+        case = replace(case, body=users.witnesses[case.witness])
+    print(f"{case.kind}: {', '.join(case.features)}\n{(case.content or b'')!r}")
+    got = await users.send(case)
     print(got)
     if got is None:
         return {"faults": []}
-    verdict = judge.answered if ask.refusal is None else judge.refused
-    return {"faults": list(verdict(ask, *got))}
+    check = oracle.check_answer if case.refusal is None else oracle.check_refusal
+    return {"faults": list(check(case, *got))}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m loadtests.soak", description=(__doc__ or "").splitlines()[0]
+        prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--host", default="http://127.0.0.1:8000", help="server (%(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="how long (%(default)s)")
@@ -150,7 +155,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default=os.environ.get("REASONMAXXER_API_KEY", ""),
         help="default: the environment's REASONMAXXER_API_KEY",
     )
-    parser.add_argument("--results", type=Path, default=Path("runs/soak"), help="(%(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("runs/fuzz"), help="(%(default)s)")
     options = parser.parse_args(argv)
     if options.minutes <= 0 or options.users < 1 or options.near_tie < 0:
         parser.error("--minutes and --users must be positive, --near-tie not negative")
@@ -160,12 +165,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Soak. Returns the exit code."""
+    """Run the fuzzer. Returns the exit code."""
     options = parse(argv)
     try:
         result = asyncio.run(run(options))
     except httpx.HTTPError as error:
-        print(f"python -m loadtests.soak: {options.host}: {error!r}", file=sys.stderr)
+        print(f"python -m tests.fuzz: {options.host}: {error!r}", file=sys.stderr)
         return 2
     if options.only is None:
         show(result)

@@ -1,6 +1,6 @@
 """Requests that must be refused, and a word that each refusal must hold.
 
-Each row makes one kind: `make(random, world) -> (path, body, word)`.
+Each row makes one kind: `make(random, target) -> (path, body, word)`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loadtests.traffic import World
+    from tests.fuzz.traffic import Target
 
 Bad = tuple[str, dict[str, Any] | bytes, str]
-Make = Callable[[Random, "World"], Bad]
+Make = Callable[[Random, "Target"], Bad]
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
@@ -42,7 +42,7 @@ GATE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"correction_temperature": float("nan")}, "correction_temperature"),
     ({"correction_temperature": "cold"}, "correction_temperature"),
     ({"correction_temperature": None}, "correction_temperature"),
-    ({"gate_trace": 2}, "gate_trace"),
+    ({"gate_trace": 3}, "gate_trace"),
     ({"gate_trace": -1}, "gate_trace"),
     ({"gate_trace": "yes"}, "gate_trace"),
     ({"gate_trace": [1]}, "gate_trace"),
@@ -157,56 +157,56 @@ def _asked(path: str, model: Any) -> dict[str, Any]:
     return body | {"input": "3 + 4", "max_output_tokens": 4}
 
 
-def _model(random: Random, world: World) -> str:
-    return random.choice((world.base, *world.adapters, *world.gated))
+def _model(random: Random, target: Target) -> str:
+    return random.choice((target.base, *target.adapters, *target.gated))
 
 
-def gate_argument(random: Random, world: World) -> Bad:
+def gate_argument(random: Random, target: Target) -> Bad:
     """An argument of the gate that does not fit."""
     path = random.choice((CHAT, COMPLETIONS, RESPONSES))
     arguments, word = random.choice(GATE)
-    model = random.choice(world.gated)
+    model = random.choice(target.gated)
     return path, _asked(path, model) | {"vllm_xargs": arguments}, word
 
 
-def gate_elsewhere(random: Random, world: World) -> Bad:
+def gate_elsewhere(random: Random, target: Target) -> Bad:
     """An argument of the gate to a model without one."""
     path = random.choice((CHAT, COMPLETIONS, RESPONSES))
     name = random.choice(ANY_GATE)
-    model = random.choice((world.base, *world.adapters))
+    model = random.choice((target.base, *target.adapters))
     return path, _asked(path, model) | {"vllm_xargs": {name: 1}}, name
 
 
-def not_gated(random: Random, world: World) -> Bad:
+def not_gated(random: Random, target: Target) -> Bad:
     """A feature that does not go with the gate."""
     path, more, word = random.choice(NOT_GATED)
-    return path, _asked(path, random.choice(world.gated)) | more, word
+    return path, _asked(path, random.choice(target.gated)) | more, word
 
 
-def value(random: Random, world: World) -> Bad:
+def value(random: Random, target: Target) -> Bad:
     """A value vLLM refuses."""
     path, more, word = random.choice(VALUES)
-    return path, _asked(path, _model(random, world)) | more, word
+    return path, _asked(path, _model(random, target)) | more, word
 
 
-def name(random: Random, world: World) -> Bad:
+def name(random: Random, target: Target) -> Bad:
     """A model that is not there, or a path in its place."""
     path = random.choice((CHAT, COMPLETIONS, RESPONSES))
-    known = random.choice((world.base, *world.adapters))
-    gated = [name.partition(":")[0] for name in world.gated]
-    without = [f"{name}:gated" for name in (world.base, *world.adapters) if name not in gated]
+    known = random.choice((target.base, *target.adapters))
+    gated = [name.partition(":")[0] for name in target.gated]
+    without = [f"{name}:gated" for name in (target.base, *target.adapters) if name not in gated]
     return path, _asked(path, random.choice((*NAMES, *without)).format(known)), ""
 
 
-def length(random: Random, world: World) -> Bad:
+def length(random: Random, target: Target) -> Bad:
     """A prompt that leaves no room for an answer."""
-    more = random.choice((0, 1, 100, 10 * world.length))
-    ids = [random.choice(world.ids) for _ in range(world.length + more)]
+    more = random.choice((0, 1, 100, 10 * target.length))
+    ids = [random.choice(target.ids) for _ in range(target.length + more)]
     word = "length" if more else "max_tokens"
-    return COMPLETIONS, _asked(COMPLETIONS, _model(random, world)) | {"prompt": ids}, word
+    return COMPLETIONS, _asked(COMPLETIONS, _model(random, target)) | {"prompt": ids}, word
 
 
-def body(random: Random, _: World) -> Bad:
+def body(random: Random, _: Target) -> Bad:
     """Bytes that are no request."""
     return random.choice((CHAT, COMPLETIONS, RESPONSES)), random.choice(BODIES), ""
 
@@ -225,6 +225,6 @@ OF_ANY: tuple[tuple[str, Make], ...] = (
 )
 
 
-def refusals(world: World) -> tuple[tuple[str, Make], ...]:
+def refusals(target: Target) -> tuple[tuple[str, Make], ...]:
     """The kinds that can be asked of this server; one that stands twice is asked twice as often."""
-    return (*OF_GATED, *OF_ANY) if world.gated else OF_ANY
+    return (*OF_GATED, *OF_ANY) if target.gated else OF_ANY

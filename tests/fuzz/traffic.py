@@ -1,7 +1,7 @@
 """Random requests, good and bad, each with what must come of it.
 
 Request number N of a seed is the same in every run, whatever the server did before: what went wrong
-can be asked again alone (`python -m loadtests.soak --only N`). Good requests draw their features
+can be asked again alone (`python -m tests.fuzz --only N`). Good requests draw their features
 independently, as far as vLLM takes them together; refusals.py holds the bad ones.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from loadtests.refusals import refusals
+from tests.fuzz.refusals import refusals
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 NEVER = 1e9  # nats: no vocabulary has that much entropy, the gate stays shut
@@ -44,14 +44,14 @@ TOOL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class World:
+class Target:
     """What requests can be about: the server's models and how it counts tokens."""
 
     base: str
     adapters: tuple[str, ...]  # at every step
     gated: tuple[str, ...]  # at decision points
     by_rate: tuple[str, ...]  # those of `gated` that have a calibration
-    length: int  # tokens of prompt and answer together
+    length: int  # tokens of prompt and answer together, at most
     ids: tuple[int, ...]  # at least `length` of them: a text in the server's tokens
     overhead: int  # tokens that the chat template adds to a message
     tools: bool  # whether it was started with a parser for them
@@ -62,7 +62,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Case:
     """One request, and what must come of it."""
 
     number: int
@@ -100,7 +100,7 @@ class Draft:
     """A good request under construction."""
 
     random: Random
-    world: World
+    target: Target
     mode: str
     path: str
     body: dict[str, Any] = field(default_factory=dict)
@@ -119,9 +119,9 @@ class Draft:
         Lengths are known without a tokenizer: completions are asked by token ids, and a message of
         n ASCII characters is at most n tokens.
         """
-        random, length = self.random, self.world.length
+        random, length = self.random, self.target.length
         tokens = random.choice((1, random.randint(2, 16), random.randint(16, length // 4)))
-        room = length - tokens - self.world.overhead
+        room = length - tokens - self.target.overhead
         if self.chance(0.08, "long prompt"):
             size = room - random.randint(0, min(16, room - 1))
         elif self.chance(0.3, "shared prompt"):
@@ -130,9 +130,9 @@ class Draft:
             size = random.randint(1, min(48, room))
         which = random.randrange(4)
         if self.path == COMPLETIONS:
-            start = random.randrange(len(self.world.ids))
-            turned = self.world.ids[start:] + self.world.ids[:start]
-            prefix = self.world.ids[which * 7 :][: length // 3]
+            start = random.randrange(len(self.target.ids))
+            turned = self.target.ids[start:] + self.target.ids[:start]
+            prefix = self.target.ids[which * 7 :][: length // 3]
             self.body["prompt"] = list(turned[:size] if size else prefix + turned[:8])
             if self.chance(0.1, "several prompts"):
                 self.body["prompt"] = [self.body["prompt"], list(turned[:5])]
@@ -164,7 +164,8 @@ class Draft:
         if self.chance(0.05, "penalties"):
             body["repetition_penalty"] = random.uniform(0.5, 2)
         if self.chance(0.1, "logit_bias"):
-            bias = {str(random.choice(self.world.ids)): random.uniform(-100, 100) for _ in range(3)}
+            ids = self.target.ids
+            bias = {str(random.choice(ids)): random.uniform(-100, 100) for _ in range(3)}
             body["logit_bias"] = bias
 
     def ending(self) -> None:
@@ -173,7 +174,7 @@ class Draft:
         if self.chance(0.15, "stop"):
             body["stop"] = random.sample(["1", "=", " ", "is", "\n"], random.randint(1, 3))
         if self.chance(0.1, "stop_token_ids"):
-            body["stop_token_ids"] = random.sample(self.world.ids, 3)
+            body["stop_token_ids"] = random.sample(self.target.ids, 3)
         if self.chance(0.2, "ignore_eos"):
             body["ignore_eos"] = True
         if self.chance(0.1, "min_tokens"):
@@ -181,7 +182,7 @@ class Draft:
         if self.chance(0.05, "bad_words"):
             body["bad_words"] = ["7", "is"]
         if self.chance(0.05, "allowed_token_ids"):
-            body["allowed_token_ids"] = sorted(set(random.sample(self.world.ids, 40)))
+            body["allowed_token_ids"] = sorted(set(random.sample(self.target.ids, 40)))
 
     def structure(self) -> bool:
         """A form for the answer, in some requests. Returns whether there is one."""
@@ -211,7 +212,7 @@ class Draft:
 
     def tools(self) -> bool:
         """A tool that must be called, in some requests. Returns whether there is one."""
-        if self.path != CHAT or not self.world.tools or not self.chance(0.08, "tools"):
+        if self.path != CHAT or not self.target.tools or not self.chance(0.08, "tools"):
             return False
         named = {"type": "function", "function": {"name": TOOL["function"]["name"]}}
         self.body |= {"tools": [TOOL], "tool_choice": self.random.choice(("required", named))}
@@ -223,7 +224,7 @@ class Draft:
         if self.chance(0.6, "gate_tau"):
             tau = random.choice((0, random.uniform(0, 2), random.uniform(0, 0.3), NEVER))
             arguments["gate_tau"] = tau
-        elif self.body["model"] in self.world.by_rate and self.chance(0.5, "gate_rate"):
+        elif self.body["model"] in self.target.by_rate and self.chance(0.5, "gate_rate"):
             arguments["gate_rate"] = random.choice((0, 1, random.uniform(0.05, 0.5)))
         if self.chance(0.4, "gate_trace"):
             arguments["gate_trace"] = 1
@@ -245,12 +246,12 @@ class Draft:
 SHARED = tuple(question(Random(which)) * 3 for which in range(4))
 
 
-def _good(random: Random, world: World) -> Draft:
+def _good(random: Random, target: Target) -> Draft:
     mode = random.choices(("base", "always", "gated"), (2, 2, 4))[0]
-    if not world.models(mode):
+    if not target.models(mode):
         mode = "base"
     path = random.choices((CHAT, COMPLETIONS, RESPONSES), (10, 9, 1))[0]
-    draft = Draft(random, world, mode, path, {"model": random.choice(world.models(mode))})
+    draft = Draft(random, target, mode, path, {"model": random.choice(target.models(mode))})
     draft.prompt()
     if path == RESPONSES:
         (message,) = draft.body.pop("messages")
@@ -271,24 +272,24 @@ def _good(random: Random, world: World) -> Draft:
     return draft
 
 
-def draw(seed: int, number: int, world: World, witnesses: int) -> Ask:
+def draw(seed: int, number: int, target: Target, witnesses: int) -> Case:
     """Request `number` of `seed`; `witnesses` is how many there are to ask again."""
     random = Random(f"{seed}:{number}")
     share = random.random()
     if share < BAD:
-        return _bad(random, number, world)
+        return _bad(random, number, target)
     if share < BAD + OTHER:
         path = random.choice(("/v1/models", "/metrics", "/health", "/tokenize"))
-        body = {"model": world.base, "prompt": question(random)} if path == "/tokenize" else None
-        return Ask(number, "other", path, body)
+        body = {"model": target.base, "prompt": question(random)} if path == "/tokenize" else None
+        return Case(number, "other", path, body)
     if share < BAD + OTHER + WITNESS and witnesses:
-        return Ask(number, "witness", COMPLETIONS, None, witness=random.randrange(witnesses))
-    draft = _good(random, world)
+        return Case(number, "witness", COMPLETIONS, None, witness=random.randrange(witnesses))
+    draft = _good(random, target)
     hang_up: float | None = None
     if random.random() < HANG_UP:
         hang_up = random.randint(0, 12) if "stream" in draft.features else random.uniform(0, 1)
         draft.features.append("hangs up")
-    return Ask(
+    return Case(
         number,
         f"{draft.path.removeprefix('/v1/')} {draft.mode}",
         draft.path,
@@ -299,31 +300,31 @@ def draw(seed: int, number: int, world: World, witnesses: int) -> Ask:
     )
 
 
-def _bad(random: Random, number: int, world: World) -> Ask:
-    kind, make = random.choice(refusals(world))
-    path, body, word = make(random, world)
-    return Ask(number, f"bad {kind}", path, body, refusal=word)
+def _bad(random: Random, number: int, target: Target) -> Case:
+    kind, make = random.choice(refusals(target))
+    path, body, word = make(random, target)
+    return Case(number, f"bad {kind}", path, body, refusal=word)
 
 
-def witness_bodies(world: World, seed: int) -> list[dict[str, Any]]:
+def witness_bodies(target: Target, seed: int) -> list[dict[str, Any]]:
     """Greedy completions whose tokens are known from an idle server, in every mode.
 
     A request whose gate never opens stands right behind the base's of the same prompt.
     """
     random = Random(seed)
-    asked: list[tuple[str, dict[str, Any] | None]] = [(world.base, None)]
-    asked += [(name, {"gate_tau": NEVER, "gate_trace": 1}) for name in world.gated[:1]]
-    asked += [(name, {"gate_tau": 0.4, "gate_trace": 1}) for name in world.gated]
-    asked += [(name, {"gate_tau": 0.05, "gate_trace": 1}) for name in world.gated[:1]]
-    asked += [(name, None) for name in world.adapters]
+    asked: list[tuple[str, dict[str, Any] | None]] = [(target.base, None)]
+    asked += [(name, {"gate_tau": NEVER, "gate_trace": 1}) for name in target.gated[:1]]
+    asked += [(name, {"gate_tau": 0.4, "gate_trace": 1}) for name in target.gated]
+    asked += [(name, {"gate_tau": 0.05, "gate_trace": 1}) for name in target.gated[:1]]
+    asked += [(name, None) for name in target.adapters]
     bodies = []
-    for size in (6, 40, world.length // 2, world.length // 2 + 9):
-        start = random.randrange(len(world.ids) - size)
+    for size in (6, 40, target.length // 2, target.length // 2 + 9):
+        start = random.randrange(len(target.ids) - size)
         for model, arguments in asked:
             body = {
                 "model": model,
-                "prompt": list(world.ids[start : start + size]),
-                "max_tokens": min(16, world.length // 4),
+                "prompt": list(target.ids[start : start + size]),
+                "max_tokens": min(16, target.length // 4),
                 "temperature": 0,
                 "ignore_eos": True,
                 "logprobs": 2,

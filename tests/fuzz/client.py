@@ -1,4 +1,4 @@
-"""The clients of a soak: they send requests by number, judge what comes, and watch the server."""
+"""The fuzzer's clients: they send requests by number, judge the answers, and watch the server."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import httpx
 import psutil
 from tqdm import tqdm
 
-from loadtests import judge, vitals
-from loadtests.outcome import Tally
-from loadtests.traffic import CHAT, COMPLETIONS, NEVER, SUFFIX, TOOL, Ask, World, draw, question
+from tests.fuzz import oracle, server_state
+from tests.fuzz.report import Tally
+from tests.fuzz.traffic import CHAT, COMPLETIONS, NEVER, SUFFIX, TOOL, Case, Target, draw, question
 
 ANSWER_SECONDS = 120  # more than any answer takes, also behind preemptions
 SETTLE_SECONDS = 60
@@ -31,29 +31,29 @@ class Users:
 
     client: httpx.AsyncClient
     options: argparse.Namespace
-    world: World
+    target: Target
     witnesses: list[dict[str, Any]]
-    lines: list[judge.Line] = field(default_factory=list)  # the witnesses, from the idle server
+    lines: list[oracle.Greedy] = field(default_factory=list)  # the witnesses, from the idle server
     tally: Tally = field(default_factory=Tally)
-    samples: list[vitals.Sample] = field(default_factory=list)
+    samples: list[server_state.Sample] = field(default_factory=list)
 
     @property
     def gave_up(self) -> bool:
         """Whether the server seems to be gone."""
         return self.tally.in_a_row >= GIVE_UP
 
-    async def send(self, ask: Ask) -> tuple[int, bytes] | None:
+    async def send(self, case: Case) -> tuple[int, bytes] | None:
         """(status, whole body), or None if the client has hung up before the end."""
-        method = "GET" if ask.body is None else "POST"
+        method = "GET" if case.body is None else "POST"
         got = bytearray()
 
         async def read() -> int | None:
             headers = {"Content-Type": "application/json"}
             request = self.client.build_request(
-                method, ask.path, content=ask.content, headers=headers
+                method, case.path, content=case.content, headers=headers
             )
             response = await self.client.send(request, stream=True)
-            leaves = ask.hang_up if ask.streams else None  # 0: before the first event
+            leaves = case.hang_up if case.streams else None  # 0: before the first event
             try:
                 if leaves == 0:
                     return None
@@ -65,9 +65,9 @@ class Users:
             finally:
                 await response.aclose()
 
-        if ask.hang_up is not None and not ask.streams:
+        if case.hang_up is not None and not case.streams:
             try:
-                status = await asyncio.wait_for(read(), ask.hang_up)
+                status = await asyncio.wait_for(read(), case.hang_up)
             except TimeoutError:
                 return None
         else:
@@ -75,58 +75,58 @@ class Users:
         return None if status is None else (status, bytes(got))
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """A body that is answered."""
+        """Post `body`; the answer must be 200."""
         response = await self.client.post(path, json=body)
         response.raise_for_status()
         return response.json()
 
     async def metrics(self) -> dict[str, float]:
-        """As /metrics has it now."""
-        return vitals.read((await self.client.get("/metrics")).text)
+        """Read /metrics."""
+        return server_state.read_metrics((await self.client.get("/metrics")).text)
 
-    async def ask(self, number: int) -> None:
+    async def run_case(self, number: int) -> None:
         """Send request `number` and judge what comes."""
-        ask = draw(self.options.seed, number, self.world, len(self.witnesses))
+        case = draw(self.options.seed, number, self.target, len(self.witnesses))
         start = time.perf_counter()
         outcome, faults = "answered", []
         try:
-            if ask.witness is not None:
-                answer = await self.post(ask.path, self.witnesses[ask.witness])
-                faults = self.compare(ask.witness, judge.line(answer))
+            if case.witness is not None:
+                answer = await self.post(case.path, self.witnesses[case.witness])
+                faults = self.compare(case.witness, oracle.greedy(answer))
             else:
-                got = await self.send(ask)
+                got = await self.send(case)
                 if got is None:
                     outcome = "aborted"
-                elif ask.refusal is not None:
+                elif case.refusal is not None:
                     outcome = "refused"
-                    faults = list(judge.refused(ask, *got))
+                    faults = list(oracle.check_refusal(case, *got))
                 else:
-                    faults = list(judge.answered(ask, *got))
+                    faults = list(oracle.check_answer(case, *got))
                     if not faults:
-                        self.tally.gated += judge.gated_tokens(ask, got[1])
+                        self.tally.gated += oracle.gated_tokens(case, got[1])
         except TimeoutError:
             faults = [f"no answer in {ANSWER_SECONDS} s"]
         except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
             faults = [f"{type(error).__name__}: {error}"]
-        self.tally.note(ask, outcome, time.perf_counter() - start, faults)
+        self.tally.note(case, outcome, time.perf_counter() - start, faults)
 
-    def compare(self, which: int, line: judge.Line) -> list[str]:
+    def compare(self, which: int, line: oracle.Greedy) -> list[str]:
         """A witness's answer against the idle server's."""
         arguments = self.witnesses[which].get("vllm_xargs", {})
         tau = arguments.get("gate_tau")
-        differs, fault = judge.parting(self.lines[which], line, tau, self.options.near_tie)
+        differs, fault = oracle.divergence(self.lines[which], line, tau, self.options.near_tie)
         self.tally.parted += differs and fault is None
         return [f"witness {which}: {fault}"] if fault else []
 
-    async def listen(self) -> list[judge.Line]:
+    async def listen(self) -> list[oracle.Greedy]:
         """Ask every witness, one after another, twice: prompts are then cached for all alike."""
         lines = []
         for body in self.witnesses:
             await self.post(COMPLETIONS, body)
-            lines.append(judge.line(await self.post(COMPLETIONS, body)))
+            lines.append(oracle.greedy(await self.post(COMPLETIONS, body)))
         return lines
 
-    def shut_gates(self, lines: list[judge.Line]) -> list[str]:
+    def shut_gates(self, lines: list[oracle.Greedy]) -> list[str]:
         """A gate that never opens gives the base's tokens, one for one, on an idle server."""
         faults = []
         for which, (body, line) in enumerate(zip(self.witnesses, lines, strict=True)):
@@ -143,7 +143,7 @@ class Users:
 
         async def user() -> None:
             while time.monotonic() < end and not self.gave_up:
-                await self.ask(next(numbers))
+                await self.run_case(next(numbers))
 
         users = asyncio.gather(*(user() for _ in range(self.options.users)))
         await asyncio.gather(users, self.watch(users, seconds))
@@ -168,12 +168,14 @@ class Users:
             metrics = await self.metrics()
         except httpx.HTTPError:
             metrics = {}  # the users' requests will say so
-        for name in vitals.HELD:
+        for name in server_state.HELD:
             most = self.tally.most.get(name, 0)
             self.tally.most[name] = max(most, metrics.get(name, 0))
         if self.options.pid is not None:
             with suppress(psutil.NoSuchProcess):  # likewise
-                self.samples.append(vitals.sample(self.options.pid, seconds, self.tally.ended))
+                self.samples.append(
+                    server_state.take_sample(self.options.pid, seconds, self.tally.ended)
+                )
 
     async def settle(self) -> tuple[dict[str, float], list[str]]:
         """(metrics, leaks) once the server is idle, or when it has had its time.
@@ -183,15 +185,17 @@ class Users:
         """
         end = time.monotonic() + SETTLE_SECONDS
         while True:
-            await self.post(COMPLETIONS, {"model": self.world.base, "prompt": [self.world.ids[0]]})
+            await self.post(
+                COMPLETIONS, {"model": self.target.base, "prompt": [self.target.ids[0]]}
+            )
             metrics = await self.metrics()
-            leaks = vitals.leaks(metrics)
+            leaks = server_state.still_held(metrics)
             if not leaks or time.monotonic() > end:
                 return metrics, leaks
             await asyncio.sleep(0.2)
 
 
-async def look_around(client: httpx.AsyncClient) -> World:
+async def probe(client: httpx.AsyncClient) -> Target:
     """Ask the server for its models, its limits and some tokens.
 
     Raises:
@@ -223,7 +227,7 @@ async def look_around(client: httpx.AsyncClient) -> World:
         ids = await count({"prompt": text, "add_special_tokens": False})
     message = [{"role": "user", "content": "1"}]
     gated = [name for name in names if name.endswith(SUFFIX)]
-    return World(
+    return Target(
         base=base["id"],
         adapters=tuple(name for name in names if not name.endswith(SUFFIX)),
         gated=tuple(gated),

@@ -1,4 +1,4 @@
-"""A server of this project for one run (`--start`): the shipped base, a store as it is needed."""
+"""A server of this project for one run (`--start`): the shipped base, and a store as needed."""
 
 from __future__ import annotations
 
@@ -22,38 +22,28 @@ MANY, VERSIONS = 12, 4  # random adapters; random versions of the shipped one
 FLAGS = ("--max-model-len", "512", "--max-num-seqs", "64")
 
 
-def fill(scenario: Scenario, folder: Path) -> Path:
-    """The store: the shipped one, or a copy with random LoRAs where the scenario needs more.
-
-    Random ones are as fast as any, and that is all that counts here.
-    """
+def make_store(scenario: Scenario, folder: Path) -> Path:
+    """The shipped store, or a copy with random LoRAs, which are as fast as any, where needed."""
     if not scenario.moves and not scenario.zipf:
         return SHIPPED
     root = folder / "store"
     shutil.copytree(SHIPPED, root, ignore=shutil.ignore_patterns(".lock", ".lease"))
     store = Store(root)
-    (shipped,) = store.names()[:1]
+    shipped = store.names()[0]
     for seed in range(VERSIONS if scenario.moves else MANY):
         made = make_random_adapter(folder, BASE, seed)
-        if scenario.moves:
-            store.publish(made, shipped, alias=False)
-        else:
-            store.publish(made, f"random-{seed}")
+        store.publish(
+            made, shipped if scenario.moves else f"random-{seed}", alias=not scenario.moves
+        )
     return root
 
 
 @contextmanager
 def started(scenario: Scenario, flags: Sequence[str] = ()) -> Iterator[Running]:
-    """A server for `scenario`; `flags` are added to its own. An admin key is made if there is none.
-
-    Raises:
-        RuntimeError: it does not start.
-    """
+    """Run a server, and make an admin key if there is none. Raises RuntimeError if it fails."""
     environment()
     os.environ.setdefault(ADMIN_KEY, secrets.token_hex(16))
     with TemporaryDirectory(prefix="loadtest-") as folder:
-        store = fill(scenario, Path(folder))
-        with running_server(
-            "--model", str(BASE), "--adapters", str(store), *FLAGS, *flags
-        ) as running:
+        ours = ("--model", str(BASE), "--adapters", str(make_store(scenario, Path(folder))))
+        with running_server(*ours, *FLAGS, *flags) as running:
             yield running
