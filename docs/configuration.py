@@ -10,7 +10,6 @@ variables are ignored, and paths are relative to the repository.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import types
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from pydantic_settings.sources.types import _CliPositionalArg
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path(__file__).with_suffix(".md")
@@ -77,6 +77,11 @@ COMMON = {
     "family": "Name of the recipe.",
 }
 
+NAMES: dict[Any, str] = {
+    **{int: "integer", float: "number", str: "string", bool: "true or false"},
+    **{Path: "path", Any: "any"},
+}
+
 HEAD = """\
 # Configuration reference
 
@@ -108,11 +113,9 @@ the server is a folder.
 """
 
 
-def load(settings: str) -> type[BaseModel] | None:
-    """The settings class, or None where the module is not part of this version."""
+def load(settings: str) -> type[BaseModel]:
+    """The class that "module:Class" names."""
     module, _, name = settings.partition(":")
-    if importlib.util.find_spec(module) is None:
-        return None
     found: type[BaseModel] = getattr(importlib.import_module(module), name)
     return found
 
@@ -132,19 +135,17 @@ def fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, F
             yield from fields(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
+def flag(name: str, field: FieldInfo) -> str:
+    """The command-line flag of a setting; FILE for the setting `file` that needs none."""
+    if _CliPositionalArg in field.metadata:
+        return name.upper()
     return f"--{name.replace('_', '-')}"
 
 
 def kind(annotation: Any) -> str:  # noqa: PLR0911
     """A type in words."""
-    names = {
-        **{int: "integer", float: "number", str: "string", bool: "true or false", Path: "path"},
-        **{Any: "any"},
-    }
-    if annotation in names:
-        return names[annotation]
+    if annotation in NAMES:
+        return NAMES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
@@ -202,7 +203,7 @@ def table(settings: type[BaseModel], label: str, *, sections: bool = True) -> st
         if at != section:
             section = at
             parts.append(f"\n### `{section}`\n\n{head}")
-        shown = flag(name) if label == "flag" else name
+        shown = flag(name, field) if label == "flag" else name
         meaning = (field.description or COMMON.get(name, "")).replace("|", "\\|")
         parts.append(
             f"| `{shown}` | {kind(field.annotation)}{limits(field)} | {default(field)} "
@@ -217,14 +218,10 @@ def page() -> str:
         del os.environ[name]
     parts = [HEAD]
     for command in COMMANDS:
-        settings = load(command.settings)
-        if settings is not None:
-            body = table(settings, "flag")
-            parts.append(f"## `{command.title}`\n\n{command.text}\n\n{body}")
-    recipe = load(RECIPE)
-    if recipe is not None:
-        body = table(recipe, "field", sections=False)
-        parts.append(f"## Recipes\n\n{RECIPE_TEXT}\n\n{body}")
+        body = table(load(command.settings), "flag")
+        parts.append(f"## `{command.title}`\n\n{command.text}\n\n{body}")
+    recipe = table(load(RECIPE), "field", sections=False)
+    parts.append(f"## Recipes\n\n{RECIPE_TEXT}\n\n{recipe}")
     return "\n".join([*parts, ENVIRONMENT])
 
 

@@ -20,9 +20,13 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from serving.vllm_versions import CLI_ARGS, RUN_SERVER, find
+
+    run_server = find("run_server", RUN_SERVER)
+    make_arg_parser = find("make_arg_parser", CLI_ARGS)
+    validate_parsed_serve_args = find("validate_parsed_serve_args", CLI_ARGS)
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="python -m loadtests.plain"))
     args = parser.parse_args(argv)

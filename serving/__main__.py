@@ -2,6 +2,7 @@
 
 import sys
 
+from adapters.program import program
 from serving.settings import SettingsError, from_command_line
 
 
@@ -13,7 +14,7 @@ def main() -> int:
 
         return serve(settings, engine_flags)
     except SettingsError as error:
-        print(f"python -m serving: {error}", file=sys.stderr)
+        print(f"{program('python -m serving')}: {error}", file=sys.stderr)
         return 2
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import BaseModel
+from adapters.places import user_store
+from adapters.program import program
 from adapters.recipe import look_up
-from serving import logs
+from serving import logs, vllm_versions
 from serving.engine.residency import EXTENSION
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
@@ -91,7 +93,8 @@ def vllm_arguments(
     settings: Settings, engine_flags: list[str], base: Base, template_file: Path
 ) -> Namespace:
     """The arguments of vLLM's server, checked by vLLM. A bad flag exits with 2."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    make_arg_parser = vllm_versions.find("make_arg_parser", vllm_versions.CLI_ARGS)
+    validate = vllm_versions.find("validate_parsed_serve_args", vllm_versions.CLI_ARGS)
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -116,10 +119,10 @@ def vllm_arguments(
     argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
     argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m serving"))
+    parser = make_arg_parser(FlexibleArgumentParser(prog=program("python -m serving")))
     args: Namespace = parser.parse_args(argv)
     try:
-        validate_parsed_serve_args(args)
+        validate(args)
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
     if not args.enable_lora:
@@ -150,6 +153,20 @@ def vllm_arguments(
     return args
 
 
+def make_store(folder: Path) -> None:
+    """Create the user's own store where it is not there yet: a server may be the first to ask.
+
+    Raises:
+        SettingsError: the folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--adapters {folder}: cannot be created ({error}); name another folder"
+        ) from error
+
+
 def serve(settings: Settings, engine_flags: list[str]) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
 
@@ -157,6 +174,9 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         SettingsError: the server cannot start as told.
     """
     logs.configure(settings.log_format)
+    vllm_versions.check(settings.gate == "on")
+    if settings.adapters == user_store():
+        make_store(settings.adapters)
     if not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters}: no such folder")
     set_environment(settings.model)
@@ -173,7 +193,8 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
 
         import uvloop
-        from vllm.entrypoints.launchers.api_server.entry import run_server
+
+        run_server = vllm_versions.find("run_server", vllm_versions.RUN_SERVER)
 
         from serving.drain import FLUSH_SECONDS
 

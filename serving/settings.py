@@ -21,7 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from adapters.store import SHIPPED
+from adapters.places import default_model, default_store
+from adapters.program import program
 
 PREFIX = "REASONMAXXER_"
 # The ranks for which vLLM has kernels (vllm/config/lora.py, MaxLoRARanks).
@@ -38,9 +39,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: str = Field(
-        str(SHIPPED.parents[1] / "models" / "tiny-qwen2"), description="Folder or hub id."
+        default_factory=default_model, validate_default=True, description="Folder or hub id."
     )
-    adapters: Path = Field(SHIPPED, description="The store of adapters.")
+    adapters: Path = Field(default_factory=default_store, description="The store of adapters.")
     family: str | None = Field(
         None,
         description="Recipe whose prompt is served, by name or as a YAML file; default: found for "
@@ -68,6 +69,13 @@ class Settings(BaseSettings):
         30, ge=0, description="Seconds that requests in flight get to finish after SIGTERM."
     )
     engine: dict[str, Any] = Field({}, description="vLLM flags by name, for the YAML file.")
+
+    @field_validator("model")
+    @classmethod
+    def _model_named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("name a base model: a folder or a hub id")
+        return value
 
     @field_validator("max_lora_rank", mode="before")
     @classmethod
@@ -105,7 +113,7 @@ class Settings(BaseSettings):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m serving",
+        prog=program("python -m serving"),
         description="Serve a base model and its adapters with vLLM's OpenAI server.",
         epilog=f"Each setting may also stand in the environment ({PREFIX}MAX_LORA_RANK=32) or in "
         "the YAML file. Any other flag is vLLM's own; --help=all lists those.",
@@ -117,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "engine":
             continue
         choices = f" One of {get_args(LoraRank)}." if name == "max_lora_rank" else ""
-        default = "" if field.default is None else f" [{field.default}]"
+        value = field.get_default(call_default_factory=True)
+        default = "" if value in (None, "") else f" [{value}]"
         text = f"{field.description or ''}{choices}{default}".strip()
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS)
     return parser
@@ -141,7 +150,8 @@ def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
         said = f"--{flag}" if name in flags else f"{name} (--{flag}, {PREFIX}{name.upper()})"
         if problem["type"] == "extra_forbidden":
             said, problem["msg"] = name, "no such setting; vLLM's own flags belong under 'engine'"
-        given = "" if name.endswith("_key") else f", not {problem['input']!r}"
+        shown = not name.endswith("_key") and problem["input"] != ""
+        given = f", not {problem['input']!r}" if shown else ""
         lines.append(f"{said}: {problem['msg']}{given}")
     return "\n".join(lines)
 

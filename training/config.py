@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from adapters.files import write_text
+from adapters.program import program
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Config(BaseSettings):
         source = CliSettingsSource[Any](
             cls,
             cli_parse_args=args,
-            cli_prog_name=cls.program,
+            cli_prog_name=program(cls.program),
             cli_kebab_case=True,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
@@ -84,9 +85,9 @@ class Config(BaseSettings):
             given = merge(file, flags)
             return cls(**merge(cls.defaults(given), given))
         except ValidationError as error:
-            usage_error(cls.program, describe(error))
+            usage_error(program(cls.program), describe(error))
         except (ValueError, OSError) as error:
-            usage_error(cls.program, str(error))
+            usage_error(program(cls.program), str(error))
 
     @contextmanager
     def usage_errors(
@@ -96,7 +97,7 @@ class Config(BaseSettings):
         try:
             yield
         except wrong as error:
-            usage_error(self.program, str(error))
+            usage_error(program(self.program), str(error))
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `--config` reads it back."""

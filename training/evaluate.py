@@ -33,9 +33,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from adapters.base import BaseModel
 from adapters.files import sha256_file, write_json
 from adapters.manifest import Mode
+from adapters.places import default_store
+from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
-from adapters.store import SHIPPED, Store
+from adapters.store import Store
 from adapters.version import WEIGHTS, AdapterVersion
 from training.ask import Endpoint, ServerError, ask_all
 from training.generate import (
@@ -173,7 +175,9 @@ class EvaluateConfig(ProblemsConfig):
     )
     models: list[str] = Field([], description="With --url: several names, the first the baseline.")
     adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
-    store: Path = Field(SHIPPED, description="Folder of adapters.")
+    store: Path | None = Field(
+        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    )
     mode: list[Mode] = Field(
         [], description="In process: base, always, gated. With --url: what the models are."
     )
@@ -398,8 +402,11 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
     return Applied.behind(version.path, gate, config.tau)
 
 
-def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:
+def find_adapter(name: str, store: Path | None, base: BaseModel) -> AdapterVersion:
     """The adapter that `name` means, a folder or a name in `store`, checked against `base`.
+
+    Args:
+        store: None: the default store.
 
     Raises:
         ValueError: there is none, or it does not fit.
@@ -408,12 +415,13 @@ def find_adapter(name: str, store: Path, base: BaseModel) -> AdapterVersion:
         version = AdapterVersion.read(Path(name))
         version.check_fits(base)
         return version
+    adapters = Store(store or default_store())
     try:
-        return Store(store).get(name, base)
+        return adapters.get(name, base)
     except KeyError:
-        known = ", ".join(Store(store).names()) or "none"
+        known = ", ".join(adapters.names()) or "none"
         raise ValueError(
-            f"--adapter: '{name}' is neither an adapter folder nor in the store ({known})"
+            f"--adapter: '{name}' is neither an adapter folder nor in {adapters.root} ({known})"
         ) from None
 
 
@@ -435,7 +443,7 @@ def main(argv: list[str] | None = None) -> None:
         with config.usage_errors(), logging_redirect_tqdm():
             results = evaluate(config)
     except ServerError as error:
-        print(f"{config.program}: {error}", file=sys.stderr)
+        print(f"{program(config.program)}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(table(results, config.ks))
 

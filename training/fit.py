@@ -28,9 +28,10 @@ import pyarrow.compute as pc
 
 from adapters.base import BaseModel
 from adapters.files import write_json
+from adapters.places import default_store
 from adapters.recipe import look_up
 from adapters.reference import Reference
-from adapters.store import SHIPPED, Store
+from adapters.store import Store
 from training.choose import Choice
 from training.diagnose import diagnose
 from training.fit_config import FitConfig
@@ -101,7 +102,7 @@ def deliver(run: FitRun, choice: Choice) -> Path:
     if config.publish is None:
         logger.info("adapter: %s", folder)
         return folder
-    store = Store(config.store or SHIPPED)
+    store = Store(config.store or default_store())
     version = store.publish(folder, config.publish, base=run.base)
     logger.info("adapter: %s in %s", version.id, store.root)
     return store.path(Reference(config.publish, version.hash))

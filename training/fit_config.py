@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from adapters.gate import acting
 from adapters.manifest import Name, is_name
 from adapters.moves import FILE as MOVES
+from adapters.places import default_store
 from adapters.recipe import (
     BaseCache,
     Checkpoints,
@@ -24,7 +25,6 @@ from adapters.recipe import (
     Selection,
     recipe_for,
 )
-from adapters.store import SHIPPED
 from adapters.version import CONFIG
 from training.config import merge
 from training.generate import Engine
@@ -52,7 +52,9 @@ class FitConfig(ProblemsConfig):
         description="File, benchmark, hub dataset, reasoning_gym:NAME, or a mixture with +."
     )
     publish: Name | None = Field(None, description="Publish it in the store under this name.")
-    store: Path | None = Field(None, description="Where --publish puts it; default: the shipped.")
+    store: Path | None = Field(
+        None, description="Where --publish puts it; `reasonmaxxer doctor` prints the default."
+    )
     output: Path | None = Field(None, description="Write it to this plain folder.")
     name: Name = Field("", description="The adapter's name; default: that of --publish, --output.")
     family: str = Field(
@@ -146,7 +148,7 @@ class FitConfig(ProblemsConfig):
         if self.publish is not None:
             if not is_name(self.publish):
                 raise ValueError(f"publish: '{self.publish}' is not a name")
-            store = (self.store or SHIPPED).absolute()
+            store = (self.store or default_store()).absolute()
             there = next(path for path in (store, *store.parents) if path.exists())
             if not there.is_dir() or not os.access(there, os.W_OK):
                 raise ValueError(f"store: {store} cannot be written")

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import Field
 
 from adapters.base import BaseModel
-from adapters.store import SHIPPED
 from adapters.version import AdapterVersion
 from training.evaluate import find_adapter
 from training.generate import Engine
@@ -27,7 +26,9 @@ class PairConfig(ProblemsConfig):
 
     model: str = Field(description="Base model: a folder or a hub id.")
     tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
-    store: Path = Field(SHIPPED, description="Folder of adapters.")
+    store: Path | None = Field(
+        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    )
     family: str = Field("", description="Default: by the model's name.")
     problems: str = Field(description="As of training.evaluate.")
     limit: int | None = Field(None, ge=1, description="The first so many problems.")
@@ -51,7 +52,7 @@ class Tuned:
     model: Path | None
 
     @classmethod
-    def find(cls, tuned: str, store: Path, base: BaseModel) -> Tuned:
+    def find(cls, tuned: str, store: Path | None, base: BaseModel) -> Tuned:
         """A model folder, an adapter folder, a name in `store`, or a hub id.
 
         Raises:

@@ -10,6 +10,7 @@ import pytest
 from preloaded import Command, preloaded
 from support import ROOT
 
+from adapters import places
 from adapters.store import SHIPPED
 from serving.settings import PREFIX, SettingsError, from_command_line
 
@@ -42,6 +43,15 @@ def test_defaults_are_the_shipped_base_and_store_on_loopback() -> None:
     assert settings.adapters == SHIPPED
     assert (settings.host, settings.port, settings.api_key) == ("127.0.0.1", 8000, None)
     assert flags == []
+
+
+def test_an_installed_package_has_no_base_and_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SHIPPED_MODEL", tmp_path / "models" / "tiny-qwen2")
+    with pytest.raises(SettingsError, match=r"--model, .*name a base model: a folder or a hub id$"):
+        from_command_line([])
+    assert from_command_line(["--model", "any"])[0].model == "any"
 
 
 def test_flag_over_environment_over_yaml_over_default(

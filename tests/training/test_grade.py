@@ -1,0 +1,129 @@
+"""Grading answers that were made elsewhere: files in, verdicts out, bad rows named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.grade import main
+
+ROWS = [
+    {"id": 1, "text": r"It is \boxed{1/2}.", "answer": "0.5"},
+    {"id": 2, "text": r"It is \boxed{3}.", "answer": 4},
+    {"id": 3, "text": "No idea.", "answer": "7", "note": "kept"},
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_row_comes_back_with_its_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(write(tmp_path / "answers.jsonl", ROWS))])
+    written = read(tmp_path / "answers-verdicts.jsonl")
+    assert [row["correct"] for row in written] == [True, False, False]
+    assert [row["boxed"] for row in written] == [True, True, False]
+    assert not any(row["timed_out"] for row in written)
+    assert [{key: row.get(key) for key in one} for one, row in zip(ROWS, written, strict=True)] == (
+        ROWS
+    )
+    assert "3 answers: 1 right (0.333), 2 boxed, 0 timed out" in capsys.readouterr().out
+
+
+def test_parquet_in_parquet_out_with_other_columns(tmp_path: Path) -> None:
+    table = pa.table({"reply": [r"\boxed{x+1}", r"\boxed{2}"], "truth": ["1+x", "3"]})
+    pq.write_table(table, tmp_path / "answers.parquet")
+    output = tmp_path / "deep" / "verdicts.parquet"
+    main(
+        [
+            *(str(tmp_path / "answers.parquet"), "--output", str(output)),
+            *("--text-field", "reply", "--answer-field", "truth"),
+        ]
+    )
+    written = pq.read_table(output)
+    assert written["correct"].to_pylist() == [True, False]
+    assert written.column_names == ["reply", "truth", "correct", "boxed", "timed_out"]
+
+
+def test_a_problem_of_reasoning_gym_is_graded_by_its_own_grader(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    from training.problems import load_problems
+
+    [problem] = load_problems("reasoning_gym:chain_sum", limit=1)
+    values = problem.model_dump()
+    rows = [
+        values | {"text": rf"\boxed{{{problem.answer}}}"},
+        values | {"text": r"\boxed{no number}"},
+    ]
+    main([str(write(tmp_path / "gym.jsonl", rows))])
+    assert [row["correct"] for row in read(tmp_path / "gym-verdicts.jsonl")] == [True, False]
+
+
+def test_no_answers_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(write(tmp_path / "empty.jsonl", []))])
+    assert "0 answers: 0 right, 0 boxed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"answer": "1"}, "line 2: text: must be text; --text-field"),
+        ({"text": 5, "answer": "1"}, "line 2: text: must be text"),
+        ({"text": "x"}, "line 2: answer: must be a reference answer; --answer-field"),
+        ({"text": "x", "answer": " "}, "line 2: answer: must be a reference"),
+        ({"text": "x", "answer": ["1"]}, "line 2: answer: must be a reference"),
+        ({"text": "x", "answer": "1", "grading": {"grader": "g"}}, "line 2: grading.task"),
+        ({"text": "x", "answer": "1", "grading": "math"}, "line 2: grading"),
+        (
+            {"text": "x", "answer": "1", "grading": {"grader": "g", "task": "", "entry": ""}},
+            "no grader 'g'",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_graded_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], words: str
+) -> None:
+    path = write(tmp_path / "answers.jsonl", [ROWS[0], row])
+    with pytest.raises(SystemExit) as stop:
+        main([str(path)])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "answers-verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "FILE"),
+        (["no-such.jsonl"], "no-such.jsonl: no such file"),
+        (["answers.csv"], "neither of .jsonl, .parquet"),
+        (["answers.jsonl", "--output", "x.csv"], "--output: must end in one of"),
+        (["answers.jsonl", "--output", "answers.jsonl"], "is the file of answers itself"),
+        (["answers.jsonl", "--deadline", "0"], "--deadline"),
+    ],
+)
+def test_bad_flags_exit_with_2_and_name_the_field(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "answers.jsonl", ROWS)
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
