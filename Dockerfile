@@ -12,6 +12,7 @@ WORKDIR /app
 COPY pyproject.toml overrides-cpu.txt README.md LICENSE ./
 COPY adapters adapters
 COPY reasonmaxxer reasonmaxxer
+COPY vllm_gate vllm_gate
 COPY serving serving
 
 FROM common AS cpu

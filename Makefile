@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install tools real-model demo test test-fast test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,15 @@ lint: install ## linter, formatter, type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own, with what the extra `docs` names: the site needs nothing else.
+docs: $(VENV)-docs/installed ## the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
+$(VENV)-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.6,<10'
+	@touch $@
 
 format: install ## put the code into its format
 	$(BIN)/ruff check --fix .

@@ -67,12 +67,17 @@ class Sampling(_Section):
     """Rollouts from the frozen base."""
 
     rollouts: int = Field(20, ge=2, description="Rollouts per problem.")
-    temperature: float = Field(0.6, gt=0, description="Of answers; of rollouts too, by default.")
+    temperature: float = Field(
+        0.6, gt=0, description="Temperature of answers, and of rollouts by default."
+    )
     rollout_temperature: float | None = Field(
-        None, gt=0, description="Of rollouts: higher, and more of what could be chosen is tried."
+        None, gt=0, description="Temperature of rollouts; a higher one tries more tokens."
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Below 1, rollouts lack tokens that estimates need."
+        1.0,
+        gt=0,
+        le=1,
+        description="Nucleus sampling; below 1, rollouts lack tokens that estimates need.",
     )
     max_tokens: int = Field(2048, ge=1, description="Longest answer, in tokens.")
 
@@ -80,43 +85,43 @@ class Sampling(_Section):
 class Selection(_Section):
     """Which problems and rollouts are trained on."""
 
-    problems: int = Field(50, ge=1, description="Problems kept, those nearest a pass rate of 0.5.")
+    problems: int = Field(50, ge=1, description="Problems kept: those nearest a pass rate of 0.5.")
     shortest: float = Field(0.8, gt=0, le=1, description="Share of a problem's rollouts kept.")
     rollouts: int | None = Field(
         None,
         ge=2,
-        description="Rollouts kept of each problem, as many right as wrong ones where there are; "
-        "None: all. Training costs as many passes of the base as tokens are kept.",
+        description="Rollouts kept of each problem, half of them right where possible; None: all. "
+        "Fewer make the base's pass over them shorter.",
     )
-    advantage_clip: float = Field(2.5, gt=0, description="Advantages lie within +- this.")
+    advantage_clip: float = Field(2.5, gt=0, description="Advantages are clipped to +- this.")
     baseline: Literal["problem", "prefix"] = Field(
         "problem",
-        description="What a reward is held against: the problem's mean, or that of its rollouts "
-        "which began with the same tokens.",
+        description="The reward is compared with the mean of the problem's rollouts, or of those "
+        "that began with the same tokens.",
     )
     advantages: Literal["signed", "positive"] = Field(
-        "signed", description="positive: an ablation, right rollouts alone."
+        "signed", description="positive is an ablation: right rollouts alone."
     )
     gate: Literal["entropy", "random", "shut", "position", "none"] = Field(
         "entropy",
-        description="Controls: as many positions drawn at random, from all or from those where the "
-        "gate is shut; the first ones; or all of them.",
+        description="Which positions train. All but entropy are controls: random positions, random "
+        "ones where the gate is shut, the first ones, or every position.",
     )
     reward: Literal["verified", "random"] = Field(
-        "verified", description="random: a control, coin tosses at the base's pass rate."
+        "verified", description="random is a control: coin tosses at the base's pass rate."
     )
 
 
 class Lora(_Section):
     """The adapter's shape, in PEFT's words."""
 
-    rank: int = Field(32, ge=1, le=512)
-    alpha: int = Field(64, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(32, ge=1, le=512, description="Rank of the LoRA.")
+    alpha: int = Field(64, ge=1, description="The update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the LoRA's input.")
     target_modules: list[str] = Field(
         default=["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="Keys and values (k_proj, v_proj) are inert behind the gate.",
+        description="Modules that get a LoRA. k_proj and v_proj have no effect behind the gate.",
     )
 
 
@@ -129,7 +134,9 @@ class Objective(_Section):
         "it is served gated; all: at every position, as it is served always-on.",
     )
     name: Literal["paper", "clipped", "sequence"] = Field(
-        "clipped", description="paper: signed cross-entropy; sequence: clipped by rollout."
+        "clipped",
+        description="paper: signed cross-entropy; clipped: its ratio is clipped token by token; "
+        "sequence: clipped once for each rollout.",
     )
     clip_low: float = Field(0.2, gt=0, lt=1, description="Lowest probability ratio.")
     clip_high: float = Field(4.0, gt=1, description="Highest probability ratio.")
@@ -155,53 +162,62 @@ class Objective(_Section):
         0.0, ge=0, lt=1, description="paper: rarer tokens are left out of the negative term."
     )
     mean: Literal["rollout", "token"] = Field(
-        "rollout", description="What weighs the same in a batch."
+        "rollout", description="Whether each rollout or each token has the same weight."
     )
 
 
 class Optimizer(_Section):
     """AdamW and its schedule, in transformers' words."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(50, ge=0)
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    epochs: float = Field(1.35, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    warmup_steps: int = Field(50, ge=0, description="Steps until the peak learning rate.")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = Field(
+        "constant_with_warmup", description="Learning rate after the warm-up."
+    )
+    epochs: float = Field(1.35, gt=0, description="Passes over the selected rollouts.")
     batch_size: int = Field(8, ge=1, description="Rollouts per forward pass.")
     accumulation: int = Field(1, ge=1, description="Forward passes per optimizer step.")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     gradient_checkpointing: bool = Field(
-        False, description="positions all: less memory for more time."
+        False, description="With positions all: less memory, more time."
     )
     order: Literal["strongest", "shuffled"] = Field(
-        "strongest", description="strongest: by |advantage| x |D| / length, largest first."
+        "strongest",
+        description="strongest: by |advantage| x decision points / length, largest first.",
     )
 
 
 class GateChoice(_Section):
     """Thresholds and temperatures of the gate that are tried."""
 
-    tau: float | None = Field(None, ge=0, description="Nats; None: calibrated to `rate`.")
-    rate: float = Field(0.05, gt=0, le=1, description="Wanted gate rate.")
+    tau: float | None = Field(
+        None, ge=0, description="Threshold in nats; None: calibrated to `rate`."
+    )
+    rate: float = Field(
+        0.05, gt=0, le=1, description="Wanted gate rate, from which tau is calibrated."
+    )
     others: list[float] = Field(
-        [0.02, 0.1], description="Gate rates tried for serving beside the one trained for."
+        [0.02, 0.1], description="Other gate rates that are tried for serving."
     )
     temperatures: list[Annotated[float, Field(ge=COLDEST, le=1)]] = Field(
-        [], description="Temperatures tried for serving where the gate is open, beside 1."
+        [], description="Correction temperatures that are tried for serving, beside 1."
     )
 
 
 class BaseCache(_Section):
     """Where the base's keys and values of rollouts are kept; what fits nowhere is recomputed."""
 
-    memory_gib: float = Field(4.0, ge=0, description="In memory, GiB.")
-    disk_gib: float = Field(16.0, ge=0, description="Then in the run folder, GiB.")
+    memory_gib: float = Field(4.0, ge=0, description="GiB of memory for keys and values.")
+    disk_gib: float = Field(
+        16.0, ge=0, description="GiB of disk, in the run folder, for what exceeds the memory."
+    )
 
 
 class Checkpoints(_Section):
     """Which checkpoint is kept: the best on problems held out from training."""
 
-    every: float = Field(0.15, gt=0, description="In epochs.")
+    every: float = Field(0.15, gt=0, description="Epochs between two checkpoints.")
     problems: int = Field(100, ge=1, description="Problems held out for the choice.")
     rollouts: int = Field(
         8, ge=2, description="The base's answers to each, from which gated scores are estimated."

@@ -18,11 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
+from vllm_gate import GateParams, GateReport
+from vllm_gate.params import NEVER
 
 KINDS = ("base", "gated, first adapter", "gated, second adapter")
 
@@ -60,7 +61,7 @@ def ask(engine: Any, name: str, prompt: list[int], tokens: int, lora: Any, tau: 
         max_tokens=tokens,
         ignore_eos=True,
         detokenize=False,
-        extra_args=None if lora is None else {"gate_tau": tau, "gate_trace": 2},
+        extra_args=None if lora is None else GateParams(tau, trace=2).extra_args(),
     )
     start = time.perf_counter()
     engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=lora)
@@ -71,10 +72,10 @@ def ask(engine: Any, name: str, prompt: list[int], tokens: int, lora: Any, tau: 
         if outputs and not first:
             first = time.perf_counter() - start
     said = outputs[-1].outputs[0]
-    report = getattr(said, "gate", None)
+    report = GateReport.of(outputs[-1])
     prefill = len(prompt) - outputs[-1].num_cached_tokens
     entropies = [entry["entropy"] for entry in report.trace] if report else []
-    gated = report.gated if report else 0
+    gated = report.gated_tokens if report else 0
     return Turn(prefill, 1000 * first, gated, list(said.token_ids), entropies)
 
 

@@ -43,7 +43,7 @@ LONGEST = 4096
 def prepare(threads: int = 1, **reports: Any) -> None:
     """Settings of this process, which is started anew with them; call before anything heavy.
 
-    `reports` are for serving.engine.report.install.
+    `reports` are for vllm_gate.token_report.install.
 
     Memory is asked for in huge pages: in small ones, where an engine's weights happen to lie makes
     one of two equal engines up to 5 % faster.
@@ -52,9 +52,9 @@ def prepare(threads: int = 1, **reports: Any) -> None:
     if any(os.environ.get(name) != value for name, value in environment.items()):
         os.environ.update(environment)
         os.execv(sys.executable, sys.orig_argv)
-    from serving.engine import report
+    from vllm_gate import token_report
 
-    report.install(**reports)
+    token_report.install(**reports)
 
 
 def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, list[Path], int]:
@@ -110,13 +110,12 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
     """
     from vllm import LLM
 
-    with_gate: dict[str, Any] = {
+    from vllm_gate import engine_args
+
+    with_gate: dict[str, Any] = engine_args("cpu") | {
         "enable_lora": True,
         "max_lora_rank": RANK,
         "max_loras": adapters,
-        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
-        "worker_cls": "serving.engine.worker.GateCPUWorker",
-        "logits_processors": ["serving.arguments:GateArguments"],
     }
     return LLM(
         model=str(base),

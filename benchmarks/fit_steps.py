@@ -51,8 +51,8 @@ def sampling(config: FitStepsConfig) -> Step:
 
     from vllm import SamplingParams
 
-    from adapters.engine import NEVER, TAU, TRACE, gate_arguments
-    from serving.engine import cpu_layers
+    from vllm_gate import GateParams, engine_args, patches
+    from vllm_gate.params import NEVER
 
     engine = make_engine(
         Path(config.model),
@@ -60,7 +60,7 @@ def sampling(config: FitStepsConfig) -> Step:
         dtype="bfloat16",
         max_num_seqs=config.sequences,
         max_model_len=config.prompt + config.tokens,
-        **gate_arguments("cpu"),
+        **engine_args("cpu"),
     )
     draw = random.Random(0)
     prompts = [
@@ -68,7 +68,7 @@ def sampling(config: FitStepsConfig) -> Step:
         for _ in range(config.sequences)
     ]
 
-    def sample(top_p: float = 1.0, stock: bool = False, **gate: float) -> int:
+    def sample(top_p: float = 1.0, stock: bool = False, gate: GateParams | None = None) -> int:
         params = [
             SamplingParams(
                 temperature=0.6,
@@ -77,11 +77,11 @@ def sampling(config: FitStepsConfig) -> Step:
                 ignore_eos=True,
                 detokenize=False,
                 seed=number,
-                extra_args=gate or None,
+                extra_args=gate.extra_args() if gate else None,
             )
             for number in range(config.sequences)
         ]
-        with cpu_layers.stock() if stock else nullcontext():
+        with patches.stock("cpu") if stock else nullcontext():
             engine.generate(prompts, params, use_tqdm=False)
         return config.sequences * config.tokens
 
@@ -89,7 +89,7 @@ def sampling(config: FitStepsConfig) -> Step:
         "no top_p": sample,
         "top_p 0.95, vLLM's": lambda: sample(0.95, stock=True),
         "top_p 0.95": lambda: sample(0.95),
-        "with entropies": lambda: sample(**{TAU: NEVER, TRACE: 2}),
+        "with entropies": lambda: sample(gate=GateParams(NEVER, trace=2)),
     }
 
 

@@ -30,12 +30,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import psutil
 from pydantic import Field, model_validator
 
-from adapters.engine import NEVER
 from adapters.gate import calibrate
 from benchmarks import startup
 from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config, usage_error
+from vllm_gate import GateReport
+from vllm_gate.params import NEVER
 
 BASE = "base without LoRA"
 COMPILED = "base without LoRA (compiled)"
@@ -113,20 +114,19 @@ def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trac
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from serving.engine import cpu_layers
+    from vllm_gate import GateParams, patches
 
-    gate = {"gate_tau": mode.tau, "gate_trace": trace}
     params = SamplingParams(
         temperature=0,
         max_tokens=tokens,
         ignore_eos=True,
         detokenize=False,
-        extra_args=None if mode.tau is None else gate,
+        extra_args=None if mode.tau is None else GateParams(mode.tau, trace=trace).extra_args(),
     )
     lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
     mode.engine.llm_engine.engine_core.engine_core.scheduler.max_num_active_reqs = batch
     given = [{"prompt_token_ids": one} for one in prompts]
-    with cpu_layers.stock() if mode.stock else nullcontext():
+    with patches.stock("cpu") if mode.stock else nullcontext():
         start = time.perf_counter()
         answers = mode.engine.generate(given, params, lora_request=lora, use_tqdm=False)
         return answers, time.perf_counter() - start
@@ -135,9 +135,9 @@ def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trac
 def run(mode: Mode, config: GateConfig, prompts: list[list[int]], batch: int) -> Run:
     """Serve the prompts, and then the first `batch` of them for one token each."""
     answers, seconds = generate(mode, prompts, batch, config.tokens)
-    reports = [getattr(answer.outputs[0], "gate", None) for answer in answers]
+    reports = [GateReport.of(answer) for answer in answers]
     tokens = len(prompts) * config.tokens
-    gated = sum(report.gated for report in reports if report)
+    gated = sum(report.gated_tokens for report in reports if report)
     _, first = generate(mode, prompts[:batch], batch, 1)
     return Run(tokens / seconds, gated / tokens, first)
 
@@ -147,7 +147,8 @@ def measured_entropies(
 ) -> list[float]:
     """The base's entropy at every token but the first of its answers to the prompts."""
     answers, _ = generate(never, prompts, batch, config.tokens, trace=2)
-    traces = [answer.outputs[0].gate.trace for answer in answers]
+    reports = [GateReport.of(answer) for answer in answers]
+    traces = [report.trace for report in reports if report]
     return [entry["entropy"] for trace in traces for entry in trace if "entropy" in entry]
 
 

@@ -60,7 +60,7 @@ class Watching:
         """A block in which everything is counted, or nothing; the watches of its requests."""
         import torch
 
-        from serving.engine import runner_v1
+        from vllm_gate import runner_v1
 
         def unseen(logits: Any, _: bool) -> tuple[Any]:
             return (torch.empty((logits.shape[0], 0), dtype=torch.int64),)

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from adapters.engine import NEVER
 from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
+from vllm_gate.params import NEVER
 
 ALWAYS = 0.0  # nats
 BASE = "base without LoRA"

@@ -27,8 +27,8 @@ from demo.server import free_port, stop, wait_until_healthy
 from training.config import Config
 
 SERVERS = {
-    "plain vLLM (compiled)": ["loadtests.plain"],
-    "plain vLLM --enforce-eager": ["loadtests.plain", "--enforce-eager"],
+    "plain vLLM (compiled)": ["benchmarks.plain_vllm"],
+    "plain vLLM --enforce-eager": ["benchmarks.plain_vllm", "--enforce-eager"],
     "python -m serving --gate off": ["serving", "--gate", "off"],
     "python -m serving": ["serving"],
 }

@@ -1,1 +1,1 @@
-"""Prometheus rules and the Grafana dashboard of a server; see docs/dashboards.md."""
+"""Prometheus rules and the Grafana dashboard of a server; see docs/operations.md."""

@@ -1,1 +1,7 @@
-"""Load on a running server: streaming chat users against the base and its adapters."""
+"""Load on a running server: chat users stream from the base and its adapters (docs/loadtests.md).
+
+`scenarios.py` is the table of scenarios and `locustfile.py` their users, with the bad requests of
+`hostile.py`. `__main__.py` makes a plan (`plan.py`) for a server, perhaps one that it starts
+(`local_server.py`), and runs locust (`run.py`). The rest works on what a run leaves behind:
+`answers.py` (records), `figures.py`, `checks.py`, `charts.py` and `report.py`.
+"""

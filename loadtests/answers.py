@@ -1,16 +1,17 @@
-"""What became of each request, and where the run stood: one JSON line each.
+"""What is kept of a run, one JSON line each: every answer, the phases, the moves of an alias.
 
-Times `at` are seconds since the test began; all others are milliseconds. Locust rounds the times in
-its own tables (to whole milliseconds below 100), which is too coarse for gaps between tokens.
+Times `at`, `start` and `end` are seconds since the test began; all others are milliseconds. Locust
+rounds the times in its own tables, which is too coarse for gaps between tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,29 +22,29 @@ CHAT, LONG, HOSTILE = "chat", "long", "hostile"
 class Answer:
     """One request and its answer."""
 
-    at: float  # sent, seconds since the test began
-    model: str  # as asked
+    at: float  # sent
+    model: str  # as requested; of a hostile request: its kind
     kind: str = CHAT
     served: str = ""  # the `model` of the answer: NAME@HASH
     status: int = 0  # 0: no answer
-    error: str = ""  # empty: answered as it should be, or, where hostile, refused so
+    error: str = ""  # empty: answered as it should be; a hostile request: refused as it should be
     ms: float = 0.0  # from sending to the end
-    ttft: float | None = None  # to the first text
+    ttft: float | None = None  # time to first token
     gaps: list[float] = field(default_factory=list)  # between two pieces of text
     tokens: int = 0
     prompt: int = 0  # tokens
-    gated: int | None = None  # None: the model has no gate
+    gated: int | None = None  # gated tokens; None: the model has no gate
 
     @property
-    def arrivals(self) -> np.ndarray:
-        """Seconds since the test began at which a piece of text came."""
+    def arrivals(self) -> np.ndarray:  # [pieces]
+        """Seconds since the test began at which each piece of text came."""
         if self.ttft is None:
             return np.empty(0)
         return self.at + np.cumsum([self.ttft, *self.gaps]) / 1000
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second while it was written."""
+        """Tokens per second after the first one."""
         seconds = sum(self.gaps) / 1000
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
 
@@ -55,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run with one number of users."""
+    """A part of the run with a constant number of users."""
 
     name: str
     users: int
@@ -68,41 +69,81 @@ class Move:
     """One move of an alias."""
 
     version: str
-    start: float  # asked for
-    end: float  # answered: from here on all new requests get it
+    start: float  # requested
+    end: float  # answered: all later requests get this version
     error: str = ""
 
 
+class MemorySample(NamedTuple):
+    """The memory of the server's processes at one moment."""
+
+    seconds: float
+    mib: float
+
+
+def read_stream(
+    answer: Answer,
+    start: float,
+    read: Callable[[bytes], bytes],
+    on_text: Callable[[float], None] | None = None,
+) -> None:
+    """Read a stream of chat, sent at `start`, and record in `answer` what came when.
+
+    `read` reads up to and including a separator, and returns b"" at the end. `on_text` is called
+    with the time of each piece of text. Times are perf_counter's. Raises ValueError if the stream
+    broke off, or is not a stream of chat.
+    """
+    before, finished = start, False
+    while event := read(b"\n\n"):
+        if not event.startswith(b"data: "):
+            continue
+        if event.startswith(b"data: [DONE]"):
+            break
+        now = time.perf_counter()
+        chunk = json.loads(event[len(b"data: ") :])
+        if "error" in chunk:
+            raise ValueError(f"in the stream: {chunk['error']}")
+        for choice in chunk["choices"]:
+            if choice["delta"].get("content"):
+                passed = 1000 * (now - before)
+                if answer.ttft is None:
+                    answer.ttft = passed
+                else:
+                    answer.gaps.append(passed)
+                before = now
+                if on_text is not None:
+                    on_text(now)
+            finished = finished or choice["finish_reason"] is not None
+        answer.served = chunk.get("model") or answer.served
+        if usage := chunk.get("usage"):
+            answer.tokens, answer.prompt = usage["completion_tokens"], usage["prompt_tokens"]
+            answer.gated = (usage.get("completion_tokens_details") or {}).get("gated_tokens")
+    if not finished:
+        raise ValueError("the stream ended without a finish_reason")
+    while read(b"\n\n"):  # to the end of the body, which releases the connection
+        pass
+
+
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Dataclasses as JSON lines."""
+    """Write dataclasses as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def append(file: Any, answer: Answer) -> None:
-    """One more line, gaps to 10 microseconds."""
+    """Write one more answer to an open file, with gaps to 10 microseconds."""
     row = vars(answer) | {"gaps": [round(gap, 2) for gap in answer.gaps]}
     file.write(json.dumps(row) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
 def read_answers(folder: Path) -> list[Answer]:
-    """All answers of a run, in the order they were asked for."""
-    answers = [Answer(**row) for row in read_lines(folder / "answers.jsonl")]
-    return sorted(answers, key=lambda answer: answer.at)
+    """Read the answers of a run, in the order of sending."""
+    return sorted(read_lines(folder / "answers.jsonl", Answer), key=lambda answer: answer.at)
 
 
-def read_phases(folder: Path) -> list[Phase]:
-    """The phases of a run."""
-    return [Phase(**row) for row in read_lines(folder / "phases.jsonl")]
-
-
-def read_moves(folder: Path) -> list[Move]:
-    """The moves of an alias during a run; none where none was to move."""
-    path = folder / "moves.jsonl"
-    return [Move(**row) for row in read_lines(path)] if path.exists() else []
+def read_lines(path: Path, record: Callable[..., Any]) -> list[Any]:
+    """Read JSON lines as `record`s; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [record(**json.loads(line)) for line in file]

@@ -1,4 +1,4 @@
-"""All that a run needs to know, asked of the server beforehand and kept beside the results.
+"""A run's plan: all that it needs to know, asked of the server beforehand, kept beside the results.
 
 `locust -f loadtests/locustfile.py --plan RESULTS/plan.json` runs it again, with locust's page too.
 Keys are not in it: they stay in the environment (REASONMAXXER_API_KEY, REASONMAXXER_ADMIN_KEY).
@@ -6,28 +6,24 @@ Keys are not in it: they stay in the environment (REASONMAXXER_API_KEY, REASONMA
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from adapters.files import write_json, write_text
 from loadtests.scenarios import SCENARIOS, Scenario
-from loadtests.traffic import World
-from loadtests.users import look_around
 
 API_KEY, ADMIN_KEY = "REASONMAXXER_API_KEY", "REASONMAXXER_ADMIN_KEY"
-LONG_SHARE = 0.8  # of the context, by a long prompt
+LONG_SHARE = 0.8  # of the context, filled by a long prompt
 PROBLEMS = Path(__file__).parents[1] / "models" / "tiny-problems" / "heldout.jsonl"
 
 
 class PlanError(ValueError):
-    """The run cannot be made as told; the message says why."""
+    """The run is not possible as requested; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,52 +39,40 @@ class Plan:
     problems: str  # JSONL with a field `problem`
     max_tokens: int = 128
     temperature: float = 0.6
-    exact: bool = False  # every answer has max_tokens tokens (ignore_eos)
-    rate: float = 0.0  # requests a second of all users together; 0: as fast as answers end
+    rate: float = 0.0  # requests per second of all users together; 0: as fast as answers end
     long_characters: int = 0  # of a long prompt
-    alias: str = ""  # moved in a storm
-    versions: tuple[str, ...] = ()  # those it is moved among, where it points now first
-    world: dict[str, Any] = field(default_factory=dict)  # for hostile users
+    alias: str = ""  # the one that a swap storm moves
+    versions: tuple[str, ...] = ()  # those it moves among; the one it points at comes first
+    models: tuple[str, ...] = ()  # all that the server has, the base first; for hostile users
+    context: int = 0  # tokens of prompt and answer together; for hostile users
 
     @property
     def curve(self) -> Scenario:
-        """Its scenario."""
+        """The scenario of this run."""
         return SCENARIOS[self.scenario]
-
-    def write(self, path: Path) -> None:
-        """Save it as JSON."""
-        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """Load it."""
+        """Load a plan."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**values | {"versions": tuple(values["versions"])})
-
-    def known_world(self) -> World:
-        """`world` as the refusals want it."""
-        tuples: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in self.world.items()
-        }
-        return World(**tuples)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def bearer(key: str) -> dict[str, str]:
-    """The header that shows a key; none where there is none."""
+    """The header that carries a key; empty without one."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def shares(mix: str, models: Sequence[str]) -> dict[str, float]:
-    """Model -> share of traffic. `base` names the first of `models`, as the server lists them.
+    """Model -> share of traffic; `base` names the first of `models`, as the server lists them.
 
-    Raises:
-        PlanError: `mix` is not NAME=NUMBER,..., or names a model the server does not have.
+    Raises PlanError if `mix` is not NAME=NUMBER,..., or names a model the server does not have.
     """
     if not mix:
         return dict.fromkeys(models, 1.0)
     found: dict[str, float] = {}
     for part in mix.split(","):
-        name, _, weight = part.partition("=")
+        name, _, weight = part.strip().partition("=")
         name = models[0] if name == "base" else name
         if name not in models:
             there = ", ".join(models)
@@ -103,23 +87,13 @@ def shares(mix: str, models: Sequence[str]) -> dict[str, float]:
 
 
 def zipf(models: Sequence[str], seed: int) -> dict[str, float]:
-    """The k-th model, in an order drawn by `seed`, is asked 1/k times as often as the first."""
+    """The k-th model, in an order drawn by `seed`, gets 1/k of the requests of the first."""
     order = random.Random(seed).sample(list(models), len(models))
     return {model: 1 / rank for rank, model in enumerate(order, start=1)}
 
 
-def make_problems(path: Path, count: int = 200) -> None:
-    """Write the first problems of the miniature bases to `path` (JSONL)."""
-    lines = PROBLEMS.read_text(encoding="utf-8").splitlines(keepends=True)
-    write_text(path, "".join(lines[:count]))
-
-
 def read_problems(path: str) -> tuple[str, ...]:
-    """The problems of a JSONL file.
-
-    Raises:
-        PlanError: it cannot be read, or holds none.
-    """
+    """Read the problems of a JSONL file. Raises PlanError if it cannot be read, or has none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         found = tuple(str(json.loads(line)["problem"]) for line in lines if line.strip())
@@ -130,109 +104,72 @@ def read_problems(path: str) -> tuple[str, ...]:
     return found
 
 
+@dataclass
 class Server:
-    """What a plan asks of a running server."""
+    """A running server, and what a plan needs to know of it."""
 
-    def __init__(self, host: str, key: str, admin_key: str) -> None:
-        self.host, self.key, self.admin_key = host, key, admin_key
+    host: str
+    key: str
+    admin_key: str
 
-    def ask(self, method: str, path: str, key: str = "", **more: Any) -> Any:
-        """A JSON answer.
-
-        Raises:
-            PlanError: it is not there, or does not answer with 200.
-        """
+    def request(self, method: str, path: str, key: str = "", **more: Any) -> Any:
+        """Send a request and return its JSON. Raises PlanError if it is not answered with 200."""
+        url, headers = self.host + path, bearer(key or self.key)
         try:
-            answer = httpx.request(
-                method, self.host + path, headers=bearer(key or self.key), timeout=60, **more
-            )
-            answer.raise_for_status()
+            answer = httpx.request(method, url, headers=headers, timeout=60, **more)
+            if answer.status_code != 200:
+                raise PlanError(f"{url} answers {answer.status_code}: {answer.text[:200]}")
             return answer.json()
-        except httpx.HTTPStatusError as error:
-            said = error.response.text[:200]
-            status = error.response.status_code
-            raise PlanError(f"{self.host}{path} answers {status}: {said}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
             raise PlanError(f"--host {self.host}: {path}: {error}") from error
 
-    def cards(self) -> list[dict[str, Any]]:
-        """GET /v1/models."""
-        cards: list[dict[str, Any]] = self.ask("GET", "/v1/models")["data"]
-        return cards
-
-    def long_characters(self, cards: list[dict[str, Any]], problems: Sequence[str]) -> int:
+    def long_characters(self, model: str, context: int, problems: Sequence[str]) -> int:
         """How many characters of problems fill LONG_SHARE of the context."""
         text = " ".join(problems)[:4000]
-        counted = self.ask("POST", "/tokenize", json={"model": cards[0]["id"], "prompt": text})
-        return int(LONG_SHARE * cards[0]["max_model_len"] * len(text) / counted["count"])
+        counted = self.request("POST", "/tokenize", json={"model": model, "prompt": text})
+        return int(LONG_SHARE * context * len(text) / counted["count"])
 
-    def movable(self) -> tuple[str, tuple[str, ...]]:
-        """(alias, its versions): the name with the most versions; the one that serves first.
+    def movable_alias(self) -> tuple[str, tuple[str, ...]]:
+        """(alias, versions) of the name with the most versions; the current version comes first.
 
-        Raises:
-            PlanError: no name has two.
+        Raises PlanError if no name has two versions.
         """
         if not self.admin_key:
             raise PlanError(f"swap-storm moves an alias: set --admin-key or {ADMIN_KEY}")
-        names = self.ask("GET", "/admin/adapters", self.admin_key)["data"]
-        none: dict[str, Any] = {"versions": []}
-        most: dict[str, Any] = max(names, key=lambda one: len(one["versions"]), default=none)
-        if len(most["versions"]) < 2 or most["alias"] is None:
+        rows = self.request("GET", "/admin/adapters", self.admin_key)["data"]
+        rows = [row for row in rows if row["alias"] is not None and len(row["versions"]) > 1]
+        if not rows:
             raise PlanError(
                 "swap-storm needs an alias with two versions or more; publish another "
                 "(python -m adapters publish --no-alias), or use --start"
             )
-        others = [one for one in most["versions"] if one != most["alias"]]
-        return most["name"], (most["alias"], *others)
-
-    def world(self) -> dict[str, Any]:
-        """What bad requests have to know."""
-
-        async def ask() -> World:
-            headers = bearer(self.key)
-            async with httpx.AsyncClient(base_url=self.host, headers=headers, timeout=60) as client:
-                return await look_around(client)
-
-        try:
-            return asdict(asyncio.run(ask()))
-        except (httpx.HTTPError, KeyError) as error:
-            raise PlanError(f"--host {self.host}: not this project's server ({error})") from error
+        most = max(rows, key=lambda row: len(row["versions"]))
+        return most["name"], tuple(sorted(most["versions"], key=lambda one: one != most["alias"]))
 
 
-def make(scenario: Scenario, server: Server, options: Any, problems: str) -> Plan:
-    """The plan of a run on a running server.
+def make_plan(scenario: Scenario, server: Server, options: Any, problems: str) -> Plan:
+    """Make the plan of a run on a running server; `options` are those of the command line.
 
-    Raises:
-        PlanError: the server or the options do not allow it.
+    Raises PlanError if the server or the options do not allow the scenario.
     """
-    cards = server.cards()
+    cards = server.request("GET", "/v1/models")["data"]
     models = [card["id"] for card in cards]
     texts = read_problems(problems)
     more: dict[str, Any] = {}
     mix = shares(options.mix, models)
     if scenario.moves:
-        more["alias"], more["versions"] = server.movable()
+        more["alias"], more["versions"] = server.movable_alias()
         if not options.mix:
             mix = {name: 1.0 for name in models if name.partition(":")[0] == more["alias"]}
     if scenario.zipf:
-        adapters = models[1:]
-        if len(adapters) < 2:
+        if len(models) < 3:
             raise PlanError(f"{scenario.name} needs two adapters or more; use --start")
-        mix = mix if options.mix else zipf(adapters, options.seed)
-    if scenario.other == "long":
-        more["long_characters"] = server.long_characters(cards, texts)
-    if scenario.other == "hostile":
-        more["world"] = server.world()
-    return Plan(
-        scenario=scenario.name,
-        host=server.host,
-        users=options.users,
-        seconds=options.seconds,
-        seed=options.seed,
-        mix=mix,
-        problems=problems,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        rate=options.rate,
-        **more,
-    )
+        mix = mix if options.mix else zipf(models[1:], options.seed)
+    if scenario.other:
+        context = cards[0]["max_model_len"]
+        more |= {"models": tuple(models), "context": context}
+        if scenario.other == "long":
+            more["long_characters"] = server.long_characters(models[0], context, texts)
+    given = ("users", "seconds", "seed", "max_tokens", "temperature", "rate")
+    more |= {name: getattr(options, name) for name in given}
+    return Plan(scenario=scenario.name, host=server.host, mix=mix, problems=problems, **more)

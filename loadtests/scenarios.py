@@ -1,4 +1,4 @@
-"""The scenarios: who comes when. All are in the table at the end.
+"""The scenarios: how many users there are when, and what they do. The table is at the end.
 
 A scenario is a curve of users over time, cut into phases, and what its users do. Times are shares
 of `--seconds`, users shares of `--users`, so that the same curve fits a minute or an hour.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# What the second half of the users do where it differs from plain chat.
+# What the second half of the users do, if not chat.
 Other = Literal["", "long", "hostile"]
 
 
@@ -23,15 +23,15 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way of asking."""
+    """One kind of load."""
 
     name: str
     about: str
-    stages: tuple[Stage, ...] = (Stage("all", 1.0, 1.0),)  # none: steps until it saturates
+    stages: tuple[Stage, ...] = (Stage("all", 1.0, 1.0),)  # none: a ramp
     users: int = 16
     seconds: float = 60
     other: Other = ""
-    zipf: bool = False  # few adapters are asked often, many seldom
+    zipf: bool = False  # few adapters get many requests, and many few
     moves: bool = False  # an alias is moved, from the second phase on
     paced: bool = False  # requests come at a rate, not as fast as answers end
     compares: tuple[str, str] | None = None  # (before, after): phases that should be alike
@@ -42,70 +42,37 @@ class Scenario:
 
 
 CALM, PEAK = 1 / 8, 1.0
+RAMP = "Twice the users, step after step, until throughput stops rising; --seconds is one step's."
+BURST = "An eighth of the users, all of them at once, an eighth again, twice over."
+LONG = "Chat users alone, then beside as many whose prompts nearly fill the context."
+MANY = "More adapters than slots, asked by Zipf's law: none may starve."
+STORM = "The admin API moves an alias without pause while users stream from it."
+HOSTILE = "Chat users alone, then beside as many who send what must be refused."
+SOAK = "Many minutes at a share of saturation: memory and latency must stay as they are."
+BURSTS = (
+    *(Stage("calm before", 0.2, CALM), Stage("burst", 0.4, PEAK), Stage("between", 0.6, CALM)),
+    *(Stage("burst", 0.8, PEAK), Stage("calm after", 1.0, CALM)),
+)
+ALONE_THEN_BESIDE = ("alone", "beside hostile")
+MOVING = (Stage("nobody moves", 0.3, 1.0), Stage("moving", 1.0, 1.0))
+THIRDS = (
+    *(Stage("first third", 1 / 3, 1.0), Stage("middle third", 2 / 3, 1.0)),
+    Stage("last third", 1.0, 1.0),
+)
 
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("steady", "The same number of users all the time, every model alike."),
-        Scenario(
-            "ramp",
-            "Twice the users step by step until throughput stops rising: the saturation point. "
-            "--seconds is one step's, --users the most.",
-            stages=(),
-            users=256,
-            seconds=10,
-        ),
-        Scenario(
-            "burst",
-            "An eighth of the users, all of them at once, an eighth again, twice over.",
-            (
-                Stage("calm before", 0.2, CALM),
-                Stage("burst", 0.4, PEAK),
-                Stage("between", 0.6, CALM),
-                Stage("burst", 0.8, PEAK),
-                Stage("calm after", 1.0, CALM),
-            ),
-            users=48,
-            seconds=75,
-            compares=("calm before", "calm after"),
-        ),
-        Scenario(
-            "long-prompts",
-            "Chat users alone, then beside as many whose prompts nearly fill the context.",
-            (Stage("alone", 0.35, 0.5), Stage("beside long prompts", 1.0, 1.0)),
-            other="long",
-        ),
-        Scenario(
-            "many-adapters",
-            "More adapters than slots, asked by Zipf's law: none may starve.",
-            users=24,
-            zipf=True,
-        ),
-        Scenario(
-            "swap-storm",
-            "An alias is moved without pause by the admin API while users stream from it.",
-            (Stage("nobody moves", 0.3, 1.0), Stage("moving", 1.0, 1.0)),
-            moves=True,
-        ),
-        Scenario(
-            "hostile",
-            "Chat users alone, then beside as many who send what must be refused.",
-            (Stage("alone", 0.35, 0.5), Stage("beside hostile", 1.0, 1.0)),
-            other="hostile",
-            compares=("alone", "beside hostile"),
-        ),
-        Scenario(
-            "soak",
-            "Many minutes at a share of saturation: memory and latency must stay as they are.",
-            (
-                Stage("first third", 1 / 3, 1.0),
-                Stage("middle third", 2 / 3, 1.0),
-                Stage("last third", 1.0, 1.0),
-            ),
-            users=64,
-            seconds=1800,
-            paced=True,
-            compares=("middle third", "last third"),
-        ),
-    )
-}
+
+def _beside(other: str) -> tuple[Stage, ...]:
+    return Stage("alone", 0.35, 0.5), Stage(f"beside {other}", 1.0, 1.0)
+
+
+_ALL = (
+    Scenario("steady", "The same number of users all the time, every model alike."),
+    Scenario("ramp", RAMP, stages=(), users=256, seconds=10),
+    Scenario("burst", BURST, BURSTS, 48, 75, compares=("calm before", "calm after")),
+    Scenario("long-prompts", LONG, _beside("long prompts"), other="long"),
+    Scenario("many-adapters", MANY, users=24, zipf=True),
+    Scenario("swap-storm", STORM, MOVING, moves=True),
+    Scenario("hostile", HOSTILE, _beside("hostile"), other="hostile", compares=ALONE_THEN_BESIDE),
+    Scenario("soak", SOAK, THIRDS, 64, 1800, paced=True, compares=("middle third", "last third")),
+)
+SCENARIOS = {scenario.name: scenario for scenario in _ALL}

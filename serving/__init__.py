@@ -4,7 +4,6 @@ python -m serving --model models/tiny-qwen2 --adapters adapters/store --port 800
 
 settings.py   what can be set, and where from
 launch.py     settings -> vLLM arguments -> vLLM's server
-plugin.py     what every vLLM process loads
 routes.py     GET /v1/models, and the routes taken away
 admin.py      /admin: states, loads, pins, moves
 guard.py      --api-key
@@ -14,7 +13,6 @@ modes.py      NAME and NAME:gated: admission by the model's name
 registry.py   which version answers for a name, and how that changes
 slots.py      fair turns where there are more adapters than slots
 residents.py  versions in the engine: loaded, used, dropped
-arguments.py  the gate's arguments of a request
 snapshot.py   an adapter's bytes, frozen while the engine may read them
-engine/       all that touches vLLM's private parts
+admission.py  asks the registry before vLLM looks up a name
 """

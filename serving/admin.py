@@ -1,7 +1,8 @@
 """/admin: what is in the store and in the engine, and the moves between the two.
 
-Off unless an admin key is set. Every route is idempotent, names no path, and logs who did what to
-which version. An alias moves only after its new version is in the engine.
+Off unless an admin key is set. Every route names no path and logs who did what to which version.
+All but `rollback`, which goes one version further back each time, are idempotent. An alias moves
+only after its new version is in the engine.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 
+from vllm_gate import patches
+
 logger = logging.getLogger(__name__)
 
 # For what vLLM has already answered to reach slow clients, once its engine has stopped; seconds.
@@ -45,7 +47,7 @@ class Drain:
                     loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
             return shutdown(*args, **kwargs)
 
-        engine.shutdown = noticing  # type: ignore[method-assign]
+        patches.wrap_instance("vllm.v1.engine.async_llm:AsyncLLM", "shutdown", engine, noticing)
 
 
 def _end_now() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.engine.report import Follower
 from serving.watch import Stream, Watch
+from vllm_gate.token_report import Follower
 
 WATCHED = ("/v1/", "/inference/")  # what asks for an answer
 ERROR = b'data: {"error"'  # an event of a stream that cannot go on

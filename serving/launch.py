@@ -20,13 +20,14 @@ from adapters.places import user_store
 from adapters.program import program
 from adapters.recipe import look_up
 from serving import logs, vllm_versions
-from serving.engine.residency import EXTENSION
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
+from vllm_gate import GateError, compat
+from vllm_gate.worker_extension import EXTENSION
 
 logger = logging.getLogger("serving")
 
-PLUGINS = ("reasonmaxxer", "reasonmaxxer_models")
+PLUGINS = ("reasonmaxxer_models",)
 CPU_KV_CACHE_BYTES = 2**30
 
 
@@ -138,12 +139,12 @@ def vllm_arguments(
         )
     args.gate = settings.gate == "on"
     if args.gate:
-        from serving.engine import hooks
-
         try:
-            hooks.put_in(args)
-        except hooks.GateError as error:
+            compat.put_in(args)
+        except GateError as error:
             raise SettingsError(str(error)) from error
+    else:
+        compat.leave_out(args)
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None

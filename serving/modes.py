@@ -17,13 +17,12 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from adapters.adapter import AdapterError
-from serving.arguments import given, resolve
-from serving.engine import usage
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
 from serving.registry import Registry
 from serving.residents import GATED
+from vllm_gate.params import given, resolve
 
 # What asks for no token: a gated name stands for its adapter there.
 TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)
@@ -80,7 +79,7 @@ class Modes:
         request.model += GATED
         if "vllm_xargs" in type(request).model_fields:
             gate = self.registry.gate(plain, resident.gate)
-            request.vllm_xargs = resolve(arguments, gate) | usage.ticket()
+            request.vllm_xargs = resolve(arguments, gate)
 
 
 def add_stop(request: Any, stop: tuple[str, ...]) -> None:

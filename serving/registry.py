@@ -44,7 +44,7 @@ class Registry:
     store: Store
     residents: Residents
     slots: Slots  # of the device
-    shares_slots: bool = False  # gated requests take none (serving/engine/hooks.py)
+    shares_slots: bool = False  # gated requests take none (vllm_gate/compat.py)
     prompt: ServedPrompt | None = None  # None: the user's own --chat-template
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
     _serving: dict[str, Serving] = field(default_factory=dict)

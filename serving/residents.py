@@ -48,6 +48,7 @@ class Resident:
     last_use: float = field(default_factory=time.monotonic)
     retired: bool = False  # goes with its last request
     pinned: bool = False
+    pinned_in_engine: bool = False  # stays until it is unpinned or dropped
 
 
 @dataclass
@@ -178,10 +179,10 @@ class Residents:
 
     async def pin(self, resident: Resident, pinned: bool) -> None:
         """Keep it in the engine, in its slot, whatever else is asked for; or no longer."""
-        if pinned and not resident.pinned:
-            await self.engine.pin_lora(resident.lora.lora_int_id)
-        elif resident.pinned and not pinned:
-            await self.engine.collective_rpc("unpin_adapter", args=(resident.lora.lora_int_id,))
+        if pinned != resident.pinned_in_engine:
+            method = "pin_adapter" if pinned else "unpin_adapter"
+            await self.engine.collective_rpc(method, args=(resident.lora.lora_int_id,))
+            resident.pinned_in_engine = pinned
         resident.pinned = pinned
 
     async def places(self) -> dict[str, Literal["device", "host"]]:
@@ -209,6 +210,8 @@ class Residents:
         for name in (resident.version, resident.version + GATED):
             self.models.lora_requests.pop(name, None)
         try:
+            if resident.pinned_in_engine:
+                await self.pin(resident, False)
             await self.engine.remove_lora(resident.lora.lora_int_id)
         except Exception:
             logger.exception("the engine could not drop %s", resident.version)

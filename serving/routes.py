@@ -34,9 +34,8 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPe
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from serving import admin, page
+from serving import admin, admission, page
 from serving.drain import Drain, Draining
-from serving.engine import admission, hooks, report, usage
 from serving.gauges import Gauges
 from serving.guard import Guard
 from serving.held import Holding, follow
@@ -47,6 +46,8 @@ from serving.registry import Registry
 from serving.residents import GATED, Residents
 from serving.slots import Slots
 from serving.snapshot import Snapshots
+from vllm_gate import compat, token_report
+from vllm_gate.answers import GateAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class ModelsEndpoint:
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
             app.include_router(admin.router)
+        if args.gate:
+            app.add_middleware(GateAnswers)
         app.state.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if app.state.args.guard_key:
@@ -163,16 +166,14 @@ class ModelsEndpoint:
             models=state.openai_serving_models,
             capacity=args.max_cpu_loras,
         )
-        shares_slots = hooks.shares_slots(engine_client.vllm_config) if args.gate else False
+        shares_slots = compat.shares_slots(engine_client.vllm_config) if args.gate else False
         slots = Slots(args.max_loras, args.max_waiting)
         prompt: ServedPrompt | None = args.prompt
         registry = Registry(store, residents, slots, shares_slots, prompt)
         state.registry = registry
         state.gauges = Gauges(registry)
         admission.install(Modes(registry, args.gate, prompt.format.stop if prompt else ()).admit)
-        report.install(follow)
-        if args.gate:
-            usage.install()
+        token_report.install(follow)
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():

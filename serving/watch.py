@@ -14,8 +14,8 @@ import logging
 import time
 from typing import Any
 
-from serving.engine.evidence import DEPTH
 from serving.metrics import METRICS, UNKNOWN, Labels, Series
+from vllm_gate.base_top_tokens import DEPTH
 
 logger = logging.getLogger("serving.requests")
 
@@ -93,7 +93,7 @@ class Stream:
         self._last: float | None = None
 
     def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
-        """They go out now (see serving/engine/report.py)."""
+        """They go out now (see vllm_gate/token_report.py)."""
         watch, series = self.watch, self.series
         now = time.perf_counter()
         watch.generated += count

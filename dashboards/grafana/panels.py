@@ -134,7 +134,7 @@ OVERVIEW = [
     ),
     Panel(
         "Alerts",
-        "Alerts that fire now; docs/dashboards.md says what to do about each.",
+        "Alerts that fire now; docs/operations.md says what to do about each.",
         "none",
         [Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing", instant=True)],
         width=4,

@@ -92,7 +92,7 @@ def test_rows() -> None:
         *("Overview", "Latency", "Throughput", "The gate", "Swaps"),
         *("Slots, queue and adapters", "Errors", "vLLM"),
     ]
-    page = (ROOT / "docs" / "dashboards.md").read_text()
+    page = (ROOT / "docs" / "operations.md").read_text()
     for panel in PANELS:
         if panel["type"] == "row":
             assert f"| {panel['title']} |" in page

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from loadtests import figures
-from loadtests.answers import HOSTILE, LONG, Answer, Move, Phase, append, read_answers, write_lines
-from loadtests.vitals import Sample
+from loadtests.answers import (
+    HOSTILE,
+    LONG,
+    Answer,
+    MemorySample,
+    Move,
+    Phase,
+    append,
+    read_answers,
+    read_lines,
+    write_lines,
+)
+from loadtests.checks import not_the_alias
 
 
 def answer(at: float, **more: object) -> Answer:
@@ -36,11 +47,11 @@ def test_percentiles_are_interpolated() -> None:
 
 def test_the_error_of_a_phase_is_that_of_its_parts() -> None:
     calm = [answer(at) for at in range(10)]
-    assert figures.errors(calm, 0, 10)["ttft_ms"] == {"p50": 0, "p95": 0, "p99": 0}
+    assert figures.standard_errors(calm, 0, 10)["ttft_ms"] == {"p50": 0, "p95": 0, "p99": 0}
     waves = [answer(at, ttft=100.0 + at // 2) for at in range(10)]  # 100 to 104, by parts
-    error = figures.errors(waves, 0, 10)["ttft_ms"]["p50"]
+    error = figures.standard_errors(waves, 0, 10)["ttft_ms"]["p50"]
     assert error == pytest.approx(np.std([0, 1, 2, 3, 4], ddof=1) / 5**0.5, abs=1e-3)
-    assert figures.errors(waves[:5], 0, 10) == {}  # parts without an answer
+    assert figures.standard_errors(waves[:5], 0, 10) == {}  # parts without an answer
 
 
 def test_the_rates_of_one_answer() -> None:
@@ -63,7 +74,6 @@ def test_tokens_count_when_they_come() -> None:
     assert figures.tokens_between(answers, 0, 9) == 8
     doubled = answer(0.0, tokens=8)  # each piece holds two
     assert figures.tokens_between([doubled], 0, 0.12) == 4
-    assert figures.gaps_between(answers, 0.12, 1.07).tolist() == [20, 30, 10]
 
 
 def test_failures_are_counted_but_not_measured() -> None:
@@ -94,7 +104,7 @@ def test_second_by_second() -> None:
         answer(2.5),  # after the end
     ]
     phases = [Phase("few", 2, 0, 1), Phase("many", 9, 1, 2)]
-    samples = [Sample(1.2, 0, 100.0, 1, 1, 0)]
+    samples = [MemorySample(1.2, 100.0)]
     first, second = figures.by_second(answers, phases, samples)
     assert first == (0, 2, 2, 0, 4.0, 100.0, 100.0, 20.0, 29.0, 0.25, 0, None)
     assert second[:5] == (1, 9, 1, 1, 4.0)
@@ -126,7 +136,8 @@ def test_saturation_is_the_first_step_near_the_highest() -> None:
 def test_a_step_settles_before_it_counts() -> None:
     slow = [answer(at, gaps=[1.0] * 3) for at in np.arange(0, 1, 0.5)]
     fast = [answer(at, gaps=[1.0] * 3) for at in np.arange(1, 3, 0.1)]
-    (row,) = figures.steps([*slow, *fast], [Phase("1 user", 1, 0, 3)])
+    phase = Phase("1 user", 1, 0, 3)
+    (row,) = figures.by_phase([*slow, *fast], [phase], figures.SETTLING)
     assert row["start"] == 1.0
     assert row["requests"] == 20
 
@@ -140,7 +151,7 @@ def test_an_answer_must_be_of_an_aliased_version() -> None:
     ]
 
     def wrong(at: float, served: str, ttft: float = 100) -> int:
-        return len(figures.not_the_alias([answer(at, served=served, ttft=ttft)], moves))
+        return len(not_the_alias([answer(at, served=served, ttft=ttft)], moves))
 
     assert not wrong(1, "a@1") and wrong(1, "a@2")
     assert not wrong(5.5, "a@1") and not wrong(5.5, "a@2")  # either, while it moves
@@ -162,3 +173,5 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read[1].gaps == [1.23]
     write_lines(tmp_path / "phases.jsonl", [Phase("x", 1, 0, 1.5)])
     assert (tmp_path / "phases.jsonl").read_text().count("\n") == 1
+    assert read_lines(tmp_path / "phases.jsonl", Phase) == [Phase("x", 1, 0, 1.5)]
+    assert read_lines(tmp_path / "moves.jsonl", Move) == []

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 from support import ROOT
 
-from loadtests.answers import Answer, read_answers, read_phases
-from loadtests.hostile import bad_request, huge
-from loadtests.stream import listen
-from loadtests.traffic import World
+from loadtests.answers import Answer, Phase, read_answers, read_lines, read_stream
+from loadtests.hostile import bad_requests, refusal_faults
 
 
 def event(text: str | None = None, reason: str | None = None, **more: Any) -> bytes:
@@ -36,7 +34,7 @@ DONE = b"data: [DONE]\n\n"
 def heard(events: list[bytes]) -> Answer:
     """The answer of a stream of `events`."""
     answer, pieces = Answer(0, "m"), iter(events)
-    listen(answer, 0.0, lambda _: next(pieces, b""))
+    read_stream(answer, 0.0, lambda _: next(pieces, b""))
     return answer
 
 
@@ -62,18 +60,33 @@ def test_a_broken_stream(events: list[bytes], word: str) -> None:
         heard(events)
 
 
-WORLD = World("tiny", ("a",), ("a:gated",), (), 512, tuple(range(600)), 9, False)
-
-
 def test_hostile_requests_are_of_many_kinds_and_some_are_huge() -> None:
-    from random import Random
+    bad = bad_requests(("tiny", "a", "a:gated"), 512)
+    assert {one.kind for one in bad} == {"value", "gate", "name", "length", "body", "huge"}
+    assert all(one.path.startswith("/v1/") for one in bad)
+    assert len({(one.path, one.content) for one in bad}) == len(bad) > 40
+    assert min(len(one.content) for one in bad if one.kind == "huge") > 500_000
+    # A server without gated models is asked what it can refuse, too.
+    assert {one.word for one in bad_requests(("tiny",), 512) if one.kind == "gate"} == {"gate_tau"}
 
-    random = Random(0)
-    asks = [bad_request(random, WORLD) for _ in range(400)]
-    assert len({ask.kind for ask in asks}) >= 7
-    assert all(ask.refusal is not None and ask.path.startswith("/v1/") for ask in asks)
-    bodies = [huge(random, WORLD)[1] for _ in range(20)]
-    assert min(map(len, bodies)) > 500_000
+
+ERROR = {"message": "top_p: no", "type": "BadRequestError", "param": "top_p", "code": 400}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "good"),
+    [
+        (400, ERROR, True),
+        (200, ERROR, False),
+        (500, ERROR, False),
+        (400, ERROR | {"message": "no", "param": None}, False),
+        (400, {"message": "top_p: no", "code": 400}, False),
+        (400, "top_p: no", False),
+    ],
+)
+def test_a_bad_refusal_is_noticed(status: int, error: Any, good: bool) -> None:
+    content = json.dumps({"error": error}).encode()
+    assert (not list(refusal_faults(status, content, "top_p"))) == good
 
 
 class Misbehaving(BaseHTTPRequestHandler):
@@ -162,13 +175,13 @@ def test_every_way_to_fail_is_a_failure(misbehaving: str, tmp_path: Path) -> Non
     assert "no room" in errors["busy"] and "engine is gone" in errors["error"]
     assert errors["cut"] and errors["gone"] and not errors["good"]
     assert summary["models"]["good"]["gate_rate"] == round(2 / 3, 4)
-    assert "something failed" in (tmp_path / "report.html").read_text()
+    assert "a check failed" in (tmp_path / "report.html").read_text()
 
 
 def test_a_ramp_ends_where_more_users_add_nothing(misbehaving: str, tmp_path: Path) -> None:
     flags = ("ramp", "--users", "64", "--seconds", "1", "--mix", "good=1")
     code, said, summary = run(misbehaving, tmp_path, *flags)
-    phases = read_phases(tmp_path)
+    phases = read_lines(tmp_path / "phases.jsonl", Phase)
     assert [phase.users for phase in phases] == [2**step for step in range(len(phases))]
     assert summary["saturation"]["reached"] == (phases[-1].users < 64 or code == 0), said
     assert summary["models"]["good"]["failures"] == 0, said

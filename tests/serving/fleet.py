@@ -28,6 +28,7 @@ class Engine:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.loaded: dict[int, str] = {}  # LoRA id -> NAME@HASH
+        self.pinned: set[int] = set()
         self.refuses = ""  # what it says of the next adapter
 
     async def add_lora(self, request: Any) -> None:
@@ -39,12 +40,15 @@ class Engine:
         self.loaded[request.lora_int_id] = request.lora_name
 
     async def remove_lora(self, number: int) -> None:
+        assert number not in self.pinned
         del self.loaded[number]
 
-    async def pin_lora(self, number: int) -> None:
-        assert number in self.loaded
-
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> Any:
+        if method == "pin_adapter":
+            assert args[0] in self.loaded
+            self.pinned.add(args[0])
+        elif method == "unpin_adapter":
+            self.pinned.discard(args[0])
         return [list(self.loaded)] if method == "adapters_on_device" else [None]
 
 

@@ -55,7 +55,7 @@ def _breakages_v2() -> dict[str, Any]:
     """The same in the V2 runner."""
     from unittest import mock
 
-    from serving.engine import runner_v2
+    from vllm_gate import runner_v2
 
     mixin = runner_v2.GateV2
 
@@ -89,7 +89,8 @@ def _breakages() -> dict[str, Any]:
     """Ways to break the gate on purpose: name -> function that does it and returns the undoing."""
     from unittest import mock
 
-    from serving.engine import runner_v1, scheduler
+    from vllm_gate import runner_v1, scheduler
+    from vllm_gate.cpu.seeds import SeededRows
 
     mixin = scheduler.GateMixin
 
@@ -120,7 +121,7 @@ def _breakages() -> dict[str, Any]:
         "the replay writes": lambda: mock.patch.object(
             runner_v1.GateRunnerV1,
             "_get_slot_mappings",
-            runner_v1.CPUModelRunner._get_slot_mappings,
+            SeededRows._get_slot_mappings,
         ),
         "a preempted point is taken as known": keep_points,
         "no entropy": lambda: mock.patch.object(
@@ -129,7 +130,7 @@ def _breakages() -> dict[str, Any]:
         "all tokens": lambda: mock.patch.object(
             runner_v1.GateRunnerV1,
             "set_active_loras",
-            runner_v1.CPUModelRunner.set_active_loras,
+            SeededRows.set_active_loras,
         ),
         "none": contextlib.nullcontext,
     }
@@ -156,7 +157,7 @@ COUNTS = Counts()
 
 def replays() -> int:
     """What the scheduler has counted so far."""
-    from serving.engine.counters import REPLAYS
+    from vllm_gate.counters import REPLAYS
 
     samples = (sample for metric in REPLAYS.collect() for sample in metric.samples)
     return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
@@ -175,11 +176,9 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
     """The engine of a job."""
     from vllm import LLM
 
+    from vllm_gate import engine_args
+
     gate = job.get("gate", True)
-    hooks = {
-        "scheduler_cls": "serving.engine.scheduler.make_scheduler",
-        "worker_cls": "serving.engine.worker.GateCPUWorker",
-    }
     lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
     return LLM(
         model=case["model"],
@@ -194,7 +193,7 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
             "disable_log_stats": True,
         }
         | lora
-        | (hooks if gate else {})
+        | engine_args("cpu", gate=gate)
         | job.get("engine", {}),
     )
 
@@ -217,9 +216,9 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
 
     asked = dict(given)
     prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
-    arguments, temperature = asked.pop("arguments", {}), asked.pop("gate_temperature", 1.0)
+    arguments, temperature = asked.pop("arguments", {}), asked.pop("correction_temperature", 1.0)
     if tau is not None:
-        arguments = arguments | {"gate_tau": tau, "gate_temperature": temperature}
+        arguments = arguments | {"gate_tau": tau, "correction_temperature": temperature}
     params = SamplingParams(
         **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
         | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}
@@ -251,6 +250,8 @@ def disturb(engine: Any, amid: dict[str, Any], results: list[dict[str, Any]]) ->
 
 def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     """One job on a fresh engine."""
+    from vllm_gate import GateReport
+
     llm = start(case, job)
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
@@ -291,14 +292,15 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 results[index]["aborted"] = True
             for output in engine.step():
                 first = output.outputs[0]
-                report = getattr(first, "gate", None)
+                report = GateReport.of(output)
+                params = output.kv_transfer_params or {}
                 results[int(output.request_id)] |= {
                     "tokens": list(first.token_ids),
                     "text": first.text,
-                    "gated": None if report is None else report.gated,
+                    "gated": None if report is None else report.gated_tokens,
                     "trace": [] if report is None else list(report.trace),
                     "cached": output.num_cached_tokens,
-                    "params": output.kv_transfer_params,
+                    "params": {key: params[key] for key in params if key != "gate"} or None,
                     "finish": first.finish_reason,
                     "stop": first.stop_reason,
                     "logprobs": [
@@ -331,9 +333,9 @@ def main() -> None:
     case = json.load(sys.stdin)
     if case.get("runner", "v1") != "v1":
         _interpret(case["runner"] == "v2 async")
-    from serving.engine import report
+    from vllm_gate import token_report
 
-    report.install(COUNTS.follow)
+    token_report.install(COUNTS.follow)
     breakages = _breakages() if case.get("runner", "v1") == "v1" else _breakages_v2()
     done = []
     for job in case["jobs"]:

@@ -26,7 +26,7 @@ class Asked(NamedTuple):
     adapter: str | None = None  # None: the base
     tau: float | None = None  # None: the adapter at every step
     tokens: int = 40
-    gate_temperature: float = 1.0
+    correction_temperature: float = 1.0
 
 
 class Decoded(NamedTuple):
@@ -236,5 +236,5 @@ class Reference:
         if float(torch.special.entr(logits.softmax(-1)).sum()) > asked.tau:
             position = len(asked.prompt) + len(said) - 1
             (logits,) = sequence.reread(self.adapted[asked.adapter], [last], [position])
-            logits = logits / asked.gate_temperature
+            logits = logits / asked.correction_temperature
         return logits.softmax(-1)

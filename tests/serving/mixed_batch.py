@@ -1,7 +1,7 @@
 """Run by test_cpu_lora.py in a process of its own: a mixed batch on vLLM's kernels, then on ours.
 
 stdin: {"base", "adapter", "prompts"}. Last line of stdout: {"stock": [[id, ...], ...], "ours": _},
-rows in turn base and adapter. Started with VLLM_PLUGINS empty, so the kernels begin as vLLM's.
+rows in turn base and adapter. The kernels begin as vLLM's.
 """
 
 import json
@@ -40,9 +40,9 @@ def main() -> None:
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
     outputs = {"stock": run()}
-    from serving.plugin import register
+    from vllm_gate import patches
 
-    register()
+    patches.install("cpu")
     outputs["ours"] = run()
     print(json.dumps(outputs))
 

@@ -20,7 +20,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from serving.engine import cpu_layers, cpu_lora
+from vllm_gate import patches
+from vllm_gate.cpu import lora_layers
 
 SLOTS, MAX_RANK, IN, SIZES, VOCAB = 3, 8, 12, (6, 4, 4), 20
 CONFIG = SimpleNamespace(
@@ -54,7 +55,7 @@ class Linear:
 
 @pytest.fixture(autouse=True)
 def ours() -> None:
-    cpu_lora.install()
+    patches.install("cpu")
     torch.manual_seed(0)
 
 
@@ -124,7 +125,7 @@ def test_a_mixed_batch_against_a_loop_over_rows(kind: Any, slots: list[int]) -> 
 def test_no_more_than_the_adapters_own_rank_is_kept(rank: int) -> None:
     layer = made(MERGED)
     put(layer, 1, *adapter(rank, SIZES))
-    weights = cpu_layers.pack(layer, 1)
+    weights = lora_layers.pack(layer, 1)
     assert weights is not None
     assert weights.a.shape == (IN, 2 * rank)  # one slice of three is not targeted
     assert [part.b.shape for part in weights.slices] == [(rank, 6), (rank, 4)]
@@ -153,7 +154,7 @@ def test_a_layer_the_adapter_leaves_alone_runs_the_base_layer_and_nothing_else(
     def fail(*_: Any) -> None:
         raise AssertionError("worked for an adapter that is not there")
 
-    monkeypatch.setattr(cpu_layers, "add", fail)
+    monkeypatch.setattr(lora_layers, "add", fail)
     layer = made(MERGED)
     put(layer, 0, *adapter(2, SIZES))
     x = torch.randn(3, IN)
@@ -230,7 +231,7 @@ def test_logits_change_where_an_adapter_has_a_head(monkeypatch: pytest.MonkeyPat
 
 def test_vllms_own_can_be_had_back() -> None:
     forward = ReplicatedLinearWithLoRA.forward
-    with cpu_layers.stock():
+    with patches.stock("cpu"):
         assert ReplicatedLinearWithLoRA.forward is not forward
         assert forward.__wrapped__ is ReplicatedLinearWithLoRA.forward
     assert ReplicatedLinearWithLoRA.forward is forward

@@ -16,8 +16,10 @@ import pytest
 import torch
 from support import ENGINE_ENVIRONMENT, ROOT, Reference, make_adapter
 
-from serving.engine import cpu_lora
+from vllm_gate import patches
+from vllm_gate.cpu import lora_kernels
 
+KERNELS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 SLOTS, RANK, IN, OUT = 3, 4, 8, 6
 MAPPINGS = [
     [-1, -1, -1],
@@ -78,7 +80,7 @@ def by_rows(
     return pairs
 
 
-@pytest.mark.parametrize("name", cpu_lora.KERNELS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("four", [True, False])
 @pytest.mark.parametrize("mapping", MAPPINGS)
@@ -86,11 +88,11 @@ def test_kernels_against_a_loop_over_rows(
     name: str, mapping: list[int], dtype: torch.dtype, four: bool
 ) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    for output, expected in by_rows(getattr(cpu_lora, name), mapping, dtype, four):
+    for output, expected in by_rows(getattr(lora_kernels, name), mapping, dtype, four):
         torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", cpu_lora.KERNELS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_vllms_own_kernels_write_base_rows(name: str) -> None:
     """If this fails, vLLM has mended its kernels and ours can go."""
     output, expected = by_rows(getattr(stock(), name), [-1, 0, -1, 2], torch.float32, True)[0]
@@ -104,7 +106,7 @@ def test_the_rows_of_each_slot() -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     mapping = torch.tensor([-1, -1, 0, -1, 0, -1, 1, -1, 1, 1, -1, -1, 0])
-    cpu_lora.install()
+    patches.install("cpu")
     ours = PunicaWrapperCPU(max_num_batched_tokens=16, max_batches=13, device="cpu")
     ids = tuple(slot + 1 for slot in mapping.tolist())  # 0: the base
     ours.update_metadata(LoRAMapping(ids, ids[-1:], is_prefill=True), [1, 2], 2, 100)

@@ -9,14 +9,15 @@ pytest.importorskip("vllm")
 
 from vllm.v1.sample.ops import topk_topp_sampler
 
-from serving.engine import cpu_layers, cpu_sampling
+from vllm_gate import patches
+from vllm_gate.cpu import sampling
 
 NAME = "apply_top_k_top_p_pytorch"
 
 
 def both(logits, k, p) -> tuple[torch.Tensor, torch.Tensor]:
     """vLLM's masked logits and ours."""
-    theirs, ours = cpu_layers.theirs(topk_topp_sampler, NAME), getattr(cpu_sampling, NAME)
+    theirs, ours = patches.theirs(topk_topp_sampler, NAME), getattr(sampling, NAME)
     made = []
     for function in (theirs, ours):
         given_k = None if k is None else torch.tensor(k)  # vLLM writes into it
@@ -74,7 +75,7 @@ def test_of_equal_logits_as_many_are_kept(
 
 def test_bfloat16_logits_and_rows_that_ask_for_nothing() -> None:
     logits = spread_out(3, 500, seed=1).bfloat16()
-    ours = cpu_sampling.apply_top_k_top_p_pytorch(
+    ours = sampling.apply_top_k_top_p_pytorch(
         logits.clone(), torch.tensor([500, 5, 500]), torch.tensor([1.0, 1.0, 0.5])
     )
     assert torch.equal(ours[0], logits[0])
@@ -85,15 +86,13 @@ def test_bfloat16_logits_and_rows_that_ask_for_nothing() -> None:
 def test_a_certain_token_is_never_dropped() -> None:
     logits = torch.full((1, 200), -1e4)
     logits[0, 77] = 0.0
-    ours = cpu_sampling.apply_top_k_top_p_pytorch(logits, None, torch.tensor([1e-6]))
+    ours = sampling.apply_top_k_top_p_pytorch(logits, None, torch.tensor([1e-6]))
     assert (ours > -torch.inf).nonzero().tolist() == [[0, 77]]
 
 
-def test_it_stands_in_vllms_place_in_every_process() -> None:
-    from serving import plugin
-
-    plugin.register()
-    assert getattr(topk_topp_sampler, NAME) is cpu_sampling.apply_top_k_top_p_pytorch
+def test_it_stands_in_vllms_place() -> None:
+    patches.install("cpu")
+    assert getattr(topk_topp_sampler, NAME) is sampling.apply_top_k_top_p_pytorch
     row = torch.tensor([[3.0, 1.0, 2.0]])
     masked = topk_topp_sampler.apply_top_k_top_p(row, torch.tensor([2]), None)
     assert masked.tolist() == [[3.0, -torch.inf, 2.0]]

@@ -1,131 +1,125 @@
-"""vLLM's private parts are still as serving/engine/ knows them.
+"""vLLM's private parts are still as vllm_gate/patches.py knows them.
 
-When one of these fails, vLLM has changed: read the new source, correct serving/engine/, and only
-then the expectation here.
+When one of these fails, vLLM has changed: read the new source, correct vllm_gate/, and only then
+the table (docs/vllm-versions.md).
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.util
 import inspect
-from collections.abc import Iterable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-# The start of the SHA-256 of each function's source.
-EXPECTED = {
-    "vllm.lora.ops.torch_ops.lora_ops": {
-        "bgmv_shrink": "e7a5eafed74a",
-        "bgmv_expand": "634dfed32331",
-        "bgmv_expand_slice": "3534905281a2",
-        "sgmv_shrink": "1f116c7327f6",
-        "sgmv_expand": "b00eeaef34aa",
-        "sgmv_expand_slice": "d41ef5aa4be6",
-    },
-    "vllm.entrypoints.serve.engine.serving": {
-        "BaseServing._check_model": "5a2f4707ffb7",
-        "BaseServing._maybe_get_adapters": "c7bc850c2f8d",
-        "BaseServing._is_model_supported": "1b697475252e",
-    },
-    "vllm.v1.worker.gpu_model_runner": {
-        "GPUModelRunner._sample": "5cb5c1da02cf",
-        "GPUModelRunner._bookkeeping_sync": "13c3e81003a7",
-        "GPUModelRunner._get_slot_mappings": "a7830268c258",
-    },
-    "vllm.v1.worker.gpu.model_runner": {"GPUModelRunner.prepare_attn": "da2162a643e4"},
-    "vllm.v1.worker.gpu.block_table": {"BlockTables.compute_slot_mappings": "d62049117725"},
-    "vllm.v1.core.sched.scheduler": {"Scheduler._preempt_request": "4113f5de8a84"},
-    "vllm.lora.layers.base_linear": {
-        "BaseLinearLayerWithLoRA._apply_lora_to_output": "57c8604ccec2",
-        "BaseLinearLayerWithLoRA.set_lora": "c73fd59a99a6",
-        "BaseLinearLayerWithLoRA.reset_lora": "496c868b1208",
-    },
-    "vllm.lora.layers.column_parallel_linear": {
-        "ColumnParallelLinearWithLoRA.forward": "8384ac3c1339",
-        "MergedColumnParallelLinearWithLoRA.set_lora": "111b25b22b35",
-    },
-    "vllm.lora.layers.row_parallel_linear": {
-        "RowParallelLinearWithLoRA.forward": "8ad5c46718ce",
-    },
-    "vllm.lora.layers.replicated_linear": {
-        "ReplicatedLinearWithLoRA.forward": "f6b4ab36b9c4",
-    },
-    "vllm.lora.layers.vocab_parallel_embedding": {
-        "VocabParallelEmbeddingWithLoRA.forward": "5b169c35ea69",
-        "VocabParallelEmbeddingWithLoRA.set_lora": "38bf7c9b7e45",
-    },
-    "vllm.lora.layers.logits_processor": {
-        "LogitsProcessorWithLoRA._get_logits": "e78cb65460f6",
-        "LogitsProcessorWithLoRA.set_lora": "e06c5b852bde",
-    },
-    "vllm.lora.punica_wrapper.punica_base": {
-        "PunicaWrapperBase.update_metadata": "d495e482e77f",
-        "PunicaWrapperBase._update_base_metadata": "e0c8bab8013a",
-    },
-    "vllm.lora.punica_wrapper.utils": {"convert_mapping": "f95d398f21af"},
-}
+from vllm_gate import patches
+from vllm_gate.errors import PatchError
+from vllm_gate.patches import TABLE, Patch
 
 
-def source_hashes(module: str, names: Iterable[str]) -> dict[str, str]:
-    """Of the functions as they stand in the file: our plugin may have replaced the live ones."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    text = Path(spec.origin).read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
-    found = {}
-    for name in names:
-        node: ast.AST = ast.parse(text)
-        for part in name.split("."):
-            node = next(
-                one for one in ast.iter_child_nodes(node) if getattr(one, "name", "") == part
-            )
-        assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        first = min(one.lineno for one in (node, *node.decorator_list))
-        source = "".join(lines[first - 1 : node.end_lineno])
-        found[name] = hashlib.sha256(source.encode()).hexdigest()[:12]
-    return found
+def by_syntax(row: Patch) -> str:
+    """The source of a row's function as Python's own parser finds it."""
+    module, _, owner = (row.source or row.owner).partition(":")
+    text = Path(patches._path(module)).read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for part in filter(None, (owner, row.name)):
+        node = next(one for one in ast.iter_child_nodes(node) if getattr(one, "name", "") == part)
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    first = min(one.lineno for one in (node, *node.decorator_list))
+    return "".join(text.splitlines(keepends=True)[first - 1 : node.end_lineno])
 
 
 def test_the_version() -> None:
-    from serving import engine
-
-    assert engine.supported()
+    assert patches.supported()
 
 
-@pytest.mark.parametrize("module", EXPECTED)
-def test_the_sources_our_replacements_were_written_against(module: str) -> None:
-    assert source_hashes(module, EXPECTED[module]) == EXPECTED[module]
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_the_sources_our_code_was_written_against(row: Patch) -> None:
+    assert patches.source(row) == by_syntax(row)
+    assert patches.sha256(row) == row.sha256
 
 
-def test_kernels_keep_vllms_signatures() -> None:
-    from serving.engine import cpu_lora
+@pytest.mark.parametrize("row", [row for row in TABLE if row.ours], ids=str)
+def test_what_the_table_names_is_there(row: Patch) -> None:
+    ours = patches._load(row.ours)
+    if row.how == "override":
+        assert row.name in vars(ours), f"{row.ours} overrides no {row.name}"
+    if row.how == "replace":  # what vLLM calls takes what vLLM gives
+        theirs = patches.theirs(patches._owner(row), row.name)
+        wanted = list(inspect.signature(theirs).parameters)
+        taken = inspect.signature(ours).parameters.values()
+        if all(one.kind is one.POSITIONAL_OR_KEYWORD for one in taken):
+            assert len(list(taken)) == len(wanted)
 
-    for name in cpu_lora.KERNELS:
-        function = getattr(cpu_lora, name)
-        assert list(inspect.signature(function).parameters)[:4] == [
-            "inputs",
-            "lora_b_weights",
-            "output_tensor",
-            "lora_indices_tensor",
-        ]
+
+def test_every_override_stands_in_the_table() -> None:
+    """Methods of our subclasses that vLLM has too, and nobody noted."""
+    from vllm_gate.cpu.seeds import SeededRows
+    from vllm_gate.cpu.worker import CorrectedCPUWorker
+    from vllm_gate.runner_v1 import GateRunnerV1
+    from vllm_gate.runner_v2 import GateRunnerV2, GateSampler, GateV2
+    from vllm_gate.scheduler import GateMixin
+
+    noted = {(row.ours.rpartition(":")[2], row.name) for row in TABLE if row.how == "override"}
+    for ours, theirs in (
+        (GateMixin, GateMixin.__mro__[1]),
+        (SeededRows, SeededRows.__mro__[1]),
+        (GateRunnerV1, SeededRows.__mro__[1]),
+        (GateV2, GateRunnerV2.__mro__[2]),
+        (GateSampler, GateSampler.__mro__[1]),
+        (CorrectedCPUWorker, CorrectedCPUWorker.__mro__[1]),
+    ):
+        shared = {name for name, value in vars(ours).items() if inspect.isfunction(value)}
+        shared = {name for name in shared if hasattr(theirs, name)}
+        assert {(ours.__name__, name) for name in shared} <= noted
 
 
-def test_the_plugin_warns_and_leaves_another_vllm_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from serving import engine, plugin
-    from serving.engine import cpu_lora
+def test_a_mismatch_is_one_line_that_names_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_gate import engine_args
 
-    def refuse() -> None:
-        raise AssertionError("installed on a vLLM it was not written for")
+    changed = [row._replace(sha256="0" * 64) if row.name == "schedule" else row for row in TABLE]
+    monkeypatch.setattr(patches, "TABLE", tuple(changed))
+    with pytest.raises(
+        PatchError, match=r"^vllm\.v1\.core\.sched\.scheduler\.Scheduler\.schedule "
+    ) as caught:
+        engine_args("cpu")
+    assert "\n" not in str(caught.value) and "--gate off" in str(caught.value)
+    patches.check("cpu", "outputs")  # whose rows are as they were
 
-    monkeypatch.setattr(engine, "supported", lambda: False)
-    monkeypatch.setattr(cpu_lora, "install", refuse)
-    plugin.register()
-    assert "written for vLLM 0.32" in caplog.text
+
+def test_a_function_that_vllm_no_longer_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = TABLE[0]._replace(name="bgmv_nothing")
+    monkeypatch.setattr(patches, "TABLE", (row,))
+    assert patches.mismatches() == [row]
+
+
+def test_another_plugin_was_there_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    (row,) = (row for row in TABLE if row.name == "apply_top_k_top_p_pytorch")
+    monkeypatch.setattr(patches, "_changed", {})
+    monkeypatch.setattr(patches, "TABLE", (row,))
+    monkeypatch.setattr(topk_topp_sampler, row.name, lambda *_: None)
+    with pytest.raises(PatchError, match="apply_top_k_top_p_pytorch has been replaced by"):
+        patches.install("cpu")
+
+
+def test_a_process_that_does_not_gate_changes_nothing() -> None:
+    """Importing the package, and vLLM with all its plugins, replaces no function."""
+    code = (
+        "import vllm_gate; from vllm_gate import engine_args, patches\n"
+        "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
+        "import vllm_gate.arguments, vllm_gate.answers, vllm_gate.scheduler\n"
+        "import vllm_gate.cpu.worker, vllm_gate.runner_v1, vllm_gate.runner_v2\n"
+        "engine_args('cpu'); assert not patches._changed, patches._changed\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_our_endpoints_stay_out_of_a_vllm_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +127,7 @@ def test_our_endpoints_stay_out_of_a_vllm_that_is_not_ours(monkeypatch: pytest.M
 
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     assert load_endpoint_plugins(("generate",)) == []
-    monkeypatch.setenv("VLLM_PLUGINS", "reasonmaxxer,reasonmaxxer_models")
+    monkeypatch.setenv("VLLM_PLUGINS", "reasonmaxxer_models")
     assert [plugin.name for plugin in load_endpoint_plugins(("generate",))] == [
         "reasonmaxxer_models"
     ]

@@ -57,7 +57,6 @@ class World(NamedTuple):
         environment = os.environ | ENGINE_ENVIRONMENT
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
         environment |= {
-            "VLLM_PLUGINS": "reasonmaxxer",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         if runner != "v1":

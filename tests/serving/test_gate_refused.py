@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine import hooks
 from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
+from vllm_gate import GateError, compat, engine_arguments, patches
 
 
 @pytest.fixture
@@ -43,15 +43,15 @@ def test_flags(settings: Settings, tmp_path: Path, flag: str, value: str) -> Non
         arguments(settings, tmp_path, flag, value)
     off = arguments(settings.model_copy(update={"gate": "off"}), tmp_path, flag, value)
     assert off.scheduler_cls in (None, "theirs.Scheduler")
-    assert off.worker_cls in ("auto", "theirs.Worker")
+    assert off.worker_cls in (engine_arguments.CORRECTED, "theirs.Worker")
     assert not off.logits_processors
 
 
 def test_what_goes_in(settings: Settings, tmp_path: Path) -> None:
     args = arguments(settings, tmp_path, "--logits-processors", "theirs:Processor")
-    assert args.scheduler_cls == hooks.SCHEDULER
-    assert args.worker_cls == hooks.WORKERS["cpu"]
-    assert args.logits_processors == [hooks.ARGUMENTS, "theirs:Processor"]
+    assert args.scheduler_cls == engine_arguments.SCHEDULER
+    assert args.worker_cls == engine_arguments.WORKERS["cpu"]
+    assert args.logits_processors == [engine_arguments.ARGUMENTS, "theirs:Processor"]
 
 
 def test_another_vllm_or_device(
@@ -60,13 +60,13 @@ def test_another_vllm_or_device(
     from vllm.platforms import current_platform
 
     with monkeypatch.context() as patch:
-        patch.setattr(hooks, "supported", lambda: False)
+        patch.setattr(patches, "supported", lambda: False)
         with pytest.raises(SettingsError, match=r"written for vLLM 0\.32\.x, and this is"):
             arguments(settings, tmp_path)
     args = arguments(settings.model_copy(update={"gate": "off"}), tmp_path)
     monkeypatch.setattr(type(current_platform), "device_type", "tpu")
-    with pytest.raises(hooks.GateError, match="'tpu' devices"):
-        hooks.put_in(args)
+    with pytest.raises(GateError, match="'tpu' devices"):
+        compat.put_in(args)
 
 
 def config(**changes: Any) -> Any:
@@ -103,7 +103,7 @@ def test_attention_of_any_reach_is_let_in() -> None:
     window = SlidingWindowSpec(**SHAPE, sliding_window=8)
     chunk = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=8)
     mixed = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={"one": full, "other": full})
-    hooks.check(config(), layers(full, window, chunk, mixed))
+    compat.check(config(), layers(full, window, chunk, mixed))
 
 
 def test_models_whose_past_cannot_be_read_again() -> None:
@@ -115,8 +115,8 @@ def test_models_whose_past_cannot_be_read_again() -> None:
         (mamba, "the state after a position has that position folded in"),
         (CrossAttentionSpec(**SHAPE), "CrossAttentionSpec"),
     ):
-        with pytest.raises(hooks.GateError, match=f"{why}.*--gate off"):
-            hooks.check(config(), layers(full, odd))
+        with pytest.raises(GateError, match=f"{why}.*--gate off"):
+            compat.check(config(), layers(full, odd))
 
 
 def connector(name: str, *parts: str) -> Any:
@@ -132,19 +132,19 @@ def test_connectors_that_cannot_tell_adapters_apart() -> None:
         connector("OffloadingConnector"),
         connector("MultiConnector", "NixlConnector", "OffloadingConnector"),
     ):
-        hooks.check(config(kv_transfer_config=good), layers())
+        compat.check(config(kv_transfer_config=good), layers())
     for bad in (
         connector("LMCacheConnectorV1"),
         connector("MultiConnector", "NixlConnector", "LMCacheMPConnector"),
     ):
-        with pytest.raises(hooks.GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
-            hooks.check(config(kv_transfer_config=bad), layers())
+        with pytest.raises(GateError, match=r"LMCache.*by their tokens alone.*--gate off"):
+            compat.check(config(kv_transfer_config=bad), layers())
 
 
 def test_the_names_of_those_connectors_are_vllms() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    assert set(hooks.BY_TOKENS) <= KVConnectorFactory._registry.keys()
+    assert set(compat.BY_TOKENS) <= KVConnectorFactory._registry.keys()
 
 
 @pytest.mark.parametrize(
@@ -156,17 +156,18 @@ def test_the_names_of_those_connectors_are_vllms() -> None:
     ],
 )
 def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(hooks.GateError, match=words):
-        hooks.check(config(**changes), layers())
+    with pytest.raises(GateError, match=words):
+        compat.check(config(**changes), layers())
 
 
 def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
     from vllm import SamplingParams
 
-    from serving.arguments import GateArguments
+    from vllm_gate.arguments import GateArguments
 
     validate = GateArguments.validate_params
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1, "gate_temperature": 1}))
+    validate(SamplingParams(extra_args={"gate_tau": 0.5, "correction_temperature": 0.5}))
     validate(SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
     for more, words in (
         ({"prompt_logprobs": 1, "extra_args": {"gate_tau": 0.5}}, "prompt_logprobs"),
@@ -174,8 +175,12 @@ def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
         ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
         ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
         ({"extra_args": {"gate_tau": True}}, "gate_tau"),
-        ({"extra_args": {"gate_temperature": 0.5}}, "gate_temperature"),
-        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "gate_temperature"),
+        ({"extra_args": {"correction_temperature": 0.5}}, "goes with a gated model"),
+        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "correction_temperature"),
+        (
+            {"extra_args": {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1}},
+            "gate_temperature: deprecated",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             validate(SamplingParams(**more))

@@ -42,7 +42,7 @@ def test_two_tokens_are_distributed_as_the_references(world: Callable[[str], Wor
     here = world("qwen2")
     prompt = prompts(1, 9, seed=4)[0]
     reference, tau = here.reference, 1.5
-    asked = Asked(prompt, "attention", tau, 2, gate_temperature=0.75)
+    asked = Asked(prompt, "attention", tau, 2, correction_temperature=0.75)
     first = reference.distribution(asked, [])
     wanted = {}
     for one in first.topk(20).indices.tolist():

@@ -85,8 +85,9 @@ def test_trace(gated: Server) -> None:
 
 def test_a_lower_temperature_makes_gated_tokens_surer_and_no_others(gated: Server) -> None:
     plain, cooler = (
-        ask(gated, xargs={"gate_tau": 0.2, "gate_trace": 1, "gate_temperature": one}, logprobs=True)
-        for one in (1, 0.25)
+        ask(gated, xargs={"gate_tau": 0.2, "gate_trace": 1} | temperature, logprobs=True)
+        # The second by its deprecated name.
+        for temperature in ({"correction_temperature": 1}, {"gate_temperature": 0.25})
     )
     assert text(plain) == text(cooler)  # greedy
     points = {entry["position"] for entry in plain.choices[0].gate_trace}
@@ -161,8 +162,8 @@ def test_features_work_gated(gated: Server) -> None:
         ("alpha:gated", {"gate_rate": 0.001}, {}, "gate_rate"),
         ("alpha:gated", {"gate_tau": 1, "gate_rate": 0.1}, {}, "one of them"),
         ("alpha:gated", {"gate_trace": 3}, {}, "gate_trace"),
-        ("alpha:gated", {"gate_temperature": 0}, {}, "gate_temperature"),
-        ("alpha:gated", {"gate_temperature": "1"}, {}, "gate_temperature"),
+        ("alpha:gated", {"gate_temperature": 0}, {}, "correction_temperature"),
+        ("alpha:gated", {"correction_temperature": "1"}, {}, "correction_temperature"),
         ("alpha:gated", {"gate_tally": 1}, {}, "no such argument"),
         ("alpha:gated", {}, {"extra_body": {"use_beam_search": True}}, "beam"),
         ("alpha:gated", {}, {"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),

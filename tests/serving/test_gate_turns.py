@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serving.engine import pins
-from serving.engine.scheduler import GateMixin
+from vllm_gate import pins
+from vllm_gate.turns import Turns
 
 SLOTS = 2
 
@@ -20,23 +20,13 @@ def request(lora: int | None) -> Any:
     return SimpleNamespace(lora_request=named, next_decode_eligible_step=0)
 
 
-def scheduler(running: list[Any], shares_slots: bool) -> Any:
-    """As much of one as takes turns."""
-    one: Any = object.__new__(GateMixin)
-    one.running, one.waiting, one.current_step = running, [], 0
-    one.lora_config, one._slots = SimpleNamespace(max_loras=SLOTS), SLOTS
-    one._turned_away, one._shares_slots = {}, shares_slots
-    return one
-
-
-def step(one: Any) -> set[int]:
-    """The adapters that a step of vLLM's may run."""
-    one._take_turns()
-    one.current_step += 1
+def step(turns: Turns, running: list[Any], number: int) -> set[int]:
+    """The adapters that step `number` of vLLM may run."""
+    turns.take(running, [], number - 1)
     return {
         request.lora_request.lora_int_id
-        for request in one.running
-        if request.lora_request and one.current_step >= request.next_decode_eligible_step
+        for request in running
+        if request.lora_request and number >= request.next_decode_eligible_step
     }
 
 
@@ -46,18 +36,18 @@ def test_a_replay_that_brings_a_third_adapter_back_makes_one_wait(
 ) -> None:
     monkeypatch.setattr(pins, "PINNED", set())
     running = [request(lora) for lora in (1, 1, 2, 3, None)]
-    one = scheduler(running, shares_slots)
-    turns: Counter[int] = Counter()
-    for _ in range(9):
-        ran = step(one)
+    turns = Turns(SLOTS, shares_slots)
+    steps: Counter[int] = Counter()
+    for number in range(1, 10):
+        ran = step(turns, running, number)
         assert len(ran) == SLOTS
-        turns.update(ran)
-    assert set(turns) == {1, 2, 3} and min(turns.values()) >= 4  # nobody waits two steps long
+        steps.update(ran)
+    assert set(steps) == {1, 2, 3} and min(steps.values()) >= 4  # nobody waits two steps long
     base = running[-1]
     assert base.next_decode_eligible_step == 0
 
 
 def test_those_that_fit_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "PINNED", set())
-    one = scheduler([request(1), request(2)], shares_slots=False)
-    assert all(step(one) == {1, 2} for _ in range(4))
+    turns, running = Turns(SLOTS, shared=False), [request(1), request(2)]
+    assert all(step(turns, running, number) == {1, 2} for number in range(1, 5))

@@ -169,7 +169,7 @@ def test_the_environment_is_the_users_first(
     assert "HF_HUB_OFFLINE" not in os.environ
     set_environment(str(base_folder))
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert os.environ["VLLM_PLUGINS"] == "theirs,reasonmaxxer,reasonmaxxer_models"
+    assert os.environ["VLLM_PLUGINS"] == "theirs,reasonmaxxer_models"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert int(os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 60
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ

@@ -15,7 +15,7 @@ import pytest
 from support import ADMIN_KEY, ROOT, Server, make_adapter
 
 from adapters.store import Store
-from loadtests.answers import read_answers, read_moves
+from loadtests.answers import Move, read_answers, read_lines
 
 ADAPTERS = {"alpha", "alpha:gated", "plain"}
 
@@ -122,7 +122,7 @@ def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert set(summary["models"]) == {"storm", "storm:gated"}
     assert summary["moves_ms"]["moves"] > 3
-    assert {move.version for move in read_moves(out)} == versions
+    assert {move.version for move in read_lines(out / "moves.jsonl", Move)} == versions
     assert {one.served.partition(":")[0] for one in read_answers(out)} <= versions
 
 

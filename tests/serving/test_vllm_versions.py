@@ -116,6 +116,8 @@ def test_a_module_that_lost_the_function_is_passed_over(monkeypatch: pytest.Monk
 
 def test_a_vllm_that_moved_it_once_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, vllm="0.99.0")
+    for name in [name for name in sys.modules if name.startswith("vllm.")]:
+        monkeypatch.delitem(sys.modules, name)  # what other tests have imported of the real one
     module(monkeypatch, "vllm")
     with pytest.raises(SettingsError, match=r"vLLM 0\.99\.0 has no `run_server` in vllm\."):
         find("run_server", RUN_SERVER)

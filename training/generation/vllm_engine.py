@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from adapters.engine import NEVER, TAU, TEMPERATURE, TRACE, gate_arguments
 from training.generation.interface import (
     Applied,
     Completion,
@@ -27,6 +26,9 @@ from training.generation.interface import (
     VllmArguments,
 )
 from training.spawn import without_main
+from vllm_gate import GateParams, GateReport
+from vllm_gate import engine_args as gate_arguments
+from vllm_gate.params import NEVER
 
 # vLLM has kernels for these ranks only.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -133,9 +135,7 @@ def engine_args(arguments: VllmArguments) -> dict[str, Any]:
     if arguments.max_rank is not None:
         rank = next(size for size in RANKS if size >= arguments.max_rank)
         found |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
-    if arguments.gated:
-        found |= gate_arguments("cuda" if gpu else "cpu")
-    return found
+    return found | gate_arguments("cuda" if gpu else "cpu", gate=arguments.gated)
 
 
 def _answer(
@@ -152,19 +152,18 @@ def _answer(
     from vllm.sampling_params import RequestOutputKind
 
     lora: LoRARequest | None = None
+    trace = 2 if options.entropies else 0
     # A gate that never opens: it only looks.
-    gate: dict[str, float] = {TAU: NEVER} if options.entropies else {}
+    gate = GateParams(NEVER, trace=trace) if options.entropies else None
     if applied is not None:
         # A number and name of its own for each path: neither weights nor cache are ever reused.
         path = str(applied.adapter)
         if applied.tau is not None:
-            gate = {TAU: applied.tau, TEMPERATURE: applied.temperature}
+            gate = GateParams(applied.tau, applied.temperature, trace)
         elif options.entropies:
             raise ValueError("an adapter at every step leaves no base whose entropy to report")
         number = adapters.setdefault(path, len(adapters) + 1)
         lora = LoRARequest(f"adapter-{number}", number, path)
-    if options.entropies:
-        gate[TRACE] = 2
     engine = llm.llm_engine
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         params = SamplingParams(
@@ -176,7 +175,7 @@ def _answer(
             stop=list(options.stop),
             # All n completions in one output, once the last of them is done.
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=gate or None,
+            extra_args=gate.extra_args() if gate else None,
         )
         engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=lora)
     finished, told = 0, 0.0
@@ -188,7 +187,10 @@ def _answer(
                 pipe.send(
                     (
                         int(output.request_id),
-                        [_completion(one, options.entropies) for one in answers],
+                        [
+                            _completion(one, GateReport.of(output, one.index), options.entropies)
+                            for one in answers
+                        ],
                     )
                 )
         if time.monotonic() >= told + 1:
@@ -212,12 +214,11 @@ def _unfinished(engine: Any) -> int:
     return running + waiting
 
 
-def _completion(output: Any, entropies: bool) -> Completion:
-    report = getattr(output, "gate", None)  # serving/engine/report.py puts it there
+def _completion(output: Any, report: GateReport | None, entropies: bool) -> Completion:
     return Completion(
         list(output.token_ids),
         output.text,
         str(output.finish_reason),
-        report.gated if report else 0,
-        [mark["entropy"] for mark in report.trace] if report and entropies else None,
+        report.gated_tokens if report else 0,
+        [token["entropy"] for token in report.trace] if report and entropies else None,
     )

@@ -1,0 +1,118 @@
+"""What has to hold, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from loadtests import checks
+from loadtests.answers import HOSTILE, Answer, MemorySample, Move
+from loadtests.figures import Saturation
+from loadtests.plan import Plan
+
+PLAN = Plan("steady", "http://x", 4, 10, 0, {"m": 1.0, "n": 1.0}, "p.jsonl")
+GOOD = Answer(0, "m", status=200, ttft=1.0, served="a@1")
+BAD = Answer(0, "n", status=503, error="busy")
+
+
+def outcomes(found: list[checks.Check]) -> dict[str, bool | None]:
+    return {check.what: check.ok for check in found}
+
+
+def test_one_failure_fails() -> None:
+    assert checks.answered([GOOD, GOOD]).ok
+    check = checks.answered([GOOD, BAD, BAD])
+    assert check.ok is False
+    assert "2 of 3" in check.said and "HTTP 503: busy" in check.said
+    assert checks.answered([]).ok is False  # nobody was asked: that proves nothing
+
+
+def test_every_model_answers() -> None:
+    assert checks.every_model([GOOD], PLAN).ok
+    check = checks.every_model([GOOD, BAD], PLAN)
+    assert check.ok is False and check.said == "no answer from n"
+
+
+def test_hostile_requests_are_judged_apart() -> None:
+    refused, let_in = (replace(GOOD, kind=HOSTILE, error=error) for error in ("", "status 200"))
+    assert checks.refused([refused]).ok
+    assert checks.refused([refused, let_in]).ok is False
+    assert checks.answered([GOOD, let_in]).ok
+
+
+def test_versions_and_moves() -> None:
+    plan = replace(PLAN, scenario="swap-storm", alias="a", versions=("a@1", "a@2"))
+    moves = [Move("a@1", 0, 0), Move("a@2", 2, 3)]
+    mine = [replace(GOOD, model="a"), replace(GOOD, model="a:gated", at=4.0, served="a@2:gated")]
+    assert all(check.ok for check in checks.right_version(mine, plan, moves))
+    stale = replace(mine[0], at=4.0)
+    assert [check.ok for check in checks.right_version([*mine, stale], plan, moves)] == [
+        True,
+        False,
+        True,
+    ]
+    refused = [moves[0], replace(moves[1], error="HTTP 409")]
+    assert [check.ok for check in checks.right_version(mine, plan, refused)][:2] == [False, False]
+    assert checks.right_version(mine[:1], plan, moves)[2].ok is False  # only one version seen
+
+
+def phase(name: str, ms: float, requests: int = 100) -> dict[str, Any]:
+    row = {"p50": ms, "p95": ms, "p99": ms}
+    return {"phase": name, "requests": requests, "ttft_ms": row, "inter_token_ms": row}
+
+
+def test_latency_may_grow_so_much() -> None:
+    def ok(before: float, after: float, seconds: float = 60, requests: int = 100) -> Any:
+        phases = [phase("x", before, requests), phase("y", after, requests)]
+        limits = (("ttft_ms", "p50", 0.5),)
+        (check,) = checks.not_slower(phases, ("x", "y"), limits, seconds)
+        return check.ok
+
+    assert ok(10, 15) and ok(10, 2)
+    assert ok(10, 15.1) is False
+    assert ok(10, 99, seconds=59) is None  # too short
+    assert ok(10, 99, requests=49) is None  # too few
+    (check,) = checks.not_slower([phase("x", 1)], ("x", "y"), (("ttft_ms", "p50", 0.5),), 60)
+    assert check.ok is None
+
+
+def test_what_the_noise_hides_is_not_judged() -> None:
+    def ok(after: float, error: float) -> Any:
+        errors = {"ttft_ms": {"p50": error}}
+        phases = [phase("x", 10) | {"errors": errors}, phase("y", after) | {"errors": errors}]
+        return checks.not_slower(phases, ("x", "y"), (("ttft_ms", "p50", 0.5),), 60)[0].ok
+
+    assert ok(14, error=10)  # within the limit
+    assert ok(16, error=0.3) is False  # beyond it by 1, two errors of the difference are 0.85
+    assert ok(16, error=0.5) is None
+
+
+def test_saturation_has_to_be_reached() -> None:
+    assert checks.saturates(Saturation(8, 100.0, 2.0, True)).ok
+    assert checks.saturates(Saturation(8, 100.0, 2.0, False)).ok is False
+    assert checks.saturates(None).ok is False
+
+
+def test_memory_and_pace_of_a_soak() -> None:
+    flat = [MemorySample(60.0 * n, 1000.0) for n in range(12)]
+    growing = [one._replace(mib=1000 + one.seconds / 6) for one in flat]
+    assert checks.flat_memory(flat)[0].ok
+    assert checks.flat_memory(growing)[0].ok is False
+    assert checks.flat_memory(flat[:7])[0].ok is None  # below ten minutes
+    assert checks.flat_memory(flat[:3]) == []
+    plan = replace(PLAN, scenario="soak", rate=2.0)
+    assert checks.kept_pace([GOOD] * 20, plan, 10).ok
+    assert checks.kept_pace([GOOD] * 18, plan, 10).ok is False
+
+
+def test_each_scenario_has_its_checks() -> None:
+    phases = [phase("middle third", 1) | {"end": 60}, phase("last third", 9) | {"end": 60}]
+    soak = checks.run_checks(
+        replace(PLAN, scenario="soak", rate=0.1), [GOOD] * 9, phases, [], [], None
+    )
+    wrong = [what for what, ok in outcomes(soak).items() if ok is False]
+    assert len(wrong) == 4 and all("last third" in what for what in wrong)
+    steady = checks.run_checks(PLAN, [GOOD], phases, [], [], None)
+    assert len(steady) == 2
+    ramp = checks.run_checks(replace(PLAN, scenario="ramp"), [GOOD], phases, [], [], None)
+    assert [check.ok for check in ramp] == [True, True, False]

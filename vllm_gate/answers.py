@@ -1,0 +1,195 @@
+"""ASGI middleware: gated tokens in OpenAI answers.
+
+    usage.completion_tokens_details.gated_tokens   chat and completions
+    usage.output_tokens_details.gated_tokens       the Responses API
+
+A request with `gate_trace` also gets `gate_trace` in each choice, or in the response; a stream
+brings it with the end of a choice, with `gate_trace: 2` as it grows.
+
+Our server adds this middleware itself; `vllm serve` does with --middleware:
+
+    vllm serve ... --middleware vllm_gate.answers.GateAnswers
+
+vLLM's handlers run inside the middleware's task or copies of its context, so the sequences of an
+answer find it by a context variable (token_report.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_gate import token_report
+from vllm_gate.counters import ANSWERS
+from vllm_gate.token_report import ANSWER, REPORT, AnswerReports
+
+RESPONSES = re.compile(r"/v1/responses/([^/]+)$")
+COMPLETIONS = ("chat.completion", "chat.completion.chunk", "text_completion")  # with such a usage
+KEPT = 1024  # responses made in the background whose reports are kept, the newest
+
+
+class GateAnswers:
+    """Completes the answers of gated requests; all others pass as they are."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        # By id: vLLM keeps such responses, and clients fetch them later.
+        self._background: OrderedDict[str, AnswerReports] = OrderedDict()
+        token_report.install()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and its answer back."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        reports = AnswerReports()
+        fetched = RESPONSES.search(scope["path"])
+        if scope["method"] == "GET" and fetched and fetched[1] in self._background:
+            reports = self._background[fetched[1]]
+        answer = _Answer(reports, send, self._keep)
+        token = ANSWER.set(reports)
+        try:
+            await self.app(scope, receive, answer.send)
+        finally:
+            ANSWER.reset(token)
+            answer.close()
+
+    def _keep(self, response: str, reports: AnswerReports) -> None:
+        self._background[response] = reports
+        if len(self._background) > KEPT:
+            self._background.popitem(last=False)
+
+
+@dataclass
+class _Answer:
+    """One answer on its way out."""
+
+    reports: AnswerReports
+    out: Send
+    keep: Callable[[str, AnswerReports], None]
+    start: Message | None = None  # of a JSON answer, whose length is known at its end
+    body: bytearray = field(default_factory=bytearray)
+    told: Counter[int] = field(default_factory=Counter)  # by choice: entries that have gone out
+    counted: bool = False
+
+    async def send(self, message: Message) -> None:
+        """One message of the answer."""
+        if self.reports.gated and not self.counted:
+            self.counted = True
+            ANSWERS.inc()
+        if message["type"] == "http.response.start":
+            kind = MutableHeaders(scope=message).get("content-type", "")
+            if kind.startswith("application/json") and message["status"] < 400:
+                self.start = message
+                return
+        elif message["type"] == "http.response.body":
+            if self.start is not None:
+                self.body += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                await self._send_json(self.start)
+                return
+            if self.reports.gated and message.get("body"):
+                message = {**message, "body": self._chunk(message["body"])}
+        await self.out(message)
+
+    async def _send_json(self, start: Message) -> None:
+        body = bytes(self.body)
+        if self.reports.gated or b'"queued"' in body:  # a response in the background
+            body = self._completed(body)
+        MutableHeaders(scope=start)["content-length"] = str(len(body))
+        await self.out(start)
+        await self.out({"type": "http.response.body", "body": body})
+
+    def close(self) -> None:
+        """The answer is over."""
+        if self.counted:
+            ANSWERS.dec()
+
+    # ------------------------------------------------------------------------ what is completed
+
+    def _completed(self, body: bytes) -> bytes:
+        """A whole answer."""
+        answer = json.loads(body)
+        if not isinstance(answer, dict):
+            return body
+        if answer.get("object") == "response" and answer.get("background"):
+            self.keep(answer["id"], self.reports)
+        if not self.reports.gated or not answer.get("usage"):
+            return body  # not the answer yet, or none that has tokens
+        _take_out(answer)
+        if answer.get("object") == "response":
+            self._complete_response(answer)
+        elif answer.get("object") in COMPLETIONS:
+            self._add_usage(answer["usage"], "completion_tokens_details")
+            if self.reports.trace:
+                for choice in answer.get("choices", []):
+                    choice["gate_trace"] = self.reports.trace_of(choice["index"])
+        return _dumped(answer)
+
+    def _chunk(self, body: bytes) -> bytes:
+        """A chunk of a stream; without a trace of all tokens, only some are looked into."""
+        traced = self.reports.trace
+        looked_into = b'"usage":{' in body or (
+            traced and (traced > 1 or b'"finish_reason":"' in body)
+        )
+        if not looked_into or not body.endswith(b"\n"):
+            return body
+        return b"".join(self._lines(body))
+
+    def _lines(self, body: bytes) -> Iterator[bytes]:
+        for line in body.splitlines(keepends=True):
+            text = line.rstrip(b"\r\n")
+            if text.startswith(b"data: {"):
+                event = json.loads(text.removeprefix(b"data: "))
+                self._complete_event(event)
+                yield b"data: " + _dumped(event) + line[len(text) :]
+            else:
+                yield line
+
+    def _complete_event(self, event: dict[str, Any]) -> None:
+        response = event.get("response")
+        if isinstance(response, dict):  # the Responses API
+            _take_out(response)
+            if response.get("usage"):
+                self._complete_response(response)
+            return
+        if event.get("object") not in COMPLETIONS:
+            return  # /v1/messages has no place for it
+        if event.get("usage"):
+            self._add_usage(event["usage"], "completion_tokens_details")
+        for choice in event.get("choices", []):
+            index = choice.get("index", 0)
+            if self.reports.trace > 1:  # as it grows
+                choice["gate_trace"] = self.reports.trace_of(index)[self.told[index] :]
+                self.told[index] += len(choice["gate_trace"])
+            elif self.reports.trace and choice.get("finish_reason"):
+                choice["gate_trace"] = self.reports.trace_of(index)
+
+    def _complete_response(self, response: dict[str, Any]) -> None:
+        self._add_usage(response["usage"], "output_tokens_details")
+        if self.reports.trace:
+            turns = sorted(self.reports.reports)
+            response["gate_trace"] = [
+                entry for turn in turns for entry in self.reports.trace_of(turn)
+            ]
+
+    def _add_usage(self, usage: dict[str, Any], details: str) -> None:
+        usage[details] = (usage.get(details) or {}) | {"gated_tokens": self.reports.gated_tokens}
+
+
+def _take_out(answer: dict[str, Any]) -> None:
+    """Take the plain report away, which vLLM passes on; it says the same again."""
+    params = answer.get("kv_transfer_params")
+    if isinstance(params, dict) and params.pop(REPORT, None) is not None and not params:
+        answer["kv_transfer_params"] = None
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,52 @@
+"""What is kept of a decision point: the entropy, and the most likely tokens of the base.
+
+The entropy and the rank of the token taken go into the metrics; a request that asks for a trace
+gets the base's best with their probabilities as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+
+DEPTH = 20  # tokens looked at; a rank beyond is not told
+TOP = 5  # of them shown in a trace
+
+
+class TopToken(TypedDict):
+    """One of the base's most likely tokens."""
+
+    token_id: int
+    probability: float
+
+
+class BaseView(NamedTuple):
+    """The base's distribution at one position."""
+
+    entropy: float  # nats
+    ids: Sequence[int] = ()  # the base's best tokens, best first; none where the gate stayed shut
+    probabilities: Sequence[float] = ()  # theirs, where a trace asks
+
+    def rank(self, token: int) -> int | None:
+        """1 for the base's best token; None beyond DEPTH."""
+        return self.ids.index(token) + 1 if token in self.ids else None
+
+    def top(self) -> list[TopToken]:
+        """The best tokens, for a trace."""
+        return [
+            {"token_id": token, "probability": round(p, 6)}
+            for token, p in zip(self.ids[:TOP], self.probabilities, strict=False)
+        ]
+
+
+BaseViews = dict[str, BaseView]  # by request id
+
+
+def best(logits: torch.Tensor, traced: bool) -> tuple[torch.Tensor, ...]:
+    """Of logits [R, V], nothing synchronised: ids [R, DEPTH], and for a trace the probabilities."""
+    values, ids = logits.topk(min(DEPTH, logits.shape[-1]))
+    if not traced:
+        return (ids,)
+    return ids, (values.float() - logits.float().logsumexp(-1, keepdim=True)).exp()

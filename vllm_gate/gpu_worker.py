@@ -1,0 +1,26 @@
+"""The worker that builds our model runner instead of vLLM's on a GPU (--worker-cls)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.gpu_worker import Worker
+
+from vllm_gate import patches
+from vllm_gate.compat import check_parts
+
+
+class GateGPUWorker(Worker):
+    """The GPU worker with a gate."""
+
+    def _make_model_runner(self) -> Any:
+        check_parts(self.vllm_config)
+        patches.check("runner v2")
+        if not self.use_v2_model_runner:
+            raise ValueError(
+                "the gate needs vLLM's V2 model runner on a GPU (VLLM_USE_V2_MODEL_RUNNER=1, and "
+                "no feature that it lacks); serve with --gate off"
+            )
+        from vllm_gate.runner_v2 import GateRunnerV2
+
+        return GateRunnerV2(self.vllm_config, self.device)

@@ -1,0 +1,150 @@
+"""The gate's arguments of a request: what a client may send, and what the engine is told.
+
+The engine is told in `SamplingParams.extra_args`, which `GateParams` writes and reads. A client of
+our server sends, in `vllm_xargs`, with a model NAME:gated:
+
+    {"gate_tau": 0.8}                the threshold, in nats, instead of the manifest's
+    {"gate_rate": 0.05}              the threshold that was calibrated for this share of tokens
+    {"correction_temperature": 0.3}  divides the adapter's logits where the gate is open, instead
+                                     of the manifest's; before the request's own temperature
+    {"gate_trace": 1}                say which tokens were gated, and why; 2: the entropy at every
+                                     token
+
+A client of plain `vllm serve` sends the same, without `gate_rate`, with the adapter's own name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.gate import threshold_for
+from adapters.manifest import COLDEST, HOTTEST, Gate
+
+logger = logging.getLogger(__name__)
+
+TAU = "gate_tau"
+RATE = "gate_rate"
+TEMPERATURE = "correction_temperature"
+TRACE = "gate_trace"
+OLD_TEMPERATURE = "gate_temperature"  # deprecated: TEMPERATURE's name until version 0.2
+
+# A threshold that no vocabulary's entropy reaches, nats.
+NEVER = 1e9
+
+CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client of our server may send
+ENGINES = (TAU, TEMPERATURE, TRACE)  # the engine takes
+PREFIX = "gate_"
+
+
+@dataclass(frozen=True)
+class GateParams:
+    """What a gated request asks of the engine.
+
+        SamplingParams(extra_args=GateParams(tau=0.8).extra_args())
+
+    The request names its adapter as any LoRA request does. Without an adapter only a gate that
+    never opens is one (`GateParams(NEVER, trace=2)`): it reports the base's entropies.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    tau: float  # nats; the gate opens where the base's entropy is larger
+    correction_temperature: float = 1.0  # divides the logits of decision points
+    trace: int = 0  # 1: report each decision point; 2: report the base's entropy at every token
+
+    def __post_init__(self) -> None:
+        _number(TAU, self.tau)
+        _number(TEMPERATURE, self.correction_temperature, HOTTEST, COLDEST)
+        if self.trace not in (0, 1, 2):
+            raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {self.trace!r}")
+
+    def extra_args(self) -> dict[str, float | int]:
+        """For `SamplingParams.extra_args`."""
+        return {TAU: self.tau, TEMPERATURE: self.correction_temperature, TRACE: self.trace}
+
+    @classmethod
+    def of(cls, extra_args: Mapping[str, Any] | None) -> GateParams | None:
+        """What `extra_args` asks; None where it asks for no gate.
+
+        Raises:
+            ValueError: an argument is unknown, missing or out of range.
+        """
+        arguments = renamed(extra_args)
+        found = given(arguments)
+        if not found:
+            return None
+        unknown = [name for name in found if name not in ENGINES]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: the engine takes {', '.join(ENGINES)} only")
+        if TAU not in arguments:
+            raise ValueError(f"{found[0]}: goes with a gated model")
+        return cls(
+            _number(TAU, arguments[TAU]),
+            _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST),
+            arguments.get(TRACE) or 0,
+        )
+
+
+def given(arguments: Mapping[str, Any] | None) -> list[str]:
+    """The gate's arguments among a request's."""
+    return sorted(
+        name for name in arguments or {} if name.startswith(PREFIX) or name == TEMPERATURE
+    )
+
+
+def renamed(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The same arguments, where a deprecated name gives way to today's.
+
+    Raises:
+        ValueError: both names are there.
+    """
+    told = dict(arguments or {})
+    if OLD_TEMPERATURE not in told:
+        return told
+    if TEMPERATURE in told:
+        raise ValueError(f"{OLD_TEMPERATURE}: deprecated; {TEMPERATURE} alone says the same")
+    logger.debug("%s is deprecated; send %s", OLD_TEMPERATURE, TEMPERATURE)
+    return told | {TEMPERATURE: told.pop(OLD_TEMPERATURE)}
+
+
+def _number(name: str, value: Any, high: float = math.inf, low: float = 0) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        number = float(value) if good else math.nan
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
+        between = f"a number between {low:g} and {high:g}"
+        span = "a number >= 0, in nats" if high == math.inf else between
+        raise ValueError(f"{name}: must be {span}, not {reprlib.repr(value)}")
+    return number
+
+
+def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
+    """What the engine is told, of what a client sent to an adapter with this `gate`.
+
+    Raises:
+        ValueError: an argument is unknown, does not fit, or contradicts another.
+    """
+    told = renamed(arguments)
+    unknown = [name for name in given(told) if name not in CLIENTS]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such argument; there are {', '.join(CLIENTS)}")
+    rate = told.pop(RATE, None)
+    if rate is not None:
+        if TAU in told:
+            raise ValueError(f"{TAU} and {RATE}: give one of them")
+        rate = _number(RATE, rate, 1)
+        told[TAU] = NEVER if rate == 0 else threshold_for(gate.table, rate)
+    told[TAU] = _number(TAU, told.get(TAU, gate.tau))
+    temperature = told.get(TEMPERATURE, gate.temperature)
+    told[TEMPERATURE] = _number(TEMPERATURE, temperature, HOTTEST, COLDEST)
+    if told.setdefault(TRACE, 0) not in (0, 1, 2):
+        raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
+    return told

@@ -1,0 +1,29 @@
+"""Which adapters are pinned, for the scheduler: they keep their slot in steps that run others.
+
+vLLM pins in its workers, and nobody tells the scheduler. Our server pins by calls to the workers
+(worker_extension.py), which pass through the scheduler's process.
+
+Written for vLLM 0.32 (v1/engine/core.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+PINNED: set[int] = set()  # LoRA ids
+
+
+def listening(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore.collective_rpc, noting what is pinned."""
+
+    @wraps(stock)
+    def collective_rpc(self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        result = stock(self, method, *args, **kwargs)
+        if method in ("pin_adapter", "unpin_adapter"):
+            change = PINNED.update if method == "pin_adapter" else PINNED.difference_update
+            change(kwargs.get("args") or args[1])
+        return result
+
+    return collective_rpc

@@ -1,0 +1,231 @@
+"""The scheduler's half of replay: a position whose gate opened runs once more, adapter on.
+
+Position 41 of a request runs on the base, which writes its keys and values and finds an entropy
+above tau. The step returns no token, and `num_computed_tokens` goes back by one, as for a rejected
+draft token. The next step runs position 41 again with the adapter on. The replay attends to the
+cache that the base wrote, position 41 included, and writes nothing. Its token is the answer.
+
+The cache of a gated request is therefore the base's throughout. To vLLM such a request is a base
+request: `Request.lora_request` is None, so blocks are hashed, shared and given to KV connectors as
+the base's. The adapter is named only while `schedule` counts LoRA slots.
+
+A decision point is known from the step that found it until its replay. A preemption discards it,
+since the cache goes too: the base runs that position again, and so does the gate.
+
+Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler.py).
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from vllm_gate import patches, token_report
+from vllm_gate.base_top_tokens import BaseView, BaseViews
+from vllm_gate.compat import check, check_parts, shares_slots
+from vllm_gate.counters import HELD, count_replay
+from vllm_gate.params import GateParams
+from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
+from vllm_gate.token_report import REPORT
+from vllm_gate.turns import Turns
+
+
+@dataclass
+class Gate:
+    """A gated request's gate, and its decision point while that awaits the replay."""
+
+    params: GateParams
+    lora: LoRARequest | None  # None: the base's own, whose gate never opens
+    point: int | None = None  # a position
+    view: BaseView | None = None  # what the base's distribution was there
+
+
+class OutgoingToken(NamedTuple):
+    """A token about to go out."""
+
+    gate: Gate
+    position: int  # among the generated tokens, from 0
+    gated: bool
+    view: BaseView | None
+
+
+def _become_base(request: Request) -> None:
+    """Let vLLM take `request` for one of the base, whose prompt it hashes accordingly."""
+    request.lora_request = None
+    request.block_hashes.clear()
+    request.update_block_hashes()
+
+
+class GateMixin(Scheduler):
+    """A scheduler whose requests may be gated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gates: dict[str, Gate] = {}
+        # A copy, whose max_loras goes down for steps that do not run the pinned ones.
+        self.lora_config: Any = copy(self.vllm_config.lora_config)
+        slots = self.lora_config.max_loras if self.lora_config else 0
+        self._turns = Turns(slots, shares_slots(self.vllm_config))
+
+    def add_request(self, request: Request) -> None:
+        params = gate_of(request.sampling_params, request.lora_request)
+        if params is not None and request.request_id not in self.requests:
+            self._gates[request.request_id] = Gate(params, request.lora_request)
+            HELD.set(len(self._gates))
+            _become_base(request)
+        super().add_request(request)
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        if self._gates.pop(request.request_id, None) is not None:
+            HELD.set(len(self._gates))
+        return super()._free_request(request, delay_free_blocks)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        # Always-on requests may still be taking turns.
+        if not self._gates and not self._turns.turned_away:
+            return super().schedule(throttle_prefills)
+        # vLLM counts the adapters of requests against max_loras; show it those the step may run.
+        for name, gate in self._gates.items():
+            request = self.requests[name]
+            if not self._turns.shared or gate.point == request.num_computed_tokens:
+                request.lora_request = gate.lora
+        if self.lora_config:
+            self.lora_config.max_loras = self._turns.take(
+                self.running, self.waiting, self.current_step
+            )
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            if self.lora_config:
+                self.lora_config.max_loras = self._turns.slots
+            for name in self._gates:
+                self.requests[name].lora_request = None
+        for new in output.scheduled_new_reqs:
+            if new.req_id in self._gates:
+                new.lora_request = self._gates[new.req_id].lora
+        attach(output, self._plan(output))
+        return output
+
+    def _plan(self, output: SchedulerOutput) -> Plan:
+        plan: Plan = {}
+        begun = {new.req_id for new in output.scheduled_new_reqs}
+        begun |= output.scheduled_cached_reqs.resumed_req_ids
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            gate = self._gates.get(request_id)
+            if gate is None:
+                continue
+            request = self.requests[request_id]
+            # vLLM has already advanced num_computed_tokens past this step.
+            start = request.num_computed_tokens - tokens
+            if gate.point is not None and (request_id in begun or start < gate.point):
+                gate.point = None  # what the base wrote there is gone
+            replays = gate.point == start
+            samples = not request.is_prefill_chunk
+            params = gate.params
+            plan[request_id] = Step(
+                params.tau,
+                params.correction_temperature,
+                gates=samples and not replays,
+                replays=replays,
+                trace=params.trace,
+            )
+        return plan
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        plan = plan_of(scheduler_output)
+        if not plan:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        opened, answered = self._read(plan, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request, computed in opened:
+            # Where a KV connector failed to load blocks, vLLM has taken more back itself.
+            if not request.is_finished() and request.num_computed_tokens == computed:
+                request.num_computed_tokens -= 1
+                if request.num_output_placeholders > 0:  # asynchronous scheduling
+                    request.num_output_placeholders -= 1
+        self._tell(outputs, answered)
+        return outputs
+
+    def _read(
+        self, plan: Plan, result: ModelRunnerOutput
+    ) -> tuple[list[tuple[Request, int]], dict[str, OutgoingToken]]:
+        """Note the decision points found in a step.
+
+        Returns:
+            The requests to roll back by one position, with their computed tokens; and what is
+            known of those with a token.
+        """
+        opened: list[tuple[Request, int]] = []
+        answered: dict[str, OutgoingToken] = {}
+        views: BaseViews = getattr(result, "gate_views", None) or {}
+        for request_id, step in plan.items():
+            gate, request = self._gates.get(request_id), self.requests.get(request_id)
+            if gate is None or request is None or request.is_finished():
+                continue  # aborted meanwhile
+            stale = request.num_stale_output_tokens > 0
+            if stale and request.drop_stale_output:
+                continue  # vLLM throws this result away and computes the position again
+            row = result.req_id_to_index[request_id]
+            if result.sampled_token_ids[row]:
+                gated = gate.point is not None
+                view = gate.view if gated else views.get(request_id)
+                answered[request_id] = OutgoingToken(gate, request.num_output_tokens, gated, view)
+                gate.point = None
+            elif step.gates:
+                # What a step samples at is always the last known token, also where asynchronous
+                # scheduling had guessed further.
+                gate.point, gate.view = request.num_tokens - 1, views.get(request_id)
+                if not stale:  # a preemption has already taken everything back
+                    opened.append((request, request.num_computed_tokens))
+        return opened, answered
+
+    def _tell(
+        self,
+        outputs: dict[int, EngineCoreOutputs],
+        answered: dict[str, OutgoingToken],
+    ) -> None:
+        """Mark the gated tokens that go out."""
+        for batch in outputs.values():
+            for output in batch.outputs:
+                found = answered.get(output.request_id)
+                if found is None or not output.new_token_ids:
+                    continue
+                gate, position, gated, view = found
+                if gated and gate.lora is not None:
+                    count_replay(gate.lora.lora_name)
+                trace = gate.params.trace
+                if not gated and position and trace < 2:
+                    continue
+                mark = token_report.mark(trace, position, output.new_token_ids[0], gated, view)
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
+
+
+class GateScheduler(GateMixin):
+    """The synchronous scheduler with a gate."""
+
+
+class AsyncGateScheduler(GateMixin, AsyncScheduler):
+    """The asynchronous scheduler with a gate."""
+
+
+def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
+    """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
+    check_parts(vllm_config)
+    check(vllm_config, kv_cache_config)
+    patches.install("scheduler")
+    patches.check("outputs")  # the front end's, which nobody could stop there any more
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    return (AsyncGateScheduler if asynchronous else GateScheduler)(
+        vllm_config=vllm_config, kv_cache_config=kv_cache_config, **kwargs
+    )

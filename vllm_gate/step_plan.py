@@ -1,0 +1,48 @@
+"""What the scheduler tells the workers about gated requests, step by step.
+
+A gated request carries its gate in `SamplingParams.extra_args` (params.py). The workers keep no
+arguments of their own: each step's SchedulerOutput brings a `Plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from vllm_gate.params import NEVER, GateParams
+
+
+class Step(NamedTuple):
+    """One gated request in one step."""
+
+    tau: float  # nats
+    temperature: float  # divides the logits of a replay
+    gates: bool  # the step samples, and no decision point is known at that position
+    replays: bool  # the step's only token is the replay of a decision point
+    trace: int  # 0; 1: tell of decision points; 2: of every token
+
+
+Plan = dict[str, Step]  # by request id; requests that are not gated are absent
+EMPTY: Plan = {}
+
+
+def attach(output: SchedulerOutput, plan: Plan) -> None:
+    """Send `plan` along. The output is pickled to the workers with all its attributes."""
+    output.gate_plan = plan
+
+
+def plan_of(output: SchedulerOutput) -> Plan:
+    """The plan of a step; empty for the dummy steps vLLM makes itself."""
+    return getattr(output, "gate_plan", EMPTY)
+
+
+def gate_of(params: Any, lora_request: Any) -> GateParams | None:
+    """The gate of a request that is gated, None of one that is not.
+
+    A request of the base has no adapter to run; it counts as gated where its gate never opens.
+    """
+    gate = GateParams.of(params.extra_args) if params is not None else None
+    if gate is None or (lora_request is None and gate.tau < NEVER):
+        return None
+    return gate
