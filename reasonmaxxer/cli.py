@@ -37,7 +37,6 @@ COMMANDS = {
         "training.evaluate",
         "how often a model is right: pass@1, pass@k, gate rate",
         "train",
-        "training.evaluate_config:EvaluateConfig",
     ),
     "grade": Command(
         "training.grade",

@@ -104,7 +104,7 @@ def graph(package: Path) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("package", ["adapters", "training"])
+@pytest.mark.parametrize("package", ["adapters", "training", "vllm_gate"])
 def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
     modules = graph(ROOT / package)
     assert len(modules) > 10
@@ -124,7 +124,8 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "others"),
     [
-        ("adapters", {"training", "serving", "demo", "benchmarks", "loadtests"}),
+        ("vllm_gate", {"training", "serving", "demo", "benchmarks", "loadtests"}),
+        ("adapters", {"vllm_gate", "training", "serving", "demo", "benchmarks", "loadtests"}),
         ("training", {"serving", "demo", "benchmarks", "loadtests"}),
         ("serving", {"training", "demo", "benchmarks", "loadtests"}),
     ],

@@ -18,7 +18,7 @@ from training.problems.settings import ProblemsConfig
 
 
 class EvaluateConfig(ProblemsConfig):
-    """Settings of `python -m training.evaluate`: flags, or YAML with --config."""
+    """Settings of an evaluation."""
 
     program: ClassVar[str] = "python -m training.evaluate"
 

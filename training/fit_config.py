@@ -72,11 +72,9 @@ class RunSettings(ProblemsConfig):
 
 
 class FitConfig(RecipeSections, RunSettings):
-    """Settings of a fit.
+    """Settings of a fit; the recipe for the base has the defaults."""
 
-    `load` reads flags and YAML and looks at no model. `with_recipe` completes them by the recipe
-    for the base.
-    """
+    # `load` reads flags and YAML and looks at no model: `with_recipe` lays the recipe under them.
 
     program: ClassVar[str] = "python -m training.fit"
 
