@@ -21,6 +21,7 @@ PURPOSES = {
     "gym": "problems from Reasoning Gym",
     "gguf": "GGUF files as base models",
     "load": "load tests with locust",
+    "docs": "the documentation as a site",
     "research": "the GRPO baseline and figures",
 }
 

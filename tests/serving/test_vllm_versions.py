@@ -93,6 +93,13 @@ def test_no_vllm_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
             vllm_versions.check(gate)
 
 
+def forget_vllm(patch: pytest.MonkeyPatch) -> None:
+    """Put an empty `vllm` in the place of the real one and what other tests have imported of it."""
+    for name in [name for name in sys.modules if name.startswith("vllm.")]:
+        patch.delitem(sys.modules, name)
+    module(patch, "vllm")
+
+
 def test_what_has_moved_is_found_where_each_release_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,6 +109,7 @@ def test_what_has_moved_is_found_where_each_release_has_it(
     newest, current, oldest = CLI_ARGS
     for place in (oldest, current, newest):
         with monkeypatch.context() as patch:
+            forget_vllm(patch)
             module(patch, place, make_arg_parser=theirs)
             assert find("make_arg_parser", CLI_ARGS) is theirs
 
@@ -116,9 +124,7 @@ def test_a_module_that_lost_the_function_is_passed_over(monkeypatch: pytest.Monk
 
 def test_a_vllm_that_moved_it_once_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, vllm="0.99.0")
-    for name in [name for name in sys.modules if name.startswith("vllm.")]:
-        monkeypatch.delitem(sys.modules, name)  # what other tests have imported of the real one
-    module(monkeypatch, "vllm")
+    forget_vllm(monkeypatch)
     with pytest.raises(SettingsError, match=r"vLLM 0\.99\.0 has no `run_server` in vllm\."):
         find("run_server", RUN_SERVER)
 
