@@ -137,17 +137,31 @@ def free_port() -> int:
 def running_server(base: Path, store: Path, work: Path, *flags: str) -> Iterator[Server]:
     """Start `python -m serving`, wait until it is healthy, and end it afterwards."""
     port = free_port()
-    log_file = work / f"server-{port}.log"
     environment = os.environ | ENGINE_ENVIRONMENT | {"REASONMAXXER_API_KEY": KEY}
     environment["REASONMAXXER_ADMIN_KEY"] = ADMIN_KEY
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM without bytecode: 10 s more a process
+    command = [
+        *("-m", "serving", "--model", str(base), "--adapters", str(store)),
+        *("--port", str(port), "--dtype", "float32", "--max-num-seqs", "32"),
+        *("--max-model-len", "512", "--kv-cache-memory-bytes", str(2**27), *flags),
+    ]
+    with started(command, environment, port, store, base, work / f"server-{port}.log") as server:
+        yield server
+
+
+@contextmanager
+def started(
+    arguments: list[str],
+    environment: dict[str, str],
+    port: int,
+    store: Path,
+    base: Path,
+    log_file: Path,
+) -> Iterator[Server]:
+    """Start Python with `arguments`, wait until the server at `port` is healthy, end it at last."""
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "serving", "--model", str(base), "--adapters", str(store)),
-                *("--port", str(port), "--dtype", "float32", "--max-num-seqs", "32"),
-                *("--max-model-len", "512", "--kv-cache-memory-bytes", str(2**27), *flags),
-            ],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, free_port
+from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, free_port, started
 
 pytestmark = pytest.mark.engine
 
@@ -73,29 +72,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ["--model", *command[2:]]
     flags[flags.index("--port") + 1] = str(port)
     log_file = tmp_path_factory.mktemp("plain") / "server.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
-                *(*flags, *SMALL, "--host", "127.0.0.1"),
-            ],
-            cwd=ROOT,
-            env=environment(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = Server(f"http://127.0.0.1:{port}", STORE, BASE, process, log_file)
-    try:
-        server.wait_until_healthy()
+    arguments = ["-m", "vllm.entrypoints.launchers.api_server.entry", *flags, *SMALL]
+    arguments += ["--host", "127.0.0.1"]
+    with started(arguments, environment(), port, STORE, BASE, log_file) as server:
         yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def ask(server: Server, model: str, **more: Any) -> dict[str, Any]:
