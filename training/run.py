@@ -92,6 +92,12 @@ class Run:
         return [self.problems[number::rounds] for number in range(rounds)]
 
     @property
+    def training_seed(self) -> int:
+        """The seed of what comes after the rollouts: controls, first weights, order."""
+        config = self.config
+        return config.seed if config.training_seed is None else config.training_seed
+
+    @property
     def kept_caches(self) -> Path | None:
         """Where the base's caches stay for later fits in this run folder; None: they do not."""
         if not self.config.base_cache.keep:

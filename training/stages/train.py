@@ -67,6 +67,8 @@ def train(
         "lora": run.lora.model_dump(),
         "dtype": config.dtype,
     }
+    if config.training_seed is not None:
+        settings["seed"] = config.training_seed
     stage = examples.rollouts.stage.then("training", settings | {"every": config.checkpoints.every})
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
@@ -77,7 +79,7 @@ def train(
             objective=config.objective,
             optimizer=config.optimizer,
             checkpoint_every=config.checkpoints.every,
-            seed=config.seed,
+            seed=run.training_seed,
             budget=run.budget,
             kept=run.kept_caches,
             start=start,
