@@ -80,10 +80,12 @@ class HeldoutScorer:
         )
         self._store.fill("held-out base cache")
         with model.disable_adapter():
-            self._base = self._log_probs(model, [temperature])[0]
+            self._base = self._log_probs(model, [temperature], "held-out base")[0]
 
-    def _log_probs(self, model: Any, temperatures: Sequence[float]) -> list[list[torch.Tensor]]:
-        return log_probs(model, self._points, self._store, self._windows, temperatures)
+    def _log_probs(
+        self, model: Any, temperatures: Sequence[float], label: str | None = None
+    ) -> list[list[torch.Tensor]]:
+        return log_probs(model, self._points, self._store, self._windows, temperatures, label)
 
     def score(self, model: Any) -> dict[Setting, WeightedScore]:
         """The estimates of the adapter that `model` has on now."""
