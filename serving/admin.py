@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.adapter import AdapterError
 from adapters.manifest import NAME_PATTERN, Score
 from adapters.store import StoreError
+from serving.default_gate import Source
 from serving.registry import Registry
 
 logger = logging.getLogger("serving.admin")
@@ -60,6 +61,9 @@ class AdapterState(BaseModel):
     state: State
     reason: str | None = Field(None, description="Why the store's version is refused.")
     tau: float | None = Field(None, description="Threshold of NAME:gated, nats.")
+    tau_source: Source | None = Field(
+        None, description="Where it comes from: the manifest, this API, or --default-gate-rate."
+    )
     temperature: float | None = Field(
         None, description="Of NAME:gated; divides the logits where the gate is open."
     )
@@ -97,7 +101,9 @@ class Pin(_Strict):
 class Tau(_Strict):
     """Body of tau."""
 
-    tau: float | None = Field(ge=0, allow_inf_nan=False, description="Nats; null: the manifest's.")
+    tau: float | None = Field(
+        ge=0, allow_inf_nan=False, description="Nats; null: the manifest's, or the default gate's."
+    )
 
 
 bearer = HTTPBearer(auto_error=False, description="The admin key.")
@@ -264,7 +270,8 @@ async def _state(
     except AdapterError as error:
         return AdapterState(name=name, state="refused", reason=error.reason)
     listing = await asyncio.to_thread(registry.checked, name)
-    gate = None if isinstance(listing, AdapterError) else listing.gate
+    own = None if isinstance(listing, AdapterError) else listing.gate
+    found = registry.threshold(name, own)
     manifest = None if isinstance(listing, AdapterError) else listing.manifest
     reason = listing.reason if isinstance(listing, AdapterError) else registry.refusal(name)
     resident = [
@@ -290,8 +297,9 @@ async def _state(
         alias=target if "@" in target else None,
         state=state,
         reason=reason,
-        tau=registry.gate(name, gate).tau if gate else None,
-        temperature=gate.temperature if gate else None,
+        tau=found.tau,
+        tau_source=found.source,
+        temperature=found.gate.temperature if found.gate else None,
         scores=manifest.scores if manifest else [],
         versions=[f"{name}@{digest}" for digest in registry.store.versions(name)],
         resident=resident,

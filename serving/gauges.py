@@ -47,6 +47,16 @@ class Gauges:
             self._names, self._looked = self.registry.store.names(), time.monotonic()
         return self._names
 
+    def _default_gate(self) -> tuple[Gauge, ...]:
+        """The gate of adapters that bring none (--default-gate-rate)."""
+        default = self.registry.default_gate
+        rate = Gauge("default_gate_rate", "Wanted gate rate of adapters that bring none; 0: none.")
+        tokens = Gauge("default_gate_tokens", "Tokens whose entropies the default gate rests on.")
+        return (
+            rate.set(default.rate if default else 0),
+            tokens.set(default.sample.seen if default else 0),
+        )
+
     def page(self) -> str:
         """All of them as they are now."""
         registry = self.registry
@@ -64,9 +74,11 @@ class Gauges:
             own = f'adapter="{name}",version="{content}"'
             info.add(f'{own},state="{state}"', 1)
             flying.add(own, one.in_flight)
-            if one.gate is not None:
-                tau.add(own, registry.gate(name, one.gate).tau)
-                rate.add(own, one.gate.rate)
+            found = registry.threshold(name, one.gate)
+            if found.tau is not None:
+                tau.add(f'{own},source="{found.source}"', found.tau)
+            if found.gate is not None:
+                rate.add(own, found.gate.rate)
         for state, names in (("loading", registry.loading()), ("refused", registry.refused())):
             states[state] += len(names)
             seen.update(names)
@@ -80,6 +92,7 @@ class Gauges:
         waiting = registry.slots.waiting + registry.places.waiting
         gauges = (
             *(info, flying, tau, rate, adapters),
+            *self._default_gate(),
             Gauge("slots", "LoRA slots of the engine (--max-loras).").set(registry.slots.count),
             Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
             Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),

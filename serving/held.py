@@ -29,6 +29,7 @@ class Held:
 
     watch: Watch = field(default_factory=Watch)
     version: str | None = None  # NAME@HASH that answers it
+    watched: bool | None = None  # of the base: whether the server measures entropies at it
     give_back: list[Callable[[], None]] = field(default_factory=list)
     retry_after: int | None = None  # seconds, where the answer is "come again"
 

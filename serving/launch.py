@@ -37,6 +37,7 @@ class Base:
 
     names: list[str]  # the one listed, then others that clients may use
     prompt: ServedPrompt
+    temperature: float  # at which the recipe samples
 
 
 def set_environment(model: str) -> None:
@@ -87,7 +88,8 @@ def look_at_base(settings: Settings) -> Base:
     logger.info(
         "recipe '%s': %s; prompt: %s", found.recipe.family, found.reason, prompt.format.source
     )
-    return Base(list(dict.fromkeys([name, settings.model])), prompt)
+    names = list(dict.fromkeys([name, settings.model]))
+    return Base(names, prompt, found.recipe.sampling.temperature)
 
 
 def vllm_arguments(
@@ -150,6 +152,8 @@ def vllm_arguments(
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     args.max_waiting = settings.max_waiting
+    args.default_gate_rate = settings.default_gate_rate
+    args.sampling_temperature = base.temperature
     args.worker_extension_cls = EXTENSION
     return args
 

@@ -16,13 +16,13 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
-from adapters.adapter import AdapterError
+from adapters.manifest import Gate
 from serving.held import held
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
 from serving.registry import Registry
 from serving.residents import GATED
-from vllm_gate.params import given, resolve
+from vllm_gate.params import NEVER, RATE, TAU, WATCHED, GateParams, given, resolve
 
 # What asks for no token: a gated name stands for its adapter there.
 TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)
@@ -54,7 +54,7 @@ class Modes:
         plain = name.removesuffix(GATED) if gated else name
         add_stop(request, self.stop)
         mine = held()
-        if mine is not None and not base and plain == mine.version:
+        if mine is not None and (mine.watched is not None if base else plain == mine.version):
             return  # vLLM asks twice on some ways
         arguments = _arguments(request)
         if self.gated and not gated and given(arguments):
@@ -65,6 +65,10 @@ class Modes:
         if base:
             if mine is not None:
                 mine.watch.bind(name, None, BASE)
+                mine.watched = self._looks() and can_be_watched(request)
+                if mine.watched:
+                    looking = GateParams(NEVER, watched=True).extra_args()
+                    request.vllm_xargs = {**(arguments or {}), **looking}
             return
         if gated:
             check_can_gate(request, plain)
@@ -74,12 +78,25 @@ class Modes:
             mine.watch.bind(name, resident.version, GATED_MODE if gated else ALWAYS)
         if not gated:
             return
-        if resident.gate is None:
-            raise AdapterError(plain, "has no threshold to gate by; ask for it without ':gated'")
         request.model += GATED
         if "vllm_xargs" in type(request).model_fields:
-            gate = self.registry.gate(plain, resident.gate)
-            request.vllm_xargs = resolve(arguments, gate)
+            request.vllm_xargs = await self._gate_arguments(arguments, plain, resident.gate)
+
+    async def _gate_arguments(self, arguments: Any, name: str, own: Gate | None) -> dict[str, Any]:
+        """What the engine is told of a gated request for `name`, whose calibration is `own`."""
+        default, asked = self.registry.default_gate, arguments or {}
+        found = self.registry.threshold(name, own)
+        known = TAU in asked or (found.tau is not None and RATE not in asked)
+        if default is not None and found.gate is None and not known:
+            await default.ready()
+            found = self.registry.threshold(name, own)
+        told = resolve(arguments, found.gate, found.tau)
+        return told | ({WATCHED: 1} if self._looks() else {})
+
+    def _looks(self) -> bool:
+        """Whether the server measures the base's entropies at this request."""
+        default = self.registry.default_gate
+        return default is not None and default.looks()
 
 
 def add_stop(request: Any, stop: tuple[str, ...]) -> None:
@@ -100,6 +117,16 @@ def _arguments(request: Any) -> Any:
     """The additional arguments of a request, wherever its endpoint takes them."""
     params = getattr(request, "sampling_params", None)  # /inference/v1/generate
     return getattr(request, "vllm_xargs", None) or getattr(params, "extra_args", None)
+
+
+def can_be_watched(request: Any) -> bool:
+    """Whether the engine can report the base's entropies of a request of the base."""
+    return (
+        "vllm_xargs" in type(request).model_fields
+        and not getattr(request, "use_beam_search", False)
+        and getattr(request, "prompt_logprobs", None) is None
+        and not getattr(request, "echo", False)  # with logprobs it asks for the prompt's
+    )
 
 
 def check_can_gate(request: Any, plain: str) -> None:

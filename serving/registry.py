@@ -20,6 +20,7 @@ from typing import Any
 from adapters.adapter import AdapterError, AdapterVersion
 from adapters.manifest import Gate
 from adapters.store import Listing, Signature, Store
+from serving.default_gate import DefaultGate, Threshold, threshold
 from serving.held import held
 from serving.metrics import MOVE_SECONDS, MOVES
 from serving.prompts import ServedPrompt
@@ -46,6 +47,7 @@ class Registry:
     slots: Slots  # of the device
     shares_slots: bool = False  # gated requests take none (vllm_gate/compat.py)
     prompt: ServedPrompt | None = None  # None: the user's own --chat-template
+    default_gate: DefaultGate | None = None  # of adapters that bring none; None: they have none
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
     _serving: dict[str, Serving] = field(default_factory=dict)
     _refused: dict[str, tuple[Signature, str]] = field(default_factory=dict)  # and the reason
@@ -189,10 +191,9 @@ class Registry:
             self._serving.pop(version, None)  # where it was asked for by its own name
             self.residents.retire(version)
 
-    def gate(self, name: str, own: Gate) -> Gate:
-        """A version's gate, with the threshold that was set for `name`, where one was."""
-        tau = self.taus.get(name)
-        return own if tau is None else own.model_copy(update={"tau": tau})
+    def threshold(self, name: str, own: Gate | None) -> Threshold:
+        """What NAME:gated opens at where a request does not say; `own`: its calibration."""
+        return threshold(own, self.taus.get(name), self.default_gate)
 
     def serving(self, name: str) -> str | None:
         """The version that serves `name` now."""

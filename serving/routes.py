@@ -12,6 +12,7 @@ import tempfile
 from argparse import Namespace
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -44,6 +45,7 @@ from serving.modes import Modes
 from serving.prompts import ServedPrompt
 from serving.registry import Registry
 from serving.residents import GATED, Residents
+from serving.shipped_prompts import make_default_gate
 from serving.slots import Slots
 from serving.snapshot import Snapshots
 from vllm_gate import compat, token_report
@@ -55,26 +57,34 @@ logger = logging.getLogger(__name__)
 CLOSED = ("/invocations", "/generative_scoring", "/scale_elastic_ep", "/is_scaling_elastic_ep")
 
 
-def model_cards(registry: Registry, gated: bool) -> list[ModelCard]:
-    """The base, then every adapter that fits it; `root` is the version, `parent` the base."""
+def model_cards(registry: Registry, gated: bool, every: bool = False) -> list[ModelCard]:
+    """The base, then every adapter that fits it; `root` is the version, `parent` the base.
+
+    The card of NAME:gated says in `gate` what it opens at, and where that threshold comes from.
+
+    Args:
+        every: with each NAME:gated for which requests must name the threshold, too.
+    """
     residents = registry.residents
     base = residents.models.base_model_paths[0].name
 
-    def card(name: str, root: str, parent: str | None) -> ModelCard:
+    def card(name: str, root: str, parent: str | None, **more: Any) -> ModelCard:
         return ModelCard(
             id=name,
             root=root,
             parent=parent,
             max_model_len=residents.engine.model_config.max_model_len,
             permission=[ModelPermission()],
+            **more,
         )
 
     cards = [card(base, base, None)]
     for name, version in registry.listing().offered.items():
         root = registry.serving(name) or version.id
         cards.append(card(name, root, base))
-        if gated and version.gate is not None:
-            cards.append(card(name + GATED, root, base))
+        found = registry.threshold(name, version.gate)
+        if gated and (found.source is not None or every):
+            cards.append(card(name + GATED, root, base, gate=found.facts()))
     return cards
 
 
@@ -88,7 +98,7 @@ async def list_models(request: Request) -> JSONResponse:
 async def get_model(request: Request, model: str) -> JSONResponse:
     """GET /v1/models/{model}."""
     state = request.app.state
-    cards = await asyncio.to_thread(model_cards, state.registry, state.args.gate)
+    cards = await asyncio.to_thread(model_cards, state.registry, state.args.gate, every=True)
     for card in cards:
         if card.id == model:
             return JSONResponse(card.model_dump())
@@ -169,11 +179,12 @@ class ModelsEndpoint:
         shares_slots = compat.shares_slots(engine_client.vllm_config) if args.gate else False
         slots = Slots(args.max_loras, args.max_waiting)
         prompt: ServedPrompt | None = args.prompt
-        registry = Registry(store, residents, slots, shares_slots, prompt)
+        default_gate = make_default_gate(engine_client, args)
+        registry = Registry(store, residents, slots, shares_slots, prompt, default_gate)
         state.registry = registry
         state.gauges = Gauges(registry)
         admission.install(Modes(registry, args.gate, prompt.format.stop if prompt else ()).admit)
-        token_report.install(follow)
+        token_report.install(follow, default_gate.observe if default_gate else None)
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(registry.listing)
         for error in listing.refused.values():

@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from adapters.gate import RATES
 from adapters.places import default_model, default_store
 from adapters.program import program
 
@@ -56,6 +57,12 @@ class Settings(BaseSettings):
     gate: Literal["on", "off"] = Field(
         "on", description="Offer each adapter as NAME:gated too; off leaves vLLM as it is."
     )
+    default_gate_rate: float | None = Field(
+        None,
+        ge=RATES[0],
+        le=RATES[-1],
+        description="Measure a threshold of this gate rate for adapters that bring none.",
+    )
     max_lora_rank: LoraRank = Field(64, description="Adapters of a larger rank are refused.")
     max_loras: int = Field(4, ge=1, description="Different adapters in one batch.")
     max_cpu_loras: int = Field(16, ge=1, description="Adapters kept in host memory.")
@@ -75,6 +82,13 @@ class Settings(BaseSettings):
     def _model_named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("name a base model: a folder or a hub id")
+        return value
+
+    @field_validator("default_gate_rate")
+    @classmethod
+    def _needs_the_gate(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gate") == "off":
+            raise ValueError("needs --gate on")
         return value
 
     @field_validator("max_lora_rank", mode="before")

@@ -68,8 +68,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
 def server(
     store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """The real server over `store`, in float32, with a key."""
-    with running_server(base_folder, store, tmp_path_factory.mktemp("server")) as running:
+    """The real server over `store`, in float32, with a key; it looks at the base's entropies."""
+    work = tmp_path_factory.mktemp("server")
+    with running_server(base_folder, store, work, "--default-gate-rate", "0.05") as running:
         yield running
 
 

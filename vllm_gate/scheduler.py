@@ -33,7 +33,7 @@ from vllm_gate import patches, token_report
 from vllm_gate.base_top_tokens import BaseView, BaseViews
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
-from vllm_gate.params import GateParams
+from vllm_gate.params import WATCHED, GateParams
 from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
 from vllm_gate.token_report import REPORT
 from vllm_gate.turns import Turns
@@ -136,7 +136,7 @@ class GateMixin(Scheduler):
                 params.correction_temperature,
                 gates=samples and not replays,
                 replays=replays,
-                trace=params.trace,
+                trace=2 if params.watched else params.trace,
             )
         return plan
 
@@ -201,14 +201,25 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated, view = found
-                if gated and gate.lora is not None:
-                    count_replay(gate.lora.lora_name)
-                trace = gate.params.trace
-                if not gated and position and trace < 2:
-                    continue
-                mark = token_report.mark(trace, position, output.new_token_ids[0], gated, view)
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: mark}
+                if found.gated and found.gate.lora is not None:
+                    count_replay(found.gate.lora.lora_name)
+                told = _told(found, output.new_token_ids[0])
+                if told:
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), **told}
+
+
+def _told(found: OutgoingToken, token: int) -> dict[str, Any]:
+    """What the front end is told of a token, by keys of `kv_transfer_params`."""
+    gate, position, gated, view = found
+    params = gate.params
+    told: dict[str, Any] = {}
+    if params.watched and view is not None:
+        told[WATCHED] = round(view.entropy, 6)
+    if params.watched and gate.lora is None:
+        return told  # a request of the base that is only looked at
+    if gated or not position or params.trace > 1:
+        told[REPORT] = token_report.mark(params.trace, position, token, gated, view)
+    return told
 
 
 class GateScheduler(GateMixin):

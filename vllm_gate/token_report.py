@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
-from vllm_gate.params import TAU, TRACE
+from vllm_gate.params import TAU, TRACE, WATCHED
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -130,16 +130,21 @@ class _Sequence:
 _sequences: WeakKeyDictionary[Any, _Sequence] = WeakKeyDictionary()
 _reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
 _follow: Callable[[Any], Follower | None] | None = None
+_observe: Callable[[float], None] | None = None
 
 
-def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
+def install(
+    follow: Callable[[Any], Follower | None] | None = None,
+    observe: Callable[[float], None] | None = None,
+) -> None:
     """Have this process's outputs carry reports; again is harmless.
 
     Args:
         follow: says who follows the sequence of an EngineCoreRequest; called where it is made.
+        observe: gets the base's entropy, in nats, at each token of a watched request.
     """
-    global _follow  # noqa: PLW0603
-    _follow = follow or _follow
+    global _follow, _observe
+    _follow, _observe = follow or _follow, observe or _observe
     # Nothing here depends on more than the arguments, so another vLLM may differ inside.
     patches.install("outputs", checked=patches.supported())
 
@@ -152,7 +157,8 @@ def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
         state = stock(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
         arguments = (params.extra_args if params is not None else None) or {}
-        answer = ANSWER.get() if TAU in arguments else None
+        only_watched = WATCHED in arguments and request.lora_request is None
+        answer = ANSWER.get() if TAU in arguments and not only_watched else None
         if answer is not None:
             answer.gated = True
             answer.trace = max(answer.trace, int(arguments.get(TRACE) or 0))
@@ -179,6 +185,10 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         told = None
+        if kv_transfer_params and WATCHED in kv_transfer_params:
+            entropy = kv_transfer_params.pop(WATCHED)
+            if _observe is not None:
+                _observe(entropy)
         if kv_transfer_params and REPORT in kv_transfer_params:
             told = kv_transfer_params.pop(REPORT)
             _report(self).add(told)

@@ -49,7 +49,21 @@ def test_names(gated: Server) -> None:
         "alpha:gated",
         "plain",
     ]
-    assert gated.client().models.retrieve("alpha:gated").parent == gated.base.name
+    card = gated.client().models.retrieve("alpha:gated")
+    assert card.parent == gated.base.name
+    assert card.gate == {"tau": 0.3, "source": "manifest", "rate": 0.2, "tokens": 1000}
+    # It answers where the request names a threshold.
+    asked = gated.client().models.retrieve("plain:gated")
+    assert asked.gate["tau"] is asked.gate["source"] is None
+
+
+def test_an_adapter_without_a_manifest_is_gated_by_the_requests_threshold(gated: Server) -> None:
+    base, never = ask(gated, gated.base.name), ask(gated, "plain:gated", {"gate_tau": 1e9})
+    assert text(never) == text(base)
+    some = ask(gated, "plain:gated", {"gate_tau": 0.2, "gate_trace": 2})
+    trace = some.choices[0].gate_trace
+    assert [entry["gated"] for entry in trace] == [entry["entropy"] > 0.2 for entry in trace]
+    assert 0 < gated_tokens(some) < some.usage.completion_tokens
 
 
 def test_never_is_the_base_and_zero_gates_every_token(gated: Server) -> None:

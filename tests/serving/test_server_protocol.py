@@ -72,8 +72,9 @@ def complete(server: Server, model: str, prompt: str = PROMPT, tokens: int = 24)
 
 def test_models_lists_base_and_the_adapters_that_fit(server: Server) -> None:
     cards = server.client().models.list().data
-    # beta has no manifest, so no threshold: it cannot be gated
-    assert [card.id for card in cards] == [server.base.name, "alpha", "alpha:gated", "beta"]
+    # beta has no manifest; its threshold is the server's own (--default-gate-rate)
+    names = [server.base.name, "alpha", "alpha:gated", "beta", "beta:gated"]
+    assert [card.id for card in cards] == names
     assert cards[0].parent is None
     assert {card.parent for card in cards[1:]} == {server.base.name}
     assert not any("/" in str(value) for card in cards for value in card.model_dump().values())
