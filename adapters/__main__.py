@@ -7,6 +7,7 @@
     rollback NAME                    point it at the version before; again: further back
     verify                           check every version, alias and history; exit code 1 if unsound
     gc [--keep K]                    delete versions that no alias points at and nobody uses
+    calibrate NAME[@HASH]            measure its gate: `reasonmaxxer store calibrate`
     import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
     export NAME[@HASH] FOLDER        a plain PEFT folder again
     prompt --model MODEL QUESTION    the exact prompt and token ids of a question
@@ -77,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=GRACE, help=f"seconds that any version stays ({GRACE:g})"
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    # Only to be named: it needs the base model, so `training.calibrate` has it.
+    commands.add_parser("calibrate", add_help=False).add_argument("rest", nargs="*")
     imported = command("import", unaliased)
     imported.add_argument("source", help="PEFT folder or hub id")
     imported.add_argument("--name", help="default: the source's")
@@ -103,7 +106,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["calibrate"]:
+        fail(
+            "calibrate: needs the base model; run `reasonmaxxer store calibrate`, or "
+            "`python -m training.calibrate`"
+        )
+    args = parser().parse_args(given)
     store = Store(args.store)
     try:
         return int(COMMANDS[args.command](store, args) or 0)

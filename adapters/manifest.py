@@ -92,7 +92,7 @@ class Manifest(_Strict):
     family: str
     base: Base
     gate: Gate | None = Field(
-        None, description="None: made elsewhere and never calibrated; served at every step only."
+        None, description="None: never calibrated; a request names tau, or `store calibrate` adds one."
     )
     scores: list[Score] = Field(default_factory=list)
     seed: int = 0

@@ -61,6 +61,12 @@ COMMANDS = (
         "`FILE` is the one argument without a flag.",
     ),
     Command(
+        "reasonmaxxer store calibrate",
+        "training.calibrate:CalibrateConfig",
+        "`NAME` is the one argument without a flag. `--config FILE` reads the same settings from\n"
+        "YAML.",
+    ),
+    Command(
         "make demo",
         "demo.__main__:DemoConfig",
         "`make demo ARGS='--train 200'` passes flags to `python -m demo`.",

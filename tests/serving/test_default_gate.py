@@ -110,10 +110,10 @@ def test_a_requests_own_threshold_works_for_every_adapter(modes: Modes) -> None:
             assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
             told = await _arguments(modes, f"{name}:gated", gate_rate=0)
             assert told["gate_tau"] == NEVER
-        with pytest.raises(ValueError, match="^gate_tau: .*store calibrate"):
+        with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
             await _arguments(modes, "plain:gated")
         for name in ("plain", "own"):
-            with pytest.raises(ValueError, match="^gate_rate: .*no table.*gate_tau.*calibrate"):
+            with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
                 await _arguments(modes, f"{name}:gated", gate_rate=0.05)
         modes.registry.taus["plain"] = 1.5  # by the admin API
         assert (await _arguments(modes, "plain:gated"))["gate_tau"] == 1.5
