@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
     # Only to be named: it needs the base model, so `training.calibrate` has it.
-    commands.add_parser("calibrate", add_help=False).add_argument("rest", nargs="*")
+    command("calibrate").add_argument("name")
     imported = command("import", unaliased)
     imported.add_argument("source", help="PEFT folder or hub id")
     imported.add_argument("--name", help="default: the source's")

@@ -2,7 +2,7 @@
 
     adapter_config.json  adapter_model.safetensors  manifest.json  README.md  fit.yaml
 
-A folder without a manifest is any PEFT LoRA: it can be served at every step, but not gated.
+A folder without a manifest is any PEFT LoRA. It has no threshold: a gated request must name one.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def import_adapter(
     """Publish somebody else's adapter as a version of `name`.
 
     With a `base` it must fit, and is bound to its weights by a manifest, if it brought none: from
-    then on another base of the same shapes is refused. It has no threshold, so no gated form.
+    then on another base of the same shapes is refused. It has no threshold until it is calibrated
+    (adapters/calibration.py).
 
     Args:
         source: a PEFT folder or a hub id.

@@ -92,7 +92,7 @@ class Manifest(_Strict):
     family: str
     base: Base
     gate: Gate | None = Field(
-        None, description="None: never calibrated; a request names tau, or `store calibrate` adds one."
+        None, description="None: never calibrated, so a request must name the threshold."
     )
     scores: list[Score] = Field(default_factory=list)
     seed: int = 0
