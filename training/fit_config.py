@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
@@ -20,6 +20,7 @@ from training.config import merge
 from training.generation import EngineName
 from training.hf_model import Dtype
 from training.problems.settings import ProblemsConfig
+from training.trackers import Tracker, check_installed
 
 logger = logging.getLogger("training.fit")
 
@@ -76,6 +77,14 @@ class RunSettings(ProblemsConfig):
         description="Of training alone, so that several trainings share one set of rollouts; "
         "default: --seed.",
     )
+    report_to: list[Tracker] = Field(
+        [], description="Where training is reported, live; the package must be installed."
+    )
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers_installed(cls, value: list[Tracker]) -> list[Tracker]:
+        return check_installed(value)
 
 
 class FitConfig(RecipeSections, RunSettings):

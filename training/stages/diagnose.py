@@ -22,6 +22,7 @@ from adapters.files import write_json
 from adapters.manifest import Gate
 from training.evaluation import Result
 from training.run import Run
+from training.run_picture import REPORT, draw_if_possible
 from training.stages.checkpoint_estimates import Candidate
 from training.stages.score import Rollouts
 from training.stages.select_checkpoint import Choice
@@ -31,6 +32,7 @@ logger = logging.getLogger("training.fit")
 
 SPIKE = 10.0  # times the run's median |loss|, and no less than SPIKE_FLOOR
 SPIKE_FLOOR = 5.0  # the clipped loss of a healthy run stays below 1
+BINS = 80  # of the histogram of entropies
 FEWEST_MIXED = 20  # problems with right and wrong rollouts
 GATE_RATE_FACTOR = 2.0
 BOXED_FALL = 0.05
@@ -46,7 +48,8 @@ def diagnose(run: Run, rounds: Sequence[Trained], heldout: Rollouts, choice: Cho
     folder, kept, base = run.config.run_dir, choice.kept, choice.base
     write_json(folder / "seconds.json", run.clock.seconds)
     values = report(rounds, heldout, choice)
-    write_json(folder / "report.json", values)
+    write_json(folder / REPORT, values)
+    draw_if_possible(folder)
     for sentence in values["warnings"]:
         logger.warning("%s", sentence)
     gain = kept.against(base).signed
@@ -60,10 +63,13 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     rollouts, trained = [one.rollouts for one in rounds], rounds[-1]
     rates = np.concatenate([_pass_rates(one) for one in rollouts])
     mixed = int(((rates > 0) & (rates < 1)).sum())
-    log = json.loads((trained.stage.path() / LOG).read_text())
+    log = _history(trained)
     return {
         "warnings": known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept),
         "problems": {"asked": len(rates), "mixed": mixed},
+        "pass_rates": [round(float(rate), 4) for rate in rates],
+        "entropies": entropy_histogram(rollouts),
+        "losses": [_losses(one) for one in rounds],
         "pass@1 of the rollouts": float(np.concatenate([one.rewards for one in rollouts]).mean()),
         "tokens": {
             "rollouts": sum(map(_generated, rollouts)),
@@ -78,10 +84,32 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     }
 
 
+def entropy_histogram(rollouts: Sequence[Rollouts]) -> dict[str, list[float]]:
+    """How many tokens have which entropy: `edges` in nats, one more than `counts`."""
+    h = np.concatenate([one for each in rollouts for one in each.entropies])
+    counts, edges = np.histogram(h, bins=BINS, range=(0.0, max(float(h.max()), 1e-6)))
+    return {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.tolist()}
+
+
+def _history(trained: Trained) -> list[dict[str, Any]]:
+    """The Trainer's history of one round."""
+    history: list[dict[str, Any]] = json.loads((trained.stage.path() / LOG).read_text())
+    return history
+
+
+def _losses(trained: Trained) -> list[tuple[int, float]]:
+    """(step, loss) of one round."""
+    return [(entry["step"], entry["loss"]) for entry in _history(trained) if "loss" in entry]
+
+
 def _estimate(candidate: Candidate) -> dict[str, Any]:
     """The estimate of `candidate`, as JSON."""
     estimate = candidate.estimate
     return {
+        "round": candidate.checkpoint.parent.name,
+        "step": int(candidate.checkpoint.name.split("-")[1]),
+        "tau": candidate.gate.tau,
+        "temperature": candidate.gate.temperature,
         "pass@1": estimate.score.value,
         "stderr": estimate.score.stderr,
         "gain": estimate.gain.value,

@@ -21,18 +21,22 @@ from training.contrastive_trainer import (
     ContrastiveTrainer,
     DecisionPointTrainer,
     EveryPositionTrainer,
+    FactsCallback,
     OnCheckpoint,
     TrainingRow,
     points_of,
 )
+from training.fit_config import FitConfig
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
 from training.run_folder import Stage
 from training.stages.checkpoint_estimates import CheckpointEstimates
 from training.stages.score import Rollouts
 from training.stages.select_rollouts import TrainingSet
+from training.trackers import Tracking
 
 LOG = "log.json"  # the Trainer's history, in the stage's folder
+NOT_TRACKED = Tracking()
 
 
 class Trained(NamedTuple):
@@ -85,8 +89,21 @@ def train(
             start=start,
             on_start=estimates.prepare if gated else None,
             on_checkpoint=estimates.update if gated else None,
+            tracking=_tracking(config, examples, estimates),
         )
     return Trained(stage, examples.rollouts, checkpoints)
+
+
+def _tracking(config: FitConfig, examples: TrainingSet, estimates: CheckpointEstimates) -> Tracking:
+    """What trackers are told before the first step."""
+    facts = {
+        "rollouts_pass_at_1": float(examples.rollouts.rewards.mean()),
+        "rollouts_trained_on": len(examples.rows),
+        "gate_tau": examples.gate.tau,
+        "gate_rate": examples.gate.rate,
+        "eval_base_pass_at_1": float(estimates.heldout.rewards.mean()),
+    }
+    return Tracking(config.report_to, config.name, facts)
 
 
 def train_adapter(
@@ -104,6 +121,7 @@ def train_adapter(
     start: Path | None = None,
     on_start: Callable[[Any], None] | None = None,
     on_checkpoint: OnCheckpoint | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> list[Path]:
     """Train an adapter on `rows`; a killed training goes on from its last whole checkpoint.
 
@@ -116,6 +134,7 @@ def train_adapter(
         start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
         on_start: called with the model before the first step.
         on_checkpoint: called for each checkpoint that is made.
+        tracking: where the run is reported.
 
     Returns:
         The checkpoints' folders, PEFT adapters, oldest first.
@@ -128,7 +147,9 @@ def train_adapter(
             load_adapter(model, start)
         given: dict[str, Any] = {
             "model": model,
-            "args": training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
+            "args": training_arguments(
+                folder, len(rows), optimizer, checkpoint_every, seed, tracking
+            ),
             "rows": rows,
             "objective": objective,
             "strongest_first": optimizer.order == "strongest",
@@ -142,6 +163,8 @@ def train_adapter(
                 stage, model, rows, budget or Budget(float("inf"), float("inf")), kept
             )
             trainer = DecisionPointTrainer(store=store, **given)
+        if tracking.trackers:
+            trainer.add_callback(FactsCallback(trainer, tracking.facts))
         if on_start is not None:
             on_start(model)
         _run(trainer, folder)
@@ -182,7 +205,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def training_arguments(
-    folder: Path, rollouts: int, optimizer: Optimizer, checkpoint_every: float, seed: int
+    folder: Path,
+    rollouts: int,
+    optimizer: Optimizer,
+    checkpoint_every: float,
+    seed: int,
+    tracking: Tracking = NOT_TRACKED,
 ) -> TrainingArguments:
     """The Trainer's settings for so many rollouts; checkpoints go to `folder`."""
     steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
@@ -205,7 +233,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        report_to=[],
+        **tracking.arguments(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
