@@ -29,7 +29,7 @@ logger = logging.getLogger("training.fit")
 REPORT = "report.json"
 PICTURE = "report.png"
 FORMATS = (".png", ".svg", ".pdf")
-BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9822b", "#3a9d5d", "#7d8893"
+BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#7d8893"
 
 
 class PictureConfig(Config):
@@ -165,20 +165,22 @@ def draw_checkpoints(axes: Axes, report: dict[str, Any]) -> None:
             capsize=2,
             alpha=0.8,
         )
-    decoded = [
-        (_step(label), one)
-        for label, one in report["heldout"].items()
-        if label.startswith("checkpoint-")
-    ]
-    axes.errorbar(
-        [step for step, _ in decoded],
-        [one["pass@1"] for _, one in decoded],
-        [one["stderr"] or 0.0 for _, one in decoded],
-        fmt="o",
-        color=GREEN,
-        capsize=3,
-        label="decoded",
-    )
+    for mode, colour in (("gated", "black"), ("always", GREY)):
+        decoded = [
+            (_step(label), one)
+            for label, one in report["heldout"].items()
+            if label.startswith("checkpoint-") and one["mode"] == mode
+        ]
+        if decoded:
+            axes.errorbar(
+                [step for step, _ in decoded],
+                [one["pass@1"] for _, one in decoded],
+                [one["stderr"] or 0.0 for _, one in decoded],
+                fmt="o" if mode == "gated" else "s",
+                color=colour,
+                capsize=3,
+                label=f"decoded, {mode}",
+            )
     axes.set(title="Held-out problems", xlabel="step of the checkpoint", ylabel="pass@1")
     axes.legend(frameon=False, fontsize=7)
 

@@ -20,8 +20,8 @@ class Some:
         self.entropies = [np.array(one, np.float32) for one in entropies]
 
 
-def score(value: float, stderr: float | None = 0.02) -> dict[str, Any]:
-    return {"pass@1": value, "stderr": stderr}
+def score(value: float, stderr: float | None = 0.02, mode: str = "gated") -> dict[str, Any]:
+    return {"mode": mode, "pass@1": value, "stderr": stderr}
 
 
 def report(rounds: int = 1) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def report(rounds: int = 1) -> dict[str, Any]:
         "heldout": {
             "base": score(0.5),
             "checkpoint-2 at 0.460, temperature 0.5": score(0.7),
-            "checkpoint-4 always": score(0.6, None),
+            "checkpoint-4 always": score(0.6, None, "always"),
         },
         "estimates": {
             f"checkpoint-{step} at {tau}, round {number}": {
@@ -83,7 +83,8 @@ def test_it_shows_what_the_report_holds(
         "tau 0.460: gate rate 6.0%",
         "estimated, tau 0.460",
         "estimated, tau 0.900",
-        "decoded",
+        "decoded, gated",
+        "decoded, always",
         "pass@1",
         *(["round 1", "round 2"] if rounds == 2 else []),
     ):
