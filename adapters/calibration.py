@@ -18,6 +18,10 @@ from adapters.manifest import Base, Gate, Manifest
 from adapters.recipe import look_up
 from adapters.store import Store
 
+CARD = "README.md"
+HEADING = "## Calibration"  # the last section of the card
+TOLD = ("calibrated on", "calibrated at")  # entries of `made_by`
+
 
 def add_gate(
     store: Store,
@@ -37,7 +41,7 @@ def add_gate(
 
     Args:
         family: for the manifest of an adapter that has none; default: found for the base.
-        made_by: entries to add to the manifest's own.
+        made_by: entries to add to the manifest's own; those of TOLD stand in the model card too.
         alias: False leaves the alias where it is.
 
     Raises:
@@ -65,7 +69,20 @@ def add_gate(
             }
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        _tell(folder / CARD, manifest, gate)
         return store.publish(folder, held.reference.name, base=base, alias=alias, by=by)
+
+
+def _tell(card: Path, manifest: Manifest, gate: Gate) -> None:
+    """Say in the model card what the gate is now; the card may tell of an earlier one."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = text.partition(HEADING)[0].rstrip() or f"# {manifest.name}"
+    by = ", ".join(f"{key} {value}" for key, value in manifest.made_by.items() if key in TOLD)
+    card.write_text(
+        f"{text}\n\n{HEADING}\n\nGate: {gate}, by {gate.tokens:,} generated positions ({by}). This "
+        "replaces what is said above\nof the gate and of scores behind it.\n",
+        encoding="utf-8",
+    )
 
 
 def _opens_alike(before: Gate | None, now: Gate) -> bool:

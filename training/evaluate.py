@@ -175,7 +175,10 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
         return Applied(version.path)
     gate = version.gate
     if gate is None and config.tau is None:
-        raise ValueError("--adapter: it has no threshold; give --tau")
+        raise ValueError(
+            "--adapter: it has no threshold; give --tau, or measure one with `reasonmaxxer store "
+            "calibrate`"
+        )
     if gate is not None and config.gate == "random":
         return Applied.at_random(version.path, gate)
     return Applied.behind(version.path, gate, config.tau)

@@ -179,6 +179,10 @@ def test_a_plain_adapter_becomes_a_version_with_a_gate(
     assert added.manifest.family == "tiny"
     assert added.manifest.base.fingerprint == BaseCheckpoint.open(str(base_folder)).fingerprint
     assert added.manifest.made_by["calibrated on"] == "prompts.jsonl, 3 prompts"
+    card = (added.path / "README.md").read_text()
+    assert card.count("## Calibration") == 1
+    assert f"Gate: {added.gate}, by" in card
+    assert "calibrated on prompts.jsonl, 3 prompts, calibrated at temperature" in card
     said = capsys.readouterr().out.splitlines()
     assert said[0] == added.id
     assert f"tau {added.gate.tau:.4f} nats: gate rate {added.gate.rate:.3f} ±" in said[1]
