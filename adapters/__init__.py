@@ -9,6 +9,8 @@
     collect.py           garbage collection
     audit.py             whether a store is sound
     exchange.py          import and export
+    calibration.py       another gate for an adapter, as a new version
+    calibration_prompts.py  prompts on which entropies are measured by default
     __main__.py          the store's commands, `python -m adapters`
     gate.py              entropy, threshold, calibration
     engine.py            how vLLM is told to gate

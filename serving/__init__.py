@@ -13,6 +13,8 @@ modes.py      NAME and NAME:gated: admission by the model's name
 registry.py   which version answers for a name, and how that changes
 slots.py      fair turns where there are more adapters than slots
 residents.py  versions in the engine: loaded, used, dropped
+default_gate.py     the threshold of adapters that bring none, by the server's own traffic
+shipped_prompts.py  and by the base's answers to prompts, where traffic has not measured it
 snapshot.py   an adapter's bytes, frozen while the engine may read them
 admission.py  asks the registry before vLLM looks up a name
 """

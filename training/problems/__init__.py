@@ -5,6 +5,7 @@ sources.py        load_problems: what a source string names
 mixture.py        several sources in one
 benchmarks.py     benchmarks that have a name, and local copies of them
 table.py, rows.py files and hub datasets
+prompts.py        load_prompts: questions and conversations without answers
 """
 
 from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of
