@@ -85,7 +85,7 @@ class CalibrateConfig(Config):
     )
     max_tokens: int | None = Field(None, ge=1, description="Longest answer; default: the recipe's.")
     engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
-    dtype: Dtype = Field("auto", description="Of the base, where transformers scores its answers.")
+    dtype: Dtype = Field("auto", description="Of the base: float32, bfloat16 or auto.")
     data_dir: Path | None = Field(None, description="Folder with local copies of benchmarks.")
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -177,6 +177,7 @@ def measure(
         gated=True,
         max_model_len=max(map(len, ids)) + options.max_tokens,
         seed=config.seed,
+        dtype=config.dtype,
     ) as generator:
         completions = generator.generate(ids, options, label="calibrate")
     found = Measured(entropies_of(base, config.dtype, ids, completions), config.answers)
