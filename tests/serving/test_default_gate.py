@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -225,10 +227,14 @@ async def _nothing(_: Any) -> None: ...
 # ---------------------------------------------------------------------------- the real server
 
 
-def _tokens_seen(server: Server) -> float:
+def _gauge(server: Server, name: str) -> float:
     page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    (line,) = (one for one in page.splitlines() if one.startswith("reasonmaxxer_default_gate_tok"))
-    return float(line.split()[-1])
+    (value,) = re.findall(rf"^reasonmaxxer_{name} (\S+)$", page, re.MULTILINE)
+    return float(value)
+
+
+def _tokens_seen(server: Server) -> float:
+    return _gauge(server, "default_gate_tokens")
 
 
 @pytest.mark.engine
@@ -259,6 +265,9 @@ def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: S
         ask("alpha:gated", gate_rate=0.05)  # a threshold, but no table
 
     # Its traffic counts, and no client sees that it was looked at.
+    deadline = time.monotonic() + 60
+    while _gauge(server, "gate_requests"):  # what is left of the shipped prompts
+        assert time.monotonic() < deadline
     seen = _tokens_seen(server)
     for _ in range(200):
         answer = ask(server.base.name)
