@@ -1,6 +1,6 @@
 """What the server holds at the moment of a scrape: versions by state, slots, the queue.
 
-Read off the registry when Prometheus asks, so none of it can drift from the truth. Only what else
+Read off the aliases when Prometheus asks, so none of it can drift from the truth. Only what else
 the store has is as of some seconds ago: looking through a large one takes longer than all the rest.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from serving.aliases import Aliases
 from serving.metrics import PREFIX, UNKNOWN, Labels, head
-from serving.registry import Registry
 
 LOOK_SECONDS = 15  # between two looks at the store
 STATES = ("available", "loading", "resident", "draining", "refused")
@@ -36,27 +36,27 @@ class Gauge:
 class Gauges:
     """The server's gauges."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+    def __init__(self, aliases: Aliases) -> None:
+        self.aliases = aliases
         self._names: list[str] = []
         self._looked = -float(LOOK_SECONDS)
 
     def names(self) -> list[str]:
         """The store's, as of the last look."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._names, self._looked = self.registry.store.names(), time.monotonic()
+            self._names, self._looked = self.aliases.store.names(), time.monotonic()
         return self._names
 
     def page(self) -> str:
         """All of them as they are now."""
-        registry = self.registry
+        aliases = self.aliases
         info = Gauge("adapter_info", "1 for each version and its state.")
         flying = Gauge("adapter_requests_in_flight", "Requests it answers now.")
         tau = Gauge("adapter_tau_nats", "Threshold of the gate in force.")
         rate = Gauge("adapter_calibrated_gate_rate", "Gate rate that its calibration promises.")
         states: Counter[str] = Counter()
         seen = set()
-        for one in registry.residents:
+        for one in aliases.cache:
             name, content, _ = Labels.of(one.version, "")
             seen.add(name)
             state = "draining" if one.retired else "resident"
@@ -65,9 +65,9 @@ class Gauges:
             info.add(f'{own},state="{state}"', 1)
             flying.add(own, one.in_flight)
             if one.gate is not None:
-                tau.add(own, registry.gate(name, one.gate).tau)
+                tau.add(own, aliases.gate(name, one.gate).tau)
                 rate.add(own, one.gate.rate)
-        for state, names in (("loading", registry.loading()), ("refused", registry.refused())):
+        for state, names in (("loading", aliases.loading()), ("refused", aliases.refused())):
             states[state] += len(names)
             seen.update(names)
             for name in names:
@@ -76,11 +76,11 @@ class Gauges:
         adapters = Gauge("adapters", "Names of the store and versions in the engine.")
         for state in STATES:
             adapters.add(f'state="{state}"', states[state])
-        busy = len(registry.slots.pinned | set(registry.slots.busy))
-        waiting = registry.slots.waiting + registry.places.waiting
+        busy = len(aliases.slots.pinned | set(aliases.slots.busy))
+        waiting = aliases.slots.waiting + aliases.host_slots.waiting
         gauges = (
             *(info, flying, tau, rate, adapters),
-            Gauge("slots", "LoRA slots of the engine (--max-loras).").set(registry.slots.count),
+            Gauge("slots", "LoRA slots of the engine (--max-loras).").set(aliases.slots.count),
             Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
             Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),
         )

@@ -23,8 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import Server, running_server
 
 from adapters.manifest import NAME_PATTERN
-from serving import watch
+from serving import request
 from serving.metrics import ALWAYS, BASE, GATED, UNKNOWN, Distribution, Labels, Metrics
+from serving.request import RequestContext
+from vllm_gate.token_report import Sequence
 
 PREFIX = "reasonmaxxer_"
 REQUESTS = int(os.environ.get("REASONMAXXER_COUNTED_REQUESTS", "600"))
@@ -64,12 +66,11 @@ def total(samples: Samples, name: str, **labels: str) -> float:
 def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     metrics = Metrics()
-    monkeypatch.setattr(watch, "METRICS", metrics)
-    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
-    one = watch.Watch()
+    monkeypatch.setattr(request, "METRICS", metrics)
+    monkeypatch.setattr(request.time, "perf_counter", lambda: now[0])
+    one = RequestContext()
     one.bind("prod:gated", "math@0123456789ab", GATED)
-    assert one.series is not None
-    stream = watch.Stream(one, one.series)
+    sequence = Sequence(one)
     for after, mark in (
         (0.3, {"gated": True, "entropy": 0.9, "rank": 2}),
         (0.004, None),
@@ -77,11 +78,11 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.02, {"gated": True, "entropy": 2.0, "rank": None}),
     ):
         now[0] += after
-        stream.tokens(1, mark)
+        one.tokens(sequence, 1, mark)
     one.end(200, aborted=False, broken=False)
-    other = watch.Watch()
+    other = RequestContext()
     other.end(404, aborted=False, broken=False)
-    hasty = watch.Watch()
+    hasty = RequestContext()
     hasty.bind("tiny", None, BASE)
     hasty.end(200, aborted=True, broken=False)
 
@@ -123,7 +124,7 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_outcomes(status: int | None, aborted: bool, broken: bool, outcome: str) -> None:
-    one = watch.Watch()
+    one = RequestContext()
     one.bind("m", "outcomes@000000000000", ALWAYS)
     assert one.series is not None
     before = Counter(one.series.outcomes)

@@ -35,7 +35,7 @@ GATED = ":gated"
 
 
 @dataclass
-class Resident:
+class LoadedVersion:
     """A version the engine holds."""
 
     version: str  # NAME@HASH
@@ -52,7 +52,7 @@ class Resident:
 
 
 @dataclass
-class Residents:
+class EngineCache:
     """All of them."""
 
     store: Store
@@ -62,19 +62,19 @@ class Residents:
     engine: EngineClient
     models: OpenAIServingModels  # vLLM's table of loaded adapters is its `lora_requests`
     capacity: int  # versions, as the engine's --max-cpu-loras
-    _by_version: dict[str, Resident] = field(default_factory=dict)
+    _by_version: dict[str, LoadedVersion] = field(default_factory=dict)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or drop at a time
     _dropping: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def __iter__(self) -> Iterator[Resident]:
+    def __iter__(self) -> Iterator[LoadedVersion]:
         return iter(list(self._by_version.values()))
 
-    def get(self, version: str) -> Resident | None:
+    def get(self, version: str) -> LoadedVersion | None:
         """The resident `version`, if it is one and stays."""
         resident = self._by_version.get(version)
         return None if resident is None or resident.retired else resident
 
-    async def load(self, reference: str) -> Resident:
+    async def load(self, reference: str) -> LoadedVersion:
         """Have the engine hold what `reference` means.
 
         Raises:
@@ -139,7 +139,7 @@ class Residents:
             await self._drop(min(idle, key=lambda one: one.last_use))
             EVICTIONS.labels("capacity").inc()
 
-    async def _add(self, frozen: Snapshot, gate: Gate | None, lease: Lease) -> Resident:
+    async def _add(self, frozen: Snapshot, gate: Gate | None, lease: Lease) -> LoadedVersion:
         lora = LoRARequest(
             lora_name=frozen.version,
             lora_int_id=self.models.lora_id_counter.inc(1),
@@ -150,7 +150,7 @@ class Residents:
             await self.engine.add_lora(lora)
         except Exception as error:  # the engine's own words, whatever their type
             raise AdapterError(frozen.version, f"the engine cannot load it: {error}") from error
-        resident = Resident(frozen.version, frozen.path, gate, lora, lease, {})
+        resident = LoadedVersion(frozen.version, frozen.path, gate, lora, lease, {})
         self._by_version[frozen.version] = resident
         # One LoRARequest under both names: the engine holds the weights once.
         self.models.lora_requests[frozen.version] = lora
@@ -159,12 +159,12 @@ class Residents:
 
     # ------------------------------------------------------------------------------- use and end
 
-    def enter(self, resident: Resident) -> None:
+    def enter(self, resident: LoadedVersion) -> None:
         """A request uses it from now on, until `leave`."""
         resident.in_flight += 1
         resident.last_use = time.monotonic()
 
-    def leave(self, resident: Resident) -> None:
+    def leave(self, resident: LoadedVersion) -> None:
         """A request is over."""
         resident.in_flight -= 1
         resident.last_use = time.monotonic()
@@ -177,7 +177,7 @@ class Residents:
             resident.retired = True
             self._drop_if_done(resident)
 
-    async def pin(self, resident: Resident, pinned: bool) -> None:
+    async def pin(self, resident: LoadedVersion, pinned: bool) -> None:
         """Keep it in the engine, in its slot, whatever else is asked for; or no longer."""
         if pinned != resident.pinned_in_engine:
             method = "pin_adapter" if pinned else "unpin_adapter"
@@ -190,13 +190,13 @@ class Residents:
         slots = set((await self.engine.collective_rpc("adapters_on_device"))[0])
         return {one.version: "device" if one.lora.lora_int_id in slots else "host" for one in self}
 
-    def _drop_if_done(self, resident: Resident) -> None:
+    def _drop_if_done(self, resident: LoadedVersion) -> None:
         if resident.retired and not resident.in_flight:
             task = asyncio.ensure_future(self._drop_retired(resident))
             self._dropping.add(task)
             task.add_done_callback(self._dropping.discard)
 
-    async def _drop_retired(self, resident: Resident) -> None:
+    async def _drop_retired(self, resident: LoadedVersion) -> None:
         async with self._changing:
             # Meanwhile it may have been wanted again, or dropped.
             known = self._by_version.get(resident.version) is resident
@@ -204,7 +204,7 @@ class Residents:
                 await self._drop(resident)
                 EVICTIONS.labels("retired").inc()
 
-    async def _drop(self, resident: Resident) -> None:
+    async def _drop(self, resident: LoadedVersion) -> None:
         """Take it out of the engine; the caller holds the lock."""
         del self._by_version[resident.version]
         for name in (resident.version, resident.version + GATED):

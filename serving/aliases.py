@@ -20,10 +20,10 @@ from typing import Any
 from adapters.adapter import AdapterError, AdapterVersion
 from adapters.manifest import Gate
 from adapters.store import Listing, Signature, Store
-from serving.held import held
+from serving.engine_cache import EngineCache, LoadedVersion
 from serving.metrics import MOVE_SECONDS, MOVES
 from serving.prompts import ServedPrompt
-from serving.residents import Resident, Residents
+from serving.request import RequestContext
 from serving.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ class Serving:
 
 
 @dataclass
-class Registry:
+class Aliases:
     """The names of a store, as they are served."""
 
     store: Store
-    residents: Residents
+    cache: EngineCache
     slots: Slots  # of the device
     shares_slots: bool = False  # gated requests take none (vllm_gate/compat.py)
     prompt: ServedPrompt | None = None  # None: the user's own --chat-template
@@ -57,11 +57,11 @@ class Registry:
 
     def __post_init__(self) -> None:
         # Versions in use never fill the engine's cache: the next one is loaded before one goes.
-        self.places = Slots(max(1, self.residents.capacity - 1), self.slots.queue)
+        self.host_slots = Slots(max(1, self.cache.capacity - 1), self.slots.queue)
 
     # -------------------------------------------------------------------------------- a request
 
-    async def admit(self, name: str, gated: bool = False) -> Resident:
+    async def admit(self, name: str, gated: bool = False) -> LoadedVersion:
         """The version that answers this request for `name`, in the engine and with a slot.
 
         It is held until the request is over. A gated request may need no slot of its own.
@@ -71,12 +71,12 @@ class Registry:
             AdapterError: it has, but it cannot be used.
             QueueFullError: too many wait for a slot.
         """
-        mine = held()
+        mine = RequestContext.current()
         # Whoever waits for a place has its slot already, so nobody waits in a circle.
-        turns = [self.places] if gated and self.shares_slots else [self.slots, self.places]
+        turns = [self.host_slots] if gated and self.shares_slots else [self.slots, self.host_slots]
         while True:
             version = await self.version(name)
-            resident = self.residents.get(version)
+            resident = self.cache.get(version)
             if mine is not None and mine.version == version and resident is not None:
                 return resident  # vLLM asks twice on some ways
             with ExitStack() as taken:
@@ -86,23 +86,23 @@ class Registry:
                 resident = await self._load(version, name)
                 if resident is None:  # replaced while this waited
                     continue
-                self.residents.enter(resident)
-                taken.callback(self.residents.leave, resident)
+                self.cache.enter(resident)
+                taken.callback(self.cache.leave, resident)
                 if mine is not None:  # else nothing says when the request is over
                     mine.version = version
-                    mine.give_back.append(taken.pop_all().close)
+                    mine.held.enter_context(taken.pop_all())
                 return resident
 
-    async def _load(self, version: str, name: str) -> Resident | None:
+    async def _load(self, version: str, name: str) -> LoadedVersion | None:
         """`version` in the engine; None where the store has it no longer."""
-        present = self.residents.get(version)
+        present = self.cache.get(version)
         if present is not None:
             return present
         try:
-            return await self.residents.load(version)
+            return await self.cache.load(version)
         except KeyError:
             pass
-        resident = await self.residents.load(name)  # a plain folder has no version of its own
+        resident = await self.cache.load(name)  # a plain folder has no version of its own
         return resident if resident.version == version else None
 
     # ------------------------------------------------------------------------------------- names
@@ -160,7 +160,7 @@ class Registry:
                 raise AdapterError(name, self._refused[name][1])
             start = time.perf_counter()
             try:
-                resident = await self.residents.load(name)
+                resident = await self.cache.load(name)
             except AdapterError as error:
                 self._refused[name] = now, error.reason
                 logger.warning("refused: %s", error)
@@ -187,7 +187,7 @@ class Registry:
         others = {one.version for alias, one in self._serving.items() if "@" not in alias}
         if version not in others:
             self._serving.pop(version, None)  # where it was asked for by its own name
-            self.residents.retire(version)
+            self.cache.retire(version)
 
     def gate(self, name: str, own: Gate) -> Gate:
         """A version's gate, with the threshold that was set for `name`, where one was."""
@@ -206,7 +206,7 @@ class Registry:
 
     def waiting_for(self, version: str) -> int:
         """Requests that wait for a slot or a place of `version`."""
-        return self.slots.waiting_for(version) + self.places.waiting_for(version)
+        return self.slots.waiting_for(version) + self.host_slots.waiting_for(version)
 
     def loading(self) -> list[str]:
         """Names that another version is on its way in for."""
@@ -218,7 +218,7 @@ class Registry:
 
     # ------------------------------------------------------------------------------------ by hand
 
-    async def preload(self, reference: str) -> Resident:
+    async def preload(self, reference: str) -> LoadedVersion:
         """Have what `reference` means in the engine before anybody asks for it.
 
         What was refused before is tried again.
@@ -248,15 +248,15 @@ class Registry:
             raise AdapterError(
                 name, f"of {self.slots.count} slots (--max-loras) one must stay unpinned"
             )
-        await self.residents.pin(resident, pinned)
-        for turns in (self.slots, self.places):
+        await self.cache.pin(resident, pinned)
+        for turns in (self.slots, self.host_slots):
             (turns.pinned.add if pinned else turns.pinned.discard)(resident.version)
 
-    def of_name(self, name: str) -> list[Resident]:
+    def of_name(self, name: str) -> list[LoadedVersion]:
         """What of `name` is in the engine: its versions, and what serves it."""
         return [
             one
-            for one in self.residents
+            for one in self.cache
             if one.version in (name, self.serving(name)) or one.version.partition("@")[0] == name
         ]
 
@@ -264,9 +264,9 @@ class Registry:
         """Take what `name` has in the engine out of it, once the requests are over."""
         for resident in self.of_name(name):
             resident.pinned = False
-            for turns in (self.slots, self.places):
+            for turns in (self.slots, self.host_slots):
                 turns.pinned.discard(resident.version)
-            self.residents.retire(resident.version)
+            self.cache.retire(resident.version)
 
     # ----------------------------------------------------------------------------------- listing
 
@@ -300,10 +300,10 @@ class Registry:
         return seen[1]
 
     def _check(self, name: str) -> AdapterVersion | AdapterError:
-        if self.residents.models.is_base_model(name):
+        if self.cache.models.is_base_model(name):
             return AdapterError(name, "has the base's own name; rename its folder")
         try:
-            found = self.store.get(name, self.residents.base, self.residents.max_rank, hashes=False)
+            found = self.store.get(name, self.cache.base, self.cache.max_rank, hashes=False)
             self._compare_prompts(found)
             return found
         except AdapterError as error:
