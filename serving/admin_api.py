@@ -139,8 +139,8 @@ router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSA
 async def list_adapters(who: Who, aliases: Served) -> Adapters:  # noqa: ARG001
     """Every name of the store: what serves it, where its weights are, who uses it."""
     names = await asyncio.to_thread(aliases.store.names)
-    places = await aliases.cache.places()
-    states = [await _state(aliases, name, places) for name in names]
+    locations = await aliases.cache.locations()
+    states = [await _state(aliases, name, locations) for name in names]
     return Adapters(
         data=[one for one in states if one is not None],
         slots=aliases.slots.count,
@@ -170,7 +170,7 @@ async def unload(name: Name, who: Who, aliases: Served) -> AdapterState:
     The next request loads it again.
     """
     async with _refusing(aliases, name, "unload", who):
-        aliases.store.resolve(name)
+        await asyncio.to_thread(aliases.store.resolve, name)
         aliases.unload(name)
     return await _shown(aliases, name)
 
@@ -187,9 +187,8 @@ async def pin(name: Name, body: Pin, who: Who, aliases: Served) -> AdapterState:
 async def alias(name: Name, body: Alias, who: Who, aliases: Served) -> AdapterState:
     """Point the alias at a version; it is in the engine before the first request gets it."""
     async with _refusing(aliases, name, f"alias {body.version}", who):
-        await aliases.move(
-            name, body.version, lambda: aliases.store.alias(name, body.version, by=who)
-        )
+        store, to = aliases.store, body.version
+        await aliases.move(name, to, lambda: store.alias(name, to, by=who, trusted=True))
     return await _shown(aliases, name)
 
 
@@ -197,8 +196,9 @@ async def alias(name: Name, body: Alias, who: Who, aliases: Served) -> AdapterSt
 async def rollback(name: Name, who: Who, aliases: Served) -> AdapterState:
     """Point the alias at the version before the present one."""
     async with _refusing(aliases, name, "rollback", who):
-        target = aliases.store.previous(name)
-        await aliases.move(name, target, lambda: aliases.store.rollback(name, by=who))
+        store = aliases.store
+        to = await asyncio.to_thread(store.previous, name)
+        await aliases.move(name, to, lambda: store.rollback(name, by=who, trusted=to))
     return await _shown(aliases, name)
 
 
@@ -206,7 +206,7 @@ async def rollback(name: Name, who: Who, aliases: Served) -> AdapterState:
 async def set_tau(name: Name, body: Tau, who: Who, aliases: Served) -> AdapterState:
     """The threshold of NAME:gated for requests that name none, until this server ends."""
     async with _refusing(aliases, name, f"tau {body.tau}", who):
-        aliases.store.resolve(name)
+        await asyncio.to_thread(aliases.store.resolve, name)
         if body.tau is None:
             aliases.taus.pop(name, None)
         else:
@@ -248,29 +248,30 @@ def _same_name(name: str, version: str | None) -> None:
 
 
 async def _shown(aliases: Aliases, name: str) -> AdapterState:
-    state = await _state(aliases, name, await aliases.cache.places())
+    state = await _state(aliases, name, await aliases.cache.locations())
     if state is None:
         raise HTTPException(404, f"name: the store has no {name}")
     return state
 
 
 async def _state(
-    aliases: Aliases, name: str, places: dict[str, Literal["device", "host"]]
+    aliases: Aliases, name: str, locations: dict[str, Literal["device", "host"]]
 ) -> AdapterState | None:
     try:
+        listing = await asyncio.to_thread(aliases.checked, name)
         target = str(await asyncio.to_thread(aliases.store.resolve, name))
+        versions = await asyncio.to_thread(aliases.store.versions, name)
     except KeyError:
         return None
     except AdapterError as error:
         return AdapterState(name=name, state="refused", reason=error.reason)
-    listing = await asyncio.to_thread(aliases.checked, name)
     gate = None if isinstance(listing, AdapterError) else listing.gate
     manifest = None if isinstance(listing, AdapterError) else listing.manifest
     reason = listing.reason if isinstance(listing, AdapterError) else aliases.refusal(name)
     resident = [
         VersionState(
             version=one.version,
-            state="draining" if one.retired else places.get(one.version, "host"),
+            state="draining" if one.retired else locations.get(one.version, "host"),
             pinned=one.pinned,
             in_flight=one.in_flight,
             waiting=aliases.waiting_for(one.version),
@@ -293,6 +294,6 @@ async def _state(
         tau=aliases.gate(name, gate).tau if gate else None,
         temperature=gate.temperature if gate else None,
         scores=manifest.scores if manifest else [],
-        versions=[f"{name}@{digest}" for digest in aliases.store.versions(name)],
+        versions=[f"{name}@{digest}" for digest in versions],
         resident=resident,
     )

@@ -3,31 +3,29 @@
 The engine keeps an adapter for as long as its cache has room, and vLLM's unloading only forgets the
 name. Here a version is dropped, weights, slot and lease, as soon as the last request that uses it
 is over and no alias serves it any more; and before the cache overflows, the one whose last use is
-longest ago.
+longest ago. The engine reads it from the store, where a version is immutable, and leased meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
-from adapters.adapter import AdapterError
+from adapters.adapter import AdapterError, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.lease import Lease
 from adapters.manifest import Gate
 from adapters.store import Store
 from serving.metrics import EVICTIONS, LOAD_SECONDS, LOADS
-from serving.snapshot import Snapshot, Snapshots
+from serving.plain_folders import PlainFolders
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +34,9 @@ GATED = ":gated"
 
 @dataclass
 class LoadedVersion:
-    """A version the engine holds."""
+    """A version that the engine holds."""
 
     version: str  # NAME@HASH
-    path: Path  # its frozen copy
     gate: Gate | None
     lora: LoRARequest
     lease: Lease  # keeps it from being collected from the store
@@ -53,12 +50,11 @@ class LoadedVersion:
 
 @dataclass
 class EngineCache:
-    """All of them."""
+    """Versions currently loaded in the engine."""
 
     store: Store
     base: BaseCheckpoint
     max_rank: int
-    snapshots: Snapshots
     engine: EngineClient
     models: OpenAIServingModels  # vLLM's table of loaded adapters is its `lora_requests`
     capacity: int  # versions, as the engine's --max-cpu-loras
@@ -66,69 +62,81 @@ class EngineCache:
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or drop at a time
     _dropping: set[asyncio.Task[None]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.plain = PlainFolders(self.store)
+
     def __iter__(self) -> Iterator[LoadedVersion]:
         return iter(list(self._by_version.values()))
 
     def get(self, version: str) -> LoadedVersion | None:
-        """The resident `version`, if it is one and stays."""
-        resident = self._by_version.get(version)
-        return None if resident is None or resident.retired else resident
+        """The `version`, if it is loaded and stays."""
+        loaded = self._by_version.get(version)
+        return None if loaded is None or loaded.retired else loaded
 
-    async def load(self, reference: str) -> LoadedVersion:
-        """Have the engine hold what `reference` means.
+    async def load(self, version: str, asked: str = "") -> LoadedVersion:
+        """Have the engine hold `version`, whose files are read once for that.
+
+        Args:
+            version: NAME@HASH.
+            asked: the alias that was asked for, if any; errors name it.
 
         Raises:
-            KeyError: the store has nothing of that name.
+            KeyError: the store has no such version.
             AdapterError: it has, but it cannot be used; the engine is as it was.
         """
-        present = self.get(reference)
+        present = self.get(version)
         if present is not None:
             return present
         async with self._changing:
+            present = self._by_version.get(version)
+            if present is not None:
+                present.retired = False  # wanted again before its last request was over
+                return present
             start = time.perf_counter()
             try:
-                frozen, gate, lease = await asyncio.to_thread(self._freeze, reference)
+                found, lease = await asyncio.to_thread(self._read, version, asked or version)
             except AdapterError:
                 LOADS.labels("refused").inc()
                 raise
-            present = self._by_version.get(frozen.version)
-            if present is not None:
-                lease.close()
-                present.retired = False  # wanted again before its last request was over
-                return present
-            checked = time.perf_counter()
+            read = time.perf_counter()
             try:
                 await self._make_room()
-                resident = await self._add(frozen, gate, lease)
+                loaded = await self._add(found, lease)
             except BaseException:
                 LOADS.labels("refused").inc()
                 lease.close()
                 raise
             LOADS.labels("loaded").inc()
             LOAD_SECONDS.observe(time.perf_counter() - start)
-            resident.seconds = {
-                "check": round(checked - start, 4),
-                "engine": round(time.perf_counter() - checked, 4),
+            loaded.seconds = {
+                "check": round(read - start, 4),
+                "engine": round(time.perf_counter() - read, 4),
             }
-        logger.info("loaded %s: %s", resident.version, resident.seconds)
-        return resident
+        logger.info("loaded %s: %s", loaded.version, loaded.seconds)
+        return loaded
 
-    def _freeze(self, reference: str) -> tuple[Snapshot, Gate | None, Lease]:
-        """In a thread: the version's bytes, checked."""
+    def _read(self, version: str, asked: str) -> tuple[AdapterVersion, Lease]:
+        """In a thread: the version, checked, and held against garbage collection."""
         try:
-            held = self.store.lease(reference)
+            lease = self.store.lease(version).lease
             try:
-                snapshot = self.snapshots.take(
-                    self.store, str(held.reference), self.base, self.max_rank
-                )
-                return snapshot, snapshot.gate, held.lease
+                found = self.store.get(version, self.base, self.max_rank, hashes=False)
+                if not self.plain.just_read(found):
+                    found = self.store.get(version, self.base, self.max_rank)
+                return found, lease
             except BaseException:
-                held.lease.close()
+                lease.close()
                 raise
+        except KeyError:
+            if asked == version:
+                raise
+            raise AdapterError(
+                asked, f"its version {version} is gone; move the alias, or verify"
+            ) from None
         except AdapterError as error:
-            raise AdapterError(reference, error.reason) from error  # as the client calls it
+            raise AdapterError(asked, error.reason) from error  # as the client calls it
         except (OSError, ValueError) as error:
-            raise AdapterError(reference, f"cannot be read: {error}") from error
+            raise AdapterError(asked, f"cannot be read: {error}") from error
 
     async def _make_room(self) -> None:
         """Drop what was used longest ago, if the engine's cache is full."""
@@ -139,82 +147,80 @@ class EngineCache:
             await self._drop(min(idle, key=lambda one: one.last_use))
             EVICTIONS.labels("capacity").inc()
 
-    async def _add(self, frozen: Snapshot, gate: Gate | None, lease: Lease) -> LoadedVersion:
+    async def _add(self, found: AdapterVersion, lease: Lease) -> LoadedVersion:
         lora = LoRARequest(
-            lora_name=frozen.version,
+            lora_name=found.id,
             lora_int_id=self.models.lora_id_counter.inc(1),
-            lora_path=str(frozen.path),
+            lora_path=str(found.path.absolute()),
             base_model_name=self.base.name,
         )
         try:
             await self.engine.add_lora(lora)
         except Exception as error:  # the engine's own words, whatever their type
-            raise AdapterError(frozen.version, f"the engine cannot load it: {error}") from error
-        resident = LoadedVersion(frozen.version, frozen.path, gate, lora, lease, {})
-        self._by_version[frozen.version] = resident
+            raise AdapterError(found.id, f"the engine cannot load it: {error}") from error
+        loaded = self._by_version[found.id] = LoadedVersion(found.id, found.gate, lora, lease, {})
         # One LoRARequest under both names: the engine holds the weights once.
-        self.models.lora_requests[frozen.version] = lora
-        self.models.lora_requests[frozen.version + GATED] = lora
-        return resident
+        self.models.lora_requests[found.id] = lora
+        self.models.lora_requests[found.id + GATED] = lora
+        return loaded
 
     # ------------------------------------------------------------------------------- use and end
 
-    def enter(self, resident: LoadedVersion) -> None:
+    def enter(self, loaded: LoadedVersion) -> None:
         """A request uses it from now on, until `leave`."""
-        resident.in_flight += 1
-        resident.last_use = time.monotonic()
+        loaded.in_flight += 1
+        loaded.last_use = time.monotonic()
 
-    def leave(self, resident: LoadedVersion) -> None:
+    def leave(self, loaded: LoadedVersion) -> None:
         """A request is over."""
-        resident.in_flight -= 1
-        resident.last_use = time.monotonic()
-        self._drop_if_done(resident)
+        loaded.in_flight -= 1
+        loaded.last_use = time.monotonic()
+        self._drop_if_done(loaded)
 
     def retire(self, version: str) -> None:
         """No alias serves it any more: requests that use it finish, then it goes."""
-        resident = self._by_version.get(version)
-        if resident is not None and not resident.pinned:
-            resident.retired = True
-            self._drop_if_done(resident)
+        loaded = self._by_version.get(version)
+        if loaded is not None and not loaded.pinned:
+            loaded.retired = True
+            self._drop_if_done(loaded)
 
-    async def pin(self, resident: LoadedVersion, pinned: bool) -> None:
+    async def pin(self, loaded: LoadedVersion, pinned: bool) -> None:
         """Keep it in the engine, in its slot, whatever else is asked for; or no longer."""
-        if pinned != resident.pinned_in_engine:
+        if pinned != loaded.pinned_in_engine:
             method = "pin_adapter" if pinned else "unpin_adapter"
-            await self.engine.collective_rpc(method, args=(resident.lora.lora_int_id,))
-            resident.pinned_in_engine = pinned
-        resident.pinned = pinned
+            await self.engine.collective_rpc(method, args=(loaded.lora.lora_int_id,))
+            loaded.pinned_in_engine = pinned
+        loaded.pinned = pinned
 
-    async def places(self) -> dict[str, Literal["device", "host"]]:
-        """Where each resident's weights are: in a slot of the device, or in host memory alone."""
+    async def locations(self) -> dict[str, Literal["device", "host"]]:
+        """Where each one's weights are: in a slot of the device, or in host memory alone."""
         slots = set((await self.engine.collective_rpc("adapters_on_device"))[0])
         return {one.version: "device" if one.lora.lora_int_id in slots else "host" for one in self}
 
-    def _drop_if_done(self, resident: LoadedVersion) -> None:
-        if resident.retired and not resident.in_flight:
-            task = asyncio.ensure_future(self._drop_retired(resident))
+    def _drop_if_done(self, loaded: LoadedVersion) -> None:
+        if loaded.retired and not loaded.in_flight:
+            task = asyncio.ensure_future(self._drop_retired(loaded))
             self._dropping.add(task)
             task.add_done_callback(self._dropping.discard)
 
-    async def _drop_retired(self, resident: LoadedVersion) -> None:
+    async def _drop_retired(self, loaded: LoadedVersion) -> None:
         async with self._changing:
             # Meanwhile it may have been wanted again, or dropped.
-            known = self._by_version.get(resident.version) is resident
-            if known and resident.retired and not resident.in_flight:
-                await self._drop(resident)
+            known = self._by_version.get(loaded.version) is loaded
+            if known and loaded.retired and not loaded.in_flight:
+                await self._drop(loaded)
                 EVICTIONS.labels("retired").inc()
 
-    async def _drop(self, resident: LoadedVersion) -> None:
+    async def _drop(self, loaded: LoadedVersion) -> None:
         """Take it out of the engine; the caller holds the lock."""
-        del self._by_version[resident.version]
-        for name in (resident.version, resident.version + GATED):
+        del self._by_version[loaded.version]
+        for name in (loaded.version, loaded.version + GATED):
             self.models.lora_requests.pop(name, None)
         try:
-            if resident.pinned_in_engine:
-                await self.pin(resident, False)
-            await self.engine.remove_lora(resident.lora.lora_int_id)
+            if loaded.pinned_in_engine:
+                await self.pin(loaded, False)
+            await self.engine.remove_lora(loaded.lora.lora_int_id)
         except Exception:
-            logger.exception("the engine could not drop %s", resident.version)
-        resident.lease.close()
-        await asyncio.to_thread(shutil.rmtree, resident.path, ignore_errors=True)
-        logger.info("dropped %s", resident.version)
+            logger.exception("the engine could not drop %s", loaded.version)
+        loaded.lease.close()
+        logger.info("dropped %s", loaded.version)

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import secrets
 import signal
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 
-from serving import page
+from serving import playground
 from vllm_gate import patches
 
 logger = logging.getLogger(__name__)
@@ -33,21 +34,27 @@ logger = logging.getLogger(__name__)
 # For what vLLM has already answered to reach slow clients, once its engine has stopped; seconds.
 FLUSH_SECONDS = 5
 MACHINES = frozenset({"/metrics", "/version"})  # read by machines, also while the server drains
-# The page is files alone: what it asks the API for takes the key.
-OPEN = MACHINES | {"/health", "/ping"} | page.PATHS
+# The playground is files alone: what it asks the API for takes the key.
+OPEN = MACHINES | {"/health", "/ping"} | playground.PATHS
 ADMIN = "/admin/"  # asks for a key of its own
 
 
-def error(status: int, message: str, kind: str, headers: dict[str, str]) -> JSONResponse:
+def error_response(
+    status: int,
+    message: str,
+    kind: str,
+    headers: Mapping[str, str] | None = None,
+    param: str | None = None,
+) -> JSONResponse:
     """An error in OpenAI's shape."""
-    body = {"message": message, "type": kind, "param": None, "code": status}
+    body = {"message": message, "type": kind, "param": param, "code": status}
     return JSONResponse({"error": body}, status_code=status, headers=headers)
 
 
 async def http_error(_: Request, caught: HTTPException) -> JSONResponse:
     """FastAPI's own refusals (unknown path, unreadable body) in OpenAI's error shape."""
     status = HTTPStatus(caught.status_code)
-    return error(status, str(caught.detail), status.phrase, dict(caught.headers or {}))
+    return error_response(status, str(caught.detail), status.phrase, caught.headers)
 
 
 class ApiKey:
@@ -71,7 +78,9 @@ class ApiKey:
         if self._admits(scope):
             return await self.app(scope, receive, send)
         message = "The API key is missing or wrong; send 'Authorization: Bearer KEY'."
-        refusal = error(401, message, "AuthenticationError", {"WWW-Authenticate": "Bearer"})
+        refusal = error_response(
+            401, message, "AuthenticationError", {"WWW-Authenticate": "Bearer"}
+        )
         return await refusal(scope, receive, send)
 
 
@@ -116,5 +125,5 @@ class Draining:
         if not self.drain.begun or scope["type"] != "http" or scope["path"] in MACHINES:
             return await self.app(scope, receive, send)
         message = "The server is shutting down; ask another one, or again later."
-        refusal = error(503, message, "ServiceUnavailableError", {"Retry-After": "10"})
+        refusal = error_response(503, message, "ServiceUnavailableError", {"Retry-After": "10"})
         return await refusal(scope, receive, send)

@@ -8,58 +8,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from fastapi import FastAPI, Request
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
-from prometheus_client.multiprocess import MultiProcessCollector
+from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.routing import Mount, Route
 from vllm.engine.protocol import EngineClient
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from serving import admin_api, models_api, page
+from serving import admin_api, metrics_page, models_api, playground
 from serving.admission import Admission
 from serving.aliases import Aliases
 from serving.engine_cache import EngineCache
-from serving.gauges import Gauges
 from serving.metrics import METRICS
+from serving.metrics_page import Gauges
 from serving.middleware import ApiKey, Drain, Draining, http_error
 from serving.prompts import ServedPrompt
 from serving.request import RequestMiddleware
 from serving.slots import Slots
-from serving.snapshot import Snapshots
 from vllm_gate import compat
 
 logger = logging.getLogger(__name__)
 
 # Other doors to the same model, and one that rescales the engine: nobody here needs them.
 CLOSED = ("/invocations", "/generative_scoring", "/scale_elastic_ep", "/is_scaling_elastic_ep")
-
-
-def metrics(request: Request) -> Response:
-    """GET /metrics: what all processes counted, and how this one, the front end, is doing.
-
-    vLLM's own leaves out the process_* and python_* series once there are several processes.
-    """
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
-    ours = request.app.state.gauges.page() + METRICS.page()
-    return Response(generate_latest(registry) + ours.encode(), media_type=CONTENT_TYPE_LATEST)
 
 
 class ModelsEndpoint:
@@ -75,10 +50,10 @@ class ModelsEndpoint:
             for route in app.router.routes
             if not (isinstance(route, Route | Mount) and route.path in (*CLOSED, "/metrics"))
         ]
-        app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
+        app.include_router(metrics_page.router)
         app.include_router(models_api.router)
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
-        app.include_router(page.router)
+        app.include_router(playground.router)
         args = app.state.args
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
@@ -94,15 +69,11 @@ class ModelsEndpoint:
     ) -> None:
         """Build what answers; say which adapters are served, and which not and why."""
         assert engine_client is not None, "required_tasks leaves out servers without an engine"
-        self._snapshots = tempfile.TemporaryDirectory(
-            prefix="reasonmaxxer-"
-        )  # goes with the server
         store = Store(Path(args.adapters))
         cache = EngineCache(
             store=store,
             base=BaseCheckpoint.open(args.model),
             max_rank=args.max_lora_rank,
-            snapshots=Snapshots(Path(self._snapshots.name)),
             engine=engine_client,
             models=state.openai_serving_models,
             capacity=args.max_cpu_loras,
@@ -112,6 +83,7 @@ class ModelsEndpoint:
         prompt: ServedPrompt | None = args.prompt
         aliases = state.aliases = Aliases(store, cache, slots, shares_slots, prompt)
         state.gauges = Gauges(aliases)
+        METRICS.live = aliases.live
         Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(aliases.listing)

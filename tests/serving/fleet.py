@@ -18,7 +18,6 @@ from serving.aliases import Aliases
 from serving.engine_cache import EngineCache
 from serving.request import RequestMiddleware
 from serving.slots import Slots
-from serving.snapshot import Snapshots
 
 
 class Engine:
@@ -28,15 +27,18 @@ class Engine:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.loaded: dict[int, str] = {}  # LoRA id -> NAME@HASH
+        self.paths: dict[str, str] = {}  # NAME@HASH -> where it was read
         self.pinned: set[int] = set()
         self.refuses = ""  # what it says of the next adapter
+        self.model_config = SimpleNamespace(max_model_len=64)
 
     async def add_lora(self, request: Any) -> None:
         await self.may_load.wait()
         if self.refuses:
             raise RuntimeError(self.refuses)
-        assert Path(request.lora_path).is_dir()
+        assert await asyncio.to_thread(Path(request.lora_path).is_dir)
         assert not request.load_inplace
+        self.paths[request.lora_name] = request.lora_path
         self.loaded[request.lora_int_id] = request.lora_name
 
     async def remove_lora(self, number: int) -> None:
@@ -54,7 +56,6 @@ class Engine:
 
 def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Admission:
     """Admission over the store `tmp_path/store`."""
-    (tmp_path / "frozen").mkdir()
     numbers = iter(range(1, 10_000))
     models = SimpleNamespace(
         lora_requests={},
@@ -67,7 +68,6 @@ def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2
         store=store,
         base=BaseCheckpoint.open(str(base)),
         max_rank=64,
-        snapshots=Snapshots(tmp_path / "frozen"),
         engine=Engine(),  # type: ignore[arg-type]
         models=models,  # type: ignore[arg-type]
         capacity=capacity,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fleet import Engine, answered, completion, make_admission, settled
+from safetensors.numpy import load_file, save_file
 from support import make_adapter
 
 from adapters.adapter import WEIGHTS, AdapterError
@@ -75,8 +76,9 @@ def test_a_swap_under_a_request(admission: Admission) -> None:
     assert list(engine(admission).loaded.values()) == [new]
     assert set(table) == {new, f"{new}:gated"}
     assert not admission.aliases.slots.busy
-    frozen = admission.aliases.cache.snapshots.root
-    assert [folder.name for folder in frozen.iterdir()] == [new]
+    store = admission.aliases.store
+    # Read from the store itself, without a copy.
+    assert engine(admission).paths[new] == str(store.path(store.resolve(new)))
 
 
 def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
@@ -203,12 +205,18 @@ def test_a_plain_folder_replaced_and_removed(admission: Admission, base_folder: 
 
     async def story() -> None:
         first = await answered(admission, "plain", nothing)
+        assert str(store.resolve("plain")) == first
+        assert not (store.root / "plain" / WEIGHTS).exists()  # in the version's folder now
         make_adapter(store.root, "plain", base_folder, manifest=False, seed=9)
         assert await answered(admission, "plain", nothing) == first
         await settled(admission)
         second = await answered(admission, "plain", nothing)
         assert second != first
         assert list(engine(admission).loaded.values()) == [second]
+        assert store.rollback("plain").version == first
+        assert await answered(admission, "plain", nothing) == second
+        await settled(admission)
+        assert await answered(admission, "plain", nothing) == first
         shutil.rmtree(store.root / "plain")
         with pytest.raises(KeyError):
             await answered(admission, "plain", nothing)
@@ -216,7 +224,45 @@ def test_a_plain_folder_replaced_and_removed(admission: Admission, base_folder: 
         assert not engine(admission).loaded
 
     asyncio.run(story())
-    assert os.listdir(admission.aliases.cache.snapshots.root) == []
+
+
+def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
+    admission: Admission, base_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    aliases = admission.aliases
+    store = aliases.store
+    never = make_adapter(store.root, "never", base_folder, manifest=False, seed=5)
+
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
+
+    weights = load_file(never / WEIGHTS)
+    save_file({key: value * np.nan for key, value in weights.items()}, never / WEIGHTS)
+
+    async def story() -> None:
+        first = await answered(admission, "plain", nothing)
+        spoil(make_adapter(store.root, "plain", base_folder, manifest=False, seed=9))
+        for _ in range(3):
+            assert await answered(admission, "plain", nothing) == first
+            await settled(admission)
+            with pytest.raises(AdapterError, match="NaN"):
+                await answered(admission, "never", nothing)
+        assert "cut short" in (aliases.refusal("plain") or "")
+        assert aliases.refused() == ["plain", "never"] or aliases.refused() == ["never", "plain"]
+        listing = await asyncio.to_thread(aliases.listing)
+        assert list(listing.offered) == ["alpha", "plain"]  # the version before is sound
+        assert list(listing.refused) == ["never"]
+        # It is looked at once, until it changes.
+        assert sum("refused" in record.message for record in caplog.records) == 2
+        for name in ("never", "plain"):
+            make_adapter(store.root, name, base_folder, manifest=False, seed=9)
+        assert await answered(admission, "never", nothing)
+        assert await answered(admission, "plain", nothing) == first
+        await settled(admission)
+        assert await answered(admission, "plain", nothing) != first
+        assert aliases.refused() == []
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from support import KEY, Server
 
-from serving import page as served
+from serving import playground as served
 from serving.middleware import ApiKey
 
 if TYPE_CHECKING:

@@ -1,19 +1,77 @@
-"""What the server holds at the moment of a scrape: versions by state, slots, the queue.
+"""GET /metrics: what all processes counted, and what the server holds at this moment.
 
-Read off the aliases when Prometheus asks, so none of it can drift from the truth. Only what else
-the store has is as of some seconds ago: looking through a large one takes longer than all the rest.
+Versions by state, slots and the queue are read when Prometheus asks, so none of it can drift from
+the truth. Only what else the store has is as of some seconds ago: looking through a large one takes
+longer than all the rest.
+
+Prometheus' client cannot take a series back that another process may have written too. So what
+vLLM and the scheduler count by adapter is left out here, once the adapter's version is gone.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+
+from fastapi import APIRouter, Request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    GCCollector,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.responses import Response
 
 from serving.aliases import Aliases
-from serving.metrics import PREFIX, UNKNOWN, Labels, head
+from serving.metrics import METRICS, PREFIX, UNKNOWN, Labels, head
 
 LOOK_SECONDS = 15  # between two looks at the store
 STATES = ("available", "loading", "resident", "draining", "refused")
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/metrics")
+def metrics(request: Request) -> Response:
+    """What all processes counted, and how this one, the front end, is doing.
+
+    vLLM's own leaves out the process_* and python_* series once there are several processes.
+    """
+    registry = CollectorRegistry()
+    registry.register(Counted())
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    ours = request.app.state.gauges.page() + METRICS.page()
+    return Response(generate_latest(registry) + ours.encode(), media_type=CONTENT_TYPE_LATEST)
+
+
+class Counted:
+    """What all processes counted, as prometheus_client collects it."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, without what is of versions that are gone."""
+        families = MultiProcessCollector(CollectorRegistry()).collect()
+        return without_what_is_gone(families, METRICS.versions())
+
+
+def without_what_is_gone(families: Iterable[Metric], versions: Collection[str]) -> Iterator[Metric]:
+    """`families` without samples that are of none of `versions` (NAME@HASH)."""
+    for family in families:
+        if family.name == "reasonmaxxer_replays":
+            family.samples = [
+                one
+                for one in family.samples
+                if f"{one.labels['adapter']}@{one.labels['version']}" in versions
+            ]
+        elif family.name == "vllm:lora_requests_info":
+            # Its value is when it was so; only the newest is so now.
+            family.samples = sorted(family.samples, key=lambda one: one.value)[-1:]
+        yield family
 
 
 class Gauge:
@@ -67,12 +125,14 @@ class Gauges:
             if one.gate is not None:
                 tau.add(own, aliases.gate(name, one.gate).tau)
                 rate.add(own, one.gate.rate)
-        for state, names in (("loading", aliases.loading()), ("refused", aliases.refused())):
+        there = set(self.names())
+        refused = [name for name in aliases.refused() if name.partition("@")[0] in there]
+        for state, names in (("loading", aliases.loading()), ("refused", refused)):
             states[state] += len(names)
             seen.update(names)
             for name in names:
                 info.add(f'adapter="{name}",version="{UNKNOWN}",state="{state}"', 1)
-        states["available"] = sum(name not in seen for name in self.names())
+        states["available"] = sum(name not in seen for name in there)
         adapters = Gauge("adapters", "Names of the store and versions in the engine.")
         for state in STATES:
             adapters.add(f'state="{state}"', states[state])
