@@ -29,7 +29,7 @@ from serving.middleware import ApiKey, Drain, Draining, http_error
 from serving.prompts import ServedPrompt
 from serving.request import RequestMiddleware
 from serving.slots import Slots
-from vllm_gate import compat
+from vllm_gate import compat, token_report
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class ModelsEndpoint:
         state.gauges = Gauges(aliases)
         METRICS.live = aliases.live
         Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
+        token_report.install()
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(aliases.listing)
         for error in listing.refused.values():
