@@ -296,8 +296,8 @@ class Store:
         """
         if self.plain(name) is None:
             return None
-        self._check_links(name, self._folder(name))
-        with self.writes(name):
+        folder = self._folder(name)  # before it is written: a link may lead out of the store
+        with self.writes(folder.name):
             return self._adopt(name, by)
 
     def alias(
@@ -432,6 +432,7 @@ class Store:
 
     def _adopt(self, name: str, by: str | None) -> AdapterVersion:
         home = self.root / name
+        self._check_links(name, home)
         files = [home / file for file in (WEIGHTS, *FILES, *ALONGSIDE) if (home / file).exists()]
         before = [stamp(path) for path in files]
         version, lease = self._build(home, name, None)
