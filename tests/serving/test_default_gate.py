@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from fleet import answered, completion, make_modes
+from fleet import answered, completion, make_admission
 from support import Server, make_adapter
 
 from adapters.gate import calibrate
 from adapters.manifest import Gate
+from serving.admission import Admission
 from serving.default_gate import FEWEST, DefaultGate, EntropySample, threshold
-from serving.gauges import Gauges
-from serving.modes import Modes
+from serving.metrics_page import Gauges
 from vllm_gate.params import NEVER, WATCHED
 
 OWN = Gate(tau=0.3, rate=0.05, tokens=1000, table=[(0.05, 0.3)])
@@ -90,41 +90,41 @@ def test_where_a_threshold_comes_from() -> None:
 
 
 @pytest.fixture
-def modes(tmp_path: Path, base_folder: Path) -> Modes:
+def admission(tmp_path: Path, base_folder: Path) -> Admission:
     """`plain` brings no threshold, `own` has one without a table."""
     store = tmp_path / "store"
     make_adapter(store, "plain", base_folder, manifest=False)
     make_adapter(store, "own", base_folder)
-    return make_modes(tmp_path, base_folder)
+    return make_admission(tmp_path, base_folder)
 
 
-async def _arguments(modes: Modes, model: str, **arguments: Any) -> dict[str, Any]:
+async def _arguments(admission: Admission, model: str, **arguments: Any) -> dict[str, Any]:
     """What the engine is told of a request."""
     request = completion(model, **arguments)
-    await modes.admit(request)
+    await admission.admit(request)
     return dict(request.vllm_xargs or {})
 
 
-def test_a_requests_own_threshold_works_for_every_adapter(modes: Modes) -> None:
+def test_a_requests_own_threshold_works_for_every_adapter(admission: Admission) -> None:
     async def story() -> None:
         for name in ("plain", "own"):
-            told = await _arguments(modes, f"{name}:gated", gate_tau=0.7, gate_trace=1)
+            told = await _arguments(admission, f"{name}:gated", gate_tau=0.7, gate_trace=1)
             assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
-            told = await _arguments(modes, f"{name}:gated", gate_rate=0)
+            told = await _arguments(admission, f"{name}:gated", gate_rate=0)
             assert told["gate_tau"] == NEVER
         with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
-            await _arguments(modes, "plain:gated")
+            await _arguments(admission, "plain:gated")
         for name in ("plain", "own"):
             with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
-                await _arguments(modes, f"{name}:gated", gate_rate=0.05)
-        modes.registry.taus["plain"] = 1.5  # by the admin API
-        assert (await _arguments(modes, "plain:gated"))["gate_tau"] == 1.5
+                await _arguments(admission, f"{name}:gated", gate_rate=0.05)
+        admission.aliases.taus["plain"] = 1.5  # by the admin API
+        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 1.5
 
     asyncio.run(story())
 
 
 def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
-    modes: Modes,
+    admission: Admission,
 ) -> None:
     rounds: list[int] = []
 
@@ -134,79 +134,79 @@ def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
             default.observe(0.25)
             await asyncio.sleep(0)
 
-    default = modes.registry.default_gate = default_gate(ask)
+    default = admission.aliases.default_gate = default_gate(ask)
 
     async def story() -> None:
-        assert (await _arguments(modes, "plain:gated", gate_tau=2))["gate_tau"] == 2
-        assert (await _arguments(modes, "own:gated"))["gate_tau"] == 0.3
+        assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
+        assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
         assert not rounds  # nobody needed it
-        quitter = asyncio.ensure_future(_arguments(modes, "plain:gated"))
-        others = [asyncio.ensure_future(_arguments(modes, "plain:gated")) for _ in range(3)]
+        quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
+        others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]
         await asyncio.sleep(0)
         quitter.cancel()
         told = [await one for one in others]
         assert [one["gate_tau"] for one in told] == [0.25] * 3
         assert rounds == [0, 1, 2]
         # From its table, now that there is one.
-        assert (await _arguments(modes, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
+        assert (await _arguments(admission, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_threshold_that_cannot_be_measured(modes: Modes, fails: bool) -> None:
+def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) -> None:
     async def ask(number: int) -> None:
         default.observe(0.25)
         if fails:
             raise RuntimeError("the engine is gone")
 
-    default = modes.registry.default_gate = default_gate(ask)
+    default = admission.aliases.default_gate = default_gate(ask)
 
     async def story() -> None:
         for _ in range(2):  # each request tries again
             with pytest.raises(ValueError, match=r"^gate_tau: .*1000 tokens.*send gate_tau"):
-                await _arguments(modes, "plain:gated")
+                await _arguments(admission, "plain:gated")
         assert default.sample.seen == (2 if fails else 16)
         for _ in range(FEWEST):
             default.observe(0.5)  # traffic of the base
-        assert (await _arguments(modes, "plain:gated"))["gate_tau"] == 0.5
+        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 0.5
 
     asyncio.run(story())
 
 
-def test_one_request_in_eight_is_looked_at(modes: Modes) -> None:
-    modes.registry.default_gate = default_gate()
+def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
+    admission.aliases.default_gate = default_gate()
     seen: list[dict[str, Any]] = []
 
     async def look(request: Any) -> None:
         seen.append(dict(request.vllm_xargs or {}))
-        await modes.admit(request)  # vLLM asks twice
+        await admission.admit(request)  # vLLM asks twice
         assert seen[-1] == dict(request.vllm_xargs or {})
 
     async def story() -> None:
         for _ in range(160):
-            await answered(modes, "base", look, theirs=1)
+            await answered(admission, "base", look, theirs=1)
         watched = [told for told in seen if WATCHED in told]
         assert 8 <= len(watched) <= 40
         assert all(told["gate_tau"] == NEVER and told["theirs"] == 1 for told in watched)
         assert all(told == {"theirs": 1} for told in seen if told not in watched)
-        told = [await _arguments(modes, "own:gated") for _ in range(160)]
+        told = [await _arguments(admission, "own:gated") for _ in range(160)]
         assert 8 <= sum(WATCHED in one for one in told) <= 40
         with pytest.raises(ValueError, match=WATCHED):  # no client may ask for it
-            await _arguments(modes, "own:gated", **{WATCHED: 1})
+            await _arguments(admission, "own:gated", **{WATCHED: 1})
 
     asyncio.run(story())
 
 
-def test_the_metrics_say_so(modes: Modes) -> None:
+def test_the_metrics_say_so(admission: Admission) -> None:
     def page() -> str:
-        return Gauges(modes.registry).page()
+        return Gauges(admission.aliases).page()
 
     async def story() -> None:
-        await answered(modes, "plain", _nothing)
+        await answered(admission, "plain", _nothing)
         assert "reasonmaxxer_adapter_tau_nats{" not in page()
         assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
-        default = modes.registry.default_gate = default_gate()
+        default = admission.aliases.default_gate = default_gate()
         assert "reasonmaxxer_adapter_tau_nats{" not in page()
         for _ in range(FEWEST):
             default.observe(1.25)

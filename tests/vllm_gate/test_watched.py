@@ -11,7 +11,7 @@ from vllm_gate import token_report
 from vllm_gate.base_top_tokens import BaseView
 from vllm_gate.params import NEVER, WATCHED, GateParams
 from vllm_gate.scheduler import Gate, OutgoingToken, _told
-from vllm_gate.token_report import ANSWER, REPORT, AnswerReports
+from vllm_gate.token_report import ANSWER, REPORT, AnswerContext
 
 VIEW = BaseView(0.75, [7, 8])
 LORA: Any = SimpleNamespace(lora_name="theirs@0")
@@ -56,7 +56,7 @@ class State:
 def test_what_the_front_end_makes_of_it(lora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     monkeypatch.setattr(token_report, "_observe", seen.append)
-    answer = AnswerReports()
+    answer = AnswerContext()
     state = State()
     begin = token_report.from_new_request(lambda *_: state)
     make = token_report.make_request_output(lambda *_: SimpleNamespace(kv_transfer_params=_[5]))
