@@ -214,7 +214,7 @@ def _told(found: OutgoingToken, token: int) -> dict[str, Any]:
     params = gate.params
     told: dict[str, Any] = {}
     if params.watched and view is not None:
-        told[WATCHED] = round(view.entropy, 6)
+        told[WATCHED] = [round(view.entropy, 6)]
     if params.watched and gate.lora is None:
         return told  # a request of the base that is only looked at
     if gated or not position or params.trace > 1:

@@ -194,9 +194,9 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         told = None
         if kv_transfer_params and WATCHED in kv_transfer_params:
-            entropy = kv_transfer_params.pop(WATCHED)
-            if _observe is not None:
-                _observe(entropy)
+            for entropy in kv_transfer_params.pop(WATCHED):
+                if _observe is not None:
+                    _observe(entropy)
         if kv_transfer_params and REPORT in kv_transfer_params:
             told = kv_transfer_params.pop(REPORT)
             _report(self).add(told)

@@ -26,14 +26,14 @@ def told(
 def test_what_the_engine_says_of_a_token() -> None:
     # Of the base: the entropy alone, also at the first token.
     base = GateParams(NEVER, watched=True)
-    assert told(base, None) == told(base, None, position=0) == {WATCHED: 0.75}
+    assert told(base, None) == told(base, None, position=0) == {WATCHED: [0.75]}
     assert told(base, None, view=None) == {}
     # Of a gated request: beside what is told anyway.
     gated = GateParams(0.5, watched=True)
-    assert told(gated, LORA) == {WATCHED: 0.75}
-    assert told(gated, LORA, position=0) == {WATCHED: 0.75, REPORT: {}}
+    assert told(gated, LORA) == {WATCHED: [0.75]}
+    assert told(gated, LORA, position=0) == {WATCHED: [0.75], REPORT: {}}
     found = told(gated, LORA, gated=True)
-    assert found[WATCHED] == 0.75
+    assert found[WATCHED] == [0.75]
     assert found[REPORT] == {"position": 3, "gated": True, "entropy": 0.75, "rank": 2}
     # What nobody watches is as it was; an offline request of the base may ask for a trace.
     assert told(GateParams(0.5), LORA) == {}
@@ -68,7 +68,7 @@ def test_what_the_front_end_makes_of_it(lora: Any, monkeypatch: pytest.MonkeyPat
         begin(State, None, SimpleNamespace(sampling_params=params, lora_request=lora))
     finally:
         ANSWER.reset(token)
-    marks: list[dict[str, Any]] = [{WATCHED: 0.25}, {WATCHED: 0.5}]
+    marks: list[dict[str, Any]] = [{WATCHED: [0.25]}, {WATCHED: [0.5]}]
     if lora is not None:
         marks[0][REPORT] = {}
     outputs = [make(state, [8], None, None, None, mark) for mark in marks]
