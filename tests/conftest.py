@@ -1,7 +1,7 @@
-"""What the tests share: the miniature base, a store of good and bad adapters, one real server.
+"""What the tests share: the miniature base, a store of good and bad adapters, real servers.
 
 The servers are started once for the whole run, by the first test that asks for one: with tests in
-several processes (`--dist loadgroup`) all that share a server run in the same one.
+several processes (`--dist loadgroup`) all that share a server run in the same one (markers.py).
 """
 
 from __future__ import annotations
@@ -11,20 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, Reference, Server, make_adapter, running_server, sign
+from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
 
 from adapters.adapter import WEIGHTS
 
-SERVERS = ("server", "gated")  # fixtures
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together too, for what its fixtures make once."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = next((one for one in SERVERS if one in names), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+pytest_plugins = ("markers",)
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +56,20 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def start_server() -> StartServer:
+    """What starts a server asks for this, and bears the marker `server` for it (markers.py)."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
 def server(
-    store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    start_server: StartServer,
+    store: Path,
+    base_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """The real server over `store`, in float32, with a key."""
-    with running_server(base_folder, store, tmp_path_factory.mktemp("server")) as running:
+    with start_server(base_folder, store, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

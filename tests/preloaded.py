@@ -60,14 +60,18 @@ class Command:
 
 
 @contextmanager
-def preloaded(module: str, folder: Path, *later: str) -> Iterator[Command]:
+def preloaded(
+    module: str, folder: Path, *later: str, environment: dict[str, str] | None = None
+) -> Iterator[Command]:
     """Within, commands of `module`; their output goes to a file in `folder`.
 
     Args:
         later: modules that its `main` imports by itself, to be imported before.
+        environment: of the commands; None: that of the tests.
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, module, *later],
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

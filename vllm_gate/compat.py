@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_gate.engine_arguments import ARGUMENTS, CORRECTED, SCHEDULER, WORKERS, engine_args
 from vllm_gate.errors import GateError
 from vllm_gate.patches import WRITTEN_FOR
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def leave_out(args: Namespace) -> None:
         )
 
 
-def check_parts(vllm_config: Any) -> None:
+def check_parts(vllm_config: VllmConfig) -> None:
     """That scheduler, worker and request arguments are all the gate's.
 
     Raises:
@@ -83,7 +87,7 @@ def check_parts(vllm_config: Any) -> None:
             raise GateError(f"{flag}: the gate needs {ours} there; see docs/vllm-plugin.md")
 
 
-def shares_slots(vllm_config: Any) -> bool:
+def shares_slots(vllm_config: VllmConfig) -> bool:
     """Whether a gated request needs a LoRA slot only in the steps that correct a token.
 
     The V2 runner finds and corrects decision points on the device, before the scheduler hears of
@@ -92,7 +96,7 @@ def shares_slots(vllm_config: Any) -> bool:
     return not vllm_config.use_v2_model_runner and not vllm_config.scheduler_config.async_scheduling
 
 
-def check(vllm_config: Any, kv_cache_config: Any) -> None:
+def check(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """What only the engine knows, when it starts.
 
     Raises:
@@ -130,7 +134,7 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
             raise GateError(f"the gate does not work with {reason}; serve with --gate off")
 
 
-def _connectors(vllm_config: Any) -> list[str]:
+def _connectors(vllm_config: VllmConfig) -> list[str]:
     """The KV connectors in use, those inside a MultiConnector included."""
     config = vllm_config.kv_transfer_config
     if config is None:

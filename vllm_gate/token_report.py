@@ -15,18 +15,24 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypeAlias, TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
 from vllm_gate.params import TAU, TRACE
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    import torch
+    from vllm import PoolingRequestOutput, RequestOutput
+    from vllm.tokenizers import TokenizerLike
+    from vllm.v1.engine import EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.engine.parallel_sampling import ParentRequest
 
     from vllm_gate.base_top_tokens import BaseView, TopToken
 
 REPORT = "gate"  # a key of kv_transfer_params
+Output: TypeAlias = "RequestOutput | PoolingRequestOutput"
 
 
 class TracedToken(TypedDict, total=False):
@@ -93,7 +99,7 @@ class AnswerReports:
     trace: int = 0  # as the request asks
     reports: dict[int, GateReport] = field(default_factory=dict)
 
-    def add(self, state: Any, report: GateReport) -> None:
+    def add(self, state: RequestState, report: GateReport) -> None:
         """Add the report of a vLLM RequestState."""
         name = state.external_req_id
         # vLLM numbers the prompts of a completion and the turns of a response in their ids.
@@ -113,6 +119,9 @@ class AnswerReports:
         return report.trace if report else []
 
 
+# Who follows the sequence of a request.
+Follow: TypeAlias = "Callable[[EngineCoreRequest], Follower | None]"
+
 # The HTTP answer that the running task is making, where someone wants its reports.
 ANSWER: ContextVar[AnswerReports | None] = ContextVar("gate_answer", default=None)
 
@@ -127,12 +136,14 @@ class _Sequence:
 
 
 # By vLLM's RequestState; and the reports of all sequences of a request, by its first owner.
-_sequences: WeakKeyDictionary[Any, _Sequence] = WeakKeyDictionary()
-_reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
-_follow: Callable[[Any], Follower | None] | None = None
+_sequences: WeakKeyDictionary[RequestState, _Sequence] = WeakKeyDictionary()
+_reports: WeakKeyDictionary[RequestState | ParentRequest, dict[str, GateReport]] = (
+    WeakKeyDictionary()
+)
+_follow: Follow | None = None
 
 
-def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
+def install(follow: Follow | None = None) -> None:
     """Have this process's outputs carry reports; again is harmless.
 
     Args:
@@ -144,11 +155,17 @@ def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
     patches.install("outputs", checked=patches.supported())
 
 
-def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
+def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., RequestState]:
     """RequestState.from_new_request, in the task of the request: find out who wants its reports."""
 
     @wraps(stock)
-    def begin(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin(
+        cls: type[RequestState],
+        tokenizer: TokenizerLike | None,
+        request: EngineCoreRequest,
+        *args: Any,
+        **kwargs: Any,
+    ) -> RequestState:
         state = stock(cls, tokenizer, request, *args, **kwargs)
         params = request.sampling_params
         arguments = (params.extra_args if params is not None else None) or {}
@@ -164,20 +181,20 @@ def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
     return begin
 
 
-def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
+def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Output | None]:
     """RequestState.make_request_output: tokens on their way out, with the last one's mark."""
 
     @wraps(stock)
     def make(
-        self: Any,
+        self: RequestState,
         new_token_ids: list[int],
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
+        pooling_output: torch.Tensor | None,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
         kv_transfer_params: dict[str, Any] | None = None,
         *args: Any,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Output | None:
         told = None
         if kv_transfer_params and REPORT in kv_transfer_params:
             told = kv_transfer_params.pop(REPORT)
@@ -201,13 +218,14 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
                 index: {"gated_tokens": report.gated_tokens, "trace": report.trace}
                 for index, report in reports.items()
             }
-            output.kv_transfer_params = (output.kv_transfer_params or {}) | {REPORT: shown}
+            gated = cast("RequestOutput", output)
+            gated.kv_transfer_params = (gated.kv_transfer_params or {}) | {REPORT: shown}
         return output
 
     return make
 
 
-def _report(state: Any) -> GateReport:
+def _report(state: RequestState) -> GateReport:
     """The report of a sequence, begun with its first mark."""
     sequence = _sequences.setdefault(state, _Sequence(None, None))
     if sequence.report is None:

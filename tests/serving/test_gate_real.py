@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Asked, Forced, Reference
+from preloaded import Command
 from real_models import real_model
 from test_gate_exact import CRAMPED, NEVER, World
-
-pytestmark = pytest.mark.engine
 
 NAMES = ("attention", "mlp", "all")  # ranks 8, 64 and 16
 TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, NEVER)
@@ -159,11 +158,11 @@ def judge(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> World:
+def real(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> World:
     """The real model with three random adapters."""
     model = real_model()
     adapters = make_adapters(model, tmp_path_factory.mktemp("adapters"), NAMES)
-    return World(model, adapters, Reference(model, adapters))
+    return World(model, adapters, Reference(model, adapters), engine)
 
 
 def test_every_case_of_a_real_model_is_the_references(

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from support import Reference, Server, running_server
 
-pytestmark = pytest.mark.engine
-
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 
 

@@ -15,8 +15,6 @@ from test_server_protocol import PROMPT, complete
 from adapters.collect import collect
 from adapters.store import Store
 
-pytestmark = pytest.mark.engine
-
 REFUSED = {
     "corrupt": "adapter_model.safetensors: cut short",
     "tampered": "hash differs",

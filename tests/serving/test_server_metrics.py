@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from support import Server, running_server
+from support import Server, StartServer
 
 from adapters.manifest import NAME_PATTERN
 from serving import watch
@@ -237,16 +238,20 @@ async def traffic(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def counted(gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def counted(
+    start_server: StartServer,
+    gated_store: Path,
+    base_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     """A server with little memory, so that it preempts, and a log for machines."""
     work = tmp_path_factory.mktemp("counted")
     flags = ("--kv-cache-memory-bytes", str(2**21), "--max-num-batched-tokens", "128")
     flags += ("--block-size", "32", "--log-format", "json")
-    with running_server(base_folder, gated_store, work, *flags) as running:
+    with start_server(base_folder, gated_store, work, *flags) as running:
         yield running
 
 
-@pytest.mark.engine
 def test_counters_equal_the_answers(counted: Server) -> None:
     results = asyncio.run(traffic(counted))
     samples = settled(counted, REQUESTS)
@@ -298,7 +303,6 @@ def test_counters_equal_the_answers(counted: Server) -> None:
     print(f"{REQUESTS} requests, {kinds}, {gated} gated, {preempted[1]} preemptions")
 
 
-@pytest.mark.engine
 def test_hostile_names_add_no_series(counted: Server) -> None:
     names = ["../../etc/passwd", 'x"} 1\nevil 1', "a" * 5000, "alpha@ffffffffffff", "", "ü", "{}"]
     names += [f"nobody-{number}" for number in range(100)]
@@ -316,7 +320,6 @@ def test_hostile_names_add_no_series(counted: Server) -> None:
     assert refused - total(before, "requests_total", outcome="refused") == len(names) - 1 + 1
 
 
-@pytest.mark.engine
 def test_promtool_finds_nothing_wrong(counted: Server) -> None:
     if shutil.which("promtool") is None and "CI" not in os.environ:
         pytest.skip("promtool is not installed")

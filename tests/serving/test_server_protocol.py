@@ -17,8 +17,6 @@ from support import Reference, Server
 from adapters.prompt import PromptRenderer
 from adapters.recipe import get_recipe
 
-pytestmark = pytest.mark.engine
-
 PROMPT = "12 + 7 * 3 ="
 HOSTILE = [
     *("../alpha", "..", ".", "/", "//", "/etc/passwd", "alpha/../beta", "alpha/", "./alpha"),
