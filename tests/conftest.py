@@ -7,6 +7,7 @@ several processes (`--dist loadgroup`) all that share a server run in the same o
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,32 @@ def server(
     """The real server over `store`, in float32, with a key."""
     with start_server(base_folder, store, tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def pressed(
+    start_server: StartServer, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with few KV blocks (preemptions), small steps (prompts in pieces), and more adapters
+    than slots; its log is for machines. Its temporary files lie in a folder of their own.
+    """
+    work = tmp_path_factory.mktemp("pressed")
+    store = work / "store"
+    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
+    make_adapter(store, "alpha", base_folder, seed=1)
+    wide = ("q_proj", "v_proj", "up_proj", "down_proj")
+    make_adapter(store, "gamma", base_folder, seed=3, rank=16, targets=wide)
+    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
+    flags = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
+    flags += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
+    flags += ["--max-num-seqs", "12", "--log-format", "json"]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with pytest.MonkeyPatch.context() as environment:
+        # vLLM's sockets lie there, and a socket's path may have 107 characters.
+        environment.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        with start_server(base_folder, store, work, *flags) as running:
+            environment.undo()
+            yield running
 
 
 @pytest.fixture(scope="session")

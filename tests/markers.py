@@ -24,7 +24,7 @@ FIXTURES: dict[str, set[str]] = {
     "unit": set(),
 }
 # Servers for tests of several files, which therefore run in one process.
-SHARED = ("server", "gated")
+SHARED = ("server", "gated", "pressed")
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()

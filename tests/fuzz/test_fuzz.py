@@ -9,7 +9,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEY, ROOT, StartServer, make_adapter
+from support import KEY, ROOT, Server
 
 from demo.server import free_port
 from tests.fuzz import oracle, server_state
@@ -388,32 +387,12 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.fuzz
-def test_half_a_minute_of_mixed_traffic(
-    start_server: StartServer,
-    tmp_path: Path,
-    base_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Few KV blocks (preemptions), small steps (prompts in pieces), more adapters than slots."""
-    # vLLM's sockets lie there, and a socket's path may have 107 characters.
-    store, temporary = tmp_path / "store", tmp_path_factory.mktemp("t")
-    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
-    make_adapter(store, "alpha", base_folder, seed=1)
-    wide = ("q_proj", "v_proj", "up_proj", "down_proj")
-    make_adapter(store, "gamma", base_folder, seed=3, rank=16, targets=wide)
-    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    pressure = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
-    pressure += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
-    pressure += ["--max-num-seqs", "12"]
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with start_server(base_folder, store, tmp_path, *pressure, *tools) as server:
-        pid = str(server.process.pid)
-        ended = fuzz(
-            "--host", server.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+def test_half_a_minute_of_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
+    pid = str(pressed.process.pid)
+    ended = fuzz(
+        "--host", pressed.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     print(ended.stdout)
     assert report["faults"] == report["wrong"] == []
