@@ -23,8 +23,9 @@ FIXTURES: dict[str, set[str]] = {
     "engine": {"engine", "fit", "fitted", "generator", "exact"},
     "unit": set(),
 }
-# Servers for tests of several files, which therefore run in one process.
-SHARED = ("server", "gated", "pressed")
+# Fixtures for tests of several files, which therefore run in one process.
+SERVERS = ("server", "gated", "pressed")
+PRELOADED = ("serving",)
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
@@ -40,7 +41,7 @@ def marker(item: pytest.Item) -> str:
 def group(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other: a file's, or a server's."""
     names = set(getattr(item, "fixturenames", ()))
-    shared = SHARED if "start_server" in names else ()
+    shared = SERVERS if "start_server" in names else PRELOADED
     return next((one for one in shared if one in names), item.path.stem)
 
 

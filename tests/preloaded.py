@@ -25,7 +25,7 @@ for line in sys.stdin:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
         sys.argv = [sys.argv[1], *arguments]
-        sys.exit(main())
+        sys.exit(exec(arguments[1], {}) if arguments[:1] == ["-c"] else main())
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -55,6 +55,7 @@ class Command:
         return Ended(int(self._parent.stdout.readline()), self._log.read_text())
 
     def run(self, arguments: Sequence[str]) -> Ended:
+        """With the arguments `-c CODE` it is the code that runs, as in Python itself."""
         self.start(arguments)
         return self.wait()
 

@@ -25,8 +25,19 @@ FLAGS = (
 )
 
 
-# What an engine imports by and by, so that it is there before the first one starts.
-IMPORTED_LATER = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
+# What they import by and by, so that it is there before the first call.
+SERVING = ("serving.launch", "transformers.models.auto", "vllm.entrypoints.launchers.cli_args")
+ENGINE = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """`python -m serving`, offline, forked for every call from a process that has imported vLLM."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        folder = tmp_path_factory.mktemp("serving")
+        with preloaded("serving.__main__", folder, *SERVING) as command:
+            yield command
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +47,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
     folder = tmp_path_factory.mktemp("engine")
     environment = engine_environment(tmp_path_factory.mktemp("metrics"))
-    with preloaded("gate_engine", folder, *IMPORTED_LATER, environment=environment) as command:
+    with preloaded("gate_engine", folder, *ENGINE, environment=environment) as command:
         yield command
 
 

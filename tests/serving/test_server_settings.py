@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from preloaded import Command, preloaded
+from preloaded import Command
 from support import ROOT
 
 from adapters import places
 from adapters.store import SHIPPED
 from serving.settings import PREFIX, SettingsError, from_command_line
-
-IMPORTED_LATER = (
-    "serving.launch",
-    "transformers.models.auto",
-    "vllm.entrypoints.launchers.cli_args",
-)
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """`python -m serving`, offline."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        folder = tmp_path_factory.mktemp("serving")
-        with preloaded("serving.__main__", folder, *IMPORTED_LATER) as command:
-            yield command
 
 
 @pytest.fixture(autouse=True)
