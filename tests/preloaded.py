@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PARENT = """
-import importlib, json, os, sys
+import gc, importlib, json, os, sys
 
+gc.disable()
 main = [importlib.import_module(name) for name in sys.argv[1:]][0].main
+gc.freeze()  # vLLM collects eight times while an engine starts: modules are left out of it
+gc.enable()
 for line in sys.stdin:
     arguments, log = json.loads(line)
     child = os.fork()

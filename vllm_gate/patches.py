@@ -321,6 +321,11 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines(keepends=True))
 
 
+@cache
+def _block(path: Path, start: int) -> str:
+    return "".join(inspect.getblock(list(_lines(path)[start:])))
+
+
 def _path(module: str) -> Path:
     """The file of a module of vLLM, found without importing it."""
     spec = importlib.util.find_spec("vllm")
@@ -354,7 +359,7 @@ def source(row: Patch) -> str:
             start = at
             while lines[start - 1].startswith(f"{indent}@"):
                 start -= 1
-            return "".join(inspect.getblock(list(lines[start:])))
+            return _block(path, start)
     raise LookupError(f"no {row.name} in {row.source or row.owner}")
 
 
