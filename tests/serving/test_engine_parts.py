@@ -105,6 +105,13 @@ def test_another_plugin_was_there_first(monkeypatch: pytest.MonkeyPatch) -> None
         patches.install("cpu")
 
 
+def test_installing_again_reads_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for with every gated request."""
+    patches.install("outputs")
+    monkeypatch.delattr(patches, "source")
+    patches.install("outputs")
+
+
 def test_a_process_that_does_not_gate_changes_nothing(serving: Command) -> None:
     """Importing the package, and vLLM with all its plugins, replaces no function."""
     code = (
