@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from adapters.adapter import AdapterError, AdapterVersion
+from adapters import vllm_loader
+from adapters.adapter import AdapterError, AdapterVersion, read_origin
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
@@ -182,6 +183,8 @@ def show(store: Store, args: argparse.Namespace) -> None:
 def publish(store: Store, args: argparse.Namespace) -> None:
     name = _name(args.name, args.folder.resolve().name)
     base = BaseCheckpoint.open(args.base) if args.base else None
+    AdapterVersion.read(args.folder, name)  # at once, where it is wrong without vLLM's word
+    vllm_loader.bring_in()
     print(store.publish(args.folder, name, base=base, alias=args.alias).id)
 
 
@@ -227,6 +230,8 @@ def import_(store: Store, args: argparse.Namespace) -> None:
     print(version.id)
     if version.manifest:
         print(f"family {version.manifest.family}", file=sys.stderr)
+    for change in read_origin(version.path).changes:
+        print(f"changed: {change}", file=sys.stderr)
     _name_inert(version, sys.stderr)
 
 

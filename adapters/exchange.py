@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapters import vllm_loader
 from adapters.adapter import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, copy_file, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Base, Manifest
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.recipe import recipe_for
 from adapters.store import Store
 
@@ -41,7 +43,9 @@ def opened(source: str, revision: str | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
         try:
             # Whole files of these names and no others: a repository may hold anything beside them.
-            snapshot_download(source, revision=revision, local_dir=folder, allow_patterns=[*FILES])
+            snapshot_download(
+                source, revision=revision, local_dir=folder, allow_patterns=[*FILES, INDEX, SHARDS]
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
@@ -77,11 +81,10 @@ def import_adapter(
         StoreError: the store cannot be written.
     """
     with opened(source, revision) as folder, tempfile.TemporaryDirectory() as copy:
-        AdapterVersion.read(folder, name)  # bounds what is copied
+        AdapterVersion.read(folder, name)  # at once, where it is wrong without vLLM's word
+        vllm_loader.bring_in()
         copied = Path(copy)
-        for file, limit in (FILES | ALONGSIDE).items():
-            if (folder / file).is_file():
-                copy_file(folder / file, copied / file, limit)
+        AdapterVersion.read(folder, name).copy_to(copied, base)
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
             origin = Path(source).name if Path(source).is_dir() else source

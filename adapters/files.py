@@ -111,6 +111,18 @@ def copy_file(source: Path, target: Path, limit: int, mode: int = 0o444) -> None
             os.close(fd)
 
 
+def write_new(target: Path, content: bytes, mode: int = 0o444) -> None:
+    """Write a new file of that mode, and wait until it is on the disk."""
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def remove_tree(path: Path) -> None:
     """Delete a folder and all in it; what another process has deleted meanwhile is no error."""
     for folder, folders, files in os.walk(path, topdown=False):

@@ -25,12 +25,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import moves
-from adapters.adapter import ALONGSIDE, CONFIG, FILES, AdapterError, AdapterVersion
+from adapters.adapter import (
+    ALONGSIDE,
+    CONFIG,
+    FILES,
+    ORIGIN,
+    AdapterError,
+    AdapterVersion,
+    read_origin,
+)
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import copy_file, fsync, remove_tree, sha256_file
+from adapters.files import fsync, remove_tree, sha256_file
 from adapters.lease import Lease, writing
 from adapters.manifest import is_name
 from adapters.moves import Action, DamagedHistoryError, Move
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.reference import Reference, is_hash
 
 # The store that comes with the project.
@@ -89,11 +98,13 @@ class Store:
         """The hashes of the versions of `name` that are there, sorted."""
         if not is_name(name) or not (self.root / name).is_dir():
             return []
-        return sorted(
-            entry.name
-            for entry in (self.root / name).iterdir()
-            if is_hash(entry.name) and _is_folder(entry)
-        )
+        with suppress(OSError):
+            return sorted(
+                entry.name
+                for entry in (self.root / name).iterdir()
+                if is_hash(entry.name) and _is_folder(entry)
+            )
+        return []
 
     def history(self, name: str) -> list[Move]:
         """Every move of the alias `name`, oldest first.
@@ -157,7 +168,8 @@ class Store:
         path = self.path(found)
         if found.hash is not None:
             return found, _stat(path)[:2]  # a lease file changes its times
-        return found, *(_stat(file) for file in (path, *(path / file for file in FILES)))
+        shards = sorted(path.glob(SHARDS))
+        return found, *(_stat(file) for file in (path, *(path / file for file in FILES), *shards))
 
     def get(
         self,
@@ -202,6 +214,8 @@ class Store:
                 listing.offered[name] = self.get(name, base, max_rank, hashes=hashes)
             except AdapterError as error:
                 listing.refused[name] = error
+            except OSError as error:
+                listing.refused[name] = AdapterError(name, f"cannot be read: {error}")
             except KeyError:
                 continue  # removed between the two looks
         return listing
@@ -317,9 +331,7 @@ class Store:
                 remove_tree(building)
                 raise
         try:
-            for file, limit in (FILES | ALONGSIDE).items():
-                if (source / file).is_file():
-                    copy_file(source / file, building / file, limit)
+            AdapterVersion.read(source, name).copy_to(building, base)
             version = AdapterVersion.read(building, name)
             version.check_weights()
             if base is not None:
@@ -392,18 +404,23 @@ class Store:
         home = self.root / name
         return [
             file
-            for file in (*FILES, *ALONGSIDE)
+            for file in (*FILES, *ALONGSIDE, INDEX, *(shard.name for shard in home.glob(SHARDS)))
             if (home / file).is_file() and self._is_in_a_version(name, file)
         ]
 
     def _is_in_a_version(self, name: str, file: str) -> bool:
-        copies = [self.root / name / digest / file for digest in self.versions(name)]
+        """Whether a version holds the file, or was made from it."""
+        versions = [self.root / name / digest for digest in self.versions(name)]
         here = self.root / name / file
         return any(
-            copy.is_file()
-            and copy.stat().st_size == here.stat().st_size
-            and sha256_file(copy) == sha256_file(here)
-            for copy in copies
+            (version / file).is_file()
+            and (version / file).stat().st_size == here.stat().st_size
+            and sha256_file(version / file) == sha256_file(here)
+            for version in versions
+        ) or any(
+            read_origin(version).files.get(file) == sha256_file(here)
+            for version in versions
+            if (version / ORIGIN).is_file()
         )
 
     # ----------------------------------------------------------------------------- the small print
@@ -454,20 +471,29 @@ class Store:
                 return True
         except (DamagedHistoryError, OSError):
             return True  # something is there; asking for it says what is wrong
-        with suppress(FileNotFoundError):
+        try:
             return any(
                 entry.name != moves.FILE and entry.name[0] != "." and not is_hash(entry.name)
                 for entry in folder.iterdir()
             )
-        return False
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)  # asking for it says what is wrong
 
     def _check_links(self, name: str, path: Path) -> None:
-        for entry in (path, *path.iterdir()):
+        try:
+            entries = [path, *path.iterdir()]
+        except OSError as error:
+            raise AdapterError(name, f"its folder cannot be read: {error.strerror}") from error
+        for entry in entries:
             self._check_inside(name, entry)
 
     def _check_inside(self, name: str, entry: Path) -> None:
-        if not entry.resolve().is_relative_to(self.root.resolve()):
-            raise AdapterError(name, f"'{entry.name}' is a link that leads out of the store")
+        try:
+            inside = entry.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError) as error:  # links that lead in a circle
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link in a circle") from error
+        if not inside:
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link that leads out of the store")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:

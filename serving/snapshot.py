@@ -8,12 +8,11 @@ is given a private copy: what was checked is what is loaded, and a path never ch
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.adapter import FILES, AdapterError
+from adapters.adapter import AdapterError
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Gate
 from adapters.store import Store
@@ -41,17 +40,14 @@ class Snapshots:
             KeyError: there is nothing of that name.
             AdapterError: it cannot be used, or was being rewritten.
         """
-        store.get(reference, max_rank=max_rank)  # bounds what is copied
         before = store.signature(reference)
         found = store.resolve(reference)
-        source = store.path(found)
+        checked = store.get(str(found), max_rank=max_rank)  # bounds what is copied
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".tmp-") as staging:
             copy = Path(staging, found.name)
             copy.mkdir()
             try:
-                for file in FILES:
-                    if (source / file).exists():
-                        shutil.copyfile(source / file, copy / file)
+                checked.copy_to(copy, base, 0o644)
             except FileNotFoundError as error:
                 raise AdapterError(reference, "is being rewritten; ask again") from error
             if store.signature(reference) != before:

@@ -21,6 +21,7 @@ from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.moves import FILE as MOVES
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.store import SHIPPED, Store
 
 
@@ -218,7 +219,7 @@ def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: Base
     assert store.names() == ["mine", "unbound"]
 
 
-def test_an_import_from_the_hub_takes_three_files(
+def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
     store: Store, tmp_path: Path, base: BaseCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = make_adapter(tmp_path / "hub")
@@ -236,7 +237,7 @@ def test_an_import_from_the_hub_takes_three_files(
     version = import_adapter(
         store, "someone/their-lora", "theirs", base=base, family="tiny", revision="abc"
     )
-    assert asked == [("someone/their-lora", "abc", list(FILES))]
+    assert asked == [("someone/their-lora", "abc", [*FILES, INDEX, SHARDS])]
     assert version.manifest is not None
     assert version.manifest.made_by == {"imported from": "someone/their-lora@abc"}
     with pytest.raises(SourceError, match=r"'someone/absent' cannot be fetched.*: no network$"):
