@@ -154,6 +154,8 @@ class AdapterVersion:
 
     def _check_shapes(self) -> None:
         """Every tensor is one side of a LoRA pair, whose inner dimension is its module's rank."""
+        if not self.folder.sides:
+            raise AdapterError(self.name, f"{WEIGHTS} holds no tensors of a LoRA")
         for module, pair in self.modules().items():
             a, b = pair.get("A"), pair.get("B")
             if a is None or b is None:

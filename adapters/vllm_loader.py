@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, get_args
 
@@ -72,8 +73,11 @@ def refused_modules(architecture: str, modules: Sequence[str]) -> str | None:
 
 def _helper(wanted: bool) -> tuple[Any, Any] | None:
     """vLLM's reader of adapter_config.json, and limits that are no reason to refuse."""
-    if not wanted:
-        return None
+    return _import_helper() if wanted else None
+
+
+@cache
+def _import_helper() -> tuple[Any, Any] | None:
     try:
         from vllm.config import lora
         from vllm.lora.peft_helper import PEFTHelper

@@ -27,7 +27,7 @@ from adapters.peft_config import PeftConfig
 from adapters.peft_folder import INDEX
 from adapters.store import Store
 
-FOLDERS = int(os.environ.get("REASONMAXXER_FUZZ_FOLDERS", "300"))
+FOLDERS = int(os.environ.get("REASONMAXXER_FUZZ_FOLDERS", "200"))
 GOOD: dict[str, Any] = {
     **{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]},
     **{"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False},
@@ -103,6 +103,7 @@ def test_any_bytes(content: bytes) -> None:
         b'{"peft_type": ["LORA"]}',
         "{}".encode("utf-32"),
     ],
+    ids=range(12),
 )
 def test_hard_cases(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"adapter_config\.json") as refused:
