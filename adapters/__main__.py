@@ -9,6 +9,8 @@
     gc [--keep K]                    delete versions that no alias points at and nobody uses
     import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
     export NAME[@HASH] FOLDER        a plain PEFT folder again
+    push NAME[@HASH] OWNER/REPO      to a repository of the hub
+    pull OWNER/REPO --base MODEL     from the hub; as import, which takes folders too
     prompt --model MODEL QUESTION    the exact prompt and token ids of a question
 
 Bad input ends with exit code 2 and a line that says what was wrong, a store that cannot be written
@@ -24,13 +26,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from adapters import vllm_loader
+from adapters import hub, vllm_loader
 from adapters.adapter import AdapterError, AdapterVersion, read_origin
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
 from adapters.manifest import Score, is_name
+from adapters.model_card import HUB_ID
 from adapters.places import default_store
 from adapters.program import program
 from adapters.prompt import show_prompt
@@ -80,16 +83,15 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
     imported = command("import", unaliased)
     imported.add_argument("source", help="PEFT folder or hub id")
-    imported.add_argument("--name", help="default: the source's")
-    imported.add_argument("--revision", help="of the hub repository")
-    imported.add_argument(
-        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
-    )
-    base = imported.add_mutually_exclusive_group(required=True)
-    base.add_argument("--base", help="folder or hub id of the base that it was made for")
-    base.add_argument(
-        "--no-base", action="store_true", help="unknown: check it against each base by shapes alone"
-    )
+    _import_flags(imported)
+    pulled = command("pull", unaliased)
+    pulled.add_argument("source", metavar="OWNER/REPO")
+    _import_flags(pulled)
+    pushed = command("push")
+    pushed.add_argument("reference", metavar="NAME[@HASH]")
+    pushed.add_argument("repository", metavar="OWNER/REPO")
+    pushed.add_argument("--private", action="store_true", help="if the repository is new")
+    pushed.add_argument("--revision", default="main", help="branch (main)")
     export = command("export")
     export.add_argument("reference", metavar="NAME[@HASH]")
     export.add_argument("folder", type=Path)
@@ -100,6 +102,19 @@ def parser() -> argparse.ArgumentParser:
         "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
     )
     return top
+
+
+def _import_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", help="default: the source's")
+    command.add_argument("--revision", help="of the hub repository")
+    command.add_argument(
+        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
+    )
+    base = command.add_mutually_exclusive_group(required=True)
+    base.add_argument("--base", help="folder or hub id of the base that it was made for")
+    base.add_argument(
+        "--no-base", action="store_true", help="unknown: check it against each base by shapes alone"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,6 +250,19 @@ def import_(store: Store, args: argparse.Namespace) -> None:
     _name_inert(version, sys.stderr)
 
 
+def pull(store: Store, args: argparse.Namespace) -> None:
+    if not HUB_ID.fullmatch(args.source):
+        fail(f"{args.source[:100]!r} is no repository; write OWNER/NAME, or import a folder")
+    import_(store, args)
+
+
+def push(store: Store, args: argparse.Namespace) -> None:
+    done = hub.push(
+        store, args.reference, args.repository, private=args.private, revision=args.revision
+    )
+    print(f"{done.version} -> {done.repository}@{done.commit}")
+
+
 def export(store: Store, args: argparse.Namespace) -> None:
     print(f"{export_adapter(store, args.reference, args.folder).id} -> {args.folder}")
 
@@ -254,6 +282,8 @@ COMMANDS = {
     "gc": gc,
     "import": import_,
     "export": export,
+    "push": push,
+    "pull": pull,
     "prompt": prompt,
 }
 

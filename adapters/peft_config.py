@@ -39,6 +39,18 @@ UNSERVED = {
     "megatron_config": "a Megatron layer",
 }
 
+# What a file needs whatever the values are; of the others, those that PEFT assumes anyway.
+REQUIRED = (
+    *("base_model_name_or_path", "bias", "inference_mode", "lora_alpha", "peft_type", "r"),
+    *("target_modules", "task_type"),
+)
+DEFAULTS: dict[str, Any] = {
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+
 Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
 Alpha = Annotated[float, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA, allow_inf_nan=False)]
 
@@ -156,6 +168,19 @@ class PeftConfig(BaseModel):
             except (re.error, OverflowError, RecursionError):
                 return True
         return any(module == one or module.endswith(f".{one}") for one in self.target_modules)
+
+
+def lean(raw: dict[str, Any]) -> dict[str, Any]:
+    """The keys that PEFT needs, and those whose values are not its defaults anyway.
+
+    Older versions of PEFT refuse keys that they do not know; they know these (peft issue 2208).
+    """
+    return {
+        key: value
+        for key, value in raw.items()
+        if key in REQUIRED
+        or (value != DEFAULTS[key] if key in DEFAULTS else value not in (None, False, [], {}))
+    }
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import make_adapter
 
-from adapters.adapter import WEIGHTS, AdapterError
+from adapters.adapter import WEIGHTS, AdapterError, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from serving import snapshot
 from serving.snapshot import Snapshots
 
 
@@ -76,13 +76,13 @@ def test_a_folder_rewritten_during_the_copy_is_refused(
 ) -> None:
     store = Store(tmp_path / "store")
     folder = make_adapter(store.root, "alpha", base.folder, manifest=False)
-    copyfile = shutil.copyfile
+    copy = AdapterVersion.copy_to
 
-    def rewriting_copy(source: Path, target: Path) -> None:
-        copyfile(source, target)
+    def rewriting_copy(version: AdapterVersion, *arguments: Any) -> None:
+        copy(version, *arguments)
         (folder / WEIGHTS).touch()
 
-    monkeypatch.setattr(snapshot.shutil, "copyfile", rewriting_copy)
+    monkeypatch.setattr(AdapterVersion, "copy_to", rewriting_copy)
     with pytest.raises(AdapterError, match="being rewritten"):
         snapshots.take(store, "alpha", base, 64)
     assert os.listdir(snapshots.root) == []
