@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import ROOT
 from tiny import MODULE, make_adapter, make_base
 
+from adapters import vllm_loader
 from adapters.adapter import CONFIG, WEIGHTS, AdapterError, AdapterVersion, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
+from adapters.peft_config import PeftConfig
 from adapters.peft_folder import INDEX
 from adapters.store import Store
 
 KEY = f"base_model.model.{MODULE}"
+PEFT_VERSIONS = json.loads(
+    (Path(__file__).with_name("data") / "peft-configs.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +195,41 @@ def test_what_cannot_be_served_is_refused_at_import(
     listing = store.listing(base)
     assert list(listing.offered) == ["good"]
     assert list(listing.refused) == ["bad"]
+
+
+def rows(title: str) -> dict[str, str]:
+    """First cell -> second cell of a table of docs/adapters-from-elsewhere.md."""
+    text = (ROOT / "docs" / "adapters-from-elsewhere.md").read_text()
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| ([^|`]+) \| ([^|]+) \|$", section, re.MULTILINE)[1:])
+
+
+def test_the_docs_tell_what_is_refused(tmp_path: Path, base: BaseCheckpoint) -> None:
+    told = rows("What is refused")
+    assert len(told) > 20
+    for number, (name, message) in enumerate(told.items()):
+        folder = make_adapter(tmp_path / str(number))
+        REFUSED[name][0](folder)
+        with pytest.raises(AdapterError, match=re.escape(message.strip("`"))):
+            import_adapter(Store(tmp_path / "s"), str(folder), "x", base=base, family="tiny")
+
+
+def test_the_docs_tell_what_is_served() -> None:
+    from origins import FORMS, SETTINGS
+
+    assert set(rows("What is served")) == {*FORMS, *SETTINGS}
+
+
+@pytest.mark.parametrize("version", PEFT_VERSIONS)
+def test_the_configuration_of_every_peft_is_read(tmp_path: Path, version: str) -> None:
+    """As these versions wrote them for the same adapter of models/tiny-qwen2."""
+    config = PeftConfig.parse(json.dumps(PEFT_VERSIONS[version]).encode())
+    assert (config.r, config.lora_alpha, config.largest_rank) == (4, 8, 4)
+    assert config.rank_of("model.layers.0.self_attn.o_proj") == 2
+    assert config.targets("model.layers.3.mlp.up_proj")
+    assert not config.targets("model.layers.3.mlp.down_proj")
+    assert vllm_loader.bring_in()
+    assert vllm_loader.refusal(config.raw) is None
 
 
 def test_files_that_are_not_the_adapters_do_not_matter(
