@@ -212,6 +212,11 @@ class BaseCache(_Section):
     disk_gib: float = Field(
         16.0, ge=0, description="GiB of disk, in the run folder, for what exceeds the memory."
     )
+    keep: bool = Field(
+        False,
+        description="Leave them on disk, where the next fit in the run folder finds those of the "
+        "same rollouts.",
+    )
 
 
 class Checkpoints(_Section):

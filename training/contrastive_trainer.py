@@ -171,7 +171,9 @@ class DecisionPointTrainer(ContrastiveTrainer):
         super().__init__(model=model, **kwargs)
         self.points = [points_of(row) for row in self.rows]
         model.eval()
-        (self.sampled_log_p,) = log_probs(model, self.points, store, self.windows)
+        (self.sampled_log_p,) = log_probs(
+            model, self.points, store, self.windows, label="sampling policy"
+        )
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         points = [self.points[index] for index in indices]

@@ -68,7 +68,14 @@ class RunSettings(ProblemsConfig):
         "auto",
         description="Of the base in training: float32, bfloat16, or auto: what is fast here.",
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="Of problems, rollouts and training.")
+    training_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Of training alone, so that several trainings share one set of rollouts; "
+        "default: --seed.",
+    )
 
 
 class FitConfig(RecipeSections, RunSettings):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -24,7 +25,7 @@ from training.decision_points import layer_windows
 from training.fit_config import FitConfig
 from training.generation import Generator, open_generator
 from training.grading import Verifier
-from training.hf_model import load_model, open_base
+from training.hf_model import best_dtype, load_model, open_base
 from training.problems import Problem, load_problems
 from training.run_folder import Clock
 
@@ -78,7 +79,8 @@ class Run:
         cache = self.config.base_cache
         self.budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
         # A model that cannot be gated reports no entropies; they are computed afterwards.
-        self._can_gate = is_readable(AutoConfig.from_pretrained(self.base.folder))
+        self._shape = AutoConfig.from_pretrained(self.base.folder)
+        self._can_gate = is_readable(self._shape)
         self._longest = max(
             len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
         )
@@ -88,6 +90,21 @@ class Run:
         """The training problems, divided into one share for each round."""
         rounds = self.config.rounds
         return [self.problems[number::rounds] for number in range(rounds)]
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of what comes after the rollouts: controls, first weights, order."""
+        config = self.config
+        return config.seed if config.training_seed is None else config.training_seed
+
+    @property
+    def kept_caches(self) -> Path | None:
+        """Where the base's caches stay for later fits in this run folder; None: they do not."""
+        if not self.config.base_cache.keep:
+            return None
+        # Equal tokens have equal caches with the same base in the same data type alone.
+        dtype = self.config.dtype if self.config.dtype != "auto" else best_dtype(self._shape)
+        return self.config.run_dir / f"base-caches-{self.base.fingerprint[:10]}-{dtype}"
 
     @cached_property  # it warns once
     def lora(self) -> Lora:

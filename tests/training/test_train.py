@@ -91,7 +91,9 @@ LORA = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
 BOTH = pytest.mark.parametrize("positions", ["decisions", "all"])
 
 
-def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=None, **changes):
+def run(
+    folder: Path, rows, positions="decisions", start=None, on_checkpoint=None, kept=None, **changes
+):
     optimizer = Optimizer(**{
         "learning_rate": 1e-2, "warmup_steps": 2, "epochs": 2.0, "batch_size": 2,
         "accumulation": 2, **changes,
@@ -105,6 +107,7 @@ def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=Non
         optimizer=optimizer,
         checkpoint_every=0.5,
         seed=0,
+        kept=kept,
         start=start,
         on_checkpoint=on_checkpoint,
     )
@@ -128,6 +131,18 @@ def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
+
+
+def test_a_later_training_reads_the_kept_caches(tmp_path, rows, monkeypatch) -> None:
+    kept = tmp_path / "kept"
+    first = run(tmp_path / "a", rows, kept=kept)
+    monkeypatch.setattr(
+        "training.base_cache.compute_caches", lambda *_: pytest.fail("the base ran again")
+    )
+    later = run(tmp_path / "b", rows, kept=kept)
+    assert weights(first[-1]) == weights(later[-1])
+    other = run(tmp_path / "c", rows, kept=kept, learning_rate=1e-3)
+    assert weights(first[-1]) != weights(other[-1])
 
 
 def test_always_on_batches_are_of_like_length(tmp_path) -> None:

@@ -73,7 +73,8 @@ class CheckpointEstimates:
                 self._settings,
                 self._run.config.sampling.temperature,
                 self._run.budget,
-                self._stage.path("-base-cache"),
+                self._run.kept_caches or self._stage.path("-base-cache"),
+                keep=self._run.kept_caches is not None,
             )
 
     def update(self, model: Any, checkpoint: Path) -> str:

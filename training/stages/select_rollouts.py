@@ -55,7 +55,7 @@ def select_rollouts(run: Run, rollouts: Rollouts, gate: Gate) -> TrainingSet:
         rollouts.entropies,
         gate.tau,
         run.config.selection,
-        run.config.seed,
+        run.training_seed,
     )
     if not examples:
         raise ValueError(

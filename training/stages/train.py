@@ -67,6 +67,8 @@ def train(
         "lora": run.lora.model_dump(),
         "dtype": config.dtype,
     }
+    if config.training_seed is not None:
+        settings["seed"] = config.training_seed
     stage = examples.rollouts.stage.then("training", settings | {"every": config.checkpoints.every})
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
@@ -77,8 +79,9 @@ def train(
             objective=config.objective,
             optimizer=config.optimizer,
             checkpoint_every=config.checkpoints.every,
-            seed=config.seed,
+            seed=run.training_seed,
             budget=run.budget,
+            kept=run.kept_caches,
             start=start,
             on_start=estimates.prepare if gated else None,
             on_checkpoint=estimates.update if gated else None,
@@ -97,6 +100,7 @@ def train_adapter(
     checkpoint_every: float,
     seed: int,
     budget: Budget | None = None,
+    kept: Path | None = None,
     start: Path | None = None,
     on_start: Callable[[Any], None] | None = None,
     on_checkpoint: OnCheckpoint | None = None,
@@ -107,7 +111,8 @@ def train_adapter(
         stage: where checkpoints are kept.
         load_base: gives the base; called, and LoRA layers injected, only if work is left.
         checkpoint_every: in epochs.
-        budget: of the base's caches, for training at decision points; None: all in memory.
+        budget: of the base's caches, for training at decision points; None: no limit.
+        kept: a folder where later trainings find these caches; None: they go at the end.
         start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
         on_start: called with the model before the first step.
         on_checkpoint: called for each checkpoint that is made.
@@ -133,7 +138,9 @@ def train_adapter(
         if objective.positions == "all":
             trainer = EveryPositionTrainer(**given)
         else:
-            store = base_caches(stage, model, rows, budget or Budget(float("inf"), 0))
+            store = base_caches(
+                stage, model, rows, budget or Budget(float("inf"), float("inf")), kept
+            )
             trainer = DecisionPointTrainer(store=store, **given)
         if on_start is not None:
             on_start(model)
@@ -145,15 +152,17 @@ def train_adapter(
 
 
 def base_caches(
-    stage: Stage, model: Any, rows: Sequence[TrainingRow], budget: Budget
+    stage: Stage, model: Any, rows: Sequence[TrainingRow], budget: Budget, kept: Path | None
 ) -> CacheStore:
     """The base's keys and values of `rows`, up to the last decision point of each."""
     store = CacheStore(
         model,
         [row["prompt_ids"] for row in rows],
-        [row["token_ids"][: points_of(row).reads - len(row["prompt_ids"])] for row in rows],
+        [row["token_ids"] for row in rows],
         budget,
-        stage.path("-base-cache"),
+        kept or stage.path("-base-cache"),
+        [points_of(row).reads for row in rows],
+        keep=kept is not None,
     )
     store.fill("base cache")
     return store
