@@ -10,6 +10,7 @@ another prefix. In a quantised one the weights are packed; there the shapes foll
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embedd
 _PACKED = ("qweight", "weight_packed", "weight_shape", "scales", "qzeros")
 _TURNED = ("gpt2", "imagegpt", "openai-gpt")
 _LISTED = 3
+ALL_LINEAR = "all-linear"  # PEFT's word
 
 
 class BaseModules:
@@ -98,6 +100,40 @@ class BaseModules:
         last = f".{module.rpartition('.')[2]}"
         alike = sorted(name for name in self.names if name.endswith(last))[:_LISTED]
         return f" (it has {', '.join(alike)})" if alike else ""
+
+    def targets(self, wanted: Sequence[str]) -> list[str]:
+        """`target_modules` of a LoRA as PEFT reads them, each looked up in this base.
+
+        Args:
+            wanted: names or ends of names; `all-linear`: all linear modules but the head.
+
+        Raises:
+            ValueError: the base has no module of that name.
+        """
+        found: list[str] = []
+        for one in wanted:
+            if one == ALL_LINEAR:
+                found += sorted(self._linear)
+            elif not any(name == one or name.endswith(f".{one}") for name in self.names):
+                there = ", ".join(sorted(self._linear))
+                raise ValueError(f"the base has no module '{one[:100]}'; it has {there}")
+            else:
+                found.append(one)
+        return list(dict.fromkeys(found))
+
+    @property
+    def _linear(self) -> set[str]:
+        """Last parts of the names of the language model's linear modules, without the head."""
+        return {
+            name.rpartition(".")[2]
+            for name in self.names
+            if _core(name).partition(".")[0] in _LANGUAGE
+            and not self.is_vocabulary(name)
+            and (len(self.weights.get(f"{name}.weight", ())) == 2 or self._is_packed(name))
+        }
+
+    def _is_packed(self, name: str) -> bool:
+        return any(f"{name}.{part}" in self.weights for part in _PACKED)
 
     def is_turned(self, name: str) -> bool:
         """Whether the weight is stored as [in, out], as GPT-2's Conv1D does."""

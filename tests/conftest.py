@@ -6,6 +6,7 @@ several processes (`--dist loadgroup`) all that share a server run in the same o
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from support import ROOT, Reference, Server, make_adapter, running_server, sign
 
-from adapters.adapter import WEIGHTS
+from adapters.adapter import CONFIG, WEIGHTS
 
+PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
 SERVERS = ("server", "gated")  # fixtures
 
 
@@ -48,6 +50,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     tampered.write_bytes(content)
     pickled = make_adapter(store, "pickled", base_folder, seed=5)
     (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
+    for name, field in (("odd-config", {"rank_pattern": ["q_proj"]}), ("pissa", PISSA)):
+        config = make_adapter(store, name, base_folder, manifest=False) / CONFIG
+        config.write_text(json.dumps(json.loads(config.read_text()) | field))
     make_adapter(store, "too-large", base_folder, rank=65)
     make_adapter(
         store,

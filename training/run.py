@@ -63,7 +63,7 @@ class Run:
                 the field.
         """
         base = open_base(config.model)
-        config = config.with_recipe(base)
+        config = _with_targets(config.with_recipe(base), base)
         if config.objective.positions == "decisions":
             shape = AutoConfig.from_pretrained(base.folder)
             check_readable(shape)
@@ -154,3 +154,17 @@ def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     heldout = problems[:count]
     asked = {problem.question for problem in heldout}
     return [problem for problem in problems[count:] if problem.question not in asked], heldout
+
+
+def _with_targets(config: FitConfig, base: BaseCheckpoint) -> FitConfig:
+    """`config` with the modules of its LoRA looked up in the base, before anything is sampled.
+
+    Raises:
+        ValueError: the base has no module of one of these names.
+    """
+    try:
+        targets = base.modules.targets(config.lora.target_modules)
+    except ValueError as error:
+        raise ValueError(f"lora.target_modules: {error}") from error
+    lora = config.lora.model_copy(update={"target_modules": targets})
+    return config.model_copy(update={"lora": lora})

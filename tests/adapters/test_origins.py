@@ -320,6 +320,17 @@ def test_an_adapter_of_the_vision_tower_is_refused(tmp_path: Path) -> None:
         import_adapter(Store(tmp_path / "s"), str(folder), "t", base=wrapped, family="tiny")
 
 
+def test_target_modules_are_looked_up_in_the_base(base: BaseCheckpoint) -> None:
+    qwen = BaseCheckpoint.open(str(ROOT / "models" / "tiny-qwen2")).modules
+    linear = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert qwen.targets(["all-linear"]) == linear
+    assert qwen.targets(["layers.0.mlp.up_proj", "q_proj", "q_proj"]) == [
+        *("layers.0.mlp.up_proj", "q_proj")
+    ]
+    with pytest.raises(ValueError, match="the base has no module 'q_prj'; it has down_proj, gate_"):
+        qwen.targets(["o_proj", "q_prj"])
+
+
 def on_vocabulary(folder: Path, module: str, vocab: int, hidden: int) -> Path:
     """An adapter of a head, or of an embedding."""
     make_adapter(folder, module=module, shape=(vocab, hidden))
