@@ -8,7 +8,7 @@
     verify                           check every version, alias and history; exit code 1 if unsound
     gc [--keep K]                    delete versions that no alias points at and nobody uses
     import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
-    export NAME[@HASH] FOLDER        a plain PEFT folder again
+    export NAME[@HASH] FOLDER        a plain PEFT folder again; FILE.gguf: an adapter for llama.cpp
     push NAME[@HASH] OWNER/REPO      to a repository of the hub
     pull OWNER/REPO --base MODEL     from the hub; as import, which takes folders too
     prompt --model MODEL QUESTION    the exact prompt and token ids of a question
@@ -32,6 +32,7 @@ from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
+from adapters.gguf_adapter import SUFFIX, write_gguf
 from adapters.manifest import Score, is_name
 from adapters.model_card import HUB_ID
 from adapters.places import default_store
@@ -94,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
     pushed.add_argument("--revision", default="main", help="branch (main)")
     export = command("export")
     export.add_argument("reference", metavar="NAME[@HASH]")
-    export.add_argument("folder", type=Path)
+    export.add_argument("folder", type=Path, help="new folder, or FILE.gguf for llama.cpp")
+    export.add_argument("--base", help="of a GGUF adapter: folder or hub id of the base")
     prompt = command("prompt", readable)
     prompt.add_argument("question")
     prompt.add_argument("--model", required=True, help="folder or hub id of the base")
@@ -264,6 +266,16 @@ def push(store: Store, args: argparse.Namespace) -> None:
 
 
 def export(store: Store, args: argparse.Namespace) -> None:
+    if args.folder.suffix == SUFFIX:
+        if not args.base:
+            fail("--base: a GGUF adapter needs the base that it belongs to")
+        version = store.get(args.reference)
+        try:
+            write_gguf(version, BaseCheckpoint.open(args.base), args.folder)
+        except ImportError:
+            fail("the package gguf is missing; install reasonmaxxer[gguf]")
+        print(f"{version.id} -> {args.folder}")
+        return
     print(f"{export_adapter(store, args.reference, args.folder).id} -> {args.folder}")
 
 

@@ -10,9 +10,10 @@ Keys that PEFT does not know, or that change training alone, are left as they ar
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +52,7 @@ DEFAULTS: dict[str, Any] = {
     "qalora_group_size": 16,
 }
 
+Value = TypeVar("Value")
 Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
 Alpha = Annotated[float, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA, allow_inf_nan=False)]
 
@@ -153,10 +155,21 @@ class PeftConfig(BaseModel):
                 return rank
         return self.r
 
+    def scaling_of(self, module: str) -> float:
+        """What PEFT multiplies the module's update by."""
+        alpha = next((value for key, value in self._alphas if key.match(module)), self.lora_alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    @cached_property
+    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
+        return [
+            (re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in self.alpha_pattern.items()
+        ]
+
     @cached_property
     def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
-        """In PEFT's order; the first that matches decides (peft.utils.other.get_pattern_key)."""
-        return [(re.compile(rf"(.*\.)?({key})$"), rank) for key, rank in self.rank_pattern.items()]
+        return compiled(self.rank_pattern)
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would adapt `module`; True where that takes too long to find out."""
@@ -168,6 +181,11 @@ class PeftConfig(BaseModel):
             except (re.error, OverflowError, RecursionError):
                 return True
         return any(module == one or module.endswith(f".{one}") for one in self.target_modules)
+
+
+def compiled(pattern: dict[str, Value]) -> list[tuple[re.Pattern[str], Value]]:
+    """In PEFT's order; the first that matches decides (peft.utils.other.get_pattern_key)."""
+    return [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in pattern.items()]
 
 
 def lean(raw: dict[str, Any]) -> dict[str, Any]:

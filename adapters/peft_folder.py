@@ -20,7 +20,7 @@ from typing import Any
 
 from adapters.files import copy_file, write_new
 from adapters.peft_config import FILE as CONFIG
-from adapters.peft_config import PeftConfig
+from adapters.peft_config import PeftConfig, compiled
 from adapters.safetensors_file import Tensor, read_tensors, write
 from adapters.tensor_names import Copy, Side, parse
 
@@ -149,9 +149,9 @@ class PeftFolder:
 
 def _resolved(pattern: dict[str, Any], rename: Rename) -> dict[str, Any]:
     """A rank or alpha pattern by whole module names, for modules that get other ones."""
-    compiled = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in pattern.items()]
+    known = compiled(pattern)
     found = {
-        re.escape(new): next((value for key, value in compiled if key.match(old)), None)
+        re.escape(new): next((value for key, value in known if key.match(old)), None)
         for old, new in rename.items()
     }
     return {f"^{name}": value for name, value in found.items() if value is not None}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
 # safetensors dtype -> unsigned type of its width, and its exponent's bits: all of them are set in
@@ -147,6 +148,13 @@ def same_values(one: Tensor, other: Tensor) -> bool:
         if not np.array_equal(*slices):
             return False
     return True
+
+
+def as_float32(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """The numbers of a tensor, in its shape."""
+    count = math.prod(tensor.shape)
+    values: npt.NDArray[np.float32] = _as_floats(tensor, count)(0, count)
+    return values.reshape(tensor.shape)
 
 
 def _as_floats(tensor: Tensor, count: int) -> Callable[[int, int], Any]:

@@ -53,6 +53,20 @@ def lora(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
     return folder
 
 
+def small_base(family: str, folder: Path) -> Path:
+    """A random base of two layers: four heads, two of keys and values."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        **{"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(str(folder))
+    return folder
+
+
 # ----------------------------------------------------------------- the same LoRA, written otherwise
 
 
