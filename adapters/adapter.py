@@ -8,7 +8,7 @@ A folder without a manifest is any PEFT LoRA: it can be served at every step, bu
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -67,11 +67,9 @@ def content_hash(digests: dict[str, str]) -> str:
     """The HASH in NAME@HASH: twelve digits of the SHA-256 over the files that make an adapter.
 
     Args:
-        digests: file name -> hex SHA-256, of the files that are there.
+        digests: file name -> hex SHA-256; of FILES, those that are there.
     """
-    others = sorted(digests.keys() - FILES.keys())  # the shards of a folder outside of the store
-    order = [*(file for file in FILES if file in digests), *others]
-    lines = "".join(f"{file} {digests[file]}\n" for file in order)
+    lines = "".join(f"{file} {digests[file]}\n" for file in FILES if file in digests)
     return hashlib.sha256(lines.encode()).hexdigest()[:HASH_LENGTH]
 
 
@@ -129,23 +127,38 @@ class AdapterVersion:
     @classmethod
     def _read(cls, path: Path, name: str, known: str | None) -> AdapterVersion:
         folder = PeftFolder.read(path)
-        files = [*folder.files]
+        manifest = None
         if is_regular(path / MANIFEST, FILES[MANIFEST]):
-            files.append(MANIFEST)
-        digests = {file: sha256_file(path / file) for file in files if known is None}
+            manifest = _read_manifest(name, path, None if known else folder.files)
         version = cls(
             name=name,
             path=path,
             config=folder.config,
             folder=folder,
-            manifest=_read_manifest(name, path, digests) if MANIFEST in files else None,
-            hash=known or content_hash(digests),
+            manifest=manifest,
+            hash=known or "",
         )
         version._check_shapes()
         refusal = vllm_loader.refusal(folder.config.raw)
         if refusal:
             raise AdapterError(name, refusal)
-        return version
+        return version if known else replace(version, hash=version._content_hash())
+
+    def _content_hash(self) -> str:
+        """The hash of its files, or of those that `copy_to` would write."""
+        digests = self.folder.digests({})
+        if self.manifest is not None:
+            content = self._manifest(digests)
+            digests[MANIFEST] = hashlib.sha256(content).hexdigest()
+        return content_hash(digests)
+
+    def _manifest(self, digests: dict[str, str]) -> bytes:
+        """The manifest's bytes, signed anew where configuration or weights have changed."""
+        assert self.manifest is not None
+        if {file: self.manifest.files.get(file) for file in digests} == digests:
+            return (self.path / MANIFEST).read_bytes()
+        manifest = self.manifest.model_copy(update={"files": self.manifest.files | digests})
+        return manifest.model_dump_json(indent=2).encode() + b"\n"
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -277,14 +290,9 @@ class AdapterVersion:
         self.folder.write(target, rename, mode)
         for file in self._alongside(changes):
             copy_file(self.path / file, target / file, ALONGSIDE[file], mode)
-        if self.manifest is not None and not changes:
-            copy_file(self.path / MANIFEST, target / MANIFEST, FILES[MANIFEST], mode)
-        elif self.manifest is not None:
-            files = self.manifest.files | {
-                file: sha256_file(target / file) for file in (CONFIG, WEIGHTS)
-            }
-            manifest = self.manifest.model_copy(update={"files": files})
-            write_new(target / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n", mode)
+        if self.manifest is not None:
+            written = {file: sha256_file(target / file) for file in (CONFIG, WEIGHTS)}
+            write_new(target / MANIFEST, self._manifest(written), mode)
         if changes:
             digests = {file: sha256_file(self.path / file) for file in self.folder.files}
             origin = Origin(changes=changes, files=digests).model_dump_json(indent=2)
@@ -301,8 +309,8 @@ class AdapterVersion:
         ]
 
 
-def _read_manifest(name: str, path: Path, digests: dict[str, str]) -> Manifest:
-    """The manifest, compared with `digests` unless these are empty."""
+def _read_manifest(name: str, path: Path, files: list[str] | None) -> Manifest:
+    """The manifest, compared with the adapter's `files`; None: they are as it says."""
     try:
         manifest = Manifest.read(path)
     except ValidationError as error:
@@ -314,7 +322,9 @@ def _read_manifest(name: str, path: Path, digests: dict[str, str]) -> Manifest:
             "remove the file if another program wrote it",
         ) from error
     for file in (CONFIG, WEIGHTS):
-        if digests and manifest.files.get(file) != digests.get(file):
+        if files is None:
+            continue
+        if file not in files or manifest.files.get(file) != sha256_file(path / file):
             raise AdapterError(name, f"{file} is not the file its manifest names (hash differs)")
     return manifest
 

@@ -108,7 +108,7 @@ def metadata(manifest: Manifest, base: BaseFacts) -> str:
 
 
 def _results(scores: Sequence[Score]) -> list[Any]:
-    """The scores as the hub's `model-index` lists them: one entry a figure, unless it repeats."""
+    """The scores as the hub's `model-index` lists them; the base's own are not this model's."""
     from huggingface_hub import EvalResult
 
     return [
@@ -124,6 +124,7 @@ def _results(scores: Sequence[Score]) -> list[Any]:
             metric_args={"temperature": score.temperature, "n": score.n},
         )
         for score in scores
+        if score.mode != "base"
     ]
 
 

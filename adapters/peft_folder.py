@@ -10,6 +10,7 @@ like are neither read nor copied.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.files import copy_file, write_new
+from adapters.files import copy_file, sha256_file, write_new
 from adapters.peft_config import FILE as CONFIG
 from adapters.peft_config import PeftConfig, compiled
-from adapters.safetensors_file import Tensor, read_tensors, write
+from adapters.safetensors_file import Tensor, digest, read_tensors, write
 from adapters.tensor_names import Copy, Side, parse
 
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +35,8 @@ _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 # Formats that run code when they are loaded, by the names that adapters' weights have in them.
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _PICKLED = re.compile(r"(adapter|pytorch_model|model|lora|weights)", re.IGNORECASE)
+
+_MARK = b"\xef\xbb\xbf"  # UTF-8's, which vLLM does not read
 
 Rename = Mapping[str, str]  # module in the adapter -> module in the base
 
@@ -116,24 +119,47 @@ class PeftFolder:
         Raises:
             OSError: they cannot be written, or read.
         """
-        tensors = {
+        if self._same_weights(rename):
+            copy_file(self.path / WEIGHTS, target / WEIGHTS, WEIGHTS_LIMIT, mode)
+        else:
+            write(target / WEIGHTS, self._tensors(rename), mode)
+        write_new(target / CONFIG, self._configuration(rename), mode)
+
+    def digests(self, rename: Rename) -> dict[str, str]:
+        """Hex SHA-256 of each file that `write` would write."""
+        weights = (
+            sha256_file(self.path / WEIGHTS)
+            if self._same_weights(rename)
+            else digest(self._tensors(rename))
+        )
+        return {
+            CONFIG: hashlib.sha256(self._configuration(rename)).hexdigest(),
+            WEIGHTS: weights,
+        }
+
+    def _tensors(self, rename: Rename) -> dict[str, Tensor]:
+        """PEFT's name of each tensor -> where its bytes lie."""
+        return {
             side._replace(module=rename.get(side.module, side.module)).key: tensor
             for side, tensor in self.sides.values()
         }
-        if set(tensors) == set(_tensors(self.path, [WEIGHTS]) if WEIGHTS in self.files else ()):
-            copy_file(self.path / WEIGHTS, target / WEIGHTS, WEIGHTS_LIMIT, mode)
-        else:
-            write(target / WEIGHTS, tensors, mode)
+
+    def _same_weights(self, rename: Rename) -> bool:
+        """Whether the file of weights is the one that PEFT would have written."""
+        found = {*self.sides, *self.copies, *self.idle}
+        return self.files == [CONFIG, WEIGHTS] and found == self._tensors(rename).keys()
+
+    def _configuration(self, rename: Rename) -> bytes:
+        """The content of adapter_config.json; where nothing changes, as it is."""
         raw = self._renamed_config(rename)
-        if raw == self.config.raw and not self._has_mark():
-            copy_file(self.path / CONFIG, target / CONFIG, CONFIG_LIMIT, mode)
-        else:
-            content = json.dumps(raw, indent=2, sort_keys=True) + "\n"
-            write_new(target / CONFIG, content.encode(), mode)
+        content = (self.path / CONFIG).read_bytes()
+        if raw == self.config.raw:
+            return content.removeprefix(_MARK)
+        return (json.dumps(raw, indent=2, sort_keys=True) + "\n").encode()
 
     def _has_mark(self) -> bool:
         with (self.path / CONFIG).open("rb") as file:
-            return file.read(3) == b"\xef\xbb\xbf"
+            return file.read(3) == _MARK
 
     def _renamed_config(self, rename: Rename) -> dict[str, Any]:
         """The configuration; where modules have other names, with these as its targets."""

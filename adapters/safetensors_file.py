@@ -7,6 +7,7 @@ write(target, {"new.name": read_tensors(path)["old.name"]})   # bytes are copied
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -178,44 +179,52 @@ def write(target: Path, tensors: Mapping[str, Tensor], mode: int = 0o444) -> Non
     Raises:
         OSError: it cannot be written, or is there already.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    # Widest elements first, as the safetensors library does, so that all of them are aligned.
-    order = sorted(tensors.items(), key=lambda item: (-_width(item[1]), item[0]))
-    for name, tensor in order:
-        size = tensor.end - tensor.begin
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": [at, at + size],
-        }
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     # Through `os`, as adapters/files.py writes, so that whoever watches the disk sees each step.
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        _write_all(fd, struct.pack("<Q", len(text)) + text)
-        for _, tensor in order:
-            with tensor.file.open("rb") as file:
-                file.seek(tensor.begin)
-                left = tensor.end - tensor.begin
-                while left:
-                    block = file.read(min(left, _PIECE))
-                    if not block:
-                        raise OSError(f"{tensor.file}: was cut short while it was read")
-                    _write_all(fd, block)
-                    left -= len(block)
+        for block in _content(tensors):
+            left = block
+            while left:
+                left = left[os.write(fd, left) :]
         os.fchmod(fd, mode)
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of the file that `write` would write."""
+    found = hashlib.sha256()
+    for block in _content(tensors):
+        found.update(block)
+    return found.hexdigest()
+
+
+def _content(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """A safetensors file of `tensors`, piece by piece."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    # Widest elements first, as the safetensors library does, so that all of them are aligned.
+    order = sorted(tensors.items(), key=lambda item: (-_width(item[1]), item[0]))
+    for name, tensor in order:
+        size = tensor.end - tensor.begin
+        offsets = [at, at + size]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for _, tensor in order:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.begin)
+            left = tensor.end - tensor.begin
+            while left:
+                block = file.read(min(left, _PIECE))
+                if not block:
+                    raise OSError(f"{tensor.file}: was cut short while it was read")
+                yield block
+                left -= len(block)
+
+
 def _width(tensor: Tensor) -> int:
     return max(1, (tensor.end - tensor.begin) // max(1, math.prod(tensor.shape)))
-
-
-def _write_all(fd: int, block: bytes) -> None:
-    while block:
-        block = block[os.write(fd, block) :]

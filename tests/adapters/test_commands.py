@@ -264,10 +264,12 @@ def test_an_oversized_file_is_refused_before_it_is_read(store: Store, tmp_path: 
 
 
 def test_an_export_comes_back_as_the_same_version(store: Store, tmp_path: Path) -> None:
-    shipped = Store(SHIPPED)
-    version = export_adapter(shipped, "tiny-math", tmp_path / "out")
+    first = Store(tmp_path / "first")
+    export_adapter(Store(SHIPPED), "tiny-math", tmp_path / "lean")  # of a version that was not
+    import_adapter(first, str(tmp_path / "lean"), "tiny-math", base=None)
+    version = export_adapter(first, "tiny-math", tmp_path / "out")
     with pytest.raises(FileExistsError):
-        export_adapter(shipped, "tiny-math", tmp_path / "out")
+        export_adapter(first, "tiny-math", tmp_path / "out")
     again = import_adapter(store, str(tmp_path / "out"), "tiny-math", base=None)
     assert again.id == version.id
     assert (tmp_path / "out" / "fit.yaml").read_bytes() == (version.path / "fit.yaml").read_bytes()

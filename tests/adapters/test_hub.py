@@ -88,7 +88,7 @@ def refused(work: Path, endpoint: str, store: Store, repositories: Repositories)
 def manifest(name: str = "math") -> Manifest:
     scores = [
         Score(mode=mode, problems="GSM8K test", metric=metric, value=0.5, n=9, temperature=0)
-        for mode in ("base", "gated")
+        for mode in ("base", "always", "gated")
         for metric in ("pass@1", "avg@8")
     ]
     return Manifest(
@@ -107,9 +107,9 @@ def test_a_card_has_metadata_that_the_hub_accepts() -> None:
     assert card.data.base_model == "Qwen/Qwen2.5-0.5B"
     assert (card.data.license, card.data.license_name) == ("other", "qwen")
     results = card.data.eval_results
-    assert results is not None and len(results) == 4
+    assert results is not None and len(results) == 4  # the base's own are not the adapter's
     assert all(isinstance(one, EvalResult) and one.metric_value == 0.5 for one in results)
-    assert {one.dataset_config for one in results} == {"base", "gated"}
+    assert {one.dataset_config for one in results} == {"always", "gated"}
     assert "    reasonmaxxer fit\n" in card.content
     assert len(yaml.safe_load(card.content.split("---\n")[1])["model-index"]) == 1
 
