@@ -141,6 +141,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "targets of null": (configured(target_modules=None), "target_modules is null; add the value"),
     "empty targets": (configured(target_modules=[]), "target_modules is neither a list"),
     "targets of numbers": (configured(target_modules=[1]), "target_modules is neither a list"),
+    "targets that are no pattern": (configured(target_modules="(("), "target_modules is neither"),
     "other targets": (configured(target_modules=["k_proj"]), "target_modules does not name model"),
     "no rank": (configured(r=...), "r is missing; add the value that the adapter was trained with"),
     "a rank of null": (configured(r=None), "r is null; add the value"),
