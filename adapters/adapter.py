@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from adapters import vllm_loader
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import copy_file, sha256_file, write_new
+from adapters.files import copy_file, sha256_file, write_blocks
 from adapters.gate import acting
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Gate, Manifest
@@ -30,7 +30,6 @@ from adapters.peft_folder import (
     refuse_copies,
 )
 from adapters.reference import HASH_LENGTH
-from adapters.safetensors_file import check_finite
 
 __all__ = [
     "ALONGSIDE",
@@ -100,13 +99,20 @@ class AdapterVersion:
         return self.config.largest_rank
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None, known: str | None = None) -> AdapterVersion:
-        """Read the adapter folder `path` and check it.
+    def read(
+        cls,
+        path: Path,
+        name: str | None = None,
+        known: str | None = None,
+        weights: str | None = None,
+    ) -> AdapterVersion:
+        """Read the adapter folder `path` and check it; its weights are read once, or not at all.
 
         Where vLLM is in this process, its own loader is asked too.
 
         Args:
             known: its hash, taken on trust: then the weights are not read, only their header.
+            weights: SHA-256 of the weights, where `copy_to` has just written them.
 
         Raises:
             AdapterError: files missing, pickled, damaged, of the wrong kind, or not as hashed.
@@ -115,7 +121,7 @@ class AdapterVersion:
         if not path.is_dir():
             raise AdapterError(name, "no such folder")
         try:
-            return cls._read(path, name, known)
+            return cls._read(path, name, known, weights)
         except AdapterError:
             raise
         except ValueError as error:
@@ -125,32 +131,45 @@ class AdapterVersion:
             raise AdapterError(name, f"{file} cannot be read: {error.strerror or error}") from error
 
     @classmethod
-    def _read(cls, path: Path, name: str, known: str | None) -> AdapterVersion:
+    def _read(cls, path: Path, name: str, known: str | None, weights: str | None) -> AdapterVersion:
         folder = PeftFolder.read(path)
-        manifest = None
-        if is_regular(path / MANIFEST, FILES[MANIFEST]):
-            manifest = _read_manifest(name, path, None if known else folder.files)
+        has_manifest = is_regular(path / MANIFEST, FILES[MANIFEST])
         version = cls(
             name=name,
             path=path,
             config=folder.config,
             folder=folder,
-            manifest=manifest,
+            manifest=_read_manifest(name, path) if has_manifest else None,
             hash=known or "",
         )
         version._check_shapes()
         refusal = vllm_loader.refusal(folder.config.raw)
         if refusal:
             raise AdapterError(name, refusal)
-        return version if known else replace(version, hash=version._content_hash())
-
-    def _content_hash(self) -> str:
-        """The hash of its files, or of those that `copy_to` would write."""
-        digests = self.folder.digests({})
-        if self.manifest is not None:
-            content = self._manifest(digests)
+        if known:
+            return version
+        digests = folder.digests({}, weights)
+        version._check_manifest(digests)
+        if has_manifest:
+            content = version._manifest(digests)
             digests[MANIFEST] = hashlib.sha256(content).hexdigest()
-        return content_hash(digests)
+        return replace(version, hash=content_hash(digests))
+
+    def _check_manifest(self, digests: dict[str, str]) -> None:
+        """Raise AdapterError unless the files are those that the manifest names.
+
+        Args:
+            digests: of the files as `copy_to` would write them.
+        """
+        if self.manifest is None:
+            return
+        for file in (CONFIG, WEIGHTS):
+            same = self.folder.is_canonical or not (self.path / file).is_file()
+            found = digests[file] if same else sha256_file(self.path / file)
+            if self.manifest.files.get(file) != found:
+                raise AdapterError(
+                    self.name, f"{file} is not the file its manifest names (hash differs)"
+                )
 
     def _manifest(self, digests: dict[str, str]) -> bytes:
         """The manifest's bytes, signed anew where configuration or weights have changed."""
@@ -204,15 +223,6 @@ class AdapterVersion:
         modules = list(self.modules())
         acts = set(acting(modules))
         return sorted({name.rpartition(".")[2] for name in modules if name not in acts})
-
-    def check_weights(self) -> None:
-        """Raise AdapterError unless every weight is a finite number. Reads all of them."""
-        try:
-            for file in self.folder.files:
-                if file.endswith(".safetensors"):
-                    check_finite(self.path / file)
-        except ValueError as error:
-            raise AdapterError(self.name, str(error)) from error
 
     def renames(self, base: BaseCheckpoint) -> dict[str, str]:
         """Module as the adapter calls it -> as `base` calls it.
@@ -269,34 +279,44 @@ class AdapterVersion:
 
     # ----------------------------------------------------------------------------------- copying
 
-    def copy_to(self, target: Path, base: BaseCheckpoint | None = None, mode: int = 0o444) -> None:
+    def copy_to(self, target: Path, base: BaseCheckpoint | None = None, mode: int = 0o444) -> str:
         """Write the files of the adapter into the folder `target`, as PEFT would have.
 
-        Where that changes something, ORIGIN says what it was and what the files were.
+        The weights are read once: checked, hashed and written. Where anything is changed, ORIGIN
+        says what it was and what the files were.
 
         Args:
             base: whose names the modules get; None: they stay as they are.
+
+        Returns:
+            SHA-256 of the weights.
 
         Raises:
             AdapterError: it cannot be used so.
             OSError: the files cannot be written.
         """
         rename = self.renames(base) if base else {}
+        changes = self.folder.changes(rename)
         try:
             refuse_copies(self.folder, base.has_weight if base else None)
+            if changes:
+                self._check_manifest(self.folder.digests({}) if self.manifest else {})
+            digests = self.folder.write(target, rename, mode)
+        except AdapterError:
+            raise
         except ValueError as error:
             raise AdapterError(self.name, str(error)) from error
-        changes = self.folder.changes(rename)
-        self.folder.write(target, rename, mode)
         for file in self._alongside(changes):
             copy_file(self.path / file, target / file, ALONGSIDE[file], mode)
-        if self.manifest is not None:
-            written = {file: sha256_file(target / file) for file in (CONFIG, WEIGHTS)}
-            write_new(target / MANIFEST, self._manifest(written), mode)
+        if self.manifest is not None and not changes:
+            copy_file(self.path / MANIFEST, target / MANIFEST, FILES[MANIFEST], mode)
+        elif self.manifest is not None:
+            write_blocks(target / MANIFEST, [self._manifest(digests)], mode)
         if changes:
-            digests = {file: sha256_file(self.path / file) for file in self.folder.files}
-            origin = Origin(changes=changes, files=digests).model_dump_json(indent=2)
-            write_new(target / ORIGIN, origin.encode() + b"\n", mode)
+            files = {file: sha256_file(self.path / file) for file in self.folder.files}
+            origin = Origin(changes=changes, files=files).model_dump_json(indent=2)
+            write_blocks(target / ORIGIN, [origin.encode() + b"\n"], mode)
+        return digests[WEIGHTS]
 
     def _alongside(self, changes: list[str]) -> list[str]:
         """Of ALONGSIDE, the files that are worth a copy."""
@@ -309,10 +329,9 @@ class AdapterVersion:
         ]
 
 
-def _read_manifest(name: str, path: Path, files: list[str] | None) -> Manifest:
-    """The manifest, compared with the adapter's `files`; None: they are as it says."""
+def _read_manifest(name: str, path: Path) -> Manifest:
     try:
-        manifest = Manifest.read(path)
+        return Manifest.read(path)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
@@ -321,12 +340,6 @@ def _read_manifest(name: str, path: Path, files: list[str] | None) -> Manifest:
             f"{MANIFEST}: {field}: {first['msg'][:300]}; "
             "remove the file if another program wrote it",
         ) from error
-    for file in (CONFIG, WEIGHTS):
-        if files is None:
-            continue
-        if file not in files or manifest.files.get(file) != sha256_file(path / file):
-            raise AdapterError(name, f"{file} is not the file its manifest names (hash differs)")
-    return manifest
 
 
 class Origin(BaseModel):

@@ -14,15 +14,16 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.files import copy_file, sha256_file, write_new
+from adapters.files import write_blocks
 from adapters.peft_config import FILE as CONFIG
 from adapters.peft_config import PeftConfig, compiled
-from adapters.safetensors_file import Tensor, digest, read_tensors, write
+from adapters.safetensors_file import Tensor, merged, read_tensors, read_weights
 from adapters.tensor_names import Copy, Side, parse
 
 WEIGHTS = "adapter_model.safetensors"
@@ -113,29 +114,41 @@ class PeftFolder:
             told.append(f"{CONFIG} has no byte order mark")
         return told
 
-    def write(self, target: Path, rename: Rename, mode: int = 0o444) -> None:
+    def write(self, target: Path, rename: Rename, mode: int = 0o444) -> dict[str, str]:
         """Write configuration and weights into the folder `target` as PEFT would have.
 
+        Returns:
+            Hex SHA-256 of each.
+
         Raises:
+            ValueError: the weights are not finite numbers.
             OSError: they cannot be written, or read.
         """
-        if self._same_weights(rename):
-            copy_file(self.path / WEIGHTS, target / WEIGHTS, WEIGHTS_LIMIT, mode)
-        else:
-            write(target / WEIGHTS, self._tensors(rename), mode)
-        write_new(target / CONFIG, self._configuration(rename), mode)
+        digest = hashlib.sha256()
+        write_blocks(target / WEIGHTS, self._weights(rename, digest), mode)
+        content = self._configuration(rename)
+        write_blocks(target / CONFIG, [content], mode)
+        return {CONFIG: hashlib.sha256(content).hexdigest(), WEIGHTS: digest.hexdigest()}
 
-    def digests(self, rename: Rename) -> dict[str, str]:
-        """Hex SHA-256 of each file that `write` would write."""
-        weights = (
-            sha256_file(self.path / WEIGHTS)
-            if self._same_weights(rename)
-            else digest(self._tensors(rename))
-        )
-        return {
-            CONFIG: hashlib.sha256(self._configuration(rename)).hexdigest(),
-            WEIGHTS: weights,
-        }
+    def digests(self, rename: Rename, weights: str | None = None) -> dict[str, str]:
+        """Hex SHA-256 of each file that `write` would write; the weights are read for it.
+
+        Args:
+            weights: theirs, where it is known.
+
+        Raises:
+            ValueError, OSError: as `write`.
+        """
+        digest = hashlib.sha256()
+        if weights is None:
+            deque(self._weights(rename, digest), maxlen=0)
+        content = hashlib.sha256(self._configuration(rename))
+        return {CONFIG: content.hexdigest(), WEIGHTS: weights or digest.hexdigest()}
+
+    def _weights(self, rename: Rename, digest: hashlib._Hash) -> Iterator[bytes]:
+        if self._same_weights(rename):
+            return read_weights(self.path / WEIGHTS, digest)
+        return merged(self._tensors(rename), digest)
 
     def _tensors(self, rename: Rename) -> dict[str, Tensor]:
         """PEFT's name of each tensor -> where its bytes lie."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ _EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
     "F16": (np.dtype("<u2"), 0x7C00),
     "BF16": (np.dtype("<u2"), 0x7F80),
 }
-_PIECE = 2**22  # elements looked at together, and bytes copied together
+_PIECE = 2**22  # bytes looked at together; whole elements of every type
 
 
 class Tensor(NamedTuple):
@@ -112,30 +111,77 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
-def check_finite(path: Path) -> None:
-    """Raise ValueError, naming the tensor, unless `path` holds finite floating-point numbers."""
-    for name, tensor in read_tensors(path).items():
-        for piece, exponent in _pieces(name, tensor):
-            if bool(((piece & exponent) == exponent).any()):
-                raise ValueError(f"{path.name}: {name} holds numbers that are NaN or infinite")
+def read_weights(path: Path, digest: hashlib._Hash) -> Iterator[bytes]:
+    """The bytes of a safetensors file in one pass: hashed into `digest`, checked, given out.
+
+    Raises:
+        ValueError: a tensor, which is named, does not hold finite floating-point numbers; or the
+            file is not safetensors.
+    """
+    tensors = sorted(read_tensors(path).items(), key=lambda item: item[1].begin)
+    with path.open("rb") as file:
+        head = file.read(_data_start(path))
+    digest.update(head)
+    yield head
+    for name, tensor in tensors:
+        for block in _checked(name, tensor):
+            digest.update(block)
+            yield block
 
 
-def _pieces(name: str, tensor: Tensor) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
-    """The bits of a tensor, piece by piece, each with the bits of an exponent that is no number."""
+def merged(tensors: Mapping[str, Tensor], digest: hashlib._Hash) -> Iterator[bytes]:
+    """The bytes of a new safetensors file of `tensors`, hashed and checked on the way.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    # Widest elements first, as the safetensors library does, so that all of them are aligned.
+    order = sorted(tensors.items(), key=lambda item: (-_width(item[1]), item[0]))
+    for name, tensor in order:
+        size = tensor.end - tensor.begin
+        offsets = [at, at + size]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    digest.update(head)
+    yield head
+    for name, tensor in order:
+        for block in _checked(name, tensor):
+            digest.update(block)
+            yield block
+
+
+def _checked(name: str, tensor: Tensor) -> Iterator[bytes]:
+    """The bytes of a tensor, piece by piece.
+
+    Raises:
+        ValueError: they are not finite floating-point numbers, or not as many as its shape says.
+    """
     file = tensor.file.name
     if tensor.dtype not in _EXPONENTS:
         raise ValueError(
             f"{file}: {name} is {tensor.dtype}; save it as one of {', '.join(_EXPONENTS)}"
         )
     dtype, exponent = _EXPONENTS[tensor.dtype]
-    count = math.prod(tensor.shape)
-    if tensor.end - tensor.begin != count * dtype.itemsize:
+    if tensor.end - tensor.begin != math.prod(tensor.shape) * dtype.itemsize:
         raise ValueError(f"{file}: {name} has not as many bytes as its shape says")
-    if count == 0:
+    if tensor.end == tensor.begin:
         raise ValueError(f"{file}: {name} is empty")
-    bits = np.memmap(tensor.file, dtype, mode="r", offset=tensor.begin, shape=(count,))
-    for start in range(0, count, _PIECE):
-        yield bits[start : start + _PIECE], exponent
+    with tensor.file.open("rb") as opened:
+        opened.seek(tensor.begin)
+        for start in range(tensor.begin, tensor.end, _PIECE):
+            size = min(_PIECE, tensor.end - start)
+            block = opened.read(size)
+            if len(block) < size:
+                raise ValueError(f"{file}: cut short while it was read")
+            bits = np.frombuffer(block, dtype)
+            if bool(((bits & exponent) == exponent).any()):
+                raise ValueError(f"{file}: {name} holds numbers that are NaN or infinite")
+            yield block
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
@@ -171,59 +217,6 @@ def _as_floats(tensor: Tensor, count: int) -> Callable[[int, int], Any]:
         return piece.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[tensor.dtype]).astype("<f4")
 
     return read
-
-
-def write(target: Path, tensors: Mapping[str, Tensor], mode: int = 0o444) -> None:
-    """Write a new safetensors file of `tensors` under new names; their bytes are copied.
-
-    Raises:
-        OSError: it cannot be written, or is there already.
-    """
-    # Through `os`, as adapters/files.py writes, so that whoever watches the disk sees each step.
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        for block in _content(tensors):
-            left = block
-            while left:
-                left = left[os.write(fd, left) :]
-        os.fchmod(fd, mode)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 of the file that `write` would write."""
-    found = hashlib.sha256()
-    for block in _content(tensors):
-        found.update(block)
-    return found.hexdigest()
-
-
-def _content(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
-    """A safetensors file of `tensors`, piece by piece."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    # Widest elements first, as the safetensors library does, so that all of them are aligned.
-    order = sorted(tensors.items(), key=lambda item: (-_width(item[1]), item[0]))
-    for name, tensor in order:
-        size = tensor.end - tensor.begin
-        offsets = [at, at + size]
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for _, tensor in order:
-        with tensor.file.open("rb") as file:
-            file.seek(tensor.begin)
-            left = tensor.end - tensor.begin
-            while left:
-                block = file.read(min(left, _PIECE))
-                if not block:
-                    raise OSError(f"{tensor.file}: was cut short while it was read")
-                yield block
-                left -= len(block)
 
 
 def _width(tensor: Tensor) -> int:

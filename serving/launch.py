@@ -197,7 +197,7 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
 
         run_server = vllm_versions.find("run_server", vllm_versions.RUN_SERVER)
 
-        from serving.drain import FLUSH_SECONDS
+        from serving.middleware import FLUSH_SECONDS
 
         try:
             uvloop.run(run_server(args, timeout_graceful_shutdown=FLUSH_SECONDS))
