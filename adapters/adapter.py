@@ -260,6 +260,9 @@ class AdapterVersion:
         """Raise ValueError unless shapes, copies and kinds of modules are right for `base`."""
         modules = base.modules
         refuse_copies(self.folder, base.has_weight)
+        refusal = vllm_loader.refused_quantisation(modules.quantisation)
+        if refusal:
+            raise ValueError(refusal)
         embeddings = {side.module for side, _ in self.folder.sides.values() if side.embedding}
         for module, pair in self.modules().items():
             name = modules.find(module)

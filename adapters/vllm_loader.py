@@ -71,6 +71,19 @@ def refused_modules(architecture: str, modules: Sequence[str]) -> str | None:
     )
 
 
+def refused_quantisation(method: str | None) -> str | None:
+    """Why vLLM would not load a base that is quantised so; None: it would, or nobody says."""
+    if method is None or _helper(_HEAVY in sys.modules) is None:
+        return None
+    try:
+        from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    except Exception:
+        return None
+    if any(method.replace("_", "-") == known.replace("_", "-") for known in QUANTIZATION_METHODS):
+        return None
+    return f"quantised base: vLLM knows no quantisation '{method[:50]}'; use the base it came from"
+
+
 def _helper(wanted: bool) -> tuple[Any, Any] | None:
     """vLLM's reader of adapter_config.json, and limits that are no reason to refuse."""
     return _import_helper() if wanted else None

@@ -422,6 +422,13 @@ def test_the_shapes_of_a_quantised_base_follow_from_its_configuration(
         import_adapter(store, str(wrong), "wrong", base=base, family="tiny")
 
 
+def test_a_quantisation_that_vllm_does_not_know_is_named(tmp_path: Path) -> None:
+    base = quantised(tmp_path / "base", "sqish", PACKED["awq"])
+    folder = make_adapter(tmp_path / "theirs", shape=(8, 8))
+    with pytest.raises(AdapterError, match="quantised base: vLLM knows no quantisation 'sqish'"):
+        import_adapter(Store(tmp_path / "s"), str(folder), "t", base=base, family="tiny")
+
+
 def test_a_quantised_base_of_unknown_shapes_is_named(tmp_path: Path) -> None:
     base = quantised(tmp_path / "base", "awq", PACKED["awq"])
     config = json.loads((base.folder / "config.json").read_text()) | {"model_type": "unknown"}
