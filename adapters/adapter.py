@@ -46,7 +46,7 @@ __all__ = [
 # The files that make an adapter what it is, and those that only tell of it; bytes at most.
 FILES = {CONFIG: CONFIG_LIMIT, WEIGHTS: WEIGHTS_LIMIT, MANIFEST: 2**20}
 ORIGIN = "origin.json"  # what was changed when the adapter was copied into the store
-ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20, ORIGIN: 2**20}
+ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20}
 
 
 LONGEST_REASON = 1500  # letters
@@ -282,7 +282,13 @@ class AdapterVersion:
 
     # ----------------------------------------------------------------------------------- copying
 
-    def copy_to(self, target: Path, base: BaseCheckpoint | None = None, mode: int = 0o444) -> str:
+    def copy_to(
+        self,
+        target: Path,
+        base: BaseCheckpoint | None = None,
+        mode: int = 0o444,
+        origin: Origin | None = None,
+    ) -> str:
         """Write the files of the adapter into the folder `target`, as PEFT would have.
 
         The weights are read once: checked, hashed and written. Where anything is changed, ORIGIN
@@ -290,6 +296,7 @@ class AdapterVersion:
 
         Args:
             base: whose names the modules get; None: they stay as they are.
+            origin: what this folder was itself made from, where the caller knows.
 
         Returns:
             SHA-256 of the weights.
@@ -309,7 +316,7 @@ class AdapterVersion:
             raise
         except ValueError as error:
             raise AdapterError(self.name, str(error)) from error
-        for file in self._alongside(changes):
+        for file in self._alongside():
             copy_file(self.path / file, target / file, ALONGSIDE[file], mode)
         if self.manifest is not None and not changes:
             copy_file(self.path / MANIFEST, target / MANIFEST, FILES[MANIFEST], mode)
@@ -317,18 +324,18 @@ class AdapterVersion:
             write_blocks(target / MANIFEST, [self._manifest(digests)], mode)
         if changes:
             files = {file: sha256_file(self.path / file) for file in self.folder.files}
-            origin = Origin(changes=changes, files=files).model_dump_json(indent=2)
-            write_blocks(target / ORIGIN, [origin.encode() + b"\n"], mode)
+            origin = Origin(changes=changes, files=files)
+        if origin is not None and origin.changes:
+            content = origin.model_dump_json(indent=2).encode() + b"\n"
+            write_blocks(target / ORIGIN, [content], mode)
         return digests[WEIGHTS]
 
-    def _alongside(self, changes: list[str]) -> list[str]:
+    def _alongside(self) -> list[str]:
         """Of ALONGSIDE, the files that are worth a copy."""
         return [
             file
             for file, limit in ALONGSIDE.items()
-            if (self.path / file).is_file()
-            and (self.path / file).stat().st_size <= limit
-            and not (file == ORIGIN and changes)
+            if (self.path / file).is_file() and (self.path / file).stat().st_size <= limit
         ]
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters import vllm_loader
-from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterVersion
+from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterVersion, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
@@ -88,7 +88,7 @@ def import_adapter(
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
-            origin = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
+            place = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
             manifest = Manifest(
                 name=name,
                 family=known.family,
@@ -99,10 +99,11 @@ def import_adapter(
                     fingerprint=base.fingerprint,
                 ),
                 files={file: sha256_file(copied / file) for file in (CONFIG, WEIGHTS)},
-                made_by={"imported from": origin} if origin else {},
+                made_by={"imported from": place} if place else {},
             )
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        return store.publish(copied, name, base=base, alias=alias, by=by)
+        origin = read_origin(copied)
+        return store.publish(copied, name, base=base, alias=alias, by=by, origin=origin)
 
 
 def export_adapter(store: Store, reference: str, folder: Path) -> AdapterVersion:

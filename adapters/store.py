@@ -35,6 +35,7 @@ from adapters.adapter import (
     WEIGHTS,
     AdapterError,
     AdapterVersion,
+    Origin,
     read_origin,
 )
 from adapters.base_checkpoint import BaseCheckpoint
@@ -267,6 +268,7 @@ class Store:
         base: BaseCheckpoint | None = None,
         alias: bool = True,
         by: str | None = None,
+        origin: Origin | None = None,
     ) -> AdapterVersion:
         """Copy a PEFT folder into the store as a version of `name`, and move the alias to it.
 
@@ -276,6 +278,7 @@ class Store:
             base: must fit, where given.
             alias: False leaves the alias where it is.
             by: who does it, for the history; default: this user at this machine.
+            origin: what the folder was made from, where an import has changed something.
 
         Raises:
             ValueError: `name` is none.
@@ -285,7 +288,7 @@ class Store:
         if not is_name(name):
             raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
         with self.writes(name):
-            version, lease = self._build(folder, name, base)
+            version, lease = self._build(folder, name, base, origin)
             with lease:
                 if alias:
                     self._move(name, Reference(name, version.hash), "publish", by)
@@ -362,7 +365,11 @@ class Store:
                 return self._append(name, held.reference, "rollback", by)
 
     def _build(
-        self, source: Path, name: str, base: BaseCheckpoint | None
+        self,
+        source: Path,
+        name: str,
+        base: BaseCheckpoint | None,
+        origin: Origin | None = None,
     ) -> tuple[AdapterVersion, Lease]:
         """Make a version of `source`, or find it there; the lease holds it until it is aliased."""
         folder = AdapterVersion.read(source, name, known="-")  # bounds what is copied
@@ -377,7 +384,7 @@ class Store:
                 remove_tree(building)
                 raise
         try:
-            weights = folder.copy_to(building, base)
+            weights = folder.copy_to(building, base, origin=origin)
             version = AdapterVersion.read(building, name, weights=weights)
             if base is not None:
                 version.check_fits(base)

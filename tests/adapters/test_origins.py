@@ -238,7 +238,8 @@ def test_files_that_are_not_the_adapters_do_not_matter(
 ) -> None:
     folder = make_adapter(tmp_path / "theirs")
     plain = import_adapter(Store(tmp_path / "plain"), str(folder), "theirs", base=None)
-    for file in ("training_args.bin", "optimizer.pt", "scheduler.pt", "adapter_model.bin"):
+    others = ("training_args.bin", "optimizer.pt", "adapter_model.bin", "origin.json")
+    for file in others:
         (folder / file).write_bytes(b"\x80\x04.")
     (folder / "README.md").write_bytes(b" " * 2**21)  # larger than a card may be
     (folder / "fit.yaml").mkdir()
