@@ -149,6 +149,7 @@ def fail(message: str) -> NoReturn:
 
 def list_adapters(store: Store, args: argparse.Namespace) -> None:
     _existing(store)
+    _ask_vllm_of_plain_folders(store, store.names())
     rows = [_row(store, name) for name in store.names()]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -158,6 +159,7 @@ def list_adapters(store: Store, args: argparse.Namespace) -> None:
 
 
 def show(store: Store, args: argparse.Namespace) -> None:
+    _ask_vllm_of_plain_folders(store, [args.reference])
     version = store.get(args.reference)
     found = store.resolve(args.reference)
     asked = Reference.parse(args.reference)
@@ -215,6 +217,7 @@ def rollback(store: Store, args: argparse.Namespace) -> None:
 
 def verify_store(store: Store, args: argparse.Namespace) -> int:  # noqa: ARG001
     _existing(store)
+    _ask_vllm_of_plain_folders(store, store.names())
     problems = verify(store)
     for problem in problems:
         print(problem)
@@ -311,6 +314,12 @@ def _name_inert(version: AdapterVersion, file: TextIO, indent: str = "") -> None
             "base's keys and values; always-on they act",
             file=file,
         )
+
+
+def _ask_vllm_of_plain_folders(store: Store, names: Sequence[str]) -> None:
+    """Have vLLM's loader asked, if one of `names` is a plain folder; versions were asked of."""
+    if any(store.plain(name) is not None for name in names):
+        vllm_loader.bring_in()
 
 
 def _existing(store: Store) -> None:

@@ -133,6 +133,15 @@ def test_bad_input_is_named(
     assert contents(console.store.root) == {}
 
 
+def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console) -> None:
+    config = make_adapter(console.store.root / "alpha") / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
+    (row,) = json.loads(console("list", "--json"))
+    assert row["state"].startswith("refused: vLLM would not load it: ")
+    assert "alpha: vLLM would not load it: " in console("verify", code=1)
+    assert "vLLM would not load it: " in console("show", "alpha", code=2)
+
+
 def test_verify_tells_what_is_unsound(console: Console, tmp_path: Path) -> None:
     store = console.store
     version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
