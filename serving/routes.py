@@ -32,7 +32,6 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
-from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
 from serving import admin, admission, page
 from serving.drain import Drain, Draining
@@ -159,7 +158,7 @@ class ModelsEndpoint:
         store = Store(Path(args.adapters))
         residents = Residents(
             store=store,
-            base=BaseCheckpoint.open(args.model),
+            base=args.base,
             max_rank=args.max_lora_rank,
             snapshots=Snapshots(Path(self._snapshots.name)),
             engine=engine_client,

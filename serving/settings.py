@@ -89,6 +89,14 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty; leave it out to serve without")
         return value
 
+    @field_validator("engine")
+    @classmethod
+    def _engine_has_vllms_flags_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = [name for name in value if name.replace("-", "_") in cls.model_fields]
+        if ours:
+            raise ValueError(f"{ours[0]} is a setting of its own; move it out of 'engine'")
+        return value
+
     @field_validator("admin_key")
     @classmethod
     def _keys_differ(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
@@ -132,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _with_dashes(word: str) -> str:
+    """A flag of ours that was written with underscores, which vLLM's parser takes too."""
+    name, equals, value = word.partition("=")
+    dashed = name.replace("_", "-")
+    ours = {f"--{field.replace('_', '-')}" for field in Settings.model_fields}
+    return f"{dashed}{equals}{value}" if dashed in ours else word
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -167,7 +183,7 @@ def from_command_line(argv: list[str]) -> tuple[Settings, list[str]]:
         parser.print_help()
         raise SystemExit(0)
     try:
-        known, rest = parser.parse_known_args(argv)
+        known, rest = parser.parse_known_args(list(map(_with_dashes, argv)))
     except SystemExit as stop:  # argparse has said what is wrong
         raise SystemExit(2) from stop
     flags = vars(known)
