@@ -10,6 +10,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.engine.serving import BaseServing
 
 from adapters.adapter import AdapterError
+from serving import well_formed
 from serving.held import held
 from serving.slots import QueueFullError
 from vllm_gate import admission
@@ -27,6 +28,7 @@ def install(admit: Callable[[Any], Awaitable[None]]) -> None:
 
     async def ask(serving: BaseServing, request: Any) -> ErrorResponse | None:
         try:
+            well_formed.check(request)
             await admit(request)
         except AdapterError as error:
             return serving.create_error_response(str(error), param="model")

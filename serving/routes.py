@@ -33,7 +33,7 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 from adapters.store import Store
-from serving import admin, admission, page
+from serving import admin, admission, page, well_formed
 from serving.drain import Drain, Draining
 from serving.gauges import Gauges
 from serving.guard import Guard
@@ -134,6 +134,7 @@ class ModelsEndpoint:
         app.add_api_route("/v1/models", list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        well_formed.install(app)
         app.include_router(page.router)
         args = app.state.args
         if args.admin_key:
