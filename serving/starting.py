@@ -105,7 +105,7 @@ class Starting:
 
 
 class Ready:
-    """ASGI middleware: lets the server listen once its registry is there, and not without it."""
+    """ASGI middleware: lets the server listen with our plugin, and not without it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -116,10 +116,11 @@ class Ready:
             state = scope["app"].state
             starting: Starting = state.args.starting
             starting.end()
-            starting.ready = getattr(state, "registry", None) is not None
+            loaded = getattr(state, "endpoint_plugins", [])
+            starting.ready = PLUGIN in {plugin.name for plugin in loaded}
             if not starting.ready:
                 await receive()
-                await send({"type": "lifespan.startup.failed", "message": "no registry"})
+                await send({"type": "lifespan.startup.failed", "message": f"no {PLUGIN}"})
                 return
         await self.app(scope, receive, send)
 

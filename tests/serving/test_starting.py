@@ -82,13 +82,13 @@ def test_a_certificate_that_cannot_be_used_is_named(bound: socket.socket, tmp_pa
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_server_listens_only_with_its_registry(there: bool) -> None:
-    """Where it has none, vLLM has not loaded our plugin, and nobody asks for the key."""
+def test_the_server_listens_only_with_our_plugin(there: bool) -> None:
+    """Without it, there would be no adapters, and nobody would ask for the key."""
     sent: list[Any] = []
     ended: list[bool] = []
     state = SimpleNamespace(
         args=SimpleNamespace(starting=SimpleNamespace(end=lambda: ended.append(True), ready=False)),
-        registry=object() if there else None,
+        endpoint_plugins=[SimpleNamespace(name=starting.PLUGIN)] if there else [],
     )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
