@@ -4,7 +4,10 @@
     {"stop": "\\ud800"}                   half a character, which has no UTF-8
     {"structured_outputs": 7}            a validator of vLLM that fails with AttributeError
 
-Without this module each ends in HTTP 500, and the last one closes the connection too.
+    {"vllm_xargs": {"gate_tau": true}}    vLLM's class makes the number 1 of it
+
+Without this module the first three end in HTTP 500, the third closes the connection too, and the
+last one is answered with a threshold that nobody asked for.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from dataclasses import is_dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.dependencies.utils import solve_dependencies
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.dependencies.utils import get_parameterless_sub_dependant, solve_dependencies
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vllm.entrypoints.serve import create_error_response
+
+from vllm_gate.params import given
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +105,24 @@ def _while_reading(error: Exception) -> bool:
     return False
 
 
+async def refuse_truth_values(request: Request) -> None:
+    """Raise HTTPException where an argument of the gate is true or false in the body."""
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return
+    body = await request.json()  # FastAPI has read it already
+    arguments = body.get("vllm_xargs") if isinstance(body, dict) else None
+    for name in given(arguments) if isinstance(arguments, dict) else ():
+        if isinstance(arguments[name], bool):
+            raise HTTPException(400, f"{name}: must be a number, not true or false")
+
+
 def install(app: FastAPI) -> None:
-    """Have `app` answer errors of validators as what they are."""
+    """Have the routes that `app` has so far look at bodies, and errors of validators answered."""
     for kind in OTHER_ERRORS:
         app.add_exception_handler(kind, answer)
+    for route in app.routes:
+        if isinstance(route, APIRoute) and "POST" in route.methods:
+            depends = Depends(refuse_truth_values)
+            route.dependant.dependencies.insert(
+                0, get_parameterless_sub_dependant(depends=depends, path=route.path_format)
+            )

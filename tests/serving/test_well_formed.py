@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -70,7 +71,6 @@ class Body(BaseModel):
 
 async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
     app = FastAPI()
-    well_formed.install(app)
 
     @app.post("/read")
     async def read(body: Body) -> None:
@@ -80,6 +80,11 @@ async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
     async def fail(body: dict[str, Any]) -> None:
         raise KeyError("a fault of the server")
 
+    @app.post("/take")
+    async def take(body: dict[str, Any]) -> None:
+        return None
+
+    well_formed.install(app)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.post(path, json=body)
@@ -92,8 +97,23 @@ async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
 def test_a_validator_that_breaks_is_the_requests_fault_and_nothing_else_is(
     path: str, status: int, kind: str
 ) -> None:
-    import asyncio
-
     answer = asyncio.run(ask(path, {"value": 7}))
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"vllm_xargs": {"gate_tau": True}}, 400),
+        ({"vllm_xargs": {"correction_temperature": False}}, 400),
+        ({"vllm_xargs": {"gate_tau": 1, "theirs": True}}, 200),
+        ({"vllm_xargs": [True]}, 200),  # vLLM's class refuses it
+        ({"vllm_xargs": None}, 200),
+        ({}, 200),
+    ],
+)
+def test_no_truth_value_is_taken_for_a_number(body: dict[str, Any], status: int) -> None:
+    answer = asyncio.run(ask("/take", body))
+    assert answer.status_code == status, answer.text
+    assert status == 200 or "must be a number" in answer.text
