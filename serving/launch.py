@@ -217,13 +217,13 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
     if not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters}: no such folder")
     set_environment(settings.model)
-    base = look_at_base(settings, engine_flags)
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
         # The scheduler's counters stand in the engine's process; /metrics gathers them here.
-        # prometheus_client looks once, when it is first imported.
+        # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
         metrics = Path(folder, "metrics")
         metrics.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        base = look_at_base(settings, engine_flags)
         args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
         shown = settings.model_dump(mode="json", exclude={"engine"})
         logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
