@@ -48,6 +48,7 @@ def set_environment(model: str) -> None:
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys(plugins))
     # It would open routes that load any path a client names; our registry does without.
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    os.environ.pop("VLLM_API_KEY", None)  # our own setting has it by now
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

@@ -9,6 +9,7 @@ are vLLM's and reach it untouched, after those under `engine` in the YAML file:
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,6 +34,12 @@ class SettingsError(ValueError):
     """The server cannot start as told; the message names the setting and the way out."""
 
 
+def _vllm_api_key() -> SecretStr | None:
+    """The key in vLLM's own variable, whose check would cover /v1 alone."""
+    key = os.environ.get("VLLM_API_KEY")
+    return SecretStr(key) if key else None
+
+
 class Settings(BaseSettings):
     """The launcher's own settings; names are vLLM's where vLLM has the same one."""
 
@@ -49,7 +56,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
-    api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
+    api_key: SecretStr | None = Field(
+        default_factory=_vllm_api_key,
+        validate_default=True,
+        description="Clients must send it as a bearer token; default: VLLM_API_KEY.",
+    )
     admin_key: SecretStr | None = Field(
         None, description="Opens /admin to those who send it; must differ from the API key."
     )
