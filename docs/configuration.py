@@ -104,7 +104,7 @@ ENVIRONMENT = """\
 | `REASONMAXXER_*` | serve | each setting of the server, in capitals: `REASONMAXXER_MAX_LORAS=8` |
 | `REASONMAXXER_ADAPTERS` | all commands | the default store |
 | `REASONMAXXER_DATA_DIR` | fit, evaluate | folder with local copies of benchmarks |
-| `VLLM_API_KEY` | serve | the API key, where `REASONMAXXER_API_KEY` is not set; it covers all paths |
+| `VLLM_API_KEY` | serve | the API key, if `REASONMAXXER_API_KEY` is not set; covers all paths |
 | `VLLM_HTTP_TIMEOUT_KEEP_ALIVE` | serve | seconds that an idle connection is kept; here 75 |
 | `VLLM_LOGGING_LEVEL` | serve | vLLM's own log; here `WARNING` |
 | `VLLM_CPU_KVCACHE_SPACE` | fit, evaluate | GiB of KV cache while sampling on a CPU; here 1 |
