@@ -111,7 +111,9 @@ async def refuse_truth_values(request: Request) -> None:
         return
     body = await request.json()  # FastAPI has read it already
     arguments = body.get("vllm_xargs") if isinstance(body, dict) else None
-    for name in given(arguments) if isinstance(arguments, dict) else ():
+    if not isinstance(arguments, dict):
+        return
+    for name in given(arguments):
         if isinstance(arguments[name], bool):
             raise HTTPException(400, f"{name}: must be a number, not true or false")
 
