@@ -63,7 +63,7 @@ def check_names(client: openai.OpenAI) -> None:
         check_model(answer.model, name)
         free = client.completions.create(model=name, prompt="3 + 4", max_tokens=4)
         check_model(free.model, name)
-        assert free.usage.completion_tokens == 4
+        assert 1 <= free.usage.completion_tokens <= 4
 
 
 def check_always_on(client: openai.OpenAI) -> None:
