@@ -12,6 +12,8 @@ import json
 import math
 import re
 import struct
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ _EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
     "F16": (np.dtype("<u2"), 0x7C00),
     "BF16": (np.dtype("<u2"), 0x7F80),
 }
-_PIECE = 2**22  # elements looked at together
+_PIECE = 2**22  # bytes looked at together; whole elements of every type
 
 
 class AdapterError(ValueError):
@@ -92,11 +94,18 @@ class AdapterVersion:
         return max([int(self.config["r"]), *self.config.get("rank_pattern", {}).values()])
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None, known: str | None = None) -> AdapterVersion:
-        """Read the adapter folder `path` and check it.
+    def read(
+        cls,
+        path: Path,
+        name: str | None = None,
+        known: str | None = None,
+        weights: str | None = None,
+    ) -> AdapterVersion:
+        """Read the adapter folder `path` and check it; its weights are read once, or not at all.
 
         Args:
             known: its hash, taken on trust: then the weights are not read, only their header.
+            weights: SHA-256 of the weights, where `read_weights` has just read them.
 
         Raises:
             AdapterError: files missing, pickled, damaged, of the wrong kind, or not as hashed.
@@ -118,13 +127,15 @@ class AdapterVersion:
         config = _read_config(name, path / CONFIG)
         try:
             header = safetensors_header(path / WEIGHTS)
+            digests = {
+                file: (weights or _digest(path / file))
+                if file == WEIGHTS
+                else sha256_file(path / file)
+                for file in FILES
+                if known is None and (path / file).is_file()
+            }
         except ValueError as error:
             raise AdapterError(name, str(error)) from error
-        digests = {
-            file: sha256_file(path / file)
-            for file in FILES
-            if known is None and (path / file).is_file()
-        }
         version = cls(
             name=name,
             path=path,
@@ -162,13 +173,6 @@ class AdapterVersion:
         modules = list(self.modules())
         acts = set(acting(modules))
         return sorted({name.rpartition(".")[2] for name in modules if name not in acts})
-
-    def check_weights(self) -> None:
-        """Raise AdapterError unless every weight is a finite number. Reads all of them."""
-        try:
-            check_finite(self.path / WEIGHTS)
-        except ValueError as error:
-            raise AdapterError(self.name, str(error)) from error
 
     def check_fits(self, base: BaseCheckpoint) -> None:
         """Raise AdapterError unless this adapter was made for `base` (or could have been)."""
@@ -225,26 +229,57 @@ def _read_manifest(name: str, path: Path, digests: dict[str, str] | None) -> Man
     return manifest
 
 
-def check_finite(path: Path) -> None:
-    """Raise ValueError, naming the tensor, unless `path` holds finite floating-point numbers."""
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    deque(read_weights(path, digest), maxlen=0)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path, digest: hashlib._Hash) -> Iterator[bytes]:
+    """The bytes of a safetensors file in one pass: hashed into `digest`, checked, given out.
+
+    Raises:
+        ValueError: a tensor, which is named, does not hold finite floating-point numbers; or the
+            file is not safetensors.
+    """
     header = safetensors_header(path)
     with path.open("rb") as file:
-        data = 8 + struct.unpack("<Q", file.read(8))[0]
-    for name, entry in header.items():
-        if entry["dtype"] not in _EXPONENTS:
-            raise ValueError(
-                f"{path.name}: {name} is {entry['dtype']}; save it as one of "
-                f"{', '.join(_EXPONENTS)}"
-            )
-        dtype, exponent = _EXPONENTS[entry["dtype"]]
-        begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        if begin < 0 or end - begin != count * dtype.itemsize:
-            raise ValueError(f"{path.name}: {name} has not as many bytes as its shape says")
-        if count == 0:
-            raise ValueError(f"{path.name}: {name} is empty")
-        bits = np.memmap(path, dtype, mode="r", offset=data + begin, shape=(count,))
-        for start in range(0, count, _PIECE):
-            piece = bits[start : start + _PIECE]
-            if bool(((piece & exponent) == exponent).any()):
-                raise ValueError(f"{path.name}: {name} holds numbers that are NaN or infinite")
+
+        def take(count: int) -> bytes:
+            block = file.read(count)
+            if len(block) < count:
+                raise ValueError(f"{path.name}: cut short while it was read")
+            digest.update(block)
+            return block
+
+        prefix = take(8)
+        yield prefix
+        yield take(struct.unpack("<Q", prefix)[0])
+        here = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, exponent = _checked_type(path, name, entry, here)
+            here = entry["data_offsets"][1]
+            for start in range(entry["data_offsets"][0], here, _PIECE):
+                block = take(min(_PIECE, here - start))
+                bits = np.frombuffer(block, dtype)
+                if bool(((bits & exponent) == exponent).any()):
+                    raise ValueError(f"{path.name}: {name} holds numbers that are NaN or infinite")
+                yield block
+
+
+def _checked_type(
+    path: Path, name: str, entry: dict[str, Any], here: int
+) -> tuple[np.dtype[Any], int]:
+    """The unsigned type of a tensor that begins at `here`, and its exponent's bits."""
+    if entry["dtype"] not in _EXPONENTS:
+        raise ValueError(
+            f"{path.name}: {name} is {entry['dtype']}; save it as one of {', '.join(_EXPONENTS)}"
+        )
+    dtype, exponent = _EXPONENTS[entry["dtype"]]
+    begin, end = entry["data_offsets"]
+    count = math.prod(entry["shape"])
+    if begin != here or end - begin != count * dtype.itemsize:
+        raise ValueError(f"{path.name}: {name} has not as many bytes as its shape says")
+    if count == 0:
+        raise ValueError(f"{path.name}: {name} is empty")
+    return dtype, exponent

@@ -132,7 +132,7 @@ async def measure(
         memory.append(resident_mib(server.pid))
     answers = [answer for _, answer in busy.answers]
     wrong = sum(
-        answer.text != alone[answer.model][number]
+        answer.text != alone[answer.version][number]
         for number, answer in busy.answers
         if not answer.error
     )
@@ -143,7 +143,7 @@ async def measure(
         "requests": len(answers),
         "failed": sum(bool(answer.error) for answer in answers),
         "not its version's answer": wrong,
-        "versions that answered": len({answer.model for answer in answers}),
+        "versions that answered": len({answer.version for answer in answers}),
         "inter-token p99, ms, nobody moves": round(1000 * before, 2),
         "inter-token p99, ms, moving": round(1000 * during, 2),
         "ratio": round(during / before, 3),

@@ -184,7 +184,7 @@ async def run(args: Namespace) -> None:
     """
     setup_server = vllm_versions.find("setup_server", vllm_versions.RUN_SERVER)
     run_server_worker = vllm_versions.find("run_server_worker", vllm_versions.RUN_SERVER)
-    from serving.drain import FLUSH_SECONDS
+    from serving.middleware import FLUSH_SECONDS
 
     # Until vLLM's server has handlers of its own.
     signal.signal(signal.SIGTERM, _interrupt)

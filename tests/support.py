@@ -22,6 +22,7 @@ from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
+from adapters.store import Store
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -61,6 +62,11 @@ def make_adapter(
     if manifest:
         sign(folder, base)
     return folder
+
+
+def adapter_folder(store: Path, name: str) -> Path:
+    """Where an adapter's files lie: a plain folder, or the version that a server made of it."""
+    return Store(store).path(Store(store).resolve(name))
 
 
 def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
@@ -205,7 +211,11 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
-        return PeftModel.from_pretrained(model, self.store / adapter) if adapter else model
+        return (
+            PeftModel.from_pretrained(model, adapter_folder(self.store, adapter))
+            if adapter
+            else model
+        )
 
     def greedy(self, adapter: str | None, prompt: str, tokens: int) -> list[int]:
         """Token ids after `prompt`, cut before the first near tie (the two best within 1e-3)."""

@@ -5,7 +5,7 @@ one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the marks
 added up. The sum goes out in `RequestOutput.kv_transfer_params`, where `GateReport.of` finds it,
 and into the HTTP answer (answers.py).
 
-Every token of every request passes here on its way out, and whoever follows a sequence is told:
+Every token of every request passes here on its way out, and the answer's context is told of it. So
 what is counted is what the client gets, stop strings, aborts and preemptions included.
 """
 
@@ -15,14 +15,16 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
 from vllm_gate.params import TAU, TRACE
 
 if TYPE_CHECKING:
+    from starlette.datastructures import MutableHeaders
     from vllm import RequestOutput
+    from vllm.v1.engine import EngineCoreRequest
 
     from vllm_gate.base_top_tokens import BaseView, TopToken
 
@@ -78,20 +80,36 @@ def mark(
     return entry
 
 
-class Follower(Protocol):
-    """Whoever wants to know of one sequence's tokens."""
-
-    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
-        """They go out now; `mark`: the last one's, of a gated request."""
-
-
 @dataclass
-class AnswerReports:
-    """The reports of one HTTP answer's sequences, by the index of their choice."""
+class AnswerContext:
+    """One answer while it is made, with the reports of its sequences by the index of their choice.
+
+    A server follows a request further by a class of its own (`serving/request.py`).
+    """
 
     gated: bool = False  # a sequence of it is
     trace: int = 0  # as the request asks
     reports: dict[int, GateReport] = field(default_factory=dict)
+
+    def begin(self, request: EngineCoreRequest) -> Sequence | None:
+        """A sequence of the answer begins; None if nobody needs to follow it."""
+        params = request.sampling_params
+        arguments = (params.extra_args if params is not None else None) or {}
+        if TAU not in arguments:
+            return None
+        self.gated = True
+        self.trace = max(self.trace, int(arguments.get(TRACE) or 0))
+        return Sequence(self)
+
+    def tokens(self, sequence: Sequence, count: int, mark: dict[str, Any] | None) -> None:
+        """`count` tokens of a sequence go out now; `mark` is the last one's, if it is gated."""
+
+    def headers(self, headers: MutableHeaders) -> None:
+        """Complete the headers of the answer."""
+
+    def edit(self, body: bytes) -> bytes:
+        """Change a whole JSON answer, or a chunk of a stream, on its way to the client."""
+        return body
 
     def add(self, state: Any, report: GateReport) -> None:
         """Add the report of a vLLM RequestState."""
@@ -113,52 +131,39 @@ class AnswerReports:
         return report.trace if report else []
 
 
-# The HTTP answer that the running task is making, where someone wants its reports.
-ANSWER: ContextVar[AnswerReports | None] = ContextVar("gate_answer", default=None)
-
-
 @dataclass
-class _Sequence:
-    """One sequence whose tokens pass here."""
+class Sequence:
+    """One sequence on its way to the client."""
 
-    follower: Follower | None
-    answer: AnswerReports | None
+    answer: AnswerContext | None
     report: GateReport | None = None  # from its first mark on
+    last: float | None = None  # seconds, when its last token went out
 
+
+# The answer that the running task is making, where someone follows it.
+ANSWER: ContextVar[AnswerContext | None] = ContextVar("answer", default=None)
 
 # By vLLM's RequestState; and the reports of all sequences of a request, by its first owner.
-_sequences: WeakKeyDictionary[Any, _Sequence] = WeakKeyDictionary()
+_sequences: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
 _reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
-_follow: Callable[[Any], Follower | None] | None = None
 
 
-def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
-    """Have this process's outputs carry reports; again is harmless.
-
-    Args:
-        follow: says who follows the sequence of an EngineCoreRequest; called where it is made.
-    """
-    global _follow  # noqa: PLW0603
-    _follow = follow or _follow
+def install() -> None:
+    """Have this process's outputs carry reports; again is harmless."""
     # Nothing here depends on more than the arguments, so another vLLM may differ inside.
     patches.install("outputs", checked=patches.supported())
 
 
 def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """RequestState.from_new_request, in the task of the request: find out who wants its reports."""
+    """RequestState.from_new_request, in the task of the request: find out who follows it."""
 
     @wraps(stock)
     def begin(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         state = stock(cls, tokenizer, request, *args, **kwargs)
-        params = request.sampling_params
-        arguments = (params.extra_args if params is not None else None) or {}
-        answer = ANSWER.get() if TAU in arguments else None
-        if answer is not None:
-            answer.gated = True
-            answer.trace = max(answer.trace, int(arguments.get(TRACE) or 0))
-        follower = _follow(request) if _follow is not None else None
-        if follower is not None or answer is not None:
-            _sequences[state] = _Sequence(follower, answer)
+        answer = ANSWER.get()
+        sequence = answer.begin(request) if answer is not None else None
+        if sequence is not None:
+            _sequences[state] = sequence
         return state
 
     return begin
@@ -183,8 +188,8 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
             told = kv_transfer_params.pop(REPORT)
             _report(self).add(told)
         sequence = _sequences.get(self)
-        if new_token_ids and sequence is not None and sequence.follower is not None:
-            sequence.follower.tokens(len(new_token_ids), told)
+        if new_token_ids and sequence is not None and sequence.answer is not None:
+            sequence.answer.tokens(sequence, len(new_token_ids), told)
         output = stock(
             self,
             new_token_ids,
@@ -209,7 +214,7 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 def _report(state: Any) -> GateReport:
     """The report of a sequence, begun with its first mark."""
-    sequence = _sequences.setdefault(state, _Sequence(None, None))
+    sequence = _sequences.setdefault(state, Sequence(None))
     if sequence.report is None:
         sequence.report = GateReport()
         _reports.setdefault(state.parent_req or state, {})[str(state.request_index)] = (

@@ -311,6 +311,30 @@ def test_a_plain_folder_becomes_a_version_that_can_be_rolled_back_to(
     assert kept.items() <= contents(damaged).items()
 
 
+def test_files_beside_the_versions_become_one(store: Store, tmp_path: Path) -> None:
+    first = store.publish(make_adapter(tmp_path / "first"), "alpha")
+    assert store.plain("alpha") is None and store.adopt("alpha") is None
+    home = store.root / "alpha"
+    for file in (CONFIG, WEIGHTS):
+        shutil.copy(make_adapter(tmp_path / f"next-{file}", value=2) / file, home)
+        if file == CONFIG:
+            assert store.plain("alpha") is None  # not complete
+    version = store.adopt("alpha", by="me")
+    assert version is not None and version.id not in (None, first.id)
+    assert str(store.resolve("alpha")) == version.id
+    assert [move.by for move in store.history("alpha")][-1] == "me"
+    assert store.plain("alpha") is None and not (home / WEIGHTS).exists()
+    assert store.rollback("alpha").version == first.id
+    assert verify(store) == []
+
+    outside = make_adapter(tmp_path / "outside", value=3)
+    shutil.copy(outside / CONFIG, home)
+    (home / WEIGHTS).symlink_to(outside / WEIGHTS)
+    with pytest.raises(AdapterError, match="leads out of the store"):
+        store.adopt("alpha")
+    assert str(store.resolve("alpha")) == first.id and (outside / WEIGHTS).exists()
+
+
 def test_a_listing_believes_names_and_a_load_does_not(store: Store, tmp_path: Path) -> None:
     version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
     with (version.path / WEIGHTS).open("r+b") as file:

@@ -184,7 +184,7 @@ def metrics() -> set[str]:
     }
     text = serving.metrics.METRICS.page()
     found |= set(re.findall(r"^# TYPE (reasonmaxxer_\w+) ", text, re.MULTILINE))
-    gauges = (ROOT / "serving" / "gauges.py").read_text()
+    gauges = (ROOT / "serving" / "metrics_page.py").read_text()
     return found | {f"reasonmaxxer_{name}" for name in re.findall(r'Gauge\(\s*"(\w+)"', gauges)}
 
 
@@ -205,7 +205,7 @@ def test_every_alert() -> None:
 
 
 def test_every_action_of_the_admin_api() -> None:
-    source = (ROOT / "serving" / "admin.py").read_text()
+    source = (ROOT / "serving" / "admin_api.py").read_text()
     for action in re.findall(r'@router\.(?:post|put)\("/\{name\}/([a-z]+)"\)', source):
         assert re.search(rf"`(POST|PUT) \.\.\./NAME/{action}\b", page("serving")), action
 

@@ -63,3 +63,11 @@ def gated(
     work = tmp_path_factory.mktemp("gated-server")
     with running_server(base_folder, gated_store, work, *FLAGS) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def plain_folders_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process a plain folder is taken as complete when it is found."""
+    from serving import plain_folders
+
+    monkeypatch.setattr(plain_folders, "QUIET", 0.0)

@@ -18,6 +18,8 @@ import json
 import sys
 from typing import Any
 
+from vllm_gate.token_report import AnswerContext
+
 
 def _interpret(asynchronous: bool) -> None:
     """vLLM's V2 runner on this CPU, under Triton's interpreter; before vLLM is imported."""
@@ -136,17 +138,14 @@ def _breakages() -> dict[str, Any]:
     }
 
 
-class Counts:
+class Counts(AnswerContext):
     """Follows all gated requests, as the server's metrics do: [generated, gated] tokens."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sums = [0, 0]
 
-    def follow(self, request: Any) -> Counts | None:
-        """Itself, where the request is gated."""
-        return self if "gate_tau" in (request.sampling_params.extra_args or {}) else None
-
-    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
+    def tokens(self, sequence: Any, count: int, mark: dict[str, Any] | None) -> None:
         """They go out now."""
         self.sums[0] += count
         self.sums[1] += bool(mark and mark["gated"])
@@ -335,7 +334,8 @@ def main() -> None:
         _interpret(case["runner"] == "v2 async")
     from vllm_gate import token_report
 
-    token_report.install(COUNTS.follow)
+    token_report.install()
+    token_report.ANSWER.set(COUNTS)
     breakages = _breakages() if case.get("runner", "v1") == "v1" else _breakages_v2()
     done = []
     for job in case["jobs"]:

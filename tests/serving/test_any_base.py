@@ -16,7 +16,7 @@ import openai
 import pytest
 from gate_models import WINDOW, make_adapters, make_model
 from gate_reference import Asked, Reference
-from support import ROOT, Server, running_server, sign
+from support import ROOT, Server, adapter_folder, running_server, sign
 from transformers import AutoTokenizer
 
 from adapters.base_checkpoint import BaseCheckpoint
@@ -114,7 +114,7 @@ def test_the_recipes_stop_strings_end_chats_alone(gemma: Server, trained: Prompt
 def test_a_prompt_longer_than_the_window_equals_peft(
     gemma: Server, trained: PromptRenderer
 ) -> None:
-    reference = Reference(gemma.base, {"all": gemma.store / "all"})
+    reference = Reference(gemma.base, {"all": adapter_folder(gemma.store, "all")})
     compared = 0
     for number in range(4):
         question = "What is 5+6? " * (6 + number)
@@ -165,9 +165,9 @@ def test_a_real_model_gated_equals_transformers_and_peft(tmp_path: Path) -> None
     lengths = [len(renderer.token_ids(question)) for question in questions]
     assert lengths[-1] > window + 40
     flags = ("--max-model-len", str(lengths[-1] + 64), "--kv-cache-memory-bytes", str(2**29))
-    reference = Reference(folder, {"all": store / "all"})
     answers, points = 0, 0
     with running_server(folder, store, tmp_path, *flags) as server:
+        reference = Reference(folder, {"all": adapter_folder(store, "all")})
         for question in questions:
             ids = renderer.token_ids(question)
             for model, adapter, tau in (

@@ -67,7 +67,8 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
         assert (model["gate_rate"] is not None) == name.endswith(":gated")
     for answer in read_answers(tmp_path):
         assert answer.tokens <= 16 and len(answer.gaps) < answer.tokens
-        assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
+        if answer.model != gated.base.name:
+            assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
     with (tmp_path / "seconds.csv").open() as file:
         seconds = list(csv.DictReader(file))
     assert len(seconds) >= 4
@@ -123,7 +124,7 @@ def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: 
     assert set(summary["models"]) == {"storm", "storm:gated"}
     assert summary["moves_ms"]["moves"] > 3
     assert {move.version for move in read_lines(out / "moves.jsonl", Move)} == versions
-    assert {one.served.partition(":")[0] for one in read_answers(out)} <= versions
+    assert {one.served for one in read_answers(out)} <= versions
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

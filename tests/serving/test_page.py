@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from support import KEY, Server
 
-from serving import page as served
-from serving.guard import Guard
+from serving import playground as served
+from serving.middleware import ApiKey
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -42,7 +42,7 @@ def static() -> TestClient:
     """The page alone behind the key, without an engine."""
     app = FastAPI()
     app.include_router(served.router)
-    app.add_middleware(Guard, key=KEY)
+    app.add_middleware(ApiKey, key=KEY)
     return TestClient(app)
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from support import Server, running_server
 
 from adapters.manifest import NAME_PATTERN
-from serving import watch
+from serving import request
 from serving.metrics import ALWAYS, BASE, GATED, UNKNOWN, Distribution, Labels, Metrics
+from serving.metrics_page import without_what_is_gone
+from serving.request import RequestContext
+from vllm_gate.token_report import Sequence
 
 PREFIX = "reasonmaxxer_"
 REQUESTS = int(os.environ.get("REASONMAXXER_COUNTED_REQUESTS", "600"))
@@ -64,12 +69,11 @@ def total(samples: Samples, name: str, **labels: str) -> float:
 def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     metrics = Metrics()
-    monkeypatch.setattr(watch, "METRICS", metrics)
-    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
-    one = watch.Watch()
+    monkeypatch.setattr(request, "METRICS", metrics)
+    monkeypatch.setattr(request.time, "perf_counter", lambda: now[0])
+    one = RequestContext(begun=now[0])
     one.bind("prod:gated", "math@0123456789ab", GATED)
-    assert one.series is not None
-    stream = watch.Stream(one, one.series)
+    sequence = Sequence(one)
     for after, mark in (
         (0.3, {"gated": True, "entropy": 0.9, "rank": 2}),
         (0.004, None),
@@ -77,11 +81,11 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.02, {"gated": True, "entropy": 2.0, "rank": None}),
     ):
         now[0] += after
-        stream.tokens(1, mark)
+        one.tokens(sequence, 1, mark)
     one.end(200, aborted=False, broken=False)
-    other = watch.Watch()
+    other = RequestContext()
     other.end(404, aborted=False, broken=False)
-    hasty = watch.Watch()
+    hasty = RequestContext()
     hasty.bind("tiny", None, BASE)
     hasty.end(200, aborted=True, broken=False)
 
@@ -123,7 +127,7 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_outcomes(status: int | None, aborted: bool, broken: bool, outcome: str) -> None:
-    one = watch.Watch()
+    one = RequestContext()
     one.bind("m", "outcomes@000000000000", ALWAYS)
     assert one.series is not None
     before = Counter(one.series.outcomes)
@@ -154,6 +158,48 @@ def test_every_name_of_a_store_stands_in_a_page(name: str, content: str) -> None
     samples = parse(metrics.page())
     wanted = {"adapter": name, "version": content, "mode": "gated"}
     assert total(samples, "requests_total", **wanted) == 1
+
+
+def test_five_hundred_versions_leave_no_more_series_than_twenty() -> None:
+    metrics = Metrics()
+    live: set[str] = set()
+    metrics.live = lambda: live
+    replays = CounterMetricFamily("reasonmaxxer_replays", "", labels=("adapter", "version"))
+    adapters = ("running_lora_adapters", "waiting_lora_adapters")
+    loras = GaugeMetricFamily("vllm:lora_requests_info", "", labels=adapters)
+    untouched = GaugeMetricFamily("vllm:num_requests_running", "", value=3)
+
+    def size() -> int:
+        """Series of the page, with those that are gathered from all processes."""
+        gathered = (deepcopy(one) for one in (replays, loras, untouched))
+        families = {one.name: one for one in without_what_is_gone(gathered, metrics.versions())}
+        assert [one.value for one in families["vllm:num_requests_running"].samples] == [3]
+        (newest,) = families["vllm:lora_requests_info"].samples
+        assert newest.labels["running_lora_adapters"] in live
+        mine = {
+            f"{one.labels['adapter']}@{one.labels['version']}"
+            for one in families["reasonmaxxer_replays"].samples
+        }
+        assert mine >= live
+        return len(parse(metrics.page())) + sum(len(one.samples) for one in families.values())
+
+    stays = "stays@0123456789ab"
+    replays.add_metric(stays.split("@"), 1)
+    sizes: dict[int, int] = {}
+    for number in range(1, 501):
+        version = f"math@{number:012x}"
+        live = {version, stays}  # the one before is retired
+        for one in (stays, version):
+            for mode in (ALWAYS, GATED):
+                metrics.series(Labels.of(one, mode)).outcomes["ok"] += 1
+        replays.add_metric(version.split("@"), 1)
+        loras.add_metric([version, ""], number)
+        sizes[number] = size()
+    assert sizes[500] == sizes[20] == max(sizes.values())
+    samples = parse(metrics.page())
+    assert total(samples, "requests_total", adapter="stays") == 1000  # it lost nothing
+    last = {"adapter": "math", "version": f"{499:012x}"}
+    assert total(samples, "requests_total", **last) == 2  # what Prometheus may not have seen yet
 
 
 # --------------------------------------------------------------------------------- by the server

@@ -1,6 +1,6 @@
 """GET /gate: a page that shows base, adapter and gated answers side by side, token by token.
 
-Plain files from `serving/page/`, read once at import; the page asks the server's own public API
+Plain files from `static/`, read once at import; the page asks the server's own public API
 for everything else. It needs no key itself, what it calls does.
 """
 
@@ -48,7 +48,7 @@ def _read(folder: Path) -> dict[str, File]:
     }
 
 
-FILES = _read(Path(__file__).with_suffix(""))
+FILES = _read(Path(__file__).with_name("static"))
 PATHS = frozenset(
     {PATH, f"{PATH}/", *(f"{PATH}/{name}" for name in FILES)}
 )  # open to those without a key

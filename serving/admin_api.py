@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapters.adapter import AdapterError
 from adapters.manifest import NAME_PATTERN, Score
 from adapters.store import StoreError
-from serving.registry import Registry
+from serving.aliases import Aliases
 
 logger = logging.getLogger("serving.admin")
 
@@ -119,13 +119,13 @@ async def admin(
     return f"key {wanted.hex()[:8]} from {host}"
 
 
-async def _registry(request: Request) -> Registry:
-    found: Registry = request.app.state.registry
+async def _aliases(request: Request) -> Aliases:
+    found: Aliases = request.app.state.aliases
     return found
 
 
 Who = Annotated[str, Depends(admin)]
-Served = Annotated[Registry, Depends(_registry)]
+Served = Annotated[Aliases, Depends(_aliases)]
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request or the adapter cannot be used; the message says why."},
     401: {"description": "The admin key is missing or wrong."},
@@ -136,82 +136,82 @@ router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSA
 
 
 @router.get("")
-async def list_adapters(who: Who, registry: Served) -> Adapters:  # noqa: ARG001
+async def list_adapters(who: Who, aliases: Served) -> Adapters:  # noqa: ARG001
     """Every name of the store: what serves it, where its weights are, who uses it."""
-    names = await asyncio.to_thread(registry.store.names)
-    places = await registry.residents.places()
-    states = [await _state(registry, name, places) for name in names]
+    names = await asyncio.to_thread(aliases.store.names)
+    locations = await aliases.cache.locations()
+    states = [await _state(aliases, name, locations) for name in names]
     return Adapters(
         data=[one for one in states if one is not None],
-        slots=registry.slots.count,
-        waiting=registry.slots.waiting + registry.places.waiting,
+        slots=aliases.slots.count,
+        waiting=aliases.slots.waiting + aliases.host_slots.waiting,
     )
 
 
 @router.get("/{name}")
-async def show_adapter(name: Name, who: Who, registry: Served) -> AdapterState:  # noqa: ARG001
+async def show_adapter(name: Name, who: Who, aliases: Served) -> AdapterState:  # noqa: ARG001
     """One name."""
-    return await _shown(registry, name)
+    return await _shown(aliases, name)
 
 
 @router.post("/{name}/load")
-async def load(name: Name, body: Load, who: Who, registry: Served) -> AdapterState:
+async def load(name: Name, body: Load, who: Who, aliases: Served) -> AdapterState:
     """Have a version in the engine before anybody asks for it."""
-    async with _refusing(registry, name, f"load {body.version or ''}", who):
+    async with _refusing(aliases, name, f"load {body.version or ''}", who):
         _same_name(name, body.version)
-        await registry.preload(body.version or name)
-    return await _shown(registry, name)
+        await aliases.preload(body.version or name)
+    return await _shown(aliases, name)
 
 
 @router.post("/{name}/unload")
-async def unload(name: Name, who: Who, registry: Served) -> AdapterState:
+async def unload(name: Name, who: Who, aliases: Served) -> AdapterState:
     """Take every version of the name out of the engine once its requests are over.
 
     The next request loads it again.
     """
-    async with _refusing(registry, name, "unload", who):
-        registry.store.resolve(name)
-        registry.unload(name)
-    return await _shown(registry, name)
+    async with _refusing(aliases, name, "unload", who):
+        await asyncio.to_thread(aliases.store.resolve, name)
+        aliases.unload(name)
+    return await _shown(aliases, name)
 
 
 @router.post("/{name}/pin")
-async def pin(name: Name, body: Pin, who: Who, registry: Served) -> AdapterState:
+async def pin(name: Name, body: Pin, who: Who, aliases: Served) -> AdapterState:
     """Keep what serves the name in its slot, whatever else is asked for."""
-    async with _refusing(registry, name, f"pin {body.pinned}", who):
-        await registry.pin(name, body.pinned)
-    return await _shown(registry, name)
+    async with _refusing(aliases, name, f"pin {body.pinned}", who):
+        await aliases.pin(name, body.pinned)
+    return await _shown(aliases, name)
 
 
 @router.post("/{name}/alias")
-async def alias(name: Name, body: Alias, who: Who, registry: Served) -> AdapterState:
+async def alias(name: Name, body: Alias, who: Who, aliases: Served) -> AdapterState:
     """Point the alias at a version; it is in the engine before the first request gets it."""
-    async with _refusing(registry, name, f"alias {body.version}", who):
-        await registry.move(
-            name, body.version, lambda: registry.store.alias(name, body.version, by=who)
-        )
-    return await _shown(registry, name)
+    async with _refusing(aliases, name, f"alias {body.version}", who):
+        store, to = aliases.store, body.version
+        await aliases.move(name, to, lambda: store.alias(name, to, by=who, trusted=True))
+    return await _shown(aliases, name)
 
 
 @router.post("/{name}/rollback")
-async def rollback(name: Name, who: Who, registry: Served) -> AdapterState:
+async def rollback(name: Name, who: Who, aliases: Served) -> AdapterState:
     """Point the alias at the version before the present one."""
-    async with _refusing(registry, name, "rollback", who):
-        target = registry.store.previous(name)
-        await registry.move(name, target, lambda: registry.store.rollback(name, by=who))
-    return await _shown(registry, name)
+    async with _refusing(aliases, name, "rollback", who):
+        store = aliases.store
+        to = await asyncio.to_thread(store.previous, name)
+        await aliases.move(name, to, lambda: store.rollback(name, by=who, trusted=to))
+    return await _shown(aliases, name)
 
 
 @router.put("/{name}/tau")
-async def set_tau(name: Name, body: Tau, who: Who, registry: Served) -> AdapterState:
+async def set_tau(name: Name, body: Tau, who: Who, aliases: Served) -> AdapterState:
     """The threshold of NAME:gated for requests that name none, until this server ends."""
-    async with _refusing(registry, name, f"tau {body.tau}", who):
-        registry.store.resolve(name)
+    async with _refusing(aliases, name, f"tau {body.tau}", who):
+        await asyncio.to_thread(aliases.store.resolve, name)
         if body.tau is None:
-            registry.taus.pop(name, None)
+            aliases.taus.pop(name, None)
         else:
-            registry.taus[name] = body.tau
-    return await _shown(registry, name)
+            aliases.taus[name] = body.tau
+    return await _shown(aliases, name)
 
 
 # ------------------------------------------------------------------------------- the small print
@@ -220,15 +220,15 @@ async def set_tau(name: Name, body: Tau, who: Who, registry: Served) -> AdapterS
 class _refusing:  # noqa: N801
     """Log an action and its outcome; the store's and the engine's refusals become HTTP errors."""
 
-    def __init__(self, registry: Registry, name: str, action: str, who: str) -> None:
-        self._registry, self._name, self._action, self._who = registry, name, action, who
-        self._before = registry.serving(name)
+    def __init__(self, aliases: Aliases, name: str, action: str, who: str) -> None:
+        self._aliases, self._name, self._action, self._who = aliases, name, action, who
+        self._before = aliases.serving(name)
 
     async def __aenter__(self) -> None:
         return None
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        after = self._registry.serving(self._name)
+        after = self._aliases.serving(self._name)
         outcome = "done" if error is None else f"refused: {error}"
         logger.info(
             "%s: %s %s: %s (serving %s, before %s)",
@@ -247,42 +247,43 @@ def _same_name(name: str, version: str | None) -> None:
         raise ValueError(f"version: {version} is not one of {name}")
 
 
-async def _shown(registry: Registry, name: str) -> AdapterState:
-    state = await _state(registry, name, await registry.residents.places())
+async def _shown(aliases: Aliases, name: str) -> AdapterState:
+    state = await _state(aliases, name, await aliases.cache.locations())
     if state is None:
         raise HTTPException(404, f"name: the store has no {name}")
     return state
 
 
 async def _state(
-    registry: Registry, name: str, places: dict[str, Literal["device", "host"]]
+    aliases: Aliases, name: str, locations: dict[str, Literal["device", "host"]]
 ) -> AdapterState | None:
     try:
-        target = str(await asyncio.to_thread(registry.store.resolve, name))
+        listing = await asyncio.to_thread(aliases.checked, name)
+        target = str(await asyncio.to_thread(aliases.store.resolve, name))
+        versions = await asyncio.to_thread(aliases.store.versions, name)
     except KeyError:
         return None
     except AdapterError as error:
         return AdapterState(name=name, state="refused", reason=error.reason)
-    listing = await asyncio.to_thread(registry.checked, name)
     gate = None if isinstance(listing, AdapterError) else listing.gate
     manifest = None if isinstance(listing, AdapterError) else listing.manifest
-    reason = listing.reason if isinstance(listing, AdapterError) else registry.refusal(name)
+    reason = listing.reason if isinstance(listing, AdapterError) else aliases.refusal(name)
     resident = [
         VersionState(
             version=one.version,
-            state="draining" if one.retired else places.get(one.version, "host"),
+            state="draining" if one.retired else locations.get(one.version, "host"),
             pinned=one.pinned,
             in_flight=one.in_flight,
-            waiting=registry.waiting_for(one.version),
+            waiting=aliases.waiting_for(one.version),
             idle_seconds=round(time.monotonic() - one.last_use, 3),
             load_seconds=one.seconds,
         )
-        for one in registry.of_name(name)
+        for one in aliases.of_name(name)
     ]
-    serving = registry.serving(name)
+    serving = aliases.serving(name)
     mine = next((one.state for one in resident if one.version == serving), None)
     state: State = mine or ("refused" if reason else "available")
-    if name in registry.loading():
+    if name in aliases.loading():
         state = "loading"
     return AdapterState(
         name=name,
@@ -290,9 +291,9 @@ async def _state(
         alias=target if "@" in target else None,
         state=state,
         reason=reason,
-        tau=registry.gate(name, gate).tau if gate else None,
+        tau=aliases.gate(name, gate).tau if gate else None,
         temperature=gate.temperature if gate else None,
         scores=manifest.scores if manifest else [],
-        versions=[f"{name}@{digest}" for digest in registry.store.versions(name)],
+        versions=[f"{name}@{digest}" for digest in versions],
         resident=resident,
     )
