@@ -63,6 +63,7 @@ class Starting:
             log_config=None,
             log_level="critical",
             access_log=False,
+            timeout_graceful_shutdown=1,  # a client that sends half a request delays nobody
             ssl_keyfile=args.ssl_keyfile,
             ssl_certfile=args.ssl_certfile,
             ssl_ca_certs=args.ssl_ca_certs,

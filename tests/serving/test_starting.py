@@ -72,6 +72,19 @@ def test_the_socket_goes_on_and_connections_in_between_wait(bound: socket.socket
                 assert accepted.recv(5) == b"hello"
 
 
+def test_a_client_that_sends_half_a_request_does_not_keep_the_server_from_starting(
+    bound: socket.socket,
+) -> None:
+    half = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+    with (
+        Starting(bound, Namespace(**PLAIN)) as answering,
+        socket.create_connection(bound.getsockname(), timeout=30) as client,
+    ):
+        client.sendall(half)
+        ask(bound, "GET", "/health")
+        answering.end()
+
+
 def test_a_certificate_that_cannot_be_used_is_named(bound: socket.socket, tmp_path: Path) -> None:
     bad = tmp_path / "key.pem"
     bad.write_text("not a key")
