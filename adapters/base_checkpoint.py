@@ -46,15 +46,22 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder that holds `model`: a folder itself, or a hub id already in the local cache."""
+def local_folder(
+    model: str, revision: str | None = None, cache_dir: str | None = None
+) -> Path | None:
+    """The folder that holds `model`: a folder itself, or a hub id already in the local cache.
+
+    A folder has no revisions. `cache_dir` is another folder than the hub's own cache.
+    """
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(
+            snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 
@@ -67,8 +74,10 @@ class BaseCheckpoint:
     folder: Path
 
     @classmethod
-    def open(cls, model: str) -> "BaseCheckpoint":
-        """Open a local folder or a cached hub id.
+    def open(
+        cls, model: str, revision: str | None = None, cache_dir: str | None = None
+    ) -> "BaseCheckpoint":
+        """Open a local folder, or a hub id of which `cache_dir` (the hub's) has this revision.
 
         Raises:
             FileNotFoundError: the model is neither, or has no config.json.
@@ -77,9 +86,11 @@ class BaseCheckpoint:
             raise FileNotFoundError(
                 f"{model}: make a folder of it first: python -m training.gguf {model} --out FOLDER"
             )
-        folder = local_folder(model)
+        folder = local_folder(model, revision, cache_dir)
         if folder is None:
-            raise FileNotFoundError(f"{model}: neither a folder nor a model in the local hub cache")
+            cache = cache_dir or "the local hub cache"
+            at = f" (revision {revision})" if revision else ""
+            raise FileNotFoundError(f"{model}{at}: neither a folder nor a model in {cache}")
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{model}: the folder has no config.json")
         name = (folder.name or folder.resolve().name) if Path(model).is_dir() else model
