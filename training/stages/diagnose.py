@@ -59,12 +59,14 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     """What the run cost and found, as JSON."""
     rollouts, trained = [one.rollouts for one in rounds], rounds[-1]
     rates = np.concatenate([_pass_rates(one) for one in rollouts])
+    rewards = np.concatenate([one.rewards for one in rollouts])
     mixed = int(((rates > 0) & (rates < 1)).sum())
     log = json.loads((trained.stage.path() / LOG).read_text())
     return {
         "warnings": known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept),
         "problems": {"asked": len(rates), "mixed": mixed},
-        "pass@1 of the rollouts": float(np.concatenate([one.rewards for one in rollouts]).mean()),
+        "pass@1 of the rollouts": float(np.nanmean(rewards)),
+        "rollouts not graded": int(np.isnan(rewards).sum()),
         "tokens": {
             "rollouts": sum(map(_generated, rollouts)),
             "heldout": _generated(heldout) + choice.tokens,
@@ -93,8 +95,9 @@ def _estimate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _pass_rates(rollouts: Rollouts) -> npt.NDArray[np.float64]:
-    """The mean reward of each problem, [problems]."""
-    table = pa.table({"problem": rollouts.table["problem"], "reward": rollouts.rewards})
+    """The mean reward of each problem, [problems]; NaN where no rollout could be graded."""
+    rewards = pa.array(rollouts.rewards, from_pandas=True)  # NaN is null, which no mean counts
+    table = pa.table({"problem": rollouts.table["problem"], "reward": rewards})
     grouped = table.group_by("problem").aggregate([("reward", "mean")])
     rates: npt.NDArray[np.float64] = grouped["reward_mean"].to_numpy()
     return rates
