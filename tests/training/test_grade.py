@@ -41,7 +41,10 @@ def test_each_row_comes_back_with_its_verdict(
     assert [{key: row.get(key) for key in one} for one, row in zip(ROWS, written, strict=True)] == (
         ROWS
     )
-    assert "3 answers: 1 right (0.333 of those graded), 2 wrong, 0 cannot tell, 2 boxed, 0 timed out" in capsys.readouterr().out
+    assert (
+        "3 answers: 1 right (0.333 of those graded), 2 wrong, 0 cannot tell, 2 boxed, 0 timed out"
+        in capsys.readouterr().out
+    )
 
 
 def test_parquet_in_parquet_out_with_other_columns(tmp_path: Path) -> None:

@@ -211,7 +211,9 @@ def test_the_generator_grades(verifier: Verifier) -> None:
         r"\boxed{}", "",
     ]  # fmt: skip
     verdicts = verifier.check([*texts, r"\boxed{\frac{2}{4}}"], [gym] * len(texts) + [plain])
-    assert [one.correct for one in verdicts] == [True] * 3 + [False] * 2 + [True] + [False] * 2 + [True]
+    assert [one.correct for one in verdicts] == [True] * 3 + [False] * 2 + [True] + [False] * 2 + [
+        True
+    ]
     assert not any(one.timed_out for one in verdicts)
 
 

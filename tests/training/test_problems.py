@@ -222,11 +222,19 @@ def assistant(text: str) -> dict[str, str]:
     [
         {"messages": [{"role": "system", "content": "Think."}, user("1 + 1"), assistant("#### 2")]},
         {"messages": [user("1 + 1"), assistant(r"<think>\boxed{3}</think> The answer is 2.")]},
-        {"conversations": [{"from": "human", "value": "1 + 1"}, {"from": "gpt", "value": "#### 2"}]},
+        {
+            "conversations": [
+                {"from": "human", "value": "1 + 1"},
+                {"from": "gpt", "value": "#### 2"},
+            ]
+        },
         {"messages": [user("1 + 1"), assistant("It is 3.")], "answer": "2"},
         {"messages": json.dumps([user("1 + 1"), assistant("#### 2")])},
         {"problem": [user("1 + 1")], "answer": 2},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}], "answer": 2},
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}],
+            "answer": 2,
+        },
     ],
 )
 def test_chat_messages(tmp_path: Path, row: dict[str, Any]) -> None:

@@ -115,7 +115,9 @@ class GymQuestion(NamedTuple):
                 scores = [self._score(dataset, answer) for answer in self.answers]
                 best = max((score for score in scores if score is not None), default=None)
                 if best is None:  # is it the answer, or the entry?
-                    dataset.score_answer(decode_entry(self.entry)["answer"], decode_entry(self.entry))
+                    dataset.score_answer(
+                        decode_entry(self.entry)["answer"], decode_entry(self.entry)
+                    )
                     return wrong("the generator cannot read the answer")
         except Exception as error:  # the entry itself cannot be read
             return unknown(f"the problem's entry cannot be read ({type(error).__name__})")

@@ -39,7 +39,7 @@ _NOUN = r"(?:(?:final|correct|right)\s+)*(?:answer|option|choice)"
 # "Final Answer: 73", "**Answer:** 5", "**Answer**: 5", and a heading with the answer below it.
 _LABEL = re.compile(
     rf"(?im)(?:^|(?<=[.!?:]\s)|(?<=[\s*✅]))(?P<noun>{_NOUN})\b[ \t]*{r'[*_`]*'}[ \t]*"
-    rf"(?:[:：=]|\bis[ \t]*[:：]){_MARKS}(?P<content>[^\n]+)"
+    rf"(?:[:：=]|\bis[ \t]*[:：]){_MARKS}(?=(?P<content>[^\n]+))"
 )
 _HEADING = re.compile(
     rf"(?im)^[ \t]*(?:\#+[ \t]*|\*\*)(?:the[ \t]+)?{_NOUN}[ \t]*[*_:：]*[ \t]*\n\s*"
@@ -48,14 +48,15 @@ _HEADING = re.compile(
 # "The answer is 5.", "the final answer to the problem is therefore 5"
 _SENTENCE = re.compile(
     rf"(?i)\b(?:the|my|our|a|final|correct)\s+{_NOUN}\b(?P<between>[^.\n:=]{{0,120}}?)"
-    r"\b(?:is|would be|should be|must be|equals)\b(?P<content>[^\n]*)"
+    r"\b(?:is|would be|should be|must be|equals)\b(?=(?P<content>[^\n]*))"
 )
 _CHINESE = re.compile(r"(?:最终|正确)?答案(?:是|为)?[：:]?[ \t]*(?P<content>[^\n。]+)")
+# Right before "the answer is 5", these make it no statement of the writer's.
 _HYPOTHESIS = re.compile(
-    r"(?i)\b(?:if|suppose|supposing|assume|assuming|whether|unless|imagine|think|thought|guess|"
-    r"says|say|said|claims?|claimed|check|find|finding|maybe|perhaps|might|may|could|"
-    r"when|before|until|once|where)\b[^.!?\n]*$"
+    r"(?i)\b(?:if|whether|unless|suppose|supposing|assume|assuming|imagine|says?|said|claims?|"
+    r"claimed|check(?:ing)?|maybe|perhaps|(?:might|may|could) be)\s*,?\s*(?:that\s+)?$"
 )
+_UNTRUE = re.compile(r"(?i)(?:\bnot|n't)\s+(?:true|the case|correct|right)\s+(?:that\s+)?$")
 _DENIED = re.compile(
     r"(?i)(?:\b(?:not|never|neither|nor|cannot|hardly|nowhere)\b|n't\b|≠|\\neq?\b)"
     r"(?:\s+(?:equal|be|to|simply|just|necessarily))*[\s:*_$\\(\[{]*$"
@@ -167,7 +168,11 @@ def _announced(text: str) -> Stated | None:
         between = match.groupdict().get("between") or ""
         if _HYPOTHESIS.search(before) or re.search(r"(?i)\b(?:if|whether|when)\b", between):
             continue
-        if _DENIAL.match(content) or re.search(r"(?i)\bnot\b|n't", between):
+        if (
+            _UNTRUE.search(before)
+            or _DENIAL.match(content)
+            or re.search(r"(?i)\bnot\b|n't", between)
+        ):
             denied = True
             continue
         if content.rstrip().endswith("?"):
