@@ -11,15 +11,35 @@ import re
 from fractions import Fraction
 from typing import Any, Literal
 
+from training.grading.reading.arithmetic import (
+    IrrationalError,
+    TooLargeError,
+    UndefinedError,
+    read_number,
+)
 from training.grading.verdict import Decision, right, unknown, wrong
 
 _DIGITS = 600
+_BITS = 100_000  # of a number inside a formula
 _SAME = 200  # digits in which two values agree if no formula can tell them apart
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d*\.)")
+_EXPONENT = re.compile(r"(?<=\d)[eE]([+-]?\d+)(?![\d.])")  # 2e5
 _WORD = re.compile(
     r"(?<![\\A-Za-z{])[A-Za-z]{4,}|(?<![\\A-Za-z])(?:is|the|of|to|an|be|not|yes|no)(?![A-Za-z])"
 )
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])|\\(?:imath|mathrm\{i\})")
+_INDEXED_E = re.compile(r"(?<![A-Za-z\\])([EeiId])_\s*\{?\s*([A-Za-z0-9]+)\s*\}?")  # no constants
+_PRIME = re.compile(r"([A-Za-z])('+)")
+_TRANSPOSED = re.compile(
+    r"(?<=[A-Za-z}])\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger)\s*\}?(?![A-Za-z\d])"
+)
+_MARKED_BRACKET = re.compile(
+    r"[)\]]\s*(?:'|\^\s*\{?\s*(?:T|\\top|\\dagger|\*|\\prime)(?![A-Za-z]))"
+)
+_ON_LETTERS = re.compile(
+    r"\\(?:gcd|lcm|mod|det|tr|rank)\b.*[A-Za-z]"
+)  # sympy gives 1 for gcd(a, b)
+_MIXED = re.compile(r"\d\s*\\frac\{\d+\}\{\d+\}")  # a mixed number, or a product?
 _BLANK = re.compile(r"\\(?:left|right)?\s*$|\?|@|`|\"")
 
 
@@ -67,11 +87,25 @@ def formula(text: str, beside: str = "") -> Any | None:
         beside: what it will be compared with; an imaginary unit there makes i one here.
     """
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-    from sympy import Basic, I, MatrixBase, Symbol
+    from sympy import Basic, I, MatrixBase, Rational, Symbol
 
+    number = read_number(text)
+    if number is not None:
+        try:
+            value = number.value(_BITS) / (100 if number.percent else 1)
+            return Rational(value.numerator, value.denominator)
+        except UndefinedError:
+            return None
+        except (TooLargeError, IrrationalError):
+            pass
     if _WORD.search(text) or _BLANK.search(text) or not text.strip():
         return None
-    text = _DECIMAL.sub(_as_fraction, text.replace("%", ""))
+    if any(one.search(text) for one in (_MARKED_BRACKET, _ON_LETTERS, _MIXED)):
+        return None
+    text = _TRANSPOSED.sub("_{T}", _primed(text))
+    text = _EXPONENT.sub(r"\\cdot 10^{\1}", text.replace("%", ""))
+    text = _DECIMAL.sub(_as_fraction, text)
+    text = _INDEXED_E.sub(r"Y_{\1\2}", text.replace(r"\odot", "sun").replace(r"\hbar", "h_{bar}"))
     imaginary = bool(_IMAGINARY.search(text) or _IMAGINARY.search(beside))
     try:
         parsed = latex2sympy(
@@ -81,7 +115,7 @@ def formula(text: str, beside: str = "") -> Any | None:
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )
-        if not isinstance(parsed, Basic | MatrixBase):
+        if not isinstance(parsed, Basic | MatrixBase) or _is_treacherous(parsed):
             return None
         parsed = parsed.doit()
         if imaginary:
@@ -91,6 +125,38 @@ def formula(text: str, beside: str = "") -> Any | None:
     except Exception:  # the parser raises plain exceptions, sympy a dozen kinds
         return None
     return parsed
+
+
+def _primed(text: str) -> str:
+    """`text` with x' as a variable of its own, which the parser takes for x."""
+    text = re.sub(r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime"), text)
+    return _PRIME.sub(lambda m: f"{m[1]}_{{p{len(m[2])}}}", text)
+
+
+def _is_treacherous(parsed: Any) -> bool:
+    """Whether sympy would evaluate something that it knows too little of.
+
+    It takes dy/dx for 0, as y is a constant to it, and the sum of a_k for n a_k.
+    """
+    from sympy import Derivative, Integral, Limit, Product, Sum
+
+    for one in parsed.atoms(Derivative, Integral, Limit, Product, Sum):
+        if _functions(one):
+            return True
+        if isinstance(one, Derivative):
+            bound, inside = one.variables, one.expr
+            if not set(bound) <= inside.free_symbols:
+                return True
+        elif isinstance(one, Limit):
+            bound, inside = (one.args[1],), one.args[0]
+        else:
+            bound, inside = one.variables, one.function
+        names = {str(variable) for variable in bound}
+        for symbol in inside.free_symbols:
+            _, _, index = symbol.name.partition("_")
+            if names & set(re.findall(r"[A-Za-z]+", index)):
+                return True
+    return False
 
 
 def _as_fraction(match: re.Match[str]) -> str:
@@ -120,13 +186,20 @@ def _equal(a: Any, b: Any) -> bool | None:
         found = [_equal(x, y) for x, y in zip(a, b, strict=True)]
         return False if False in found else None if None in found else True
     if not isinstance(a, Expr) or not isinstance(b, Expr):
-        return None
+        return False if _is_named_set(a) and _is_named_set(b) else None
     difference = a - b
     if difference.is_Rational:
         return bool(difference == 0)
     if not difference.free_symbols and not _functions(difference):
         return _is_zero(difference, a, b)
     return _equal_at_points(a, b)
+
+
+def _is_named_set(value: Any) -> bool:
+    """Whether it is one of the sets N, Z, Q, R and C, which differ."""
+    from sympy import S
+
+    return value in (S.Naturals, S.Naturals0, S.Integers, S.Rationals, S.Reals, S.Complexes)
 
 
 def _functions(expression: Any) -> set[Any]:
@@ -163,7 +236,10 @@ _WHOLE = [((n, 1), (n + 2, 1), (n + 5, 1), (n + 1, 1), (n + 7, 1)) for n in (2, 
 
 
 def _equal_at_points(a: Any, b: Any) -> bool | None:
-    """Compare two formulas at fixed points where both are real; they differ if they do at one."""
+    r"""Compare two formulas at fixed points; they differ if they do at one.
+
+    Where a variable is negative, only real values count: \sqrt{1/n} and 1/\sqrt{n} are equal.
+    """
     from sympy import Dummy, Rational, simplify
 
     for applied in sorted(_functions(a) | _functions(b), key=str):
@@ -180,7 +256,8 @@ def _equal_at_points(a: Any, b: Any) -> bool | None:
                 for place, name in enumerate(names)
             }
             x, y = a.subs(values), b.subs(values)
-            if not (_real(x) and _real(y)):
+            signed = any(value < 0 for value in values.values())
+            if not (_finite(x, signed) and _finite(y, signed)):
                 continue
             zero = _is_zero(x - y, x, y)
             if zero is False:
@@ -191,9 +268,9 @@ def _equal_at_points(a: Any, b: Any) -> bool | None:
     return True if simplify(a - b) == 0 else None
 
 
-def _real(value: Any) -> bool:
-    """Whether a number is real and finite."""
+def _finite(value: Any, real: bool) -> bool:
+    """Whether a number is finite, and real if it must be."""
     from sympy import I, nan, oo, zoo
 
     number = value.evalf(20, maxn=100)
-    return bool(number.is_number and not number.has(I, nan, oo, zoo))
+    return bool(number.is_number and not number.has(nan, oo, zoo) and not (real and number.has(I)))

@@ -6,12 +6,14 @@ import re
 
 from training.grading.compare.comparison import Comparison
 from training.grading.compare.relations import relations
+from training.grading.compare.words import as_words
 from training.grading.reading.plain_latex import squeezed
 from training.grading.reading.regions import read_regions, same_regions
 from training.grading.reading.shapes import Shape, is_name, read_shape
 from training.grading.verdict import Decision, unknown, wrong
 
 _DECIMAL_COMMA = re.compile(r"(-?\d{1,3}(?:\.\d{3})*|-?\d+),(\d+)")
+_SETS = re.compile(r"\b(?:all|real|reals|integers?|numbers?|none|empty|solutions?|every|no|any)\b")
 _DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
 
 
@@ -43,13 +45,23 @@ def _one_and_several(by: Comparison, a: Shape, b: Shape) -> Decision | None:
     one = (a if a.kind == "atom" else b).items[0]
     values = _values(list(several.items)) if several.kind == "list" else None
     if values is not None and len({name for name, _ in values}) > 1:
-        return unknown("several named values against one")
-    comma = _DECIMAL_COMMA.fullmatch(",".join(several.items))
+        found = [by.inner(*_sided(a, value, one)).correct for _, value in values]
+        if any(decision is not False for decision in found):
+            return unknown("several named values against one")
+        return wrong("several named values against one")
+    comma = _DECIMAL_COMMA.fullmatch(",".join(several.items)) if several.kind == "list" else None
     if comma is not None and by.inner(f"{comma[1].replace('.', '')}.{comma[2]}", one).correct:
         return unknown("the comma may be a decimal comma")
-    if _DESCRIBED.search(one):
+    if as_words(one) is not None and not _SETS.search(one):
+        return wrong("words against values")
+    if _DESCRIBED.search(one) or _SETS.search(one):
         return unknown("a set that is described against one that is listed")
     return wrong("one value against several")
+
+
+def _sided(a: Shape, part: str, one: str) -> tuple[str, str]:
+    """(candidate, reference) of a part of the side that has several, and the other side."""
+    return (one, part) if a.kind == "atom" else (part, one)
 
 
 def _assignments(by: Comparison, a: Shape, b: Shape) -> Decision | None:
@@ -81,8 +93,11 @@ def _containers(by: Comparison, a: Shape, b: Shape) -> Decision:
     kinds = {a.kind, b.kind}
     if "matrix" in kinds:
         return _matrices(by, a, b)
+    if kinds <= {"union", "interval", "tuple", "bracket"} and kinds & {"union", "interval"}:
+        return unknown("sets that may be equal") if _paired(a, b) else wrong("different sets")
     if kinds & {"union", "interval"}:
-        return unknown("sets that may be equal")
+        described = any(_DESCRIBED.search(item) for item in (*a.items, *b.items))
+        return unknown("sets that may be equal") if described else wrong("different sets")
     x, y = list(a.items), list(b.items)
     if kinds <= {"list", "set"}:
         if "set" in kinds:
@@ -102,6 +117,11 @@ def _containers(by: Comparison, a: Shape, b: Shape) -> Decision:
         loose = by.any_order(x, y)
         return unknown("a list against a set") if loose.correct else loose
     return wrong(f"a {a.kind} is no {b.kind}")
+
+
+def _paired(a: Shape, b: Shape) -> bool:
+    """Whether both may be intervals: a tuple of three is none."""
+    return all(one.kind not in ("tuple", "bracket") or len(one.items) == 2 for one in (a, b))
 
 
 def _matrices(by: Comparison, a: Shape, b: Shape) -> Decision:

@@ -83,7 +83,12 @@ def ratios(by: Comparison, candidate: str, reference: str) -> Decision | None:
 
 def _numerals(a: Number, b: Number, candidate: str, reference: str) -> Decision:
     """Numbers of which one at least is written in a base: 203_5."""
-    x, y = a.value(_NUMERAL_BITS), b.value(_NUMERAL_BITS)
+    try:
+        x, y = a.value(_NUMERAL_BITS), b.value(_NUMERAL_BITS)
+    except TooLargeError:
+        return unknown("numbers too large to compute")
+    except (IrrationalError, UndefinedError):
+        return wrong("different numbers")
     if a.base == b.base:
         return right("equal numbers") if x == y else wrong("different numbers")
     digits = [re.sub(r"_.*", "", squeezed(one)).strip("()") for one in (candidate, reference)]

@@ -38,6 +38,8 @@ def quantities(by: Comparison, candidate: str, reference: str) -> Decision | Non
         return wrong(f"{error}")
     if a.number.percent != b.number.percent:
         return None
+    if a.number.base != b.number.base:
+        return unknown("equal numbers in different bases") if x == y else wrong("different numbers")
     if a.unit and b.unit:
         return _with_units(a, x, b, y)
     if x != y:

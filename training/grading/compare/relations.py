@@ -34,6 +34,8 @@ def relations(
         value = relation.items[0]  # 5 = x
     named = is_name(relation.items[0]) or value == relation.items[0]
     numeric = read_number(relation.items[0]) is not None
+    if relation is b and not named and not numeric:
+        return wrong(f"a {a.kind} is no equation")
     decision = by.inner(value, reference) if relation is a else by.inner(candidate, value)
     if named or numeric or decision.correct is False:
         return decision

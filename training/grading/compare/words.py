@@ -31,7 +31,8 @@ def words(_: Comparison, candidate: str, reference: str) -> Decision | None:
             return None  # may be a product of variables
         if read_number(other) is not None or read_quantity(other) is not None:
             return wrong("words against a number")
-        return wrong("words against a formula") if "\\" in other else unknown("different words")
+        formula = re.search(r"[\\\d+\-*/^()=<>|]", other)
+        return wrong("words against a formula") if formula else unknown("different words")
     if a == b or _stem(a) == _stem(b):
         return right("the same words")
     if a in _SHORT_WORDS or b in _SHORT_WORDS:

@@ -48,13 +48,20 @@ def _region(shape: Shape) -> Region | None:
         interval = Interval(shape.items[0], shape.items[1], is_open, is_open)
         return Region((interval,), certain=infinite)
     if shape.kind == "union":
-        return _joined([read_regions(item) for item in shape.items])
+        return _joined([_points(read_shape(item)) or read_regions(item) for item in shape.items])
     if shape.kind == "list":
         parts = [_region(read_shape(item)) for item in shape.items]
         if all(part is not None and part.certain for part in parts):
             return _joined(parts)
         return None
     return _inequality(shape) if shape.kind == "relation" else None
+
+
+def _points(shape: Shape) -> Region | None:
+    r"""The points of a set in a union, as intervals: \{1\} is [1, 1]."""
+    if shape.kind != "set":
+        return None
+    return Region(tuple(Interval(item, item, False, False) for item in shape.items))
 
 
 def _joined(parts: list[Region | None]) -> Region | None:
@@ -105,7 +112,9 @@ def same_regions(a: Region, b: Region, compare: Callable[[str, str], Decision]) 
     if first is not None and second is not None:
         return right("equal regions") if first == second else _unequal(a, b, compare)
     if len(a.intervals) != len(b.intervals):
-        return unknown("regions that may be equal")
+        if _touches(a) or _touches(b):
+            return unknown("regions that may be equal")
+        return wrong("not as many intervals")
     if len(a.intervals) == 1:
         return _same_interval(a.intervals[0], b.intervals[0], compare)
     found = [_same_interval(x, y, compare) for x, y in zip(a.intervals, b.intervals, strict=True)]
@@ -115,6 +124,12 @@ def same_regions(a: Region, b: Region, compare: Callable[[str, str], Decision]) 
         other = all_of([_same_interval(x, y, compare) for x, y in turned], "equal regions")
         return other if other.correct or len(a.intervals) == 2 else unknown("regions out of order")
     return decision
+
+
+def _touches(region: Region) -> bool:
+    """Whether one of the intervals may continue another."""
+    ends = [(squeezed(one.low), squeezed(one.high)) for one in region.intervals]
+    return any(a[1] == b[0] for a in ends for b in ends if a is not b)
 
 
 def _unequal(a: Region, b: Region, compare: Callable[[str, str], Decision]) -> Decision:
