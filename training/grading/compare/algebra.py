@@ -33,6 +33,11 @@ _PRIME = re.compile(r"([A-Za-z])('+)")
 _TRANSPOSED = re.compile(
     r"(?<=[A-Za-z}])\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\dagger)\s*\}?(?![A-Za-z\d])"
 )
+# The parser takes \gamma - 1 for the gamma function at -1.
+_FUNCTION_NAMES = re.compile(
+    r"\\(gamma|beta|zeta|psi|chi|delta)(?![A-Za-z])(?:\s*_\s*\{?([A-Za-z\d]+)\}?)?"
+)
+_RATE = re.compile(r"\\frac\s*\{\s*d\s*(\\?[A-Za-z]+)\s*\}\s*\{\s*d\s*(\\?[A-Za-z]+)\s*\}")
 _MARKED_BRACKET = re.compile(
     r"[)\]]\s*(?:'|\^\s*\{?\s*(?:T|\\top|\\dagger|\*|\\prime)(?![A-Za-z]))"
 )
@@ -40,6 +45,10 @@ _ON_LETTERS = re.compile(
     r"\\(?:gcd|lcm|mod|det|tr|rank)\b.*[A-Za-z]"
 )  # sympy gives 1 for gcd(a, b)
 _MIXED = re.compile(r"\d\s*\\frac\{\d+\}\{\d+\}")  # a mixed number, or a product?
+# 1/2x: half of x, or one in 2x?
+_SLASHED = re.compile(
+    r"/\s*\d+\s*(?:[A-Za-z({]|\\(?!r(?:floor|ceil|angle|vert)|cdot|times|[pm][pm]|[lgn]e|in|cup)[a-z])"
+)
 _BLANK = re.compile(r"\\(?:left|right)?\s*$|\?|@|`|\"")
 
 
@@ -100,8 +109,10 @@ def formula(text: str, beside: str = "") -> Any | None:
             pass
     if _WORD.search(text) or _BLANK.search(text) or not text.strip():
         return None
-    if any(one.search(text) for one in (_MARKED_BRACKET, _ON_LETTERS, _MIXED)):
+    if any(one.search(text) for one in (_MARKED_BRACKET, _ON_LETTERS, _MIXED, _SLASHED)):
         return None
+    text = _FUNCTION_NAMES.sub(r"\\nu_{\1\2}", text)
+    text = _RATE.sub(_rate, text)
     text = _TRANSPOSED.sub("_{T}", _primed(text))
     text = _EXPONENT.sub(r"\\cdot 10^{\1}", text.replace("%", ""))
     text = _DECIMAL.sub(_as_fraction, text)
@@ -131,6 +142,11 @@ def _primed(text: str) -> str:
     """`text` with x' as a variable of its own, which the parser takes for x."""
     text = re.sub(r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime"), text)
     return _PRIME.sub(lambda m: f"{m[1]}_{{p{len(m[2])}}}", text)
+
+
+def _rate(match: re.Match[str]) -> str:
+    """dv/dt as a variable of its own: to sympy v is a constant."""
+    return f"D_{{{match[1]}{match[2]}}}".replace("\\", "")
 
 
 def _is_treacherous(parsed: Any) -> bool:
@@ -174,8 +190,10 @@ def _decided(equal: bool | None, what: str) -> Decision:
 
 def _equal(a: Any, b: Any) -> bool | None:
     """Whether two parsed formulas are equal; None: it could not be found out."""
-    from sympy import Expr, MatrixBase
+    from sympy import Expr, MatrixBase, nan, zoo
 
+    if a.has(zoo, nan) or b.has(zoo, nan):
+        return None  # 1/0 is not 2/0
     if a == b:
         return True
     if isinstance(a, MatrixBase) or isinstance(b, MatrixBase):

@@ -40,7 +40,7 @@ def compare(candidate: str, reference: str, effort: Effort) -> Decision:
     if chosen is not None:
         return chosen
     found = Comparison(effort, _STEPS).compare(spelled(plain(candidate)), spelled(plain(reference)))
-    if found.correct is None and _is_junk(candidate, reference):
+    if found.reason.endswith("cannot be parsed") and _is_junk(candidate, reference):
         return wrong("no part of the answer is the reference")
     return found
 
