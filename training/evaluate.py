@@ -60,15 +60,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         ValueError: a setting that only its files could prove wrong.
         ServerError: the server refused.
     """
-    problems = load_problems(
-        config.problems,
-        limit=config.limit,
-        problem_field=config.problem_field,
-        answer_field=config.answer_field,
-        config=config.dataset_config,
-        split=config.split,
-        data_dir=config.data_dir,
-    )
+    problems = load_problems(config.problems, limit=config.limit, **config.reading)
     logger.info("%d problems, %d answers each", len(problems), config.answers_each)
     if config.output:
         config.save(config.output / "evaluate.yaml")
