@@ -129,6 +129,22 @@ def test_cannot_tell(candidate: str, reference: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("candidate", "reference", "correct"),
+    [
+        ("x + / 3", "7", False),
+        ("7 + ((", "7", False),
+        ("7 @ 8", "7", None),
+        (r"\wp + / 3", "B", False),
+        ("x + / 3", "x + 3", None),
+    ],
+)
+def test_nonsense_is_not_left_out_of_the_pass_rate(
+    candidate: str, reference: str, correct: bool | None
+) -> None:
+    assert result(candidate, reference) is correct
+
+
+@pytest.mark.parametrize(
     ("text", "value", "unit"),
     [
         ("18 dollars", 18, (("money", 1),)),

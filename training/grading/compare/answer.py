@@ -40,18 +40,37 @@ def compare(candidate: str, reference: str, effort: Effort) -> Decision:
     if chosen is not None:
         return chosen
     found = Comparison(effort, _STEPS).compare(spelled(plain(candidate)), spelled(plain(reference)))
-    if found.reason.endswith("cannot be parsed") and _is_junk(candidate, reference):
-        return wrong("no part of the answer is the reference")
+    if found.correct is None and found.reason == "the answer cannot be parsed":
+        return _unparsed(candidate, reference) or found
     return found
 
 
-def _is_junk(candidate: str, reference: str) -> bool:
-    """Whether the reference is a number that the answer's text has nowhere in it."""
+def _unparsed(candidate: str, reference: str) -> Decision | None:
+    """Wrong for an answer that cannot be parsed and certainly is not the reference, else None.
+
+    Nonsense must not be left out of the pass rate.
+    """
+    text = plain(candidate)
+    depth = 0
+    for bracket in re.findall(r"[()\[\]{}]", text):
+        depth += 1 if bracket in "([{" else -1
+        if depth < 0:
+            break
+    if depth:
+        return wrong("the answer has open brackets")
+    if choices.is_choice(reference):
+        return wrong("the answer names no option")
     number = read_number(plain(reference))
-    if number is None or number.node.operator != "number" or number.base is not None:
-        return False
-    numbers = re.findall(r"\d[\d,]*(?:\.\d+)?|\.\d+", plain(candidate))
-    return not numbers and not re.search(r"\\[A-Za-z]|[a-zA-Z]{3}", plain(candidate))
+    if number is None or number.base is not None:
+        return None
+    found = [read_number(one) for one in re.findall(r"\d[\d,]*(?:\.\d+)?|\.\d+", text)]
+    try:
+        wanted = abs(number.value(HERE.bits))
+        if any(one is not None and one.value(HERE.bits) == wanted for one in found):
+            return None
+    except ValueError:
+        return None
+    return wrong("the answer cannot be parsed and does not have the reference's number")
 
 
 def _choices(candidate: str, reference: str) -> Decision | None:
