@@ -145,6 +145,24 @@ def test_nonsense_is_not_left_out_of_the_pass_rate(
 
 
 @pytest.mark.parametrize(
+    ("candidate", "reference", "correct"),
+    [
+        ("x > 3 and x < 5", "(3, 5)", True),
+        ("x > 3 and x < 5", r"\mathbb{R}", False),
+        ("x > 3 or x < 5", r"\mathbb{R}", True),
+        ("x < 1, x > 3", r"(-\infty, 1) \cup (3, \infty)", None),
+        (r"(-\infty, 0) \cup \{0\}", r"(-\infty, 0]", True),
+        (r"\ge 18", "18", False),
+        ("at least 18", "18", False),
+        (r"\approx 18", "18", True),
+        (r"18^{\text{th}}", "18", True),
+    ],
+)
+def test_regions_and_bounds(candidate: str, reference: str, correct: bool | None) -> None:
+    assert result(candidate, reference) is correct
+
+
+@pytest.mark.parametrize(
     ("text", "value", "unit"),
     [
         ("18 dollars", 18, (("money", 1),)),

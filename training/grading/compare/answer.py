@@ -22,6 +22,10 @@ from training.grading.verdict import Decision, right, unknown, wrong
 
 _LONGEST = 1000  # characters; an answer this much longer than its reference is no final answer
 
+_BOUND = re.compile(
+    r"(?i)\s*(?:[<>]|\\[lg]e\b|(?:at (?:least|most)|(?:more|less|fewer) than|over|under|up to)\b)"
+)
+
 HERE = Effort(bits=50_000, algebra=False)
 WORKER = Effort(bits=4_000_000, algebra=True)
 
@@ -51,6 +55,8 @@ def _unparsed(candidate: str, reference: str) -> Decision | None:
     Nonsense must not be left out of the pass rate.
     """
     text = plain(candidate)
+    if _BOUND.match(text):
+        return wrong("a bound is no value")
     depth = 0
     for bracket in re.findall(r"[()\[\]{}]", text):
         depth += 1 if bracket in "([{" else -1

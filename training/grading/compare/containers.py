@@ -96,7 +96,10 @@ def _containers(by: Comparison, a: Shape, b: Shape) -> Decision:
     if kinds <= {"union", "interval", "tuple", "bracket"} and kinds & {"union", "interval"}:
         return unknown("sets that may be equal") if _paired(a, b) else wrong("different sets")
     if kinds & {"union", "interval"}:
-        described = any(_DESCRIBED.search(item) for item in (*a.items, *b.items))
+        parts = (*a.items, *b.items)
+        described = any(
+            _DESCRIBED.search(item) or re.search(r"[<>]|\\[lg]e", item) for item in parts
+        )
         return unknown("sets that may be equal") if described else wrong("different sets")
     x, y = list(a.items), list(b.items)
     if kinds <= {"list", "set"}:

@@ -30,7 +30,7 @@ _SIGNS = {
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 
 _TEXT = r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|mathrm|mbox|hbox|mathsf|mathtt|emph)\s*\{([^{}]*)\}"
-_FONT = r"\\(?:mathbf|boldsymbol|mathit|bm|vec|pmb|mathcal)\s*\{([^{}]*)\}"
+_FONT = r"\\(?:mathbf|boldsymbol|mathit|bm|vec|pmb|mathcal|underline|uline|cancel)\s*\{([^{}]*)\}"
 
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan"
 _Step = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
@@ -74,11 +74,12 @@ _REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\ast(?![A-Za-z])", "*"),
     (r"\\div(?![A-Za-z])", "/"),
-    (r"(?<=\d)\s*(?:\{\\?,\}|(?<!\\)\\[,;: ]|~|[\u2009\u202f\u00a0]|_)(?=\d{3}(?!\d))", "\x00"),
+    (r"(?<=\d)\s*(?:\{\\?,\}|(?<!\\)\\[,;: ]|~|[\u2009\u202f\u00a0]|[_'])(?=\d{3}(?!\d))", "\x00"),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:h|v)space\{[^{}]*\}", " "),
     (_TEXT, _unwrapped),
     (_TEXT, _unwrapped),
     (_FONT, r" \1"),
+    (r"(?<=\d)\s*\^\s*\{?\s*(?:th|st|nd|rd)\s*\}?", " th"),
     (r"\\operatorname\*?\s*\{([^{}]*)\}", r"\\\1 "),
     (r"\\(?:rm|bf|it|tt)(?![A-Za-z])", " "),
     (r"\{,\}", ","),

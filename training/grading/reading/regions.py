@@ -2,6 +2,7 @@ r"""Intervals however they are written: (1, 2], 1 < x \le 2, x \in (1, 2], x < 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -33,7 +34,27 @@ class Region(NamedTuple):
 
 def read_regions(text: str) -> Region | None:
     """The region that `text` describes, or None."""
-    return _region(read_shape(text))
+    shape = read_shape(text)
+    if shape.kind == "list":
+        return _joint(text, shape)
+    return _region(shape)
+
+
+def _joint(text: str, shape: Shape) -> Region | None:
+    """x < 1 or x > 3 is a union, x > 1 and x < 3 what both have in common."""
+    parts = [_region(read_shape(item)) for item in shape.items]
+    if not all(part is not None and part.certain for part in parts):
+        return None
+    either, both = (bool(re.search(rf"\b{word}\b", text)) for word in ("or", "and"))
+    if either and not both:
+        return _joined(parts)
+    joined = _joined(parts)
+    if not both or either or joined is None or len(joined.intervals) != 2:
+        return None
+    low, high = sorted(joined.intervals, key=lambda one: _INFINITY in one.low)
+    if _INFINITY not in low.high or _INFINITY not in high.low or _INFINITY in low.low:
+        return None
+    return Region((Interval(low.low, high.high, low.low_open, high.high_open),), joined.variable)
 
 
 def _region(shape: Shape) -> Region | None:
@@ -49,11 +70,6 @@ def _region(shape: Shape) -> Region | None:
         return Region((interval,), certain=infinite)
     if shape.kind == "union":
         return _joined([_points(read_shape(item)) or read_regions(item) for item in shape.items])
-    if shape.kind == "list":
-        parts = [_region(read_shape(item)) for item in shape.items]
-        if all(part is not None and part.certain for part in parts):
-            return _joined(parts)
-        return None
     return _inequality(shape) if shape.kind == "relation" else None
 
 

@@ -281,6 +281,7 @@ _PHRASES = [
     (re.compile(pattern, re.IGNORECASE), form)
     for pattern, form in [
         (r"(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*(.*)", r"\1"),
+        (r"\\approx\s*(.*)", r"\1"),
         (r"(?:approximately|approx\.?|about|roughly|around|exactly|precisely)\s+(.*)", r"\1"),
         (rf"{_N}\s+(?:more\s+than|plus|added\s+to)\s+{_N}", r"\1+\2"),
         (rf"{_N}\s+(?:less|fewer)\s+than\s+{_N}", r"\2-\1"),
