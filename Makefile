@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install docs tools real-model demo test test-fast test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ test: install tools real-model ## all tests, fast ones first
 
 test-fast: install ## the tests that start no engine (about a minute)
 	$(PYTEST) -n 3 -m unit
+
+test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
+	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s

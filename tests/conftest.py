@@ -6,6 +6,7 @@ several processes (`--dist loadgroup`) all that share a server run in the same o
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
 
-from adapters.adapter import WEIGHTS
+from adapters.adapter import CONFIG, WEIGHTS
 
 pytest_plugins = ("markers",)
+PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     content[-1] ^= 1
     tampered.write_bytes(content)
     pickled = make_adapter(store, "pickled", base_folder, seed=5)
-    (pickled / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
+    for name, field in (("odd-config", {"rank_pattern": ["q_proj"]}), ("pissa", PISSA)):
+        config = make_adapter(store, name, base_folder, manifest=False) / CONFIG
+        config.write_text(json.dumps(json.loads(config.read_text()) | field))
     make_adapter(store, "too-large", base_folder, rank=65)
     make_adapter(
         store,

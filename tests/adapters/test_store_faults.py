@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 from faults import CHANGING, GROWING, Fault, KillBefore, KillHalfway, RefuseFrom, every_step, run
+from safetensors.numpy import load_file, save_file
 from tiny import contents, make_adapter, served
 
 from adapters.__main__ import main
+from adapters.adapter import WEIGHTS
 from adapters.audit import verify
 from adapters.collect import collect
 from adapters.moves import FILE, LINE_LIMIT
@@ -34,6 +36,8 @@ OPERATIONS: dict[str, Operation] = {
     "publish an old version": lambda store, sources: store.publish(sources / "1", "alpha"),
     "publish behind a torn line": lambda store, sources: store.publish(sources / "3", "beta"),
     "publish over a plain folder": lambda store, sources: store.publish(sources / "1", "plain"),
+    "publish foreign names": lambda store, sources: store.publish(sources / "foreign", "alpha"),
+    "publish over foreign names": lambda store, sources: store.publish(sources / "1", "foreign"),
     "adopt a plain folder": lambda store, _: store.adopt("plain"),
     "alias": lambda store, _: store.alias("alpha", oldest(store)),
     "alias a new name": lambda store, _: store.alias("newest", oldest(store)),
@@ -48,6 +52,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for value in range(1, 6):
         make_adapter(folder / str(value), value=value)
+    foreign = make_adapter(folder / "foreign", value=6) / WEIGHTS
+    tensors = {key.removeprefix("base_model.model."): v for key, v in load_file(foreign).items()}
+    save_file(tensors, foreign)
     return folder
 
 
@@ -60,6 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
     store.publish(sources / "1", "beta")
     store.alias("latest", store.publish(sources / "2", "beta", alias=False).id)
     shutil.copytree(sources / "5", store.root / "plain")
+    shutil.copytree(sources / "foreign", store.root / "foreign")
     (store.root / "alpha" / ".trash-1").mkdir()
     shutil.copy(sources / "1" / "adapter_config.json", store.root / "alpha" / ".trash-1")
     shutil.copytree(sources / "1", store.root / "beta" / ".tmp-1")

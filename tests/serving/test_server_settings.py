@@ -95,6 +95,31 @@ def test_bad_yaml_is_named(tmp_path: Path) -> None:
             from_command_line(["--config", str(config)])
 
 
+def test_vllms_variable_of_the_key_covers_all_paths_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    settings, _ = from_command_line([])
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "theirs"
+    settings, _ = from_command_line(["--api-key", "ours"])
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "ours"
+    with pytest.raises(SettingsError, match="must differ from the API key"):
+        from_command_line(["--admin-key", "theirs"])
+
+
+def test_our_flags_may_have_underscores_as_vllms(tmp_path: Path) -> None:
+    settings, flags = from_command_line(["--max_loras", "2", "--api_key=k", "--max_num_seqs", "8"])
+    assert settings.max_loras == 2
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "k"
+    assert flags == ["--max_num_seqs", "8"]
+
+
+def test_our_settings_do_not_belong_under_engine(tmp_path: Path) -> None:
+    config = tmp_path / "serving.yaml"
+    for name in ("model", "max-loras", "api_key"):
+        config.write_text(f"engine: {{{name}: 1}}\n")
+        with pytest.raises(SettingsError, match=f"{name} is a setting of its own"):
+            from_command_line(["--config", str(config)])
+
+
 def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}API_KEY", "s3cret")
     settings, _ = from_command_line([])
