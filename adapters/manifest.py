@@ -98,7 +98,7 @@ class Manifest(_Strict):
     seed: int = 0
     files: dict[str, Sha256] = Field(description="SHA-256 of each file the adapter consists of.")
     made_by: dict[str, str] = Field(
-        default_factory=dict, description="Command and library versions that made it."
+        default_factory=dict, description="Library versions that made it, or where it came from."
     )
 
     @classmethod

@@ -121,7 +121,8 @@ class Lora(_Section):
     target_modules: list[str] = Field(
         default=["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="Modules that get a LoRA. k_proj and v_proj have no effect behind the gate.",
+        description="Modules that get a LoRA; all-linear: all but the head. k_proj and v_proj have "
+        "no effect behind the gate.",
     )
 
 

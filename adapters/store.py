@@ -18,12 +18,11 @@ A name never becomes a path without passing the strict pattern, and links never 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,16 +31,19 @@ from adapters.adapter import (
     ALONGSIDE,
     CONFIG,
     FILES,
+    ORIGIN,
     WEIGHTS,
     AdapterError,
     AdapterVersion,
-    read_weights,
+    Origin,
+    read_origin,
 )
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import copy_file, fsync, remove_tree, sha256_file, stamp, write_blocks
+from adapters.files import fsync, remove_tree, sha256_file, stamp
 from adapters.lease import Lease, writing
 from adapters.manifest import is_name
 from adapters.moves import Action, DamagedHistoryError, Move
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.reference import Reference, is_hash
 
 # The store that comes with the project.
@@ -105,11 +107,13 @@ class Store:
         """The hashes of the versions of `name` that are there, sorted."""
         if not is_name(name) or not (self.root / name).is_dir():
             return []
-        return sorted(
-            entry.name
-            for entry in (self.root / name).iterdir()
-            if is_hash(entry.name) and _is_folder(entry)
-        )
+        with suppress(OSError):
+            return sorted(
+                entry.name
+                for entry in (self.root / name).iterdir()
+                if is_hash(entry.name) and _is_folder(entry)
+            )
+        return []
 
     def history(self, name: str) -> list[Move]:
         """Every move of the alias `name`, oldest first.
@@ -176,12 +180,16 @@ class Store:
             aliased = moves.read_last(home) is not None
         except (DamagedHistoryError, OSError):
             aliased = True
-        if aliased and not ((home / CONFIG).exists() and (home / WEIGHTS).exists()):
+        weights = (home / WEIGHTS).exists() or (home / INDEX).exists()
+        if aliased and not ((home / CONFIG).exists() and weights):
             return None
-        with suppress(FileNotFoundError):  # adopted between the two looks
+        try:
             changes = [entry.stat(follow_symlinks=False).st_ctime_ns for entry in _own(home)]
-            return Plain(max(changes), len(changes)) if changes else None
-        return None
+        except FileNotFoundError:  # adopted between the two looks
+            return None
+        except OSError:
+            return Plain(0, 0)  # adopting it says what is wrong
+        return Plain(max(changes), len(changes)) if changes else None
 
     def get(
         self,
@@ -226,6 +234,8 @@ class Store:
                 listing.offered[name] = self.get(name, base, max_rank, hashes=hashes)
             except AdapterError as error:
                 listing.refused[name] = error
+            except OSError as error:
+                listing.refused[name] = AdapterError(name, f"cannot be read: {error}")
             except KeyError:
                 continue  # removed between the two looks
         return listing
@@ -258,6 +268,7 @@ class Store:
         base: BaseCheckpoint | None = None,
         alias: bool = True,
         by: str | None = None,
+        origin: Origin | None = None,
     ) -> AdapterVersion:
         """Copy a PEFT folder into the store as a version of `name`, and move the alias to it.
 
@@ -267,6 +278,7 @@ class Store:
             base: must fit, where given.
             alias: False leaves the alias where it is.
             by: who does it, for the history; default: this user at this machine.
+            origin: what the folder was made from, where an import has changed something.
 
         Raises:
             ValueError: `name` is none.
@@ -276,7 +288,7 @@ class Store:
         if not is_name(name):
             raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
         with self.writes(name):
-            version, lease = self._build(folder, name, base)
+            version, lease = self._build(folder, name, base, origin)
             with lease:
                 if alias:
                     self._move(name, Reference(name, version.hash), "publish", by)
@@ -353,10 +365,14 @@ class Store:
                 return self._append(name, held.reference, "rollback", by)
 
     def _build(
-        self, source: Path, name: str, base: BaseCheckpoint | None
+        self,
+        source: Path,
+        name: str,
+        base: BaseCheckpoint | None,
+        origin: Origin | None = None,
     ) -> tuple[AdapterVersion, Lease]:
         """Make a version of `source`, or find it there; the lease holds it until it is aliased."""
-        AdapterVersion.read(source, name, known="-")  # bounds what is copied
+        folder = AdapterVersion.read(source, name, known="-")  # bounds what is copied
         home = self.root / name
         with writing(home):  # or the garbage collection might sweep what nobody holds yet
             building = home / f"{BUILDING}{secrets.token_hex(6)}"
@@ -368,7 +384,8 @@ class Store:
                 remove_tree(building)
                 raise
         try:
-            version = AdapterVersion.read(building, name, weights=_copy(source, building, name))
+            weights = folder.copy_to(building, base, origin=origin)
+            version = AdapterVersion.read(building, name, weights=weights)
             if base is not None:
                 version.check_fits(base)
             reference = Reference(name, version.hash)
@@ -386,7 +403,11 @@ class Store:
         finally:
             with suppress(OSError):  # what cannot be removed now is swept later
                 remove_tree(building)
-        return replace(version, path=self.path(reference)), lease
+        try:
+            return AdapterVersion.read(self.path(reference), name, version.hash), lease
+        except BaseException:
+            lease.close()
+            raise
 
     def _put_in_place(self, building: Path, path: Path) -> bool:
         """Rename a finished version into place; False: it is there already."""
@@ -433,7 +454,7 @@ class Store:
     def _adopt(self, name: str, by: str | None) -> AdapterVersion:
         home = self.root / name
         self._check_links(name, home)
-        files = [home / file for file in (WEIGHTS, *FILES, *ALONGSIDE) if (home / file).exists()]
+        files = [home / file for file in self._plain_files(home) if (home / file).exists()]
         before = [stamp(path) for path in files]
         version, lease = self._build(home, name, None)
         with lease:
@@ -444,23 +465,34 @@ class Store:
                 path.unlink(missing_ok=True)
         return version
 
+    @staticmethod
+    def _plain_files(home: Path) -> list[str]:
+        """Names of what an adapter in the folder of a name may consist of, weights first."""
+        shards = sorted(shard.name for shard in home.glob(SHARDS))
+        return list(dict.fromkeys((WEIGHTS, INDEX, *shards, *FILES, *ALONGSIDE)))
+
     def leftovers(self, name: str) -> list[str]:
         """Files of a plain folder that became a version, which holds the same content."""
         home = self.root / name
         return [
             file
-            for file in (*FILES, *ALONGSIDE)
+            for file in self._plain_files(home)
             if (home / file).is_file() and self._is_in_a_version(name, file)
         ]
 
     def _is_in_a_version(self, name: str, file: str) -> bool:
-        copies = [self.root / name / digest / file for digest in self.versions(name)]
+        """Whether a version holds the file, or was made from it."""
+        versions = [self.root / name / digest for digest in self.versions(name)]
         here = self.root / name / file
         return any(
-            copy.is_file()
-            and copy.stat().st_size == here.stat().st_size
-            and sha256_file(copy) == sha256_file(here)
-            for copy in copies
+            (version / file).is_file()
+            and (version / file).stat().st_size == here.stat().st_size
+            and sha256_file(version / file) == sha256_file(here)
+            for version in versions
+        ) or any(
+            read_origin(version).files.get(file) == sha256_file(here)
+            for version in versions
+            if (version / ORIGIN).is_file()
         )
 
     # ----------------------------------------------------------------------------- the small print
@@ -511,17 +543,26 @@ class Store:
                 return True
         except (DamagedHistoryError, OSError):
             return True  # something is there; asking for it says what is wrong
-        with suppress(FileNotFoundError):
+        try:
             return bool(_own(folder))
-        return False
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)  # asking for it says what is wrong
 
     def _check_links(self, name: str, path: Path) -> None:
-        for entry in (path, *path.iterdir()):
+        try:
+            entries = [path, *path.iterdir()]
+        except OSError as error:
+            raise AdapterError(name, f"its folder cannot be read: {error.strerror}") from error
+        for entry in entries:
             self._check_inside(name, entry)
 
     def _check_inside(self, name: str, entry: Path) -> None:
-        if not entry.resolve().is_relative_to(self.root.resolve()):
-            raise AdapterError(name, f"'{entry.name}' is a link that leads out of the store")
+        try:
+            inside = entry.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError) as error:  # links that lead in a circle
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link in a circle") from error
+        if not inside:
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link that leads out of the store")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -560,19 +601,3 @@ def _own(folder: Path) -> list[os.DirEntry[str]]:
 def _is_folder(path: Path) -> bool:
     """A folder and no link to one: a version lies in its store."""
     return path.is_dir() and not path.is_symlink()
-
-
-def _copy(source: Path, building: Path, name: str) -> str:
-    """Copy an adapter's files, each read once; the SHA-256 of its weights."""
-    digest = hashlib.sha256()
-    for file, limit in (FILES | ALONGSIDE).items():
-        if not (source / file).is_file():
-            continue
-        if file != WEIGHTS:
-            copy_file(source / file, building / file, limit)
-            continue
-        try:
-            write_blocks(building / file, read_weights(source / file, digest))
-        except ValueError as error:
-            raise AdapterError(name, str(error)) from error
-    return digest.hexdigest()

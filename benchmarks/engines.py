@@ -115,11 +115,12 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
         "max_lora_rank": RANK,
         "max_loras": adapters,
     }
+    eager: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
     return LLM(
         model=str(base),
         skip_tokenizer_init=True,
         block_size=32,
         kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
-        **({"dtype": "float32", "enforce_eager": True} | (with_gate if gate else {}) | arguments),
+        **(eager | (with_gate if gate else {}) | arguments),
     )

@@ -237,7 +237,7 @@ def main() -> None:
             base, (adapter,), parameters = make_model(Path(folder), config.shape)
             name = config.shape
             print(f"{parameters / 1e6:.1f} M parameters")
-        limits = {
+        limits: dict[str, Any] = {
             "max_num_seqs": max(config.batch),
             "max_model_len": 512,
             "enable_prefix_caching": False,

@@ -176,8 +176,15 @@ def main() -> None:
         store = Store(Path(folder, "store"))
         for seed in range(options.adapters):
             store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
-        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
-        flags += ("--max-cpu-loras", str(options.adapters + 1), "--max-model-len", "512")
+        flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
+        flags += (
+            "--dtype",
+            "float32",
+            "--max-cpu-loras",
+            str(options.adapters + 1),
+            "--max-model-len",
+            "512",
+        )
         with running_server(*flags) as server:
             page = asyncio.run(scrapes(server.url, options.adapters, options.runs))
     print(f"\nmedian (range) of {options.runs} runs\n")

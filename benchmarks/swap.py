@@ -173,8 +173,8 @@ def main() -> int:
             store.publish(make_random_adapter(Path(folder), BASE, seed), NAME).id
             for seed in range(VERSIONS)
         ]
-        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
-        flags += ("--max-num-seqs", "64", "--max-model-len", "512")
+        flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
+        flags += ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "512")
         with running_server(*flags) as server:
             result = asyncio.run(measure(server, versions, options))
     print_table(["", ""], [[name, str(value)] for name, value in result.items()])

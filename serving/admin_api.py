@@ -35,7 +35,7 @@ State = Literal["available", "loading", "device", "host", "draining", "refused"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class VersionState(BaseModel):

@@ -25,6 +25,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 
 from adapters.adapter import AdapterError
 from adapters.manifest import Gate
+from serving import well_formed
 from serving.aliases import Aliases
 from serving.engine_cache import GATED
 from serving.metrics import ALWAYS, BASE
@@ -115,6 +116,7 @@ class Admission:
     async def check(self, serving: BaseServing, request: Any) -> ErrorResponse | None:
         """Admit a request of vLLM's; the error to answer with where it is refused."""
         try:
+            well_formed.check(request)
             await self.admit(request)
         except AdapterError as error:
             return serving.create_error_response(str(error), param="model")

@@ -219,7 +219,7 @@ class EngineCache:
         try:
             if loaded.pinned_in_engine:
                 await self.pin(loaded, False)
-            await self.engine.remove_lora(loaded.lora.lora_int_id)
+            await self.engine.remove_lora(loaded.lora.lora_int_id)  # type: ignore[attr-defined]
         except Exception:
             logger.exception("the engine could not drop %s", loaded.version)
         loaded.lease.close()

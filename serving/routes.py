@@ -17,9 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 from vllm.engine.protocol import EngineClient
 
-from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from serving import admin_api, metrics_page, models_api, playground
+from serving import admin_api, metrics_page, models_api, playground, well_formed
 from serving.admission import Admission
 from serving.aliases import Aliases
 from serving.engine_cache import EngineCache
@@ -54,6 +53,7 @@ class ModelsEndpoint:
         app.include_router(metrics_page.router)
         app.include_router(models_api.router)
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+        well_formed.install(app)
         app.include_router(playground.router)
         args = app.state.args
         if args.admin_key:
@@ -73,7 +73,7 @@ class ModelsEndpoint:
         store = Store(Path(args.adapters))
         cache = EngineCache(
             store=store,
-            base=BaseCheckpoint.open(args.model),
+            base=args.base,
             max_rank=args.max_lora_rank,
             engine=engine_client,
             models=state.openai_serving_models,

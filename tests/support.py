@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
 from adapters.store import Store
+from demo.server import free_port
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -123,20 +122,13 @@ class Server:
         raise TimeoutError(f"no healthy server after {START_SECONDS} s:\n{self.log}")
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now.
+class StartServer(Protocol):
+    """How to start a server: `running_server`."""
 
-    It lies below the range from which the kernel takes ports for outgoing connections, so that none
-    of those takes it before the server does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    def __call__(
+        self, base: Path, store: Path, work: Path, *flags: str
+    ) -> AbstractContextManager[Server]:
+        """Base, store, a folder for the log, flags."""
 
 
 @contextmanager

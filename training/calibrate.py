@@ -58,7 +58,7 @@ class CalibrateConfig(Config):
     name: CliPositionalArg[str] = Field(description="Adapter in the store: NAME or NAME@HASH.")
     prompts: str | None = Field(
         None,
-        description="JSONL or Parquet file of messages or questions, or a source of problems; "
+        description="File of messages or questions (JSONL, Parquet, CSV), or a source of problems; "
         "default: 40 shipped prompts.",
     )
     store: Path | None = Field(

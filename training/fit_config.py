@@ -19,7 +19,8 @@ from adapters.recipe import RecipeSections, recipe_for
 from training.config import merge
 from training.generation import EngineName
 from training.hf_model import Dtype
-from training.problems.settings import ProblemsConfig
+from training.problems.overlap import Action
+from training.problems.settings import ColumnsConfig
 from training.trackers import Tracker, check_installed
 
 logger = logging.getLogger("training.fit")
@@ -33,7 +34,7 @@ ALWAYS: dict[str, Any] = {
 }
 
 
-class RunSettings(ProblemsConfig):
+class RunSettings(ColumnsConfig):
     """What belongs to one run: the base, the problems, and where the adapter goes."""
 
     model: str = Field(description="Base model: a folder or a hub id.")
@@ -53,6 +54,16 @@ class RunSettings(ProblemsConfig):
     limit: int | None = Field(None, ge=2, description="Use at most so many problems.")
     heldout: str | None = Field(
         None, description="Problems that choose the checkpoint; default: a share of --problems."
+    )
+    tests: str | None = Field(
+        None,
+        description="Problems that the adapter will be measured on: those that --problems has too "
+        "are not trained on.",
+    )
+    overlap: Action = Field(
+        "name",
+        description="Of problems that share 13 words in a row with --heldout, --tests or a "
+        "benchmark in --data-dir: name them, drop them, or refuse to train.",
     )
     mode: Literal["gated", "always"] = Field(
         "gated",

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from training.fit_config import FitConfig
 from training.generation import Generator, open_generator
 from training.grading import Verifier
 from training.hf_model import best_dtype, load_model, open_base
-from training.problems import Problem, load_problems
+from training.problems import Problem, benchmarks_at_hand, load_problems, without_overlaps
 from training.run_folder import Clock
 
 logger = logging.getLogger("training.fit")
@@ -63,7 +63,7 @@ class Run:
                 the field.
         """
         base = open_base(config.model)
-        config = config.with_recipe(base)
+        config = _with_targets(config.with_recipe(base), base)
         if config.objective.positions == "decisions":
             shape = AutoConfig.from_pretrained(base.folder)
             check_readable(shape)
@@ -143,14 +143,45 @@ def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     Raises:
         ValueError: the problems cannot be read, or are too few to hold any out.
     """
-    read = partial(load_problems, data_dir=config.data_dir, shuffle=config.seed)
+
+    def read(source: str, **options: Any) -> list[Problem]:
+        return load_problems(source, shuffle=config.seed, **options, **config.reading)
+
+    tests = read(config.tests, field="tests") if config.tests is not None else []
     if config.heldout is not None:
         heldout = read(config.heldout, limit=config.checkpoints.problems, field="heldout")
-        return read(config.problems, limit=config.limit, without=heldout), heldout
-    problems = read(config.problems, limit=config.limit)
+        problems = read(config.problems, limit=config.limit, without=[*heldout, *tests])
+        return _apart(config, problems, heldout, tests), heldout
+    problems = read(config.problems, limit=config.limit, without=tests)
+    problems = _apart(config, problems, [], tests)
     count = min(config.checkpoints.problems, len(problems) // 4)
     if count == 0:
         raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
     heldout = problems[:count]
-    asked = {problem.question for problem in heldout}
-    return [problem for problem in problems[count:] if problem.question not in asked], heldout
+    rest = without_overlaps(problems[count:], heldout, "the held-out share", config.overlap)
+    return rest, heldout
+
+
+def _apart(
+    config: FitConfig, problems: list[Problem], heldout: list[Problem], tests: list[Problem]
+) -> list[Problem]:
+    """The problems, after those were named that tests or benchmarks at hand have too."""
+    named = {"--heldout": heldout, "--tests": tests}
+    named |= benchmarks_at_hand(config.data_dir, besides=config.problems)
+    for name, others in named.items():
+        problems = without_overlaps(problems, others, name, config.overlap)
+    return problems
+
+
+def _with_targets(config: FitConfig, base: BaseCheckpoint) -> FitConfig:
+    """`config` with the modules of its LoRA looked up in the base, before anything is sampled.
+
+    Raises:
+        ValueError: the base has no module of one of these names.
+    """
+    try:
+        targets = base.modules.targets(config.lora.target_modules)
+    except ValueError as error:
+        raise ValueError(f"lora.target_modules: {error}") from error
+    lora = config.lora.model_copy(update={"target_modules": targets})
+    return config.model_copy(update={"lora": lora})

@@ -7,7 +7,7 @@ whose interfaces differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
@@ -16,13 +16,15 @@ from vllm_gate import patches
 from vllm_gate.params import GateParams
 
 if TYPE_CHECKING:
+    import torch
     from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
 
 class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
     """A logits processor of either model runner that changes nothing."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         """Both interfaces' arguments; none is needed."""
 
     @classmethod
@@ -44,13 +46,13 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
         """It changes nothing."""
         return True
 
-    def update_state(self, batch_update: Any) -> None:
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
         """V1: nothing is kept; each step's plan brings the thresholds."""
 
-    def add_request(self, *_: Any) -> bool:
+    def add_request(self, *_: object) -> bool:
         """V2: whether it edits this request's logits."""
         return False
 
-    def apply(self, logits: Any, *_: Any) -> Any:
+    def apply(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
         """Both interfaces: the same logits."""
         return logits

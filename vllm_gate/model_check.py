@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from vllm_gate import patches
 
-Ask = Callable[[Any, Any], Awaitable[Any]]
+if TYPE_CHECKING:
+    from vllm.entrypoints.pooling.typing import AnyPoolingRequest
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+    from vllm.entrypoints.serve.engine.typing import AnyRequest
+
+Serving: TypeAlias = "BaseServing"
+AnyOf: TypeAlias = "AnyRequest | AnyPoolingRequest"
+Ask: TypeAlias = "Callable[[Serving, AnyOf], Awaitable[ErrorResponse | None]]"
 
 _ask: Ask | None = None
 
@@ -31,11 +39,11 @@ def install(ask: Ask) -> None:
     patches.install("server", checked=patches.supported())
 
 
-def check_model(stock: Callable[..., Any]) -> Callable[..., Any]:
+def check_model(stock: Ask) -> Ask:
     """BaseServing._check_model, after the question."""
 
     @wraps(stock)
-    async def check(self: Any, request: Any) -> Any:
+    async def check(self: BaseServing, request: AnyOf) -> ErrorResponse | None:
         error = await _ask(self, request) if _ask is not None else None
         return error if error is not None else await stock(self, request)
 

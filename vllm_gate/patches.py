@@ -321,6 +321,11 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines(keepends=True))
 
 
+@cache
+def _block(path: Path, start: int) -> str:
+    return "".join(inspect.getblock(list(_lines(path)[start:])))
+
+
 def _path(module: str) -> Path:
     """The file of a module of vLLM, found without importing it."""
     spec = importlib.util.find_spec("vllm")
@@ -354,7 +359,7 @@ def source(row: Patch) -> str:
             start = at
             while lines[start - 1].startswith(f"{indent}@"):
                 start -= 1
-            return "".join(inspect.getblock(list(lines[start:])))
+            return _block(path, start)
     raise LookupError(f"no {row.name} in {row.source or row.owner}")
 
 
@@ -394,7 +399,7 @@ _changed: dict[Patch, tuple[Any, Any]] = {}  # what vLLM had, and what stands th
 
 
 def install(*groups: Group, checked: bool = True) -> None:
-    """Put our functions in place of vLLM's in this process; again is harmless.
+    """Put our functions in place of vLLM's in this process; again is harmless, and costs nothing.
 
     Args:
         checked: False: sources may differ from the table, and another plugin may have been there.
@@ -402,10 +407,13 @@ def install(*groups: Group, checked: bool = True) -> None:
     Raises:
         PatchError: a function is not the one that ours was written for.
     """
+    changing = [row for row in TABLE if row.group in groups and row.how in ("replace", "wrap")]
+    if changing and all(row in _changed for row in changing):
+        return
     if checked:
         check(*groups)
-    for row in TABLE:
-        if row.group not in groups or row.how not in ("replace", "wrap") or row in _changed:
+    for row in changing:
+        if row in _changed:
             continue
         owner = _owner(row)
         theirs = inspect.getattr_static(owner, row.name)

@@ -11,18 +11,33 @@ Written for vLLM 0.32 (v1/worker/gpu_model_runner.py, v1/worker/lora_model_runne
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.lora.layers import LoRAMappingType
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from adapters.gate import entropy, opens
-from vllm_gate.base_top_tokens import BaseView, BaseViews, best
+from vllm_gate.base_top_tokens import BaseView, BaseViews, attach, best
 from vllm_gate.cpu.seeds import SeededRows
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
+
+if TYPE_CHECKING:
+    from vllm.sequence import IntermediateTensors
+    from vllm.v1.core.sched.output import GrammarOutput
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.ubatch_utils import UBatchSlices
+
+    Result = ModelRunnerOutput | AsyncModelRunnerOutput | IntermediateTensors
+    SlotMappings = tuple[
+        dict[int, torch.Tensor] | None,  # by KV cache group
+        dict[str, torch.Tensor] | list[dict[str, torch.Tensor]] | None,  # by layer
+    ]
 
 
 class GateRunnerV1(SeededRows):
@@ -31,21 +46,24 @@ class GateRunnerV1(SeededRows):
     _plan: Plan = EMPTY
     _views: BaseViews
 
-    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(
+        self,
+        scheduler_output: SchedulerOutput,
+        intermediate_tensors: IntermediateTensors | None = None,
+    ) -> Result | None:
         self._plan = plan_of(scheduler_output)
-        return super().execute_model(scheduler_output, *args, **kwargs)
+        return super().execute_model(scheduler_output, intermediate_tensors)
 
     def set_active_loras(
         self,
-        input_batch: Any,
+        input_batch: InputBatch,
         num_scheduled_tokens: np.ndarray,
         num_sampled_tokens: np.ndarray | None = None,
-        *args: Any,
-        **kwargs: Any,
+        mapping_type: LoRAMappingType = LoRAMappingType.LANGUAGE,
     ) -> None:
         if not self._plan:
             super().set_active_loras(
-                input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs
+                input_batch, num_scheduled_tokens, num_sampled_tokens, mapping_type
             )
             return
         rows = input_batch.request_lora_mapping[: input_batch.num_reqs].copy()  # LoRA ids, 0: base
@@ -60,26 +78,35 @@ class GateRunnerV1(SeededRows):
             tuple(rows.tolist()),
             tuple(tokens.tolist()),
             {known[lora] for lora in used.tolist() if lora},
-            *args,
-            **kwargs,
+            mapping_type,
         )
 
-    def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
-        by_group, by_layer = super()._get_slot_mappings(*args, **kwargs)
+    def _get_slot_mappings(
+        self,
+        num_tokens_padded: int,
+        num_reqs_padded: int,
+        num_tokens_unpadded: int,
+        ubatch_slices: UBatchSlices | None = None,
+    ) -> SlotMappings:
+        by_group, by_layer = super()._get_slot_mappings(
+            num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
+        )
         index = self.input_batch.req_id_to_index
         replays = [index[name] for name, step in self._plan.items() if step.replays]
-        if replays:
+        if replays and by_group is not None:
             tokens = self.query_start_loc.np[replays]  # their only ones
             for slots in by_group.values():
                 slots[tokens] = PAD_SLOT_ID
         return by_group, by_layer
 
-    def _sample(self, logits: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    def _sample(
+        self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
+    ) -> SamplerOutput:
         self._views = {}
         if logits is not None and self._plan:
             self._sharpen(logits)
             self._gate(logits)
-        return super()._sample(logits, *args, **kwargs)
+        return super()._sample(logits, spec_decode_metadata)
 
     def _sharpen(self, logits: torch.Tensor) -> None:
         """Divide the logits of replays, in place."""
@@ -120,9 +147,10 @@ class GateRunnerV1(SeededRows):
             self.discard_request_mask.np[row] = True
             self._views[name] = BaseView(float(h[which]), *its_best)
 
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().sample_tokens(*args, **kwargs)
+    # vLLM's decorator is a class, whose type says nothing of the method.
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Result:  # type: ignore[override]
+        result: Result = super().sample_tokens(grammar_output)  # type: ignore[type-var,assignment]
         self._plan = EMPTY  # dummy steps have none
         if getattr(self, "_views", None):
-            result.gate_views = self._views
+            attach(cast("ModelRunnerOutput", result), self._views)
         return result

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -30,13 +30,19 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from vllm_gate import patches, token_report
-from vllm_gate.base_top_tokens import BaseView, BaseViews
+from vllm_gate.base_top_tokens import BaseView, views_of
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
 from vllm_gate.params import WATCHED, GateParams
 from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
 from vllm_gate.token_report import REPORT
 from vllm_gate.turns import Turns
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+TransferParams = tuple[dict[str, Any] | None, dict[str, Any] | None]  # of KV and encoder caches
 
 
 @dataclass
@@ -72,7 +78,7 @@ class GateMixin(Scheduler):
         super().__init__(*args, **kwargs)
         self._gates: dict[str, Gate] = {}
         # A copy, whose max_loras goes down for steps that do not run the pinned ones.
-        self.lora_config: Any = copy(self.vllm_config.lora_config)
+        self.lora_config = copy(self.vllm_config.lora_config)
         slots = self.lora_config.max_loras if self.lora_config else 0
         self._turns = Turns(slots, shares_slots(self.vllm_config))
 
@@ -84,7 +90,7 @@ class GateMixin(Scheduler):
             _become_base(request)
         super().add_request(request)
 
-    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> TransferParams:
         if self._gates.pop(request.request_id, None) is not None:
             HELD.set(len(self._gates))
         return super()._free_request(request, delay_free_blocks)
@@ -168,7 +174,7 @@ class GateMixin(Scheduler):
         """
         opened: list[tuple[Request, int]] = []
         answered: dict[str, OutgoingToken] = {}
-        views: BaseViews = getattr(result, "gate_views", None) or {}
+        views = views_of(result)
         for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
@@ -230,7 +236,9 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
     """The asynchronous scheduler with a gate."""
 
 
-def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
+def make_scheduler(
+    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, **kwargs: Any
+) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
     check_parts(vllm_config)
     check(vllm_config, kv_cache_config)

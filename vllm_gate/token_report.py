@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypeAlias, TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
@@ -23,12 +23,17 @@ from vllm_gate.params import TAU, TRACE, WATCHED
 
 if TYPE_CHECKING:
     from starlette.datastructures import MutableHeaders
-    from vllm import RequestOutput
-    from vllm.v1.engine import EngineCoreRequest
+    from torch import Tensor
+    from vllm import PoolingRequestOutput, RequestOutput
+    from vllm.tokenizers import TokenizerLike
+    from vllm.v1.engine import EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.engine.parallel_sampling import ParentRequest
 
     from vllm_gate.base_top_tokens import BaseView, TopToken
 
 REPORT = "gate"  # a key of kv_transfer_params
+Output: TypeAlias = "RequestOutput | PoolingRequestOutput"
 
 
 class TracedToken(TypedDict, total=False):
@@ -111,7 +116,7 @@ class AnswerContext:
         """Change a whole JSON answer, or a chunk of a stream, on its way to the client."""
         return body
 
-    def add(self, state: Any, report: GateReport) -> None:
+    def add(self, state: RequestState, report: GateReport) -> None:
         """Add the report of a vLLM RequestState."""
         name = state.external_req_id
         # vLLM numbers the prompts of a completion and the turns of a response in their ids.
@@ -144,8 +149,10 @@ class Sequence:
 ANSWER: ContextVar[AnswerContext | None] = ContextVar("answer", default=None)
 
 # By vLLM's RequestState; and the reports of all sequences of a request, by its first owner.
-_sequences: WeakKeyDictionary[Any, Sequence] = WeakKeyDictionary()
-_reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
+_sequences: WeakKeyDictionary[RequestState, Sequence] = WeakKeyDictionary()
+_reports: WeakKeyDictionary[RequestState | ParentRequest, dict[str, GateReport]] = (
+    WeakKeyDictionary()
+)
 
 
 _observe: Callable[[float], None] | None = None
@@ -163,11 +170,17 @@ def install(observe: Callable[[float], None] | None = None) -> None:
     patches.install("outputs", checked=patches.supported())
 
 
-def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
+def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., RequestState]:
     """RequestState.from_new_request, in the task of the request: find out who follows it."""
 
     @wraps(stock)
-    def begin(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin(
+        cls: type[RequestState],
+        tokenizer: TokenizerLike | None,
+        request: EngineCoreRequest,
+        *args: Any,
+        **kwargs: Any,
+    ) -> RequestState:
         state = stock(cls, tokenizer, request, *args, **kwargs)
         answer = ANSWER.get()
         sequence = answer.begin(request) if answer is not None else None
@@ -178,20 +191,20 @@ def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
     return begin
 
 
-def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
+def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Output | None]:
     """RequestState.make_request_output: tokens on their way out, with the last one's mark."""
 
     @wraps(stock)
     def make(
-        self: Any,
+        self: RequestState,
         new_token_ids: list[int],
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
+        pooling_output: Tensor | None,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
         kv_transfer_params: dict[str, Any] | None = None,
         *args: Any,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Output | None:
         told = None
         if kv_transfer_params and WATCHED in kv_transfer_params:
             for entropy in kv_transfer_params.pop(WATCHED):
@@ -219,13 +232,14 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
                 index: {"gated_tokens": report.gated_tokens, "trace": report.trace}
                 for index, report in reports.items()
             }
-            output.kv_transfer_params = (output.kv_transfer_params or {}) | {REPORT: shown}
+            gated = cast("RequestOutput", output)
+            gated.kv_transfer_params = (gated.kv_transfer_params or {}) | {REPORT: shown}
         return output
 
     return make
 
 
-def _report(state: Any) -> GateReport:
+def _report(state: RequestState) -> GateReport:
     """The report of a sequence, begun with its first mark."""
     sequence = _sequences.setdefault(state, Sequence(None))
     if sequence.report is None:

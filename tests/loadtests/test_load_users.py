@@ -84,6 +84,7 @@ ERROR = {"message": "top_p: no", "type": "BadRequestError", "param": "top_p", "c
         (200, ERROR, False),
         (500, ERROR, False),
         (400, ERROR | {"message": "no", "param": None}, False),
+        (400, ERROR | {"message": ""}, False),
         (400, {"message": "top_p: no", "code": 400}, False),
         (400, "top_p: no", False),
     ],

@@ -1,8 +1,12 @@
 """Run by the gate's tests in a process of its own: jobs on the real engine, one after the other.
 
-stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
-A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
-"reset": [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
+    python gate_engine.py CASE RESULTS
+
+CASE is a JSON file, {"model", "adapters": {name: folder}, "jobs": [...]}; a list of results goes to
+the file RESULTS.
+
+A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]}, "reset":
+[step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
 [other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
 a request under "hold" begins when the other one of its wave has given so many tokens. A request:
 {"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index its prompt goes
@@ -16,6 +20,7 @@ import contextlib
 import gc
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from vllm_gate.token_report import AnswerContext
@@ -328,8 +333,9 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All jobs of stdin."""
-    case = json.load(sys.stdin)
+    """All jobs of a case."""
+    given, results = map(Path, sys.argv[1:])
+    case = json.loads(given.read_text())
     if case.get("runner", "v1") != "v1":
         _interpret(case["runner"] == "v2 async")
     from vllm_gate import token_report
@@ -341,7 +347,7 @@ def main() -> None:
     for job in case["jobs"]:
         with breakages[job.get("break") or "none"]():
             done.append(run(case, job))
-    print(json.dumps(done))
+    results.write_text(json.dumps(done))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,6 @@ def _tokens_seen(server: Server) -> float:
     return _gauge(server, "default_gate_tokens")
 
 
-@pytest.mark.engine
 def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: Server) -> None:
     client = server.client()
 

@@ -20,8 +20,6 @@ from support import Server, adapter_folder
 from test_gate_server import MESSAGES, ask, gated_tokens, text
 from test_server_protocol import post
 
-pytestmark = pytest.mark.engine
-
 TAUS = (0.0, 0.05, 0.2, 0.5, 1e9)
 PROBLEMS = ("3 + 4 * 2", "12 + 7 * 3 =", "What is 9-11*7+12+9?", "8", "(1 + 2) * (3 + 4)")
 OPERATION = {

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Asked, Forced, Reference
+from preloaded import Command
 from real_models import real_model
 from test_gate_exact import CRAMPED, NEVER, World
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
 from adapters.store import Store
-
-pytestmark = pytest.mark.engine
 
 NAMES = ("attention", "mlp", "all")  # ranks 8, 64 and 16
 TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, NEVER)
@@ -163,7 +162,7 @@ def judge(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> World:
+def real(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> World:
     """The real model with three random adapters; `all`, as PEFT writes it, comes by an import."""
     model = real_model()
     adapters = make_adapters(model, tmp_path_factory.mktemp("adapters"), NAMES)
@@ -171,7 +170,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> World:
     imported = import_adapter(store, str(adapters["all"]), "all", base=base)
     assert imported.gate is None  # its thresholds are the requests' own
     assert imported.inert() == ["k_proj", "v_proj"]  # for the reference too, which gates likewise
-    return World(model, adapters | {"all": imported.path}, Reference(model, adapters))
+    return World(model, adapters | {"all": imported.path}, Reference(model, adapters), engine)
 
 
 def test_every_case_of_a_real_model_is_the_references(

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Reference, Server, running_server
-
-pytestmark = pytest.mark.engine
+from preloaded import Command
+from support import Reference, Server
 
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 
@@ -230,10 +229,8 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
     assert answer.choices[0].token_ids[: len(wanted)] == wanted
 
 
-def test_refused_at_the_start(gated_store: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:
     flags = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}')
-    with (
-        pytest.raises(RuntimeError, match="--speculative-config: not together with the gate"),
-        running_server(base_folder, gated_store, tmp_path, *flags),
-    ):
-        pass
+    ended = serving.run(["--model", str(base_folder), "--adapters", str(gated_store), *flags])
+    assert ended.returncode == 2
+    assert "--speculative-config: not together with the gate" in ended.output

@@ -49,7 +49,6 @@ def run(
     return ended, summary
 
 
-@pytest.mark.engine
 def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
     # By seed 4 the first requests of the four users ask all three, however few follow.
     mix = ("--mix", "base=1,alpha=1,alpha:gated=1", "--seed", "4")
@@ -85,7 +84,6 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert "401" in wrong.stderr
 
 
-@pytest.mark.engine
 def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
     ended, summary = run(gated, tmp_path, problems, "burst", "--users", "16", "--seconds", "15")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -93,7 +91,6 @@ def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert summary["all"]["requests"] >= 16
 
 
-@pytest.mark.engine
 def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
     ended, summary = run(gated, tmp_path, problems, "hostile", "--users", "6", "--seconds", "5")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -102,7 +99,6 @@ def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert all(kind["requests"] and not kind["wrong"] for kind in summary["refused"].values())
 
 
-@pytest.mark.engine
 def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
     flags = ("--users", "4", "--seconds", "3")
     ended, summary = run(gated, tmp_path, problems, "many-adapters", *flags)
@@ -110,7 +106,6 @@ def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert len(summary["models"]) >= 2 and set(summary["models"]) <= ADAPTERS
 
 
-@pytest.mark.engine
 def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: Path) -> None:
     store = Store(gated.store)
     made = [make_adapter(tmp_path, f"v{n}", base_folder, seed=40 + n) for n in range(3)]

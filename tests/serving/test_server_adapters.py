@@ -15,12 +15,12 @@ from test_server_protocol import PROMPT, complete
 from adapters.collect import collect
 from adapters.store import Store
 
-pytestmark = pytest.mark.engine
-
 REFUSED = {
     "corrupt": "adapter_model.safetensors: cut short",
     "tampered": "hash differs",
     "pickled": "pickled weights",
+    "odd-config": "adapter_config.json: rank_pattern: input should be a valid dictionary",
+    "pissa": "vLLM would not load it: vLLM does not support init_lora_weights='pissa'",
     "too-large": "rank 65 is over the limit 64",
     "wrong-shape": "weight, the base",
     "wrong-weights": "made for other weights",

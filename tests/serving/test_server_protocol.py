@@ -17,8 +17,6 @@ from support import Reference, Server
 from adapters.prompt import PromptRenderer
 from adapters.recipe import get_recipe
 
-pytestmark = pytest.mark.engine
-
 PROMPT = "12 + 7 * 3 ="
 HOSTILE = [
     *("../alpha", "..", ".", "/", "//", "/etc/passwd", "alpha/../beta", "alpha/", "./alpha"),
@@ -33,7 +31,10 @@ HOSTILE = [
 
 
 # What else lies in the store of the fixture.
-REFUSED = {"corrupt", "tampered", "pickled", "too-large", "wrong-shape", "wrong-weights", "link"}
+REFUSED = {
+    *("corrupt", "tampered", "pickled", "odd-config", "pissa", "too-large"),
+    *("wrong-shape", "wrong-weights", "link"),
+}
 
 
 def post(server: Server, path: str, body: bytes | dict[str, Any], key: str = "") -> tuple[int, Any]:

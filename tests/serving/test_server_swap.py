@@ -15,8 +15,6 @@ from adapters.store import Store
 from benchmarks.swap import NAME, measure
 from demo.server import Running
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.mark.parametrize("gated", [False, True], ids=["always", "gated"])
 def test_moves_under_streams(

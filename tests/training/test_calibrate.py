@@ -42,6 +42,7 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
         {"prompt": [user]},
         {"problem": "3+3?", "answer": "6"},
         {"question": "4+4?"},
+        {"conversations": [{"from": "human", "value": "5+5?"}, {"from": "gpt", "value": "10"}]},
     )
     assert load_prompts(file) == [
         [system, user, answer, user],
@@ -49,6 +50,7 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
         [user],
         [{"role": "user", "content": "3+3?"}],
         [{"role": "user", "content": "4+4?"}],
+        [{"role": "user", "content": "5+5?"}],
     ]
     some = load_prompts(file, limit=2, seed=3)
     assert len(some) == 2
@@ -58,13 +60,14 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"text": "?"}, "line 2: has none of the columns messages, prompt"),
+        ({"text": "?"}, "line 2: has none of the columns messages, conversations, "),
         ({"messages": "?", "prompt": 3}, None),
         ({"prompt": 3}, "line 2: prompt: must be text or a list"),
         ({"prompt": "  "}, "line 2: prompt: must be text"),
-        ({"messages": [{"role": "bot", "content": "?"}]}, r"line 2: messages.0.role: .*assistant"),
-        ({"messages": [{"role": "user", "content": ["?"]}]}, r"line 2: messages.0.content"),
-        ({"messages": ["?"]}, r"line 2: messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "?"}]}, "line 2: messages: message 1 .*'tool'"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "line 2: messages: message 1 has parts"),
+        ({"messages": [{"role": "user"}]}, "line 2: messages: message 1 needs"),
+        ({"messages": ["?"]}, "line 2: messages: must be text or a list of messages"),
         ({"messages": [{"role": "assistant", "content": "?"}]}, "holds no question"),
     ],
 )

@@ -34,7 +34,7 @@ class Answers(NamedTuple):
     problems: npt.NDArray[np.int64]  # [N] the problem each answer belongs to
     prompts: list[list[int]]  # token ids
     tokens: list[list[int]]  # token ids, [T] each
-    rewards: npt.NDArray[np.float64]  # [N] 0 or 1
+    rewards: npt.NDArray[np.float64]  # [N] 0 or 1; NaN: not graded
     entropies: list[npt.NDArray[np.float32]]  # N arrays [T], nats
 
 

@@ -3,29 +3,30 @@
     {"messages": [{"role": "user", "content": "What is 2+2?"}, ...]}     a conversation
     {"prompt": "What is 2+2?"}                                          a question
 
-A column `problem` or `question` holds a question too, and each of the columns may hold messages.
-What the assistant says at the end of a conversation is left out: the model is to answer itself.
+Conversations have the forms that `chat.py` reads. A column `problem` or `question` holds a question
+too. What the assistant says at the end of a conversation is left out: the model is to answer
+itself.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
+from training.problems.chat import COLUMNS as CHATS
+from training.problems.chat import messages_of
 from training.problems.rows import Row, read_rows
 from training.problems.sources import load_problems
 
-Message = dict[str, str]  # role, content
-Prompt = list[Message]
-COLUMNS = ("messages", "prompt", "problem", "question")
+Prompt = list[dict[str, str]]  # messages: role, content
+COLUMNS = (*CHATS, "problem", "question")
 ROLES = ("system", "user", "assistant")
 
 
 def load_prompts(
     source: str, *, limit: int | None = None, data_dir: Path | None = None, seed: int = 0
 ) -> list[Prompt]:
-    """The prompts that `source` names: a JSONL or Parquet file, or a source of problems.
+    """The prompts that `source` names: a file of rows, or a source of problems.
 
     Args:
         limit: at most so many, drawn at random with `seed`.
@@ -59,22 +60,22 @@ def _prompt(row: Row) -> Prompt:
     if column is None:
         raise ValueError(f"{row.where}: has none of the columns {', '.join(COLUMNS)}")
     value = row.values[column]
-    if isinstance(value, str) and value.strip():
-        return question(value)
-    if not isinstance(value, list):
+    try:
+        messages = messages_of(value)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {column}: {error}") from None
+    if messages is None:
+        if isinstance(value, str) and value.strip():
+            return question(value)
         raise ValueError(f"{row.where}: {column}: must be text or a list of messages")
-    messages = [_message(row, column, place, one) for place, one in enumerate(value)]
-    while messages and messages[-1]["role"] == "assistant":
+    for number, message in enumerate(messages, 1):
+        if message.role not in ROLES:
+            raise ValueError(
+                f"{row.where}: {column}: message {number} has the role '{message.role}', which is "
+                f"none of {', '.join(ROLES)}"
+            )
+    while messages and messages[-1].role == "assistant":
         messages.pop()
-    if not messages or messages[-1]["role"] != "user":
+    if not messages or messages[-1].role != "user":
         raise ValueError(f"{row.where}: {column}: holds no question of a user to answer")
-    return messages
-
-
-def _message(row: Row, column: str, place: int, value: Any) -> Message:
-    where = f"{row.where}: {column}.{place}"
-    if not isinstance(value, dict) or value.get("role") not in ROLES:
-        raise ValueError(f"{where}.role: must be one of {', '.join(ROLES)}")
-    if not isinstance(value.get("content"), str):
-        raise ValueError(f"{where}.content: must be text")
-    return {"role": value["role"], "content": value["content"]}
+    return [message._asdict() for message in messages]

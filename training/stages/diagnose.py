@@ -36,6 +36,7 @@ BINS = 80  # of the histogram of entropies
 FEWEST_MIXED = 20  # problems with right and wrong rollouts
 GATE_RATE_FACTOR = 2.0
 BOXED_FALL = 0.05
+UNGRADED = 0.02  # of the rollouts
 LENGTH_DRIFT = 0.25
 
 
@@ -62,15 +63,19 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     """What the run cost and found, as JSON."""
     rollouts, trained = [one.rollouts for one in rounds], rounds[-1]
     rates = np.concatenate([_pass_rates(one) for one in rollouts])
+    rewards = np.concatenate([one.rewards for one in rollouts])
     mixed = int(((rates > 0) & (rates < 1)).sum())
     log = _history(trained)
+    warnings = known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept)
+    not_graded = int(np.isnan(rewards).sum())
     return {
-        "warnings": known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept),
+        "warnings": [*warnings, *ungraded(not_graded, rewards.size)],
         "problems": {"asked": len(rates), "mixed": mixed},
-        "pass_rates": [round(float(rate), 4) for rate in rates],
+        "pass_rates": [round(float(rate), 4) for rate in rates if not np.isnan(rate)],
         "entropies": entropy_histogram(rollouts),
         "losses": [_losses(one) for one in rounds],
-        "pass@1 of the rollouts": float(np.concatenate([one.rewards for one in rollouts]).mean()),
+        "pass@1 of the rollouts": float(np.nanmean(rewards)),
+        "rollouts not graded": not_graded,
         "tokens": {
             "rollouts": sum(map(_generated, rollouts)),
             "heldout": _generated(heldout) + choice.tokens,
@@ -121,8 +126,9 @@ def _estimate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _pass_rates(rollouts: Rollouts) -> npt.NDArray[np.float64]:
-    """The mean reward of each problem, [problems]."""
-    table = pa.table({"problem": rollouts.table["problem"], "reward": rollouts.rewards})
+    """The mean reward of each problem, [problems]; NaN where no rollout could be graded."""
+    rewards = pa.array(rollouts.rewards, from_pandas=True)  # NaN is null, which no mean counts
+    table = pa.table({"problem": rollouts.table["problem"], "reward": rewards})
     grouped = table.group_by("problem").aggregate([("reward", "mean")])
     rates: npt.NDArray[np.float64] = grouped["reward_mean"].to_numpy()
     return rates
@@ -157,6 +163,16 @@ def few_mixed(mixed: int, asked: int) -> str | None:
         f"only {mixed} of {asked} problems have both right and wrong rollouts: give more problems, "
         "ones nearer to what the base can do, or raise --sampling.rollouts"
     )
+
+
+def ungraded(count: int, rollouts: int) -> list[str]:
+    """A warning where many rollouts could not be graded: the pass rates are of the others."""
+    if count <= UNGRADED * rollouts:
+        return []
+    return [
+        f"{count} of {rollouts} rollouts could not be graded (rewards-*.parquet has the reasons): "
+        "look at the reference answers, or name another --grader"
+    ]
 
 
 def loss_spike(log: Sequence[dict[str, Any]]) -> str | None:

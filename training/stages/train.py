@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
@@ -97,11 +98,11 @@ def train(
 def _tracking(config: FitConfig, examples: TrainingSet, estimates: CheckpointEstimates) -> Tracking:
     """What trackers are told before the first step."""
     facts = {
-        "rollouts_pass_at_1": float(examples.rollouts.rewards.mean()),
+        "rollouts_pass_at_1": float(np.nanmean(examples.rollouts.rewards)),
         "rollouts_trained_on": len(examples.rows),
         "gate_tau": examples.gate.tau,
         "gate_rate": examples.gate.rate,
-        "eval_base_pass_at_1": float(estimates.heldout.rewards.mean()),
+        "eval_base_pass_at_1": float(np.nanmean(estimates.heldout.rewards)),
     }
     return Tracking(config.report_to, config.name, facts)
 
