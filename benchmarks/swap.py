@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,19 @@ async def ask(client: httpx.AsyncClient, model: str, number: int) -> Answer:
 
 
 async def move_about(
-    client: httpx.AsyncClient, versions: list[str], moves: int, pause: float
+    client: httpx.AsyncClient,
+    versions: list[str],
+    moves: int,
+    pause: float,
+    enough: Callable[[], bool],
 ) -> list[float]:
-    """Move the alias `moves` times, each time elsewhere. Returns the seconds of each."""
+    """Move the alias elsewhere, `moves` times and until there is `enough`. Returns the seconds of
+    each move.
+    """
     choose = random.Random(0)
-    seconds, now = [], versions[-1]
-    for _ in range(moves):
+    seconds: list[float] = []
+    now = versions[-1]
+    while len(seconds) < moves or not enough():
         now = choose.choice([one for one in versions if one != now])
         start = time.perf_counter()
         answer = await client.post(f"/admin/adapters/{NAME}/alias", json={"version": now})
@@ -125,7 +133,15 @@ async def measure(
         moves: list[float] = []
 
         async def work() -> None:
-            moves.extend(await move_about(admin, versions, options.moves, options.pause))
+            moves.extend(
+                await move_about(
+                    admin,
+                    versions,
+                    options.moves,
+                    options.pause,
+                    lambda: len(busy.answers) >= options.answers,
+                )
+            )
 
         seconds = await busy.during(work(), options.users)
         left = await until_idle(admin)
@@ -162,6 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=32)
     parser.add_argument("--moves", type=int, default=1000)
+    parser.add_argument("--answers", type=int, default=0, help="move until there are so many")
     parser.add_argument("--quiet", type=float, default=30, help="seconds without moves")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds between moves")
     parser.add_argument("--gated", action="store_true", help="ask NAME:gated")

@@ -46,12 +46,12 @@ def check(request: Any) -> None:
     for name, value in _members(request):
         if name in RENDERED:
             continue
-        for part in _parts(value):
+        for field, part in _parts(name, value):
             if isinstance(part, str):
                 if not part.isascii() and any("\ud800" <= one <= "\udfff" for one in part):
-                    raise ValueError(f"{name}: has half a character (a lone surrogate), not UTF-8")
+                    raise ValueError(f"{field}: has half a character (a lone surrogate), not UTF-8")
             elif part not in INTEGERS:
-                raise ValueError(f"{name}: integers must have at most 64 bits")
+                raise ValueError(f"{field}: integers must have at most 64 bits")
 
 
 def _members(value: Any) -> list[tuple[str, Any]]:
@@ -66,21 +66,30 @@ def _members(value: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _parts(value: Any) -> Iterator[str | int]:
-    """The strings and integers in a value, keys included. Bodies are not deeper than a parser."""
-    rest = [value]
+def _parts(name: str, value: Any) -> Iterator[tuple[str, str | int]]:
+    """The strings and integers in a value, keys included, each with its field as `a.b`.
+
+    Bodies are not deeper than a parser.
+    """
+    rest = [(name, value)]
     while rest:
-        one = rest.pop()
+        field, one = rest.pop()
         if isinstance(one, str):
-            yield one
+            yield field, one
         elif isinstance(one, int):
-            yield int(one)
+            yield field, int(one)
         elif isinstance(one, dict):
-            rest += [*one.keys(), *one.values()]
+            rest += [(field, key) for key in one]
+            rest += [(f"{field}.{_shown(key)}", member) for key, member in one.items()]
         elif isinstance(one, list | tuple | set | frozenset):
-            rest += one
+            rest += [(field, member) for member in one]
         elif isinstance(one, BaseModel) or is_dataclass(one):
-            rest += [member for _, member in _members(one)]
+            rest += [(f"{field}.{key}", member) for key, member in _members(one)]
+
+
+def _shown(key: Any) -> str:
+    """A key of the client's as a message can bear it: short, and not itself ill-formed."""
+    return str(key).encode("ascii", "backslashreplace").decode()[:40]
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:

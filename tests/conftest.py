@@ -96,7 +96,7 @@ def pressed(
     make_adapter(store, "plain", base_folder, seed=2, manifest=False)
     flags = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
     flags += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
-    flags += ["--max-num-seqs", "12", "--log-format", "json"]
+    flags += ["--max-num-seqs", "48", "--log-format", "json"]
     flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with pytest.MonkeyPatch.context() as environment:
         # vLLM's sockets lie there, and a socket's path may have 107 characters.

@@ -24,13 +24,14 @@ def test_moves_under_streams(
     made = [make_adapter(tmp_path, f"s{n}", base_folder, seed=30 + n) for n in range(3)]
     try:
         versions = [store.publish(folder, NAME).id for folder in made]
-        options = SimpleNamespace(gated=gated, quiet=0.5, users=8, moves=30, pause=0.0)
+        options = SimpleNamespace(gated=gated, quiet=0.5, users=8, moves=30, answers=30, pause=0.0)
         running = Running(server.url, server.process.pid)
         found = asyncio.run(measure(running, versions, options, KEY, ADMIN_KEY))
     finally:
         shutil.rmtree(server.store / NAME)
-    assert (found["moves"], found["failed"], found["not its version's answer"]) == (30, 0, 0)
-    assert found["requests"] > 8
+    assert (found["failed"], found["not its version's answer"]) == (0, 0)
+    assert found["moves"] >= 30
+    assert found["requests"] >= 30
     assert found["versions that answered"] > 1
     # The weights of all others have left the engine, and nothing else is held.
     assert found["left when idle"] == {"residents": 1, "requests and KV blocks": 0.0}
