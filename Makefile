@@ -52,7 +52,7 @@ test-fast: install ## the tests that start no engine
 	$(PYTEST) -m "not engine"
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
-	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py -s
+	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py -s
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s

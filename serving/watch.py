@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from collections.abc import Sequence
 
 from serving.metrics import METRICS, UNKNOWN, Labels, Series
 from vllm_gate.base_top_tokens import DEPTH
+from vllm_gate.token_report import TracedToken
 
 logger = logging.getLogger("serving.requests")
 
@@ -92,7 +93,7 @@ class Stream:
         self.watch, self.series = watch, series
         self._last: float | None = None
 
-    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
+    def tokens(self, count: int, marks: Sequence[TracedToken]) -> None:
         """They go out now (see vllm_gate/token_report.py)."""
         watch, series = self.watch, self.series
         now = time.perf_counter()
@@ -104,9 +105,10 @@ class Stream:
             watch.first_token = now - watch.begun
             series.first_token.observe(watch.first_token)
         self._last = now
-        if mark and mark["gated"]:
-            watch.gated += 1
-            series.gated += 1
-            if "entropy" in mark:
-                series.entropy.observe(mark["entropy"])
-                series.rank.observe(mark["rank"] or DEPTH + 1)
+        for mark in marks:
+            if mark["gated"]:
+                watch.gated += 1
+                series.gated += 1
+                if "entropy" in mark:
+                    series.entropy.observe(mark["entropy"])
+                    series.rank.observe(mark["rank"] or DEPTH + 1)

@@ -29,7 +29,6 @@ def put_in(args: Namespace) -> None:
 
     ours = engine_args(current_platform.device_type)
     refused = {
-        "--speculative-config": args.speculative_config,
         "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
         "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
         "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
@@ -40,6 +39,10 @@ def put_in(args: Namespace) -> None:
     for flag, there in refused.items():
         if there:
             raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
+    told = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}
+    problem = draft_problem(Namespace(**{"method": args.spec_method} | told))
+    if problem:
+        raise GateError(f"--speculative-config: {problem}; choose another, or use --gate off")
     args.scheduler_cls, args.worker_cls = ours["scheduler_cls"], ours["worker_cls"]
     args.logits_processors = [*ours["logits_processors"], *(args.logits_processors or [])]
 
@@ -111,6 +114,7 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
     specs = [getattr(spec, "first_spec", spec) for spec in specs]
     odd = next((spec for spec in specs if not isinstance(spec, readable | MambaSpec)), None)
     connector = next(filter(BY_TOKENS.__contains__, _connectors(vllm_config)), None)
+    drafts = draft_problem(vllm_config.speculative_config)
     reasons = {
         "a model whose layers keep a recurrent state: the state after a position has that position "
         "folded in, and its replay would need the state before it": (
@@ -119,7 +123,7 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
         f"a model whose layers keep a {type(odd).__name__}": odd is not None,
         f"{connector}, which finds blocks by their tokens alone: always-on adapters and the base "
         "would read one another's keys and values": connector is not None,
-        "speculative decoding": vllm_config.speculative_config is not None,
+        f"speculative decoding, {drafts}": drafts is not None,
         "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
         "asynchronous scheduling with the V1 model runner (add --no-async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
@@ -128,6 +132,23 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
     for reason, there in reasons.items():
         if there:
             raise GateError(f"the gate does not work with {reason}; serve with --gate off")
+
+
+def draft_problem(speculative: Any) -> str | None:
+    """Why the gate does not work with vLLM's SpeculativeConfig; None where it does.
+
+    A step may end at any draft, so each has to be verified against the base's distribution.
+    """
+    if getattr(speculative, "method", None) == "extract_hidden_states":
+        return "method extract_hidden_states: its drafts are never verified"
+    if getattr(speculative, "rejection_sample_method", None) == "synthetic":
+        return (
+            "rejection_sample_method synthetic: drafts are accepted at a given rate, whatever the "
+            "base thinks of them"
+        )
+    if getattr(speculative, "enable_adaptive_verification", False):
+        return "enable_adaptive_verification: it leaves drafts out after the step is planned"
+    return None
 
 
 def _connectors(vllm_config: Any) -> list[str]:

@@ -1,9 +1,9 @@
 """How a gated token is seen outside the engine: by a mark on the request's outputs.
 
-The scheduler marks the token. vLLM carries the mark to the front end in `kv_transfer_params`, the
-one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the marks of a sequence are
-added up. The sum goes out in `RequestOutput.kv_transfer_params`, where `GateReport.of` finds it,
-and into the HTTP answer (answers.py).
+The scheduler marks the tokens of a step. vLLM carries the marks to the front end in
+`kv_transfer_params`, the one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the
+marks of a sequence are added up. The sum goes out in `RequestOutput.kv_transfer_params`, where
+`GateReport.of` finds it, and into the HTTP answer (answers.py).
 
 Every token of every request passes here on its way out, and whoever follows a sequence is told:
 what is counted is what the client gets, stop strings, aborts and preemptions included.
@@ -11,7 +11,7 @@ what is counted is what the client gets, stop strings, aborts and preemptions in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -53,19 +53,14 @@ class GateReport:
         told = ((output.kv_transfer_params or {}).get(REPORT) or {}).get(str(index))
         return None if told is None else cls(**told)
 
-    def add(self, mark: TracedToken | dict[str, Any]) -> None:
-        """Add one token's mark; an empty one says only that the request is gated."""
-        if mark:
-            self.gated_tokens += mark["gated"]
-            self.trace.append(mark)  # type: ignore[arg-type]
+    def add(self, marks: Sequence[TracedToken]) -> None:
+        """Add the marks of a step's tokens; none says only that the request is gated."""
+        self.gated_tokens += sum(mark["gated"] for mark in marks)
+        self.trace.extend(marks)
 
 
-def mark(
-    trace: int, position: int, token: int, gated: bool, view: BaseView | None
-) -> TracedToken | dict[str, Any]:
-    """What the scheduler says of a token; nothing where it was not gated and no trace asks."""
-    if not gated and trace < 2:
-        return {}
+def mark(trace: int, position: int, token: int, gated: bool, view: BaseView | None) -> TracedToken:
+    """What the scheduler says of a token, with what the base thought of its position."""
     entry: TracedToken = {"position": position, "gated": gated}
     if view is not None:
         entry["entropy"] = round(view.entropy, 6)
@@ -81,8 +76,8 @@ def mark(
 class Follower(Protocol):
     """Whoever wants to know of one sequence's tokens."""
 
-    def tokens(self, count: int, mark: dict[str, Any] | None) -> None:
-        """They go out now; `mark`: the last one's, of a gated request."""
+    def tokens(self, count: int, marks: Sequence[TracedToken]) -> None:
+        """They go out now, with the marks of those among them that have one."""
 
 
 @dataclass
@@ -165,7 +160,7 @@ def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """RequestState.make_request_output: tokens on their way out, with the last one's mark."""
+    """RequestState.make_request_output: tokens on their way out, with their marks."""
 
     @wraps(stock)
     def make(
@@ -178,13 +173,13 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        told = None
+        marks: Sequence[TracedToken] = ()
         if kv_transfer_params and REPORT in kv_transfer_params:
-            told = kv_transfer_params.pop(REPORT)
-            _report(self).add(told)
+            marks = kv_transfer_params.pop(REPORT)
+            _report(self).add(marks)
         sequence = _sequences.get(self)
         if new_token_ids and sequence is not None and sequence.follower is not None:
-            sequence.follower.tokens(len(new_token_ids), told)
+            sequence.follower.tokens(len(new_token_ids), marks)
         output = stock(
             self,
             new_token_ids,
@@ -208,7 +203,7 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _report(state: Any) -> GateReport:
-    """The report of a sequence, begun with its first mark."""
+    """The report of a sequence, begun with its first marks."""
     sequence = _sequences.setdefault(state, _Sequence(None, None))
     if sequence.report is None:
         sequence.report = GateReport()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from gate_drafts import KNOWN
 from gate_models import ADAPTERS, ARCHITECTURES, SLIDING, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
 from support import ENGINE_ENVIRONMENT, ROOT
@@ -46,8 +47,16 @@ class World(NamedTuple):
     adapters: dict[str, Path]
     reference: Reference
 
-    def run(self, *jobs: dict[str, Any], runner: str = "v1") -> list[dict[str, Any]]:
-        """The jobs on the real engine, in a process of their own."""
+    def run(
+        self, *jobs: dict[str, Any], runner: str = "v1", known: Any = None
+    ) -> list[dict[str, Any]]:
+        """The jobs on the real engine, in a process of their own.
+
+        Args:
+            jobs: see gate_engine.py.
+            runner: of vLLM.
+            known: what the drafters of gate_drafts.py know.
+        """
         case = {
             "runner": runner,
             "model": str(self.model),
@@ -62,6 +71,9 @@ class World(NamedTuple):
         if runner != "v1":
             environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
         with tempfile.TemporaryDirectory(prefix="metrics-") as metrics:
+            if known is not None:
+                environment[KNOWN] = f"{metrics}/known.json"
+                Path(environment[KNOWN]).write_text(json.dumps(known))
             process = subprocess.run(
                 [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
                 input=json.dumps(case),

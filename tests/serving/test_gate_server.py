@@ -166,7 +166,6 @@ def test_features_work_gated(gated: Server) -> None:
         ("alpha:gated", {"correction_temperature": "1"}, {}, "correction_temperature"),
         ("alpha:gated", {"gate_tally": 1}, {}, "no such argument"),
         ("alpha:gated", {}, {"extra_body": {"use_beam_search": True}}, "beam"),
-        ("alpha:gated", {}, {"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
         ("plain:gated", {}, {}, "threshold"),
     ],
 )
@@ -217,9 +216,8 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
 
 
 def test_refused_at_the_start(gated_store: Path, base_folder: Path, tmp_path: Path) -> None:
-    flags = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}')
     with (
-        pytest.raises(RuntimeError, match="--speculative-config: not together with the gate"),
-        running_server(base_folder, gated_store, tmp_path, *flags),
+        pytest.raises(RuntimeError, match="--pipeline-parallel-size: not together with the gate"),
+        running_server(base_folder, gated_store, tmp_path, "--pipeline-parallel-size", "2"),
     ):
         pass

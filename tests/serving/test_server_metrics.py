@@ -77,7 +77,7 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.02, {"gated": True, "entropy": 2.0, "rank": None}),
     ):
         now[0] += after
-        stream.tokens(1, mark)
+        stream.tokens(1, [mark] if mark else [])
     one.end(200, aborted=False, broken=False)
     other = watch.Watch()
     other.end(404, aborted=False, broken=False)
