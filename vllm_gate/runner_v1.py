@@ -186,13 +186,13 @@ class GateRunnerV1(SeededRows):
         """
         for name, (point, shut) in tested.items():
             tokens = sampled[self.input_batch.req_id_to_index[name]]
-            reached = point is not None and (not point.place or int(tokens[point.place]) >= 0)
-            if point is not None and reached:
+            opened: BaseView | None = None
+            if point is not None and (not point.place or int(tokens[point.place]) >= 0):
+                opened = point.view
                 tokens[point.place :] = PLACEHOLDER_TOKEN_ID
-            count = int((tokens >= 0).sum()) - self._plan[name].replays  # gives a token untested
-            self._views[name] = StepViews(
-                point.view if point is not None and reached else None, shut[: max(count, 0)]
-            )
+            untested = int(self._plan[name].replays)  # the replay's own token
+            count = int((tokens >= 0).sum()) - untested if shut else 0
+            self._views[name] = StepViews(opened, shut[: max(count, 0)])
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         result = super().sample_tokens(*args, **kwargs)

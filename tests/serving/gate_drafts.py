@@ -45,7 +45,7 @@ class Oracle(Drafter):
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
         self.choose = random.Random(0)
-        self.sequences = [tuple(one) for one in self.known]
+        self.sequences = [tuple(one) for one in self.known["sequences"]]
 
     def guess(self, said: tuple[int, ...]) -> list[int]:
         """What one of the sequences that begin so goes on with."""
@@ -69,8 +69,9 @@ class Table(Drafter):
 
     def guess(self, said: tuple[int, ...]) -> list[int]:
         """The same each time."""
-        answer = ",".join(map(str, said[self.known["prompt"] :]))
-        return self.known["drafts"].get(answer, [])
+        table = self.known["table"]
+        answer = ",".join(map(str, said[table["prompt"] :]))
+        return table["drafts"].get(answer, [])
 
 
 def instead_of_ngrams() -> None:

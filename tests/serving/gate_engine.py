@@ -265,8 +265,8 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
     gate = job.get("gate", True)
     lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
     return LLM(
-        model=case["model"],
         **{
+            "model": case["model"],
             "dtype": "float32",
             "skip_tokenizer_init": True,
             "max_model_len": 256,

@@ -85,9 +85,10 @@ def drafting(given: dict[str, Any], **more: Any) -> dict[str, Any]:
     return given | {"engine": engine}
 
 
-def known(here: World, waves: list[list[Asked]]) -> list[list[int]]:
+def known(here: World, waves: list[list[Asked]]) -> dict[str, Any]:
     """Prompts with the reference's answers, which the Oracle is to know."""
-    return [asked.prompt + here.reference.decode(asked).tokens for wave in waves for asked in wave]
+    asked = [one for wave in waves for one in wave]
+    return {"sequences": [one.prompt + here.reference.decode(one).tokens for one in asked]}
 
 
 @pytest.mark.parametrize("method", ["standard", "block"])
