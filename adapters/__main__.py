@@ -7,8 +7,11 @@
     rollback NAME                    point it at the version before; again: further back
     verify                           check every version, alias and history; exit code 1 if unsound
     gc [--keep K]                    delete versions that no alias points at and nobody uses
+    calibrate NAME[@HASH]            measure its gate: `reasonmaxxer store calibrate`
     import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
-    export NAME[@HASH] FOLDER        a plain PEFT folder again
+    export NAME[@HASH] FOLDER        a plain PEFT folder again; FILE.gguf: an adapter for llama.cpp
+    push NAME[@HASH] OWNER/REPO      to a repository of the hub
+    pull OWNER/REPO --base MODEL     from the hub; as import, which takes folders too
     prompt --model MODEL QUESTION    the exact prompt and token ids of a question
 
 Bad input ends with exit code 2 and a line that says what was wrong, a store that cannot be written
@@ -24,12 +27,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from adapters.adapter import AdapterError, AdapterVersion
+from adapters import hub, vllm_loader
+from adapters.adapter import AdapterError, AdapterVersion, read_origin
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
 from adapters.exchange import export_adapter, import_adapter
+from adapters.gguf_adapter import SUFFIX, write_gguf
 from adapters.manifest import Score, is_name
+from adapters.model_card import HUB_ID
 from adapters.places import default_store
 from adapters.program import program
 from adapters.prompt import show_prompt
@@ -77,21 +83,23 @@ def parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=GRACE, help=f"seconds that any version stays ({GRACE:g})"
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    # Only to be named: it needs the base model, so `training.calibrate` has it.
+    command("calibrate").add_argument("name")
     imported = command("import", unaliased)
     imported.add_argument("source", help="PEFT folder or hub id")
-    imported.add_argument("--name", help="default: the source's")
-    imported.add_argument("--revision", help="of the hub repository")
-    imported.add_argument(
-        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
-    )
-    base = imported.add_mutually_exclusive_group(required=True)
-    base.add_argument("--base", help="folder or hub id of the base that it was made for")
-    base.add_argument(
-        "--no-base", action="store_true", help="unknown: check it against each base by shapes alone"
-    )
+    _import_flags(imported)
+    pulled = command("pull", unaliased)
+    pulled.add_argument("source", metavar="OWNER/REPO")
+    _import_flags(pulled)
+    pushed = command("push")
+    pushed.add_argument("reference", metavar="NAME[@HASH]")
+    pushed.add_argument("repository", metavar="OWNER/REPO")
+    pushed.add_argument("--private", action="store_true", help="if the repository is new")
+    pushed.add_argument("--revision", default="main", help="branch (main)")
     export = command("export")
     export.add_argument("reference", metavar="NAME[@HASH]")
-    export.add_argument("folder", type=Path)
+    export.add_argument("folder", type=Path, help="new folder, or FILE.gguf for llama.cpp")
+    export.add_argument("--base", help="of a GGUF adapter: folder or hub id of the base")
     prompt = command("prompt", readable)
     prompt.add_argument("question")
     prompt.add_argument("--model", required=True, help="folder or hub id of the base")
@@ -101,9 +109,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _import_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", help="default: the source's")
+    command.add_argument("--revision", help="of the hub repository")
+    command.add_argument(
+        "--family", default="", help="recipe, by name or as a YAML file; default: found by the base"
+    )
+    base = command.add_mutually_exclusive_group(required=True)
+    base.add_argument("--base", help="folder or hub id of the base that it was made for")
+    base.add_argument(
+        "--no-base", action="store_true", help="unknown: check it against each base by shapes alone"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["calibrate"]:
+        fail(
+            "calibrate: needs the base model; run `reasonmaxxer store calibrate`, or "
+            "`python -m training.calibrate`"
+        )
+    args = parser().parse_args(given)
     store = Store(args.store)
     try:
         return int(COMMANDS[args.command](store, args) or 0)
@@ -131,6 +158,7 @@ def fail(message: str) -> NoReturn:
 
 def list_adapters(store: Store, args: argparse.Namespace) -> None:
     _existing(store)
+    _ask_vllm_of_plain_folders(store, store.names())
     rows = [_row(store, name) for name in store.names()]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -140,6 +168,7 @@ def list_adapters(store: Store, args: argparse.Namespace) -> None:
 
 
 def show(store: Store, args: argparse.Namespace) -> None:
+    _ask_vllm_of_plain_folders(store, [args.reference])
     version = store.get(args.reference)
     found = store.resolve(args.reference)
     asked = Reference.parse(args.reference)
@@ -182,6 +211,8 @@ def show(store: Store, args: argparse.Namespace) -> None:
 def publish(store: Store, args: argparse.Namespace) -> None:
     name = _name(args.name, args.folder.resolve().name)
     base = BaseCheckpoint.open(args.base) if args.base else None
+    AdapterVersion.read(args.folder, name)  # at once, where it is wrong without vLLM's word
+    vllm_loader.bring_in()
     print(store.publish(args.folder, name, base=base, alias=args.alias).id)
 
 
@@ -195,6 +226,7 @@ def rollback(store: Store, args: argparse.Namespace) -> None:
 
 def verify_store(store: Store, args: argparse.Namespace) -> int:  # noqa: ARG001
     _existing(store)
+    _ask_vllm_of_plain_folders(store, store.names())
     problems = verify(store)
     for problem in problems:
         print(problem)
@@ -227,10 +259,35 @@ def import_(store: Store, args: argparse.Namespace) -> None:
     print(version.id)
     if version.manifest:
         print(f"family {version.manifest.family}", file=sys.stderr)
+    for change in read_origin(version.path).changes:
+        print(f"changed: {change}", file=sys.stderr)
     _name_inert(version, sys.stderr)
 
 
+def pull(store: Store, args: argparse.Namespace) -> None:
+    if not HUB_ID.fullmatch(args.source):
+        fail(f"{args.source[:100]!r} is no repository; write OWNER/NAME, or import a folder")
+    import_(store, args)
+
+
+def push(store: Store, args: argparse.Namespace) -> None:
+    done = hub.push(
+        store, args.reference, args.repository, private=args.private, revision=args.revision
+    )
+    print(f"{done.version} -> {done.repository}@{done.commit}")
+
+
 def export(store: Store, args: argparse.Namespace) -> None:
+    if args.folder.suffix == SUFFIX:
+        if not args.base:
+            fail("--base: a GGUF adapter needs the base that it belongs to")
+        version = store.get(args.reference)
+        try:
+            write_gguf(version, BaseCheckpoint.open(args.base), args.folder)
+        except ImportError:
+            fail("the package gguf is missing; install reasonmaxxer[gguf]")
+        print(f"{version.id} -> {args.folder}")
+        return
     print(f"{export_adapter(store, args.reference, args.folder).id} -> {args.folder}")
 
 
@@ -249,6 +306,8 @@ COMMANDS = {
     "gc": gc,
     "import": import_,
     "export": export,
+    "push": push,
+    "pull": pull,
     "prompt": prompt,
 }
 
@@ -264,6 +323,12 @@ def _name_inert(version: AdapterVersion, file: TextIO, indent: str = "") -> None
             "base's keys and values; always-on they act",
             file=file,
         )
+
+
+def _ask_vllm_of_plain_folders(store: Store, names: Sequence[str]) -> None:
+    """Have vLLM's loader asked, if one of `names` is a plain folder; versions were asked of."""
+    if any(store.plain(name) is not None for name in names):
+        vllm_loader.bring_in()
 
 
 def _existing(store: Store) -> None:

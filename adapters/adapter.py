@@ -2,57 +2,64 @@
 
     adapter_config.json  adapter_model.safetensors  manifest.json  README.md  fit.yaml
 
-A folder without a manifest is any PEFT LoRA: it can be served at every step, but not gated.
+A folder without a manifest is any PEFT LoRA. It has no threshold: a gated request must name one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from adapters.base_checkpoint import BaseCheckpoint, safetensors_header
-from adapters.files import sha256_file
+from adapters import vllm_loader
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.files import copy_file, sha256_file, write_blocks
 from adapters.gate import acting
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Gate, Manifest
+from adapters.peft_config import FILE as CONFIG
+from adapters.peft_config import PeftConfig
+from adapters.peft_folder import (
+    CONFIG_LIMIT,
+    WEIGHTS,
+    WEIGHTS_LIMIT,
+    PeftFolder,
+    is_regular,
+    refuse_copies,
+)
 from adapters.reference import HASH_LENGTH
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-# Formats that run code when they are loaded; their mere presence is a reason to refuse.
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+__all__ = [
+    "ALONGSIDE",
+    "CONFIG",
+    "FILES",
+    "ORIGIN",
+    "WEIGHTS",
+    "AdapterError",
+    "AdapterVersion",
+    "Origin",
+    "content_hash",
+    "read_origin",
+]
 # The files that make an adapter what it is, and those that only tell of it; bytes at most.
-FILES = {CONFIG: 2**20, WEIGHTS: 16 * 2**30, MANIFEST: 2**20}
+FILES = {CONFIG: CONFIG_LIMIT, WEIGHTS: WEIGHTS_LIMIT, MANIFEST: 2**20}
+ORIGIN = "origin.json"  # what was changed when the adapter was copied into the store
 ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20}
-_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
-# safetensors dtype -> unsigned type of its width, and its exponent's bits: all of them are set in
-# infinities and NaNs, and in nothing else. bfloat16 has no type in numpy, its bits have.
-_EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
-    "F64": (np.dtype("<u8"), 0x7FF0000000000000),
-    "F32": (np.dtype("<u4"), 0x7F800000),
-    "F16": (np.dtype("<u2"), 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7F80),
-}
-_PIECE = 2**22  # elements looked at together
+
+LONGEST_REASON = 1500  # letters
 
 
 class AdapterError(ValueError):
     """An adapter that cannot be used; the message says which one, why, and the way out."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"adapter '{name}': {reason}")
+        reason = "".join(letter if letter.isprintable() else _escaped(letter) for letter in reason)
+        super().__init__(f"adapter '{name}': {reason[:LONGEST_REASON]}")
         self.name = name
-        self.reason = reason
+        self.reason = reason[:LONGEST_REASON]
 
 
 def content_hash(digests: dict[str, str]) -> str:
@@ -71,8 +78,8 @@ class AdapterVersion:
 
     name: str
     path: Path
-    config: dict[str, Any]
-    shapes: dict[str, list[int]]
+    config: PeftConfig
+    folder: PeftFolder
     manifest: Manifest | None
     hash: str
 
@@ -89,14 +96,23 @@ class AdapterVersion:
     @property
     def rank(self) -> int:
         """The largest rank of any module, as vLLM's --max-lora-rank counts it."""
-        return max([int(self.config["r"]), *self.config.get("rank_pattern", {}).values()])
+        return self.config.largest_rank
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None, known: str | None = None) -> AdapterVersion:
-        """Read the adapter folder `path` and check it.
+    def read(
+        cls,
+        path: Path,
+        name: str | None = None,
+        known: str | None = None,
+        weights: str | None = None,
+    ) -> AdapterVersion:
+        """Read the adapter folder `path` and check it; its weights are read once, or not at all.
+
+        Where vLLM is in this process, its own loader is asked too.
 
         Args:
             known: its hash, taken on trust: then the weights are not read, only their header.
+            weights: SHA-256 of the weights, where `copy_to` has just written them.
 
         Raises:
             AdapterError: files missing, pickled, damaged, of the wrong kind, or not as hashed.
@@ -104,57 +120,102 @@ class AdapterVersion:
         name = name or path.name
         if not path.is_dir():
             raise AdapterError(name, "no such folder")
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
-        if pickles:
-            raise AdapterError(
-                name, f"holds pickled weights ({', '.join(pickles)}); convert them to safetensors"
-            )
-        for file, limit in (FILES | ALONGSIDE).items():
-            if not (path / file).is_file():
-                if file in (CONFIG, WEIGHTS):
-                    raise AdapterError(name, f"{file} is missing")
-            elif (path / file).stat().st_size > limit:
-                raise AdapterError(name, f"{file} is larger than {limit} bytes")
-        config = _read_config(name, path / CONFIG)
         try:
-            header = safetensors_header(path / WEIGHTS)
+            return cls._read(path, name, known, weights)
+        except AdapterError:
+            raise
         except ValueError as error:
             raise AdapterError(name, str(error)) from error
-        digests = {
-            file: sha256_file(path / file)
-            for file in FILES
-            if known is None and (path / file).is_file()
-        }
+        except OSError as error:
+            file = Path(str(error.filename)).name if error.filename else "a file"
+            raise AdapterError(name, f"{file} cannot be read: {error.strerror or error}") from error
+
+    @classmethod
+    def _read(cls, path: Path, name: str, known: str | None, weights: str | None) -> AdapterVersion:
+        folder = PeftFolder.read(path)
+        has_manifest = is_regular(path / MANIFEST, FILES[MANIFEST])
         version = cls(
             name=name,
             path=path,
-            config=config,
-            shapes={key: entry["shape"] for key, entry in header.items()},
-            manifest=_read_manifest(name, path, digests if known is None else None),
-            hash=known or content_hash(digests),
+            config=folder.config,
+            folder=folder,
+            manifest=_read_manifest(name, path) if has_manifest else None,
+            hash=known or "",
         )
         version._check_shapes()
-        return version
+        refusal = vllm_loader.refusal(folder.config.raw)
+        if refusal:
+            raise AdapterError(name, refusal)
+        if known:
+            return version
+        digests = folder.digests({}, weights)
+        version._check_manifest(digests)
+        if has_manifest:
+            content = version._manifest(digests)
+            digests[MANIFEST] = hashlib.sha256(content).hexdigest()
+        return replace(version, hash=content_hash(digests))
+
+    def _check_manifest(self, digests: dict[str, str]) -> None:
+        """Raise AdapterError unless the files are those that the manifest names.
+
+        Args:
+            digests: of the files as `copy_to` would write them.
+        """
+        if self.manifest is None:
+            return
+        for file in (CONFIG, WEIGHTS):
+            same = self.folder.is_canonical or not (self.path / file).is_file()
+            found = digests[file] if same else sha256_file(self.path / file)
+            if self.manifest.files.get(file) != found:
+                raise AdapterError(
+                    self.name, f"{file} is not the file its manifest names (hash differs)"
+                )
+
+    def _manifest(self, digests: dict[str, str]) -> bytes:
+        """The manifest's bytes, signed anew where configuration or weights have changed."""
+        assert self.manifest is not None
+        if {file: self.manifest.files.get(file) for file in digests} == digests:
+            return (self.path / MANIFEST).read_bytes()
+        manifest = self.manifest.model_copy(update={"files": self.manifest.files | digests})
+        return manifest.model_dump_json(indent=2).encode() + b"\n"
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """PEFT's name of each tensor -> its shape."""
+        return self.folder.shapes
 
     def _check_shapes(self) -> None:
-        """Every tensor is one side of a LoRA pair whose inner dimension is its rank."""
-        if not self.shapes:
-            raise AdapterError(self.name, f"{WEIGHTS} holds no tensors")
+        """Every tensor is one side of a LoRA pair, whose inner dimension is its module's rank."""
+        if not self.folder.sides:
+            raise AdapterError(self.name, f"{WEIGHTS} holds no tensors of a LoRA")
         for module, pair in self.modules().items():
             a, b = pair.get("A"), pair.get("B")
             if a is None or b is None:
-                raise AdapterError(self.name, f"{module}: lora_A or lora_B is missing")
-            if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not 1 <= a[0] <= self.rank:
-                raise AdapterError(self.name, f"{module}: shapes {a} and {b} are not of one rank")
+                raise AdapterError(self.name, f"{module[:200]}: lora_A or lora_B is missing")
+            rank = self.config.rank_of(module)
+            if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+                raise AdapterError(
+                    self.name, f"{module[:200]}: shapes {a} and {b} are not of one rank"
+                )
+            if a[0] != rank:
+                field = "rank_pattern" if self.config.rank_pattern else "r"
+                raise AdapterError(
+                    self.name,
+                    f"{module[:200]}: its tensors have rank {a[0]}, {CONFIG} ({field}) says "
+                    f"{rank}; restore the {CONFIG} that was saved with these weights",
+                )
+            if not self.config.targets(module):
+                raise AdapterError(
+                    self.name,
+                    f"{CONFIG}: target_modules does not name {module[:200]}, which has tensors; "
+                    "PEFT would leave it out",
+                )
 
     def modules(self) -> dict[str, dict[str, list[int]]]:
         """Module name in the base -> {"A": [rank, in], "B": [out, rank]}."""
         modules: dict[str, dict[str, list[int]]] = {}
-        for key, shape in self.shapes.items():
-            match = _KEY.match(key)
-            if match is None:
-                raise AdapterError(self.name, f"unexpected tensor '{key}'")
-            modules.setdefault(match["module"], {})[match["side"]] = shape
+        for side, tensor in self.folder.sides.values():
+            modules.setdefault(side.module, {})[side.side] = tensor.shape
         return modules
 
     def inert(self) -> list[str]:
@@ -163,25 +224,30 @@ class AdapterVersion:
         acts = set(acting(modules))
         return sorted({name.rpartition(".")[2] for name in modules if name not in acts})
 
-    def check_weights(self) -> None:
-        """Raise AdapterError unless every weight is a finite number. Reads all of them."""
+    def renames(self, base: BaseCheckpoint) -> dict[str, str]:
+        """Module as the adapter calls it -> as `base` calls it.
+
+        Raises:
+            AdapterError: the base has none of that name, or vLLM would leave it out.
+        """
         try:
-            check_finite(self.path / WEIGHTS)
+            return {module: base.modules.find(module) for module in self.modules()}
         except ValueError as error:
             raise AdapterError(self.name, str(error)) from error
 
     def check_fits(self, base: BaseCheckpoint) -> None:
         """Raise AdapterError unless this adapter was made for `base` (or could have been)."""
-        for module, pair in self.modules().items():
-            shape = base.shapes.get(f"{module}.weight")
-            if shape is None:
-                raise AdapterError(self.name, f"the base '{base.name}' has no module '{module}'")
-            if shape != [pair["B"][0], pair["A"][1]]:
+        for module, name in self.renames(base).items():
+            if module != name:
                 raise AdapterError(
                     self.name,
-                    f"{module}: made for a {pair['B'][0]} x {pair['A'][1]} weight, "
-                    f"the base '{base.name}' has {' x '.join(map(str, shape))}",
+                    f"the base '{base.name}' calls {module[:200]} '{name}'; import the adapter "
+                    "with --base, which renames its modules",
                 )
+        try:
+            self._check_base(base)
+        except ValueError as error:
+            raise AdapterError(self.name, str(error)) from error
         made_for = self.manifest.base if self.manifest else None
         if made_for and made_for.fingerprint and made_for.fingerprint != base.fingerprint:
             raise AdapterError(
@@ -190,61 +256,117 @@ class AdapterVersion:
                 "serve that base, or fit the adapter anew",
             )
 
+    def _check_base(self, base: BaseCheckpoint) -> None:
+        """Raise ValueError unless shapes, copies and kinds of modules are right for `base`."""
+        modules = base.modules
+        refuse_copies(self.folder, base.has_weight)
+        refusal = vllm_loader.refused_quantisation(modules.quantisation)
+        if refusal:
+            raise ValueError(refusal)
+        embeddings = {side.module for side, _ in self.folder.sides.values() if side.embedding}
+        for module, pair in self.modules().items():
+            name = modules.find(module)
+            made_for = [pair["B"][0], pair["A"][1]]
+            if module in embeddings or (self.config.fan_in_fan_out and modules.is_turned(name)):
+                made_for.reverse()
+            shape = modules.shape(name)
+            if shape != made_for:
+                raise ValueError(
+                    f"{module[:200]}: made for a {made_for[0]} x {made_for[1]} weight, "
+                    f"the base '{base.name}' has {' x '.join(map(str, shape))}"
+                )
+        words = [one for one in self.modules() if one in embeddings or modules.is_vocabulary(one)]
+        refusal = vllm_loader.refused_modules(base.architecture, words)
+        if refusal:
+            raise ValueError(refusal)
 
-def _read_config(name: str, path: Path) -> dict[str, Any]:
+    # ----------------------------------------------------------------------------------- copying
+
+    def copy_to(
+        self,
+        target: Path,
+        base: BaseCheckpoint | None = None,
+        mode: int = 0o444,
+        origin: Origin | None = None,
+    ) -> str:
+        """Write the files of the adapter into the folder `target`, as PEFT would have.
+
+        The weights are read once: checked, hashed and written. Where anything is changed, ORIGIN
+        says what it was and what the files were.
+
+        Args:
+            base: whose names the modules get; None: they stay as they are.
+            origin: what this folder was itself made from, where the caller knows.
+
+        Returns:
+            SHA-256 of the weights.
+
+        Raises:
+            AdapterError: it cannot be used so.
+            OSError: the files cannot be written.
+        """
+        rename = self.renames(base) if base else {}
+        changes = self.folder.changes(rename)
+        try:
+            refuse_copies(self.folder, base.has_weight if base else None)
+            if changes:
+                self._check_manifest(self.folder.digests({}) if self.manifest else {})
+            digests = self.folder.write(target, rename, mode)
+        except AdapterError:
+            raise
+        except ValueError as error:
+            raise AdapterError(self.name, str(error)) from error
+        for file in self._alongside():
+            copy_file(self.path / file, target / file, ALONGSIDE[file], mode)
+        if self.manifest is not None and not changes:
+            copy_file(self.path / MANIFEST, target / MANIFEST, FILES[MANIFEST], mode)
+        elif self.manifest is not None:
+            write_blocks(target / MANIFEST, [self._manifest(digests)], mode)
+        if changes:
+            files = {file: sha256_file(self.path / file) for file in self.folder.files}
+            origin = Origin(changes=changes, files=files)
+        if origin is not None and origin.changes:
+            content = origin.model_dump_json(indent=2).encode() + b"\n"
+            write_blocks(target / ORIGIN, [content], mode)
+        return digests[WEIGHTS]
+
+    def _alongside(self) -> list[str]:
+        """Of ALONGSIDE, the files that are worth a copy."""
+        return [
+            file
+            for file, limit in ALONGSIDE.items()
+            if (self.path / file).is_file() and (self.path / file).stat().st_size <= limit
+        ]
+
+
+def _read_manifest(name: str, path: Path) -> Manifest:
     try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(name, f"{CONFIG} is not JSON") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(name, f"{CONFIG}: peft_type is not LORA")
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        raise AdapterError(name, f"{CONFIG}: r is not a positive whole number")
-    for feature in ("use_dora", "modules_to_save"):
-        if config.get(feature):
-            raise AdapterError(name, f"{CONFIG}: {feature} cannot be served; fit without it")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(name, f"{CONFIG}: a trained bias cannot be served; fit with bias 'none'")
-    config["rank_pattern"] = config.get("rank_pattern") or {}
-    return config
-
-
-def _read_manifest(name: str, path: Path, digests: dict[str, str] | None) -> Manifest | None:
-    if not (path / MANIFEST).is_file():
-        return None
-    try:
-        manifest = Manifest.read(path)
+        return Manifest.read(path)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
-        raise AdapterError(name, f"{MANIFEST}: {field}: {first['msg']}") from error
-    for file in (CONFIG, WEIGHTS):
-        if digests is not None and manifest.files.get(file) != digests[file]:
-            raise AdapterError(name, f"{file} is not the file its manifest names (hash differs)")
-    return manifest
+        raise AdapterError(
+            name,
+            f"{MANIFEST}: {field}: {first['msg'][:300]}; "
+            "remove the file if another program wrote it",
+        ) from error
 
 
-def check_finite(path: Path) -> None:
-    """Raise ValueError, naming the tensor, unless `path` holds finite floating-point numbers."""
-    header = safetensors_header(path)
-    with path.open("rb") as file:
-        data = 8 + struct.unpack("<Q", file.read(8))[0]
-    for name, entry in header.items():
-        if entry["dtype"] not in _EXPONENTS:
-            raise ValueError(
-                f"{path.name}: {name} is {entry['dtype']}; save it as one of "
-                f"{', '.join(_EXPONENTS)}"
-            )
-        dtype, exponent = _EXPONENTS[entry["dtype"]]
-        begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        if begin < 0 or end - begin != count * dtype.itemsize:
-            raise ValueError(f"{path.name}: {name} has not as many bytes as its shape says")
-        if count == 0:
-            raise ValueError(f"{path.name}: {name} is empty")
-        bits = np.memmap(path, dtype, mode="r", offset=data + begin, shape=(count,))
-        for start in range(0, count, _PIECE):
-            piece = bits[start : start + _PIECE]
-            if bool(((piece & exponent) == exponent).any()):
-                raise ValueError(f"{path.name}: {name} holds numbers that are NaN or infinite")
+class Origin(BaseModel):
+    """The content of ORIGIN: what a copy was made from, and how it differs."""
+
+    changes: list[str] = Field(default_factory=list)
+    files: dict[str, str] = Field(default_factory=dict, description="File -> its SHA-256.")
+
+
+def read_origin(folder: Path) -> Origin:
+    """What the adapter in `folder` was made from; empty where nothing says so."""
+    try:
+        return Origin.model_validate_json((folder / ORIGIN).read_bytes())
+    except (OSError, ValidationError):
+        return Origin()
+
+
+def _escaped(letter: str) -> str:
+    """What somebody's file holds cannot break the line of a message: \\n, \\x00, \\ud800."""
+    return letter.encode("unicode_escape").decode()

@@ -6,7 +6,6 @@ Only headers and a few sampled blocks are read, so that a 60 GB base costs milli
 import hashlib
 import json
 import re
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,56 +13,14 @@ from typing import Any
 
 import yaml
 
+from adapters.base_modules import BaseModules
 from adapters.recipe import ModelFacts
+from adapters.safetensors_file import Tensor, read_header, read_tensors, same_values
 
-_HEADER_LIMIT = 100 * 2**20  # the safetensors library's own limit
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 _INSTRUCT = re.compile(r"instruct|chat|(^|[^a-z])it([^a-z]|$)", re.IGNORECASE)
 # Where a config keeps the name of what the model was made from; the last as GGUF files have it.
 _FORMER_NAMES = ("_name_or_path", "base_model_name_or_path", "_model_name_or_path")
-
-
-def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> {dtype, shape, data_offsets} of a safetensors file, read without its data.
-
-    Raises:
-        ValueError: the file is not safetensors, is cut short, or its header is over 100 MB.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise ValueError(f"{path.name}: not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            well_formed = all(
-                isinstance(entry["dtype"], str)
-                and _are_sizes(entry["shape"])
-                and _are_sizes(entry["data_offsets"])
-                and len(entry["data_offsets"]) == 2
-                for entry in header.values()
-            )
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            IndexError,
-            RecursionError,
-        ) as error:
-            raise ValueError(f"{path.name}: not a safetensors file") from error
-    if not well_formed:
-        raise ValueError(f"{path.name}: not a safetensors file")
-    if 8 + length + end != size:
-        raise ValueError(f"{path.name}: cut short or padded ({size} bytes)")
-    return header
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def fingerprint(folder: Path) -> str:
@@ -80,7 +37,7 @@ def fingerprint(folder: Path) -> str:
         raise ValueError(f"{folder}: no safetensors weights")
     digest = hashlib.sha256()
     for path in files:
-        digest.update(json.dumps(safetensors_header(path), sort_keys=True).encode())
+        digest.update(json.dumps(read_header(path), sort_keys=True).encode())
         size = path.stat().st_size
         with path.open("rb") as file:
             for block in range(_BLOCKS):
@@ -89,15 +46,22 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder that holds `model`: a folder itself, or a hub id already in the local cache."""
+def local_folder(
+    model: str, revision: str | None = None, cache_dir: str | None = None
+) -> Path | None:
+    """The folder that holds `model`: a folder itself, or a hub id already in the local cache.
+
+    A folder has no revisions. `cache_dir` is another folder than the hub's own cache.
+    """
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(
+            snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 
@@ -110,8 +74,10 @@ class BaseCheckpoint:
     folder: Path
 
     @classmethod
-    def open(cls, model: str) -> "BaseCheckpoint":
-        """Open a local folder or a cached hub id.
+    def open(
+        cls, model: str, revision: str | None = None, cache_dir: str | None = None
+    ) -> "BaseCheckpoint":
+        """Open a local folder, or a hub id of which `cache_dir` (the hub's) has this revision.
 
         Raises:
             FileNotFoundError: the model is neither, or has no config.json.
@@ -120,9 +86,11 @@ class BaseCheckpoint:
             raise FileNotFoundError(
                 f"{model}: make a folder of it first: python -m training.gguf {model} --out FOLDER"
             )
-        folder = local_folder(model)
+        folder = local_folder(model, revision, cache_dir)
         if folder is None:
-            raise FileNotFoundError(f"{model}: neither a folder nor a model in the local hub cache")
+            cache = cache_dir or "the local hub cache"
+            at = f" (revision {revision})" if revision else ""
+            raise FileNotFoundError(f"{model}{at}: neither a folder nor a model in {cache}")
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{model}: the folder has no config.json")
         name = (folder.name or folder.resolve().name) if Path(model).is_dir() else model
@@ -174,8 +142,21 @@ class BaseCheckpoint:
         return {
             name: entry["shape"]
             for path in sorted(self.folder.glob("*.safetensors"))
-            for name, entry in safetensors_header(path).items()
+            for name, entry in read_header(path).items()
         }
+
+    @cached_property
+    def modules(self) -> BaseModules:
+        """Its linear and embedding modules, by their names in the checkpoint."""
+        return BaseModules(self.folder, self.config, self.shapes)
+
+    def has_weight(self, module: str, copy: Tensor) -> bool:
+        """Whether `copy` holds the same numbers as the weight of `module`."""
+        name = self.modules.weight_of(module)
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if name in read_header(path):
+                return same_values(read_tensors(path)[name], copy)
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

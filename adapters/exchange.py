@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.adapter import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
+from adapters import vllm_loader
+from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterVersion, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import atomic_directory, copy_file, sha256_file
+from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import Base, Manifest
+from adapters.model_card import HUB_ID
+from adapters.peft_config import lean
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.recipe import recipe_for
 from adapters.store import Store
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class SourceError(ValueError):
@@ -33,7 +35,7 @@ def opened(source: str, revision: str | None = None) -> Iterator[Path]:
     if Path(source).is_dir():
         yield Path(source)
         return
-    if not _HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source):
         raise SourceError(f"'{source}' is neither a folder nor a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -41,7 +43,9 @@ def opened(source: str, revision: str | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
         try:
             # Whole files of these names and no others: a repository may hold anything beside them.
-            snapshot_download(source, revision=revision, local_dir=folder, allow_patterns=[*FILES])
+            snapshot_download(
+                source, revision=revision, local_dir=folder, allow_patterns=[*FILES, INDEX, SHARDS]
+            )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
@@ -62,7 +66,8 @@ def import_adapter(
     """Publish somebody else's adapter as a version of `name`.
 
     With a `base` it must fit, and is bound to its weights by a manifest, if it brought none: from
-    then on another base of the same shapes is refused. It has no threshold, so no gated form.
+    then on another base of the same shapes is refused. It has no threshold until it is calibrated
+    (adapters/calibration.py).
 
     Args:
         source: a PEFT folder or a hub id.
@@ -77,14 +82,14 @@ def import_adapter(
         StoreError: the store cannot be written.
     """
     with opened(source, revision) as folder, tempfile.TemporaryDirectory() as copy:
-        AdapterVersion.read(folder, name)  # bounds what is copied
+        AdapterVersion.read(folder, name)  # at once, where it is wrong without vLLM's word
+        vllm_loader.bring_in()
         copied = Path(copy)
-        for file, limit in (FILES | ALONGSIDE).items():
-            if (folder / file).is_file():
-                copy_file(folder / file, copied / file, limit)
+        AdapterVersion.read(folder, name).copy_to(copied, base)
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
-            origin = Path(source).name if Path(source).is_dir() else source
+            # Of a folder nobody else knows the place; the same content is the same version.
+            place = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
             manifest = Manifest(
                 name=name,
                 family=known.family,
@@ -95,14 +100,17 @@ def import_adapter(
                     fingerprint=base.fingerprint,
                 ),
                 files={file: sha256_file(copied / file) for file in (CONFIG, WEIGHTS)},
-                made_by={"imported from": f"{origin}@{revision}" if revision else origin},
+                made_by={"imported from": place} if place else {},
             )
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        return store.publish(copied, name, base=base, alias=alias, by=by)
+        origin = read_origin(copied)
+        return store.publish(copied, name, base=base, alias=alias, by=by, origin=origin)
 
 
 def export_adapter(store: Store, reference: str, folder: Path) -> AdapterVersion:
     """Write NAME or NAME@HASH to a new plain PEFT folder, for PEFT, stock vLLM or the hub.
+
+    Its configuration has no key that PEFT assumes anyway, so that older versions read it.
 
     Raises:
         FileExistsError: the folder is there already.
@@ -114,7 +122,18 @@ def export_adapter(store: Store, reference: str, folder: Path) -> AdapterVersion
     with held.lease:
         version = store.get(str(held.reference))
         with atomic_directory(folder) as copy:
-            for file, limit in (FILES | ALONGSIDE).items():
-                if (version.path / file).is_file():
-                    copy_file(version.path / file, copy / file, limit, mode=0o644)
+            version.copy_to(copy, mode=0o644)
+            _make_lean(copy, version)
     return version
+
+
+def _make_lean(folder: Path, version: AdapterVersion) -> None:
+    """Leave PEFT's defaults out of the configuration, and have the manifest name it as it is."""
+    raw = version.config.raw
+    if lean(raw) == raw:
+        return
+    (folder / CONFIG).write_text(json.dumps(lean(raw), indent=2, sort_keys=True) + "\n")
+    if version.manifest is not None:
+        files = version.manifest.files | {CONFIG: sha256_file(folder / CONFIG)}
+        manifest = version.manifest.model_copy(update={"files": files})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

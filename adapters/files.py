@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,26 +89,46 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What differs whenever a file was written or replaced; empty if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def copy_file(source: Path, target: Path, limit: int, mode: int = 0o444) -> None:
     """Copy one file to a new one of that mode, and wait until it is on the disk.
 
     Raises:
         ValueError: it is larger than `limit` bytes (or grows beyond them meanwhile).
     """
+    write_blocks(target, _blocks(source, limit), mode)
+
+
+def _blocks(source: Path, limit: int) -> Iterator[bytes]:
     left = limit
     with open(source, "rb") as file:
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            while block := file.read(_BLOCK):
-                left -= len(block)
-                if left < 0:
-                    raise ValueError(f"{source.name} is larger than {limit} bytes")
-                while block:
-                    block = block[os.write(fd, block) :]
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        while block := file.read(_BLOCK):
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"{source.name} is larger than {limit} bytes")
+            yield block
+
+
+def write_blocks(target: Path, blocks: Iterable[bytes], mode: int = 0o444) -> None:
+    """Write `blocks` to a new file of that mode, and wait until it is on the disk."""
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        for block in blocks:
+            rest = block
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: Path) -> None:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 # A gated token reads the base's keys and values; an adapter's own go nowhere.
 INERT = ("k_proj", "v_proj")
+# What helps a request for an adapter whose gate was never calibrated.
+WAYS_OUT = (
+    "send gate_tau, in nats, or measure a table of gate rates with `reasonmaxxer store calibrate "
+    "NAME`; a server with --default-gate-rate RATE measures one itself"
+)
 LN2 = math.log(2)
 CACHED = 2**16  # logits of one pass on a CPU: 256 KiB in float32, a fraction of a core's L2
 
@@ -110,7 +115,7 @@ def threshold_for(table: Sequence[tuple[float, float]], rate: float) -> float:
         ValueError: an empty table, or a rate it does not reach.
     """
     if not table:
-        raise ValueError("gate_rate: the manifest keeps no calibration; give gate_tau")
+        raise ValueError(f"gate_rate: this adapter has no table of gate rates; {WAYS_OUT}")
     if not table[0][0] <= rate <= 1:
         raise ValueError(f"gate_rate: {rate} is not between {table[0][0]} and 1")
     rates, taus = zip(*table, strict=True)

@@ -92,13 +92,13 @@ class Manifest(_Strict):
     family: str
     base: Base
     gate: Gate | None = Field(
-        None, description="None: made elsewhere and never calibrated; served at every step only."
+        None, description="None: never calibrated, so a request must name the threshold."
     )
     scores: list[Score] = Field(default_factory=list)
     seed: int = 0
     files: dict[str, Sha256] = Field(description="SHA-256 of each file the adapter consists of.")
     made_by: dict[str, str] = Field(
-        default_factory=dict, description="Command and library versions that made it."
+        default_factory=dict, description="Library versions that made it, or where it came from."
     )
 
     @classmethod

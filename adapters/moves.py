@@ -80,7 +80,7 @@ def read_last(folder: Path) -> Move | None:
         OSError: the file is there but cannot be read, or is a link.
     """
     try:
-        fd = os.open(folder / FILE, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = os.open(folder / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe, too
     except FileNotFoundError:
         return None
     try:
@@ -105,7 +105,7 @@ def read_all(folder: Path) -> list[Move]:
         OSError: as `read_last`.
     """
     try:
-        fd = os.open(folder / FILE, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = os.open(folder / FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe, too
     except FileNotFoundError:
         return []
     with open(fd, "rb") as file:

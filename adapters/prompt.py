@@ -179,8 +179,19 @@ class PromptRenderer:
 
     def text(self, problem: str) -> str:
         """The prompt as a string, up to where the answer begins."""
+        return self._chat([{"role": "user", "content": problem}])
+
+    def token_ids(self, problem: str) -> list[int]:
+        """The prompt as token ids; special tokens come from the template alone, as served."""
+        return self._ids(self.text(problem))
+
+    def chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The prompt of a whole conversation as token ids."""
+        return self._ids(self._chat(messages))
+
+    def _chat(self, messages: Sequence[dict[str, str]]) -> str:
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem}],
+            list(messages),
             chat_template=self.template,
             add_generation_prompt=True,
             tokenize=False,
@@ -188,9 +199,8 @@ class PromptRenderer:
         assert isinstance(text, str)
         return text
 
-    def token_ids(self, problem: str) -> list[int]:
-        """The prompt as token ids; special tokens come from the template alone, as served."""
-        ids: list[int] = self.tokenizer(self.text(problem), add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 

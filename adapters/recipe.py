@@ -121,7 +121,8 @@ class Lora(_Section):
     target_modules: list[str] = Field(
         default=["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="Modules that get a LoRA. k_proj and v_proj have no effect behind the gate.",
+        description="Modules that get a LoRA; all-linear: all but the head. k_proj and v_proj have "
+        "no effect behind the gate.",
     )
 
 
@@ -211,6 +212,11 @@ class BaseCache(_Section):
     memory_gib: float = Field(4.0, ge=0, description="GiB of memory for keys and values.")
     disk_gib: float = Field(
         16.0, ge=0, description="GiB of disk, in the run folder, for what exceeds the memory."
+    )
+    keep: bool = Field(
+        False,
+        description="Leave them on disk, where the next fit in the run folder finds those of the "
+        "same rollouts.",
     )
 
 

@@ -8,8 +8,9 @@
 A version is built aside, put on the disk and renamed into place before any alias points at it; an
 alias moves by one line. So whatever kills a writer leaves the old state or the new.
 
-A plain PEFT folder STORE/NAME/adapter_config.json, without moves, is an adapter too: unversioned,
-and taken for new whenever its content changes. Publishing under its name makes it a version first.
+A plain PEFT folder, STORE/NAME/adapter_config.json and so on, is an adapter too. It becomes a
+version, and its alias points at it, when it is adopted: a server does that where it finds one, and
+whoever publishes under its name. Its files then lie in the version's folder.
 
 A name never becomes a path without passing the strict pattern, and links never lead out.
 """
@@ -23,22 +24,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from adapters import moves
-from adapters.adapter import ALONGSIDE, CONFIG, FILES, AdapterError, AdapterVersion
+from adapters.adapter import (
+    ALONGSIDE,
+    CONFIG,
+    FILES,
+    ORIGIN,
+    WEIGHTS,
+    AdapterError,
+    AdapterVersion,
+    Origin,
+    read_origin,
+)
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import copy_file, fsync, remove_tree, sha256_file
+from adapters.files import fsync, remove_tree, sha256_file, stamp
 from adapters.lease import Lease, writing
 from adapters.manifest import is_name
 from adapters.moves import Action, DamagedHistoryError, Move
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.reference import Reference, is_hash
 
 # The store that comes with the project.
 SHIPPED = Path(__file__).parent / "store"
 _TRIES = 100
 BUILDING, TRASH = ".tmp-", ".trash-"
-
-Signature = tuple[object, ...]
 
 
 class StoreError(AdapterError):
@@ -51,6 +62,13 @@ class Listing:
 
     offered: dict[str, AdapterVersion]
     refused: dict[str, AdapterError]
+
+
+class Plain(NamedTuple):
+    """A plain PEFT folder; another value once something in it has changed."""
+
+    changed: int  # when one of its files last did, nanoseconds since 1970
+    files: int
 
 
 @dataclass(frozen=True)
@@ -89,11 +107,13 @@ class Store:
         """The hashes of the versions of `name` that are there, sorted."""
         if not is_name(name) or not (self.root / name).is_dir():
             return []
-        return sorted(
-            entry.name
-            for entry in (self.root / name).iterdir()
-            if is_hash(entry.name) and _is_folder(entry)
-        )
+        with suppress(OSError):
+            return sorted(
+                entry.name
+                for entry in (self.root / name).iterdir()
+                if is_hash(entry.name) and _is_folder(entry)
+            )
+        return []
 
     def history(self, name: str) -> list[Move]:
         """Every move of the alias `name`, oldest first.
@@ -147,17 +167,29 @@ class Store:
         """Where the files of a resolved reference lie."""
         return self.root / reference.name / (reference.hash or "")
 
-    def signature(self, reference: str) -> Signature:
-        """What is different whenever `reference` means something else; cheap.
+    def plain(self, name: str) -> Plain | None:
+        """The plain PEFT folder `name` as it is now; None where there is none.
 
-        Raises:
-            KeyError, AdapterError: as `resolve`.
+        A folder without an alias is meant to be one, whatever is in it. Beside versions it takes a
+        configuration and weights.
         """
-        found = self.resolve(reference)
-        path = self.path(found)
-        if found.hash is not None:
-            return found, _stat(path)[:2]  # a lease file changes its times
-        return found, *(_stat(file) for file in (path, *(path / file for file in FILES)))
+        home = self.root / name
+        if not is_name(name) or not home.is_dir():
+            return None
+        try:
+            aliased = moves.read_last(home) is not None
+        except (DamagedHistoryError, OSError):
+            aliased = True
+        weights = (home / WEIGHTS).exists() or (home / INDEX).exists()
+        if aliased and not ((home / CONFIG).exists() and weights):
+            return None
+        try:
+            changes = [entry.stat(follow_symlinks=False).st_ctime_ns for entry in _own(home)]
+        except FileNotFoundError:  # adopted between the two looks
+            return None
+        except OSError:
+            return Plain(0, 0)  # adopting it says what is wrong
+        return Plain(max(changes), len(changes)) if changes else None
 
     def get(
         self,
@@ -202,6 +234,8 @@ class Store:
                 listing.offered[name] = self.get(name, base, max_rank, hashes=hashes)
             except AdapterError as error:
                 listing.refused[name] = error
+            except OSError as error:
+                listing.refused[name] = AdapterError(name, f"cannot be read: {error}")
             except KeyError:
                 continue  # removed between the two looks
         return listing
@@ -234,6 +268,7 @@ class Store:
         base: BaseCheckpoint | None = None,
         alias: bool = True,
         by: str | None = None,
+        origin: Origin | None = None,
     ) -> AdapterVersion:
         """Copy a PEFT folder into the store as a version of `name`, and move the alias to it.
 
@@ -243,6 +278,7 @@ class Store:
             base: must fit, where given.
             alias: False leaves the alias where it is.
             by: who does it, for the history; default: this user at this machine.
+            origin: what the folder was made from, where an import has changed something.
 
         Raises:
             ValueError: `name` is none.
@@ -251,19 +287,40 @@ class Store:
         """
         if not is_name(name):
             raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
-        AdapterVersion.read(folder, name)  # bounds what is copied
         with self.writes(name):
-            held = self._build(folder, name, base)
-            with held.lease:
-                version = self.get(str(held.reference))
+            version, lease = self._build(folder, name, base, origin)
+            with lease:
                 if alias:
-                    self._move(name, held.reference, "publish", by)
+                    self._move(name, Reference(name, version.hash), "publish", by)
         return version
 
-    def alias(self, name: str, version: str, *, by: str | None = None) -> Move:
+    def adopt(self, name: str, *, by: str | None = None) -> AdapterVersion | None:
+        """Make a version of the plain PEFT folder `name`, and point the alias at it.
+
+        Its files go from the folder, since the version holds the same.
+
+        Returns:
+            The version; None where there is no plain folder (any more).
+
+        Raises:
+            AdapterError: the folder cannot be used, and stays as it is.
+            StoreError: the store cannot be written.
+        """
+        if self.plain(name) is None:
+            return None
+        folder = self._folder(name)  # before it is written: a link may lead out of the store
+        with self.writes(folder.name):
+            return self._adopt(name, by)
+
+    def alias(
+        self, name: str, version: str, *, by: str | None = None, trusted: bool = False
+    ) -> Move:
         """Point the alias `name` at `version` (NAME@HASH, of this name or another).
 
         Where it already points there, nothing happens.
+
+        Args:
+            trusted: the caller has read the version and holds a lease of it.
 
         Returns:
             The move that made it so.
@@ -278,11 +335,14 @@ class Store:
         if not is_name(name):
             raise ValueError(f"{name[:100]!r} is not a name; use lower case letters, digits, . _ -")
         with self.writes(name), self.lease(version).lease:
-            self.get(version).check_weights()
+            self.get(version, hashes=not trusted)
             return self._move(name, reference, "alias", by)
 
-    def rollback(self, name: str, *, by: str | None = None) -> Move:
+    def rollback(self, name: str, *, by: str | None = None, trusted: str | None = None) -> Move:
         """Point the alias `name` at the version before the present one; again: further back.
+
+        Args:
+            trusted: a version that the caller has read and holds a lease of.
 
         Raises:
             KeyError: there is no such alias.
@@ -301,11 +361,18 @@ class Store:
                     name, f"{before}, which it would roll back to, is gone; alias another version"
                 ) from None
             with held.lease:
-                self.get(before).check_weights()
+                self.get(before, hashes=before != trusted)
                 return self._append(name, held.reference, "rollback", by)
 
-    def _build(self, source: Path, name: str, base: BaseCheckpoint | None) -> Leased:
+    def _build(
+        self,
+        source: Path,
+        name: str,
+        base: BaseCheckpoint | None,
+        origin: Origin | None = None,
+    ) -> tuple[AdapterVersion, Lease]:
         """Make a version of `source`, or find it there; the lease holds it until it is aliased."""
+        folder = AdapterVersion.read(source, name, known="-")  # bounds what is copied
         home = self.root / name
         with writing(home):  # or the garbage collection might sweep what nobody holds yet
             building = home / f"{BUILDING}{secrets.token_hex(6)}"
@@ -317,11 +384,8 @@ class Store:
                 remove_tree(building)
                 raise
         try:
-            for file, limit in (FILES | ALONGSIDE).items():
-                if (source / file).is_file():
-                    copy_file(source / file, building / file, limit)
-            version = AdapterVersion.read(building, name)
-            version.check_weights()
+            weights = folder.copy_to(building, base, origin=origin)
+            version = AdapterVersion.read(building, name, weights=weights)
             if base is not None:
                 version.check_fits(base)
             reference = Reference(name, version.hash)
@@ -329,16 +393,21 @@ class Store:
                 with suppress(KeyError):  # collected just now: then ours can take its place
                     held = self.lease(str(reference))
                     lease.close()
+                    lease = held.lease
                     with suppress(OSError):
                         os.utime(held.path)  # published just now, to the garbage collection
-                    return held
+                    return self.get(str(reference)), lease
         except BaseException:
             lease.close()
             raise
         finally:
             with suppress(OSError):  # what cannot be removed now is swept later
                 remove_tree(building)
-        return Leased(reference, self.path(reference), lease)
+        try:
+            return AdapterVersion.read(self.path(reference), name, version.hash), lease
+        except BaseException:
+            lease.close()
+            raise
 
     def _put_in_place(self, building: Path, path: Path) -> bool:
         """Rename a finished version into place; False: it is there already."""
@@ -355,8 +424,20 @@ class Store:
     def _move(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
         """Move an alias to a version that the caller holds a lease of."""
         home = self.root / name
-        if (home / CONFIG).exists() and self.resolve(name).hash is None:
-            self._adopt(name, by)
+        if self.plain(name) is not None and (home / CONFIG).exists():
+            try:
+                self._adopt(name, by)
+            except AdapterError as error:
+                if moves.read_last(home) is None:
+                    raise AdapterError(
+                        name,
+                        f"its plain folder cannot become a version ({error.reason}); "
+                        f"remove {home / CONFIG}",
+                    ) from error
+        return self._point(name, to, action, by)
+
+    def _point(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
+        home = self.root / name
         with writing(home):
             last = moves.read_last(home)
             if last is not None and last.version == str(to):
@@ -370,40 +451,48 @@ class Store:
         moves.append(home, move)
         return move
 
-    def _adopt(self, name: str, by: str | None) -> None:
-        """Make a version of the plain folder `name`, so that it can be rolled back to."""
-        try:
-            self.get(name)
-            held = self._build(self.root / name, name, None)
-        except AdapterError as error:
-            raise AdapterError(
-                name,
-                f"its plain folder cannot become a version ({error.reason}); "
-                f"remove {self.root / name / CONFIG}",
-            ) from error
-        with held.lease, writing(self.root / name):
-            if moves.read_last(self.root / name) is None:
-                self._append(name, held.reference, "publish", by)
-            for file in self.leftovers(name):
-                (self.root / name / file).unlink(missing_ok=True)
+    def _adopt(self, name: str, by: str | None) -> AdapterVersion:
+        home = self.root / name
+        self._check_links(name, home)
+        files = [home / file for file in self._plain_files(home) if (home / file).exists()]
+        before = [stamp(path) for path in files]
+        version, lease = self._build(home, name, None)
+        with lease:
+            self._point(name, Reference(name, version.hash), "publish", by)
+        # Without its weights, which go first, the rest of a folder is no adapter.
+        if before == [stamp(path) for path in files]:
+            for path in files:
+                path.unlink(missing_ok=True)
+        return version
+
+    @staticmethod
+    def _plain_files(home: Path) -> list[str]:
+        """Names of what an adapter in the folder of a name may consist of, weights first."""
+        shards = sorted(shard.name for shard in home.glob(SHARDS))
+        return list(dict.fromkeys((WEIGHTS, INDEX, *shards, *FILES, *ALONGSIDE)))
 
     def leftovers(self, name: str) -> list[str]:
         """Files of a plain folder that became a version, which holds the same content."""
         home = self.root / name
         return [
             file
-            for file in (*FILES, *ALONGSIDE)
+            for file in self._plain_files(home)
             if (home / file).is_file() and self._is_in_a_version(name, file)
         ]
 
     def _is_in_a_version(self, name: str, file: str) -> bool:
-        copies = [self.root / name / digest / file for digest in self.versions(name)]
+        """Whether a version holds the file, or was made from it."""
+        versions = [self.root / name / digest for digest in self.versions(name)]
         here = self.root / name / file
         return any(
-            copy.is_file()
-            and copy.stat().st_size == here.stat().st_size
-            and sha256_file(copy) == sha256_file(here)
-            for copy in copies
+            (version / file).is_file()
+            and (version / file).stat().st_size == here.stat().st_size
+            and sha256_file(version / file) == sha256_file(here)
+            for version in versions
+        ) or any(
+            read_origin(version).files.get(file) == sha256_file(here)
+            for version in versions
+            if (version / ORIGIN).is_file()
         )
 
     # ----------------------------------------------------------------------------- the small print
@@ -454,20 +543,26 @@ class Store:
                 return True
         except (DamagedHistoryError, OSError):
             return True  # something is there; asking for it says what is wrong
-        with suppress(FileNotFoundError):
-            return any(
-                entry.name != moves.FILE and entry.name[0] != "." and not is_hash(entry.name)
-                for entry in folder.iterdir()
-            )
-        return False
+        try:
+            return bool(_own(folder))
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)  # asking for it says what is wrong
 
     def _check_links(self, name: str, path: Path) -> None:
-        for entry in (path, *path.iterdir()):
+        try:
+            entries = [path, *path.iterdir()]
+        except OSError as error:
+            raise AdapterError(name, f"its folder cannot be read: {error.strerror}") from error
+        for entry in entries:
             self._check_inside(name, entry)
 
     def _check_inside(self, name: str, entry: Path) -> None:
-        if not entry.resolve().is_relative_to(self.root.resolve()):
-            raise AdapterError(name, f"'{entry.name}' is a link that leads out of the store")
+        try:
+            inside = entry.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError) as error:  # links that lead in a circle
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link in a circle") from error
+        if not inside:
+            raise AdapterError(name, f"{entry.name[:100]!a} is a link that leads out of the store")
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -493,15 +588,16 @@ class Store:
             ) from error
 
 
+def _own(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in the folder of a name beside its versions, its history and what is hidden."""
+    with os.scandir(folder) as entries:
+        return [
+            entry
+            for entry in entries
+            if entry.name != moves.FILE and entry.name[0] != "." and not is_hash(entry.name)
+        ]
+
+
 def _is_folder(path: Path) -> bool:
     """A folder and no link to one: a version lies in its store."""
     return path.is_dir() and not path.is_symlink()
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    """Device, inode, size and times; empty if there is nothing."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -103,8 +103,8 @@ def main() -> int:
             store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
         suffix = ":gated" if options.gated else ""
         names = [f"a{seed}{suffix}" for seed in range(options.adapters)]
-        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
-        flags += ("--max-num-seqs", "64", "--max-model-len", "512")
+        flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
+        flags += ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "512")
         flags += ("--max-loras", str(options.slots), "--max-cpu-loras", str(options.adapters))
         with running_server(*flags) as server:
             result = asyncio.run(measure(server.url, names, options))

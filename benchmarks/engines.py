@@ -40,10 +40,8 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LONGEST = 4096
 
 
-def prepare(threads: int = 1, **reports: Any) -> None:
+def prepare(threads: int = 1) -> None:
     """Settings of this process, which is started anew with them; call before anything heavy.
-
-    `reports` are for vllm_gate.token_report.install.
 
     Memory is asked for in huge pages: in small ones, where an engine's weights happen to lie makes
     one of two equal engines up to 5 % faster.
@@ -54,7 +52,7 @@ def prepare(threads: int = 1, **reports: Any) -> None:
         os.execv(sys.executable, sys.orig_argv)
     from vllm_gate import token_report
 
-    token_report.install(**reports)
+    token_report.install()
 
 
 def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, list[Path], int]:
@@ -117,11 +115,12 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
         "max_lora_rank": RANK,
         "max_loras": adapters,
     }
+    eager: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
     return LLM(
         model=str(base),
         skip_tokenizer_init=True,
         block_size=32,
         kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
-        **({"dtype": "float32", "enforce_eager": True} | (with_gate if gate else {}) | arguments),
+        **(eager | (with_gate if gate else {}) | arguments),
     )

@@ -173,10 +173,14 @@ def always_step(config: FitStepsConfig) -> Step:
         inputs = collate(rows)
         with torch.no_grad(), model.disable_adapter():
             base = predicting_states(model, inputs)
-        given = (inputs[name] for name in ("tokens", "advantage", "decision", "rollout"))
+        tokens, advantage, decision, rollout = (
+            inputs[name] for name in ("tokens", "advantage", "decision", "rollout")
+        )
         objective = Objective(positions="all", kl_positions=positions)
         states = predicting_states(model, inputs)
-        batch_loss(states, base, head(model), *given, objective).backward()
+        batch_loss(
+            states, base, head(model), tokens, advantage, decision, rollout, objective
+        ).backward()
         model.zero_grad()
         return len(inputs["tokens"])
 

@@ -260,7 +260,7 @@ def main() -> None:
             base, (adapter,), parameters = make_model(Path(folder), config.shape)
             name = config.shape
             print(f"{parameters / 1e6:.1f} M parameters")
-        limits = {
+        limits: dict[str, Any] = {
             "max_num_seqs": max(config.batch),
             "max_model_len": 512,
             "enable_prefix_caching": False,
@@ -271,7 +271,7 @@ def main() -> None:
             engines[COMPILED] = make_engine(base, False, **limits, enforce_eager=False)
         engines[NEVER_OPENS] = make_engine(base, True, **limits)
         if config.speculative:
-            drafts = {"speculative_config": speculative_config(config)}
+            drafts: dict[str, Any] = {"speculative_config": speculative_config(config)}
             corrected = engine_args("cpu", gate=False)  # stock vLLM's n-grams are ten times slower
             engines[BASE + DRAFTS] = make_engine(base, False, **limits, **drafts, **corrected)
             engines[NEVER_OPENS + DRAFTS] = make_engine(base, True, **limits, **drafts)

@@ -29,35 +29,36 @@ from benchmarks.report import print_table, save, show, spread
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked, running_server
+from vllm_gate.token_report import ANSWER, AnswerContext
 
 BATCH, TOKENS = 16, 64
 TAU = 0.4  # nats; gates about 6 % of the miniature's tokens
 PROBLEMS = [f"What is {number}-11*7+{number % 20}?" for number in range(64)]
 
 
-class Watching:
-    """Watches requests, where it is on."""
+class Counting(AnswerContext):
+    """Follows each request as the server does (serving/request.py), where it is on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.on = False
-        self.watches: list[Any] = []
+        self.requests: list[Any] = []
 
-    def follow(self, _: Any) -> Any:
-        """As the server's (serving/held.py)."""
+    def begin(self, request: Any) -> Any:
+        """A request of its own for each sequence."""
         if not self.on:
             return None
         from serving.metrics import GATED
-        from serving.watch import Stream, Watch
+        from serving.request import RequestContext
 
-        watch = Watch()
-        watch.bind("one:gated", "one@000000000000", GATED)
-        self.watches.append(watch)
-        assert watch.series is not None
-        return Stream(watch, watch.series)
+        mine = RequestContext()
+        mine.bind("one:gated", "one@000000000000", GATED)
+        self.requests.append(mine)
+        return mine.begin(request)
 
     @contextmanager
     def turn(self, on: bool) -> Iterator[list[Any]]:
-        """A block in which everything is counted, or nothing; the watches of its requests."""
+        """A block in which everything is counted, or nothing; the requests in it."""
         import torch
 
         from vllm_gate import runner_v1
@@ -65,12 +66,12 @@ class Watching:
         def unseen(logits: Any, _: bool) -> tuple[Any]:
             return (torch.empty((logits.shape[0], 0), dtype=torch.int64),)
 
-        self.on, self.watches = on, []
+        self.on, self.requests = on, []
         with nullcontext() if on else mock.patch.object(runner_v1, "best", unseen):
-            yield self.watches
+            yield self.requests
 
 
-def cost(watching: Watching, folder: Path, runs: int) -> dict[str, Any]:
+def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
     """Tokens per second with and without, and the ratio of each turn."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -94,15 +95,15 @@ def cost(watching: Watching, folder: Path, runs: int) -> dict[str, Any]:
     gated = 0
     for turn in range(runs + 1):  # the first is a warm-up
         for on in (True, False) if turn % 2 else (False, True):
-            with watching.turn(on) as watches:
+            with counting.turn(on) as requests:
                 start = time.perf_counter()
                 engine.generate(prompts, params, lora_request=lora, use_tqdm=False)
-                for watch in watches:
-                    watch.end(200, aborted=False, broken=False)
+                for request in requests:
+                    request.end(200, aborted=False, broken=False)
                 seconds = time.perf_counter() - start
             if on:
-                assert sum(watch.generated for watch in watches) == len(prompts) * TOKENS
-                gated = sum(watch.gated for watch in watches)
+                assert sum(request.generated for request in requests) == len(prompts) * TOKENS
+                gated = sum(request.gated_tokens for request in requests)
             if turn:
                 speeds[on].append(len(prompts) * TOKENS / seconds)
     ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
@@ -166,16 +167,24 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--adapters", type=int, default=200)
     options = parser.parse_args()
-    watching = Watching()
-    prepare(follow=watching.follow)
+    prepare()
+    counting = Counting()
+    ANSWER.set(counting)
     environment()
     with tempfile.TemporaryDirectory() as folder:
-        throughput = cost(watching, Path(folder), options.runs)
+        throughput = cost(counting, Path(folder), options.runs)
         store = Store(Path(folder, "store"))
         for seed in range(options.adapters):
             store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
-        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
-        flags += ("--max-cpu-loras", str(options.adapters + 1), "--max-model-len", "512")
+        flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
+        flags += (
+            "--dtype",
+            "float32",
+            "--max-cpu-loras",
+            str(options.adapters + 1),
+            "--max-model-len",
+            "512",
+        )
         with running_server(*flags) as server:
             page = asyncio.run(scrapes(server.url, options.adapters, options.runs))
     print(f"\nmedian (range) of {options.runs} runs\n")

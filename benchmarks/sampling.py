@@ -22,8 +22,9 @@ from pydantic import Field
 from adapters.recipe import recipe_for
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
+from training.generation import EngineName
 
-ENGINES = ("vllm", "transformers")
+ENGINES: tuple[EngineName, ...] = ("vllm", "transformers")
 PROBLEMS = Path("models/tiny-problems/train.jsonl")
 
 
@@ -39,10 +40,12 @@ class SamplingConfig(Config):
     fit_problems: int = Field(400, ge=0, le=1000, description="Problems of the whole fit; 0: none.")
     runs: int = Field(3, ge=1, description="Runs of each engine, interleaved.")
     seed: int = 0
-    measure: str = Field("", description="Internal: measure this engine, print JSON.")
+    measure: EngineName | None = Field(
+        None, description="Internal: measure this engine, print JSON."
+    )
 
 
-def measure(engine: str, config: SamplingConfig) -> None:
+def measure(engine: EngineName, config: SamplingConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     from adapters.base_checkpoint import BaseCheckpoint
     from adapters.prompt import PromptRenderer

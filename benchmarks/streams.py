@@ -15,7 +15,7 @@ import httpx
 class Answer:
     """One streamed completion."""
 
-    model: str = ""  # as the server says: NAME@HASH
+    version: str = ""  # that answered, NAME@HASH; of the base, its name
     text: str = ""
     status: int = 0
     error: str = ""
@@ -61,7 +61,7 @@ async def stream(
                 if "error" in chunk:
                     answer.error = str(chunk["error"])
                     return answer
-                answer.model = chunk["model"]
+                answer.version = chunk.get("system_fingerprint") or chunk["model"]
                 answer.text += chunk["choices"][0]["text"]
                 answer.arrivals.append(time.perf_counter() - start)
     except httpx.HTTPError as error:

@@ -132,7 +132,7 @@ async def measure(
         memory.append(resident_mib(server.pid))
     answers = [answer for _, answer in busy.answers]
     wrong = sum(
-        answer.text != alone[answer.model][number]
+        answer.text != alone[answer.version][number]
         for number, answer in busy.answers
         if not answer.error
     )
@@ -143,7 +143,7 @@ async def measure(
         "requests": len(answers),
         "failed": sum(bool(answer.error) for answer in answers),
         "not its version's answer": wrong,
-        "versions that answered": len({answer.model for answer in answers}),
+        "versions that answered": len({answer.version for answer in answers}),
         "inter-token p99, ms, nobody moves": round(1000 * before, 2),
         "inter-token p99, ms, moving": round(1000 * during, 2),
         "ratio": round(during / before, 3),
@@ -173,8 +173,8 @@ def main() -> int:
             store.publish(make_random_adapter(Path(folder), BASE, seed), NAME).id
             for seed in range(VERSIONS)
         ]
-        flags = ("--model", str(BASE), "--adapters", str(store.root), "--dtype", "float32")
-        flags += ("--max-num-seqs", "64", "--max-model-len", "512")
+        flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
+        flags += ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "512")
         with running_server(*flags) as server:
             result = asyncio.run(measure(server, versions, options))
     print_table(["", ""], [[name, str(value)] for name, value in result.items()])

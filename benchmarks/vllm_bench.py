@@ -132,7 +132,7 @@ def running_systems(options: argparse.Namespace) -> Iterator[dict[str, System]]:
         plain = stack.enter_context(plain_server(options.model, (name, folder), flags))
         ours = stack.enter_context(running_server(*ours_flags))
         base = options.model.resolve().name
-        places = ((plain.url, base), (plain.url, name))
+        places = [(plain.url, base), (plain.url, name)]
         places += ((ours.url, base), (ours.url, name), (ours.url, f"{name}:gated"))
         found = zip(SYSTEMS, (System(*place) for place in places), strict=True)
         with on_cores(options.client_cores):
@@ -145,7 +145,7 @@ def write_prompts(path: Path, model: Path, count: int, max_tokens: int, seed: in
     draw = random.Random(seed)
     with PROBLEMS.open(encoding="utf-8") as file:
         problems = [json.loads(line)["problem"] for line in file]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": prompts.text(draw.choice(problems)),
             # Answers of one length, begun together, would also end together.

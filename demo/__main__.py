@@ -27,6 +27,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file, write_json, write_text
 from adapters.manifest import Mode
 from adapters.recipe import Recipe, recipe_for
+from adapters.store import Store
 from demo.server import end_as_asked, running_server
 from training.evaluation import Endpoint, Result, compare, evaluate_url, table
 from training.generation import SamplingOptions
@@ -188,10 +189,11 @@ def ask(
 ) -> list[Result]:
     """The base, and the adapter at every step and at decision points: the same problems each."""
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
-    store, warm = config.output / "store", config.temperature
+    store, warm = Store(config.output / "store"), config.temperature
     own, nothing, demo = (
         base.fingerprint,
-        *(sha256_file(store / name / WEIGHTS) for name in ("nothing", "demo")),
+        # The server has made versions of these two folders.
+        *(sha256_file(store.get(name).path / WEIGHTS) for name in ("nothing", "demo")),
     )
     ways = (
         Way("base", config.model, "base", warm, own),

@@ -61,6 +61,12 @@ COMMANDS = (
         "`FILE` is the one argument without a flag.",
     ),
     Command(
+        "reasonmaxxer store calibrate",
+        "training.calibrate:CalibrateConfig",
+        "`NAME` is the one argument without a flag. `--config FILE` reads the same settings from\n"
+        "YAML.",
+    ),
+    Command(
         "make demo",
         "demo.__main__:DemoConfig",
         "`make demo ARGS='--train 200'` passes flags to `python -m demo`.",
@@ -104,6 +110,7 @@ ENVIRONMENT = """\
 | `REASONMAXXER_*` | serve | each setting of the server, in capitals: `REASONMAXXER_MAX_LORAS=8` |
 | `REASONMAXXER_ADAPTERS` | all commands | the default store |
 | `REASONMAXXER_DATA_DIR` | fit, evaluate | folder with local copies of benchmarks |
+| `VLLM_API_KEY` | serve | the API key, if `REASONMAXXER_API_KEY` is not set; covers all paths |
 | `VLLM_HTTP_TIMEOUT_KEEP_ALIVE` | serve | seconds that an idle connection is kept; here 75 |
 | `VLLM_LOGGING_LEVEL` | serve | vLLM's own log; here `WARNING` |
 | `VLLM_CPU_KVCACHE_SPACE` | fit, evaluate | GiB of KV cache while sampling on a CPU; here 1 |
@@ -214,7 +221,7 @@ def table(settings: type[BaseModel], label: str, *, sections: bool = True) -> st
 
 def page() -> str:
     """The whole page."""
-    for name in [name for name in os.environ if name.startswith("REASONMAXXER_")]:
+    for name in [name for name in os.environ if name.startswith(("REASONMAXXER_", "VLLM_"))]:
         del os.environ[name]
     parts = [HEAD]
     for command in COMMANDS:

@@ -25,7 +25,7 @@ class Answer:
     at: float  # sent
     model: str  # as requested; of a hostile request: its kind
     kind: str = CHAT
-    served: str = ""  # the `model` of the answer: NAME@HASH
+    served: str = ""  # the version that answered, NAME@HASH; the base has none
     status: int = 0  # 0: no answer
     error: str = ""  # empty: answered as it should be; a hostile request: refused as it should be
     ms: float = 0.0  # from sending to the end
@@ -114,7 +114,8 @@ def read_stream(
                 if on_text is not None:
                     on_text(now)
             finished = finished or choice["finish_reason"] is not None
-        answer.served = chunk.get("model") or answer.served
+        fingerprint = chunk.get("system_fingerprint") or ""
+        answer.served = fingerprint if "@" in fingerprint else answer.served
         if usage := chunk.get("usage"):
             answer.tokens, answer.prompt = usage["completion_tokens"], usage["prompt_tokens"]
             answer.gated = (usage.get("completion_tokens_details") or {}).get("gated_tokens")

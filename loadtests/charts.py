@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -81,12 +81,21 @@ def line_chart(
             alone = known[1:-1] & ~known[:-2] & ~known[2:]  # drawn as a dot
             marker = "o" if doubling or alone.any() else ""
             every = None if doubling else alone.tolist()
-            style = {"color": line.colour, "marker": marker, "ms": 3, "markevery": every}
+            style: dict[str, Any] = {
+                "color": line.colour,
+                "marker": marker,
+                "ms": 3,
+                "markevery": every,
+            }
             axes.plot(x, y, label=line.name, **style)
         for index, (name, start, end) in enumerate(bands):
             axes.axvspan(start, end, color=GREY, alpha=0.12 * (index % 2), lw=0)
             if end - start > len(name) * bands[-1][2] / 80:
-                where = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+                where: dict[str, Any] = {
+                    "transform": axes.get_xaxis_transform(),
+                    "ha": "center",
+                    "va": "bottom",
+                }
                 axes.text((start + end) / 2, 1.01, name, **where)
         low, high = axes.get_ylim()
         axes.set_ylim(0 if zero else low, 1.03 * high if zero else max(high, low * MIN_SPAN))

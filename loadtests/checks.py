@@ -67,7 +67,7 @@ def right_version(answers: Iterable[Answer], plan: Plan, moves: Sequence[Move]) 
     """Check that the alias moved, and that each answer is of a version it pointed at."""
     mine = [one for one in answers if one.model.partition(":")[0] == plan.alias]
     failed = [move.error for move in moves if move.error]
-    seen = {one.served.partition(":")[0] for one in mine if not one.error}
+    seen = {one.served for one in mine if not one.error}
     stale = not_the_alias(mine, moves)
     return [
         _none_wrong("every move is made", failed, len(moves) - 1),
@@ -91,7 +91,7 @@ def not_the_alias(answers: Iterable[Answer], moves: Sequence[Move]) -> list[str]
         start, end = answer.at, answer.at + answer.ttft / 1000
         spans = zip(good, ends, strict=True)
         allowed = {move.version for move, gone in spans if move.start <= end and gone >= start}
-        if answer.served.partition(":")[0] not in allowed:
+        if answer.served not in allowed:
             wrong.append(f"at {answer.at:.2f} s: {answer.served or 'no version'}")
     return wrong
 

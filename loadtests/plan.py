@@ -54,8 +54,10 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> Plan:
         """Load a plan."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in values.items():
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -98,7 +98,10 @@ def _over_time(results: Sequence[Result]) -> list[Chart | None]:
     # Phases of a ramp begin when they have settled: the bands begin where the one before ends.
     ends = [0.0, *(one["end"] / scale for one in phases)]
     bands = [(one["phase"], *ends[at : at + 2]) for at, one in enumerate(phases)]
-    options = {"x_unit": "min" if scale > 1 else "s", "bands": bands if len(bands) > 1 else ()}
+    options: dict[str, Any] = {
+        "x_unit": "min" if scale > 1 else "s",
+        "bands": bands if len(bands) > 1 else (),
+    }
     charts = []
     for title, unit, columns in OVER_TIME:
         lines = []
@@ -137,8 +140,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 def _page(title: str, results: Sequence[Result], **values: Any) -> str:
     """Fill in the template."""
     loader = FileSystemLoader(Path(__file__).parent)
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    template = Environment(loader=loader, **options).get_template("report.html.j2")
+    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = templates.get_template("report.html.j2")
     ramps = [one for one in results if one.summary["saturation"]]
     keys = ("host", "settings", "machine")
     return template.render(

@@ -20,13 +20,14 @@ import psutil
 from tqdm import tqdm
 
 from adapters.files import atomic_write, write_json, write_text
-from benchmarks.report import machine, print_table
+from benchmarks.report import print_table
 from benchmarks.streams import resident_mib
 from loadtests import figures
 from loadtests.answers import Answer, MemorySample, Move, Phase, read_answers, read_lines
 from loadtests.checks import run_checks
 from loadtests.plan import Plan
 from loadtests.report import COLUMNS, MARKS, cells, run_page
+from training.provenance import machine
 
 HERE = Path(__file__).parent
 START_SECONDS = 60  # that locust may take to begin

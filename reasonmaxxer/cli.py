@@ -58,6 +58,16 @@ COMMANDS = {
     ),
 }
 
+# Sub-commands of a command that need more than it does, and are modules of their own.
+BELOW = {
+    "store calibrate": Command(
+        "training.calibrate",
+        "measure the gate of an adapter",
+        "train",
+        "training.calibrate:CalibrateConfig",
+    ),
+}
+
 EXAMPLES = """\
 examples:
   reasonmaxxer fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --publish qwen-math
@@ -95,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first not in COMMANDS:
         print(_unknown(first), file=sys.stderr)
         return 2
-    return run(first, rest)
+    below = f"{first} {rest[0]}" if rest else ""
+    return run(below, rest[1:]) if below in BELOW else run(first, rest)
 
 
 def run(name: str, arguments: list[str]) -> int:
     """Run one command; it reads its arguments, and finds its name, in `sys.argv`."""
-    command = COMMANDS[name]
+    command = _command(name)
     sys.argv[:] = [f"{CONSOLE} {name}", *arguments]
     asks_help = bool({"-h", "--help"} & set(arguments))
     missing = None if asks_help else _not_installed(name)
@@ -120,6 +131,10 @@ def run(name: str, arguments: list[str]) -> int:
         return 1
 
 
+def _command(name: str) -> Command:
+    return BELOW.get(name) or COMMANDS[name]
+
+
 def _unknown(name: str) -> str:
     """The error for a first argument that is no command."""
     known = ", ".join(COMMANDS)
@@ -132,7 +147,7 @@ def _unknown(name: str) -> str:
 
 def _not_installed(name: str) -> str | None:
     """The error for packages of the command's extra that are not there; None where all are."""
-    extra = COMMANDS[name].extra
+    extra = _command(name).extra
     if not extra:
         return None
     from reasonmaxxer.extras import installed_version, requirements
@@ -144,7 +159,7 @@ def _not_installed(name: str) -> str | None:
 
 def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
     """The error where the extra is the reason; None where the installation or we are at fault."""
-    if (error.name or "").partition(".")[0] == COMMANDS[name].module.partition(".")[0]:
+    if (error.name or "").partition(".")[0] == _command(name).module.partition(".")[0]:
         return _install(name, "the command itself")  # an image without training/, say
     return _not_installed(name)
 
@@ -152,7 +167,7 @@ def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
 def _install(name: str, what: str) -> str:
     from reasonmaxxer.extras import has_vllm, install_command
 
-    extra = COMMANDS[name].extra
+    extra = _command(name).extra
     names = (extra,) if extra != "serve" or has_vllm() else (extra, "gpu")
     return (
         f"{CONSOLE} {name}: error: not installed: {what}; {install_command(*names)} installs what "

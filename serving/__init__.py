@@ -1,18 +1,25 @@
 """vLLM's own OpenAI server, with every adapter of a store offered beside the base model.
 
-python -m serving --model models/tiny-qwen2 --adapters adapters/store --port 8000
+    python -m serving --model models/tiny-qwen2 --adapters adapters/store --port 8000
 
-settings.py   what can be set, and where from
-launch.py     settings -> vLLM arguments -> vLLM's server
-routes.py     GET /v1/models, and the routes taken away
-admin.py      /admin: states, loads, pins, moves
-guard.py      --api-key
-drain.py      shutting down
-held.py       what a request holds until its answer is over
-modes.py      NAME and NAME:gated: admission by the model's name
-registry.py   which version answers for a name, and how that changes
-slots.py      fair turns where there are more adapters than slots
-residents.py  versions in the engine: loaded, used, dropped
-snapshot.py   an adapter's bytes, frozen while the engine may read them
-admission.py  asks the registry before vLLM looks up a name
+settings.py       what can be set, and where from
+launch.py         settings -> vLLM's arguments -> vLLM's server
+routes.py         routes and middleware put together, and their start
+request.py        the one object that follows a request, from admission to its line in the log
+middleware.py     the API key; refusals while the server shuts down; the shape of errors
+admission.py      NAME and NAME:gated -> a version and how it runs
+aliases.py        which version answers for a name, and how that changes
+plain_folders.py  plain PEFT folders of the store become versions
+engine_cache.py   versions in the engine: loaded, used, dropped
+slots.py          fair turns where there are more adapters than slots
+default_gate.py   the threshold of adapters that bring none, by the server's own traffic
+shipped_prompts.py  and by the base's answers to prompts, where traffic has not measured it
+prompts.py        the prompt that chats are rendered with
+models_api.py     GET /v1/models
+admin_api.py      /admin: states, loads, pins, moves
+metrics.py        what is counted, by version and mode
+metrics_page.py   GET /metrics
+playground/       GET /gate: a page that shows base, adapter and gated answers side by side
+logs.py           the form of log lines
+vllm_versions.py  which vLLM is installed, and where its functions lie
 """

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import user_store
-from adapters.program import program
 from adapters.recipe import look_up
-from serving import logs, vllm_versions
+from serving import logs, starting, vllm_flags, vllm_versions
+from serving.base_files import BaseFiles
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 from vllm_gate import GateError, compat
@@ -27,7 +29,7 @@ from vllm_gate.worker_extension import EXTENSION
 
 logger = logging.getLogger("serving")
 
-PLUGINS = ("reasonmaxxer_models",)
+PLUGINS = (starting.PLUGIN,)
 CPU_KV_CACHE_BYTES = 2**30
 
 
@@ -37,6 +39,8 @@ class Base:
 
     names: list[str]  # the one listed, then others that clients may use
     prompt: ServedPrompt
+    checkpoint: BaseCheckpoint  # what adapters are checked against
+    temperature: float  # at which the recipe samples
 
 
 def set_environment(model: str) -> None:
@@ -45,6 +49,7 @@ def set_environment(model: str) -> None:
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys(plugins))
     # It would open routes that load any path a client names; our registry does without.
     os.environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    os.environ.pop("VLLM_API_KEY", None)  # our own setting has it by now
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -55,7 +60,7 @@ def set_environment(model: str) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def look_at_base(settings: Settings) -> Base:
+def look_at_base(settings: Settings, engine_flags: Sequence[str] = ()) -> Base:
     """Find the base's family and prompt; of a hub model only the small files are fetched.
 
     Raises:
@@ -68,36 +73,42 @@ def look_at_base(settings: Settings) -> Base:
         raise SettingsError(f"--model {settings.model}: a file, not a model folder; {made}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise SettingsError(f"--model {settings.model}: the folder has no config.json")
-    from transformers import AutoConfig, AutoTokenizer
-
+    files = BaseFiles(settings.model)
+    if engine_flags:
+        files = BaseFiles.of(vllm_flags.parse(["--model", settings.model, *engine_flags]))
+    if path.is_dir() and files.revision:
+        raise SettingsError(f"--revision {files.revision}: {path} is a folder, without revisions")
     try:
-        AutoConfig.from_pretrained(settings.model)  # of a hub model, now it is in the cache
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        tokenizer = files.fetch()
+        checkpoint = files.checkpoint()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        at = f" --revision {files.revision}" if files.revision else ""
         raise SettingsError(
-            f"--model {settings.model}: neither a model folder nor a hub model within reach "
+            f"--model {settings.model}{at}: neither a model folder nor a hub model within reach "
             f"({reason})"
         ) from error
     try:
-        found = look_up(BaseCheckpoint.open(settings.model), settings.family or "")
+        found = look_up(checkpoint, settings.family or "")
     except ValueError as error:
         raise SettingsError(str(error)) from error
     prompt = ServedPrompt.of(tokenizer, found.recipe)
     logger.info(
         "recipe '%s': %s; prompt: %s", found.recipe.family, found.reason, prompt.format.source
     )
-    return Base(list(dict.fromkeys([name, settings.model])), prompt)
+    names = list(dict.fromkeys([name, settings.model]))
+    return Base(names, prompt, checkpoint, found.recipe.sampling.temperature)
 
 
 def vllm_arguments(
     settings: Settings, engine_flags: list[str], base: Base, template_file: Path
 ) -> Namespace:
-    """The arguments of vLLM's server, checked by vLLM. A bad flag exits with 2."""
-    make_arg_parser = vllm_versions.find("make_arg_parser", vllm_versions.CLI_ARGS)
-    validate = vllm_versions.find("validate_parsed_serve_args", vllm_versions.CLI_ARGS)
+    """The arguments of vLLM's server, checked by vLLM. A bad flag exits with 2.
+
+    Raises:
+        SettingsError: a flag that is refused here, or not together with the gate.
+    """
     from vllm.platforms import current_platform
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     defaults = {
         "model": settings.model,
@@ -120,12 +131,7 @@ def vllm_arguments(
     argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
     argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog=program("python -m serving")))
-    args: Namespace = parser.parse_args(argv)
-    try:
-        validate(args)
-    except (ValueError, TypeError) as error:
-        raise SettingsError(str(error)) from error
+    args = vllm_flags.parse(argv)
     if not args.enable_lora:
         raise SettingsError("--no-enable-lora: a server of adapters needs LoRA")
     args.prompt = base.prompt
@@ -147,10 +153,16 @@ def vllm_arguments(
         compat.leave_out(args)
     # For serving.routes, which vLLM hands `args`.
     args.adapters = str(settings.adapters)
+    args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     args.max_waiting = settings.max_waiting
+    args.default_gate_rate = settings.default_gate_rate
+    args.sampling_temperature = base.temperature
     args.worker_extension_cls = EXTENSION
+    args.middleware = [*args.middleware, starting.MIDDLEWARE]
+    if any(hasattr(args, name) for name in vllm_flags.LOGGING):
+        vllm_flags.configure_logging(args)
     return args
 
 
@@ -168,6 +180,35 @@ def make_store(folder: Path) -> None:
         ) from error
 
 
+async def run(args: Namespace) -> None:
+    """vLLM's `run_server`, which answers with 503 while the engine starts.
+
+    Raises:
+        SettingsError: the server cannot listen as told, or lacks what only its engine shows.
+    """
+    setup_server = vllm_versions.find("setup_server", vllm_versions.RUN_SERVER)
+    run_server_worker = vllm_versions.find("run_server_worker", vllm_versions.RUN_SERVER)
+    from serving.middleware import FLUSH_SECONDS
+
+    # Until vLLM's server has handlers of its own.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        address, sock = setup_server(args, **vllm_versions.known(setup_server, reuse_port=False))
+    except (OSError, KeyError) as error:
+        raise SettingsError(f"the server cannot listen as told: {error}") from error
+    with starting.Starting(sock, args) as args.starting:
+        await run_server_worker(address, sock, args, timeout_graceful_shutdown=FLUSH_SECONDS)
+    if not args.starting.ready:
+        raise SettingsError(
+            f"--model {args.model}: vLLM did not load the plugin '{starting.PLUGIN}' for it, as "
+            "the model does not generate text; serve it with `vllm serve`"
+        )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
 def serve(settings: Settings, engine_flags: list[str]) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code.
 
@@ -181,13 +222,13 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
     if not settings.adapters.is_dir():
         raise SettingsError(f"--adapters {settings.adapters}: no such folder")
     set_environment(settings.model)
-    base = look_at_base(settings)
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
         # The scheduler's counters stand in the engine's process; /metrics gathers them here.
-        # prometheus_client looks once, when it is first imported.
+        # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
         metrics = Path(folder, "metrics")
         metrics.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        base = look_at_base(settings, engine_flags)
         args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
         shown = settings.model_dump(mode="json", exclude={"engine"})
         logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
@@ -195,12 +236,9 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
 
         import uvloop
 
-        run_server = vllm_versions.find("run_server", vllm_versions.RUN_SERVER)
-
-        from serving.drain import FLUSH_SECONDS
-
+        starting.check_plugin()
         try:
-            uvloop.run(run_server(args, timeout_graceful_shutdown=FLUSH_SECONDS))
+            uvloop.run(run(args))
         except KeyboardInterrupt:
             logger.info("stopped before the server was up")
     return 0

@@ -2,6 +2,7 @@
 
 By adapter, version and mode (base, always, gated), names that only the store can make: whatever a
 client calls a model, it adds no series. Everything is counted where it goes out to the client.
+Series of versions that are neither served nor loaded go, but for the last few of them.
 
 A token costs a few list operations here and no lock, since all of them pass through one event loop.
 The page is joined from lines whose names and labels are already text, and what has not changed
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Collection
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from prometheus_client.utils import floatToGoString
 PREFIX = "reasonmaxxer_"
 BASE, ALWAYS, GATED = "base", "always", "gated"
 UNKNOWN = "unknown"
+KEPT = 8  # versions that are gone, whose last counts Prometheus may not have fetched yet
 OUTCOMES = ("ok", "aborted", "refused", "shed", "error")
 
 FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -36,7 +39,7 @@ LOADS = prometheus_client.Counter(
 )
 LOAD_SECONDS = prometheus_client.Histogram(
     "reasonmaxxer_adapter_load_seconds",
-    "To check, copy and load a version.",
+    "To check and load a version.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
 MOVES = prometheus_client.Counter(
@@ -73,9 +76,19 @@ class Labels(NamedTuple):
         own = [f'{name}="{value}"' for name, value in zip(self._fields, self, strict=True)]
         return ",".join([*own, *more])
 
+    @property
+    def of_a_version(self) -> bool:
+        """Whether an adapter answered."""
+        return self.mode in (ALWAYS, GATED)
+
+    @property
+    def id(self) -> str:
+        """NAME@HASH of the version that answered."""
+        return f"{self.adapter}@{self.version}"
+
     @classmethod
     def of(cls, version: str | None, mode: str) -> Labels:
-        """Of a request that `version` (NAME@HASH, or NAME where it is a plain folder) answers."""
+        """Of a request that `version` (NAME@HASH) answers; None: the base, or nothing."""
         if version is None:
             return cls(mode, mode, mode)
         name, _, content = version.partition("@")
@@ -153,14 +166,28 @@ class Metrics:
     """All series of a server."""
 
     def __init__(self) -> None:
+        self.live: Callable[[], Collection[str]] = tuple  # versions served or loaded, NAME@HASH
         self._series: dict[Labels, Series] = {}
         self.series(Labels.of(None, UNKNOWN))
 
     def series(self, labels: Labels) -> Series:
         """The one of these labels."""
         if labels not in self._series:
+            self._forget_what_is_gone()
             self._series[labels] = Series(labels)
         return self._series[labels]
+
+    def versions(self) -> set[str]:
+        """Versions that have series, NAME@HASH."""
+        return {one.id for one in list(self._series) if one.of_a_version}
+
+    def _forget_what_is_gone(self) -> None:
+        live = self.live()
+        known = dict.fromkeys(one.id for one in self._series if one.of_a_version)
+        gone = [version for version in known if version not in live]
+        for version in gone[:-KEPT]:
+            for mode in (ALWAYS, GATED):
+                self._series.pop(Labels.of(version, mode), None)
 
     def page(self) -> str:
         """In Prometheus' text format; called at each scrape, in a thread of its own."""

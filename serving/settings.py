@@ -9,6 +9,7 @@ are vLLM's and reach it untouched, after those under `engine` in the YAML file:
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from adapters.gate import RATES
 from adapters.places import default_model, default_store
 from adapters.program import program
 
@@ -31,6 +33,12 @@ LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
 class SettingsError(ValueError):
     """The server cannot start as told; the message names the setting and the way out."""
+
+
+def _vllm_api_key() -> SecretStr | None:
+    """The key in vLLM's own variable, whose check would cover /v1 alone."""
+    key = os.environ.get("VLLM_API_KEY")
+    return SecretStr(key) if key else None
 
 
 class Settings(BaseSettings):
@@ -49,12 +57,22 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to bind; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
-    api_key: SecretStr | None = Field(None, description="Clients must send it as a bearer token.")
+    api_key: SecretStr | None = Field(
+        default_factory=_vllm_api_key,
+        validate_default=True,
+        description="Clients must send it as a bearer token; default: VLLM_API_KEY.",
+    )
     admin_key: SecretStr | None = Field(
         None, description="Opens /admin to those who send it; must differ from the API key."
     )
     gate: Literal["on", "off"] = Field(
         "on", description="Offer each adapter as NAME:gated too; off leaves vLLM as it is."
+    )
+    default_gate_rate: float | None = Field(
+        None,
+        ge=RATES[0],
+        le=RATES[-1],
+        description="Measure a threshold of this gate rate for adapters that bring none.",
     )
     max_lora_rank: LoraRank = Field(64, description="Adapters of a larger rank are refused.")
     max_loras: int = Field(4, ge=1, description="Different adapters in one batch.")
@@ -77,6 +95,13 @@ class Settings(BaseSettings):
             raise ValueError("name a base model: a folder or a hub id")
         return value
 
+    @field_validator("default_gate_rate")
+    @classmethod
+    def _needs_the_gate(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gate") == "off":
+            raise ValueError("needs --gate on")
+        return value
+
     @field_validator("max_lora_rank", mode="before")
     @classmethod
     def _rank_from_text(cls, value: Any) -> Any:
@@ -87,6 +112,14 @@ class Settings(BaseSettings):
     def _key_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
             raise ValueError("must not be empty; leave it out to serve without")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_has_vllms_flags_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = [name for name in value if name.replace("-", "_") in cls.model_fields]
+        if ours:
+            raise ValueError(f"{ours[0]} is a setting of its own; move it out of 'engine'")
         return value
 
     @field_validator("admin_key")
@@ -132,6 +165,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _with_dashes(word: str) -> str:
+    """A flag of ours that was written with underscores, which vLLM's parser takes too."""
+    name, equals, value = word.partition("=")
+    dashed = name.replace("_", "-")
+    ours = {f"--{field.replace('_', '-')}" for field in Settings.model_fields}
+    return f"{dashed}{equals}{value}" if dashed in ours else word
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -167,7 +208,7 @@ def from_command_line(argv: list[str]) -> tuple[Settings, list[str]]:
         parser.print_help()
         raise SystemExit(0)
     try:
-        known, rest = parser.parse_known_args(argv)
+        known, rest = parser.parse_known_args(list(map(_with_dashes, argv)))
     except SystemExit as stop:  # argparse has said what is wrong
         raise SystemExit(2) from stop
     flags = vars(known)

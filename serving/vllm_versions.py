@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -104,3 +105,9 @@ def find(name: str, modules: Sequence[str]) -> Any:
     raise SettingsError(
         f"{version} has no `{name}` in {' or '.join(modules)}; install vLLM {WRITTEN_FOR}"
     )
+
+
+def known(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """Those of `arguments` that this release's `function` takes."""
+    taken = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in taken}

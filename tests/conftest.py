@@ -1,30 +1,24 @@
-"""What the tests share: the miniature base, a store of good and bad adapters, one real server.
+"""What the tests share: the miniature base, a store of good and bad adapters, real servers.
 
 The servers are started once for the whole run, by the first test that asks for one: with tests in
-several processes (`--dist loadgroup`) all that share a server run in the same one.
+several processes (`--dist loadgroup`) all that share a server run in the same one (markers.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, Reference, Server, make_adapter, running_server, sign
+from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
 
-from adapters.adapter import WEIGHTS
+from adapters.adapter import CONFIG, WEIGHTS
 
-SERVERS = ("server", "gated")  # fixtures
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together too, for what its fixtures make once."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = next((one for one in SERVERS if one in names), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+pytest_plugins = ("markers",)
+PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +41,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     content[-1] ^= 1
     tampered.write_bytes(content)
     pickled = make_adapter(store, "pickled", base_folder, seed=5)
-    (pickled / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
+    for name, field in (("odd-config", {"rank_pattern": ["q_proj"]}), ("pissa", PISSA)):
+        config = make_adapter(store, name, base_folder, manifest=False) / CONFIG
+        config.write_text(json.dumps(json.loads(config.read_text()) | field))
     make_adapter(store, "too-large", base_folder, rank=65)
     make_adapter(
         store,
@@ -65,12 +62,48 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def start_server() -> StartServer:
+    """What starts a server asks for this, and bears the marker `server` for it (markers.py)."""
+    return running_server
+
+
+@pytest.fixture(scope="session")
 def server(
-    store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    start_server: StartServer,
+    store: Path,
+    base_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """The real server over `store`, in float32, with a key."""
-    with running_server(base_folder, store, tmp_path_factory.mktemp("server")) as running:
+    """The real server over `store`, in float32, with a key; it looks at the base's entropies."""
+    work = tmp_path_factory.mktemp("server")
+    with start_server(base_folder, store, work, "--default-gate-rate", "0.05") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def pressed(
+    start_server: StartServer, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server with few KV blocks (preemptions), small steps (prompts in pieces), and more adapters
+    than slots; its log is for machines. Its temporary files lie in a folder of their own.
+    """
+    work = tmp_path_factory.mktemp("pressed")
+    store = work / "store"
+    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
+    make_adapter(store, "alpha", base_folder, seed=1)
+    wide = ("q_proj", "v_proj", "up_proj", "down_proj")
+    make_adapter(store, "gamma", base_folder, seed=3, rank=16, targets=wide)
+    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
+    flags = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
+    flags += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
+    flags += ["--max-num-seqs", "12", "--log-format", "json"]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with pytest.MonkeyPatch.context() as environment:
+        # vLLM's sockets lie there, and a socket's path may have 107 characters.
+        environment.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        with start_server(base_folder, store, work, *flags) as running:
+            environment.undo()
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PARENT = """
-import importlib, json, os, sys
+import gc, importlib, json, os, sys
 
+gc.disable()
 main = [importlib.import_module(name) for name in sys.argv[1:]][0].main
+gc.freeze()  # vLLM collects eight times while an engine starts: modules are left out of it
+gc.enable()
 for line in sys.stdin:
     arguments, log = json.loads(line)
     child = os.fork()
@@ -25,7 +28,7 @@ for line in sys.stdin:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
         sys.argv = [sys.argv[1], *arguments]
-        sys.exit(main())
+        sys.exit(exec(arguments[1], {}) if arguments[:1] == ["-c"] else main())
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -55,19 +58,24 @@ class Command:
         return Ended(int(self._parent.stdout.readline()), self._log.read_text())
 
     def run(self, arguments: Sequence[str]) -> Ended:
+        """With the arguments `-c CODE` it is the code that runs, as in Python itself."""
         self.start(arguments)
         return self.wait()
 
 
 @contextmanager
-def preloaded(module: str, folder: Path, *later: str) -> Iterator[Command]:
+def preloaded(
+    module: str, folder: Path, *later: str, environment: dict[str, str] | None = None
+) -> Iterator[Command]:
     """Within, commands of `module`; their output goes to a file in `folder`.
 
     Args:
         later: modules that its `main` imports by itself, to be imported before.
+        environment: of the commands; None: that of the tests.
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, module, *later],
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

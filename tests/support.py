@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
 from adapters.manifest import Base, Gate, Manifest
+from adapters.store import Store
+from demo.server import free_port
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -61,6 +61,11 @@ def make_adapter(
     if manifest:
         sign(folder, base)
     return folder
+
+
+def adapter_folder(store: Path, name: str) -> Path:
+    """Where an adapter's files lie: a plain folder, or the version that a server made of it."""
+    return Store(store).path(Store(store).resolve(name))
 
 
 def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
@@ -117,20 +122,13 @@ class Server:
         raise TimeoutError(f"no healthy server after {START_SECONDS} s:\n{self.log}")
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now.
+class StartServer(Protocol):
+    """How to start a server: `running_server`."""
 
-    It lies below the range from which the kernel takes ports for outgoing connections, so that none
-    of those takes it before the server does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    def __call__(
+        self, base: Path, store: Path, work: Path, *flags: str
+    ) -> AbstractContextManager[Server]:
+        """Base, store, a folder for the log, flags."""
 
 
 @contextmanager
@@ -205,7 +203,11 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
-        return PeftModel.from_pretrained(model, self.store / adapter) if adapter else model
+        return (
+            PeftModel.from_pretrained(model, adapter_folder(self.store, adapter))
+            if adapter
+            else model
+        )
 
     def greedy(self, adapter: str | None, prompt: str, tokens: int) -> list[int]:
         """Token ids after `prompt`, cut before the first near tie (the two best within 1e-3)."""

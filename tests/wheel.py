@@ -1,7 +1,7 @@
 """A built wheel, installed into an empty environment, fits and serves. `make wheel-test` runs this.
 
-    python tests/wheel.py            # a few minutes, most of them starts of vLLM
-    python tests/wheel.py --quick    # the wheel's content, and what it does without extras: seconds
+    python -m tests.wheel            # a few minutes, most of them starts of vLLM
+    python -m tests.wheel --quick    # the wheel's content, and what it does without extras: seconds
 
 Everything happens in a temporary folder, so nothing of the repository can be imported by accident:
 the wheel is built from a copy, installed into a virtual environment of its own with the extras
@@ -19,7 +19,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from demo.server import free_port
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "models" / "tiny-qwen2-hurried"  # its answers are right about every other time
@@ -180,9 +181,7 @@ class Installed:
     @contextmanager
     def serving(self, *arguments: object) -> Iterator[str]:
         """The URL of a server that is healthy."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         url, log = f"http://127.0.0.1:{port}", self.work / "server.log"
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -21,8 +21,11 @@
     evaluate.py             the command `python -m training.evaluate` (evaluate_config.py)
     problems/, gym/         problems from files, benchmarks, the hub and generators
     grade.py                the command `python -m training.grade`: answers made elsewhere
+    calibrate.py            the command `reasonmaxxer store calibrate`: the gate of any adapter
+    run_picture.py          the command `python -m training.run_picture`: a run as one picture
     gguf.py                 the command `python -m training.gguf`: a base folder of a GGUF file
 
+    trackers.py             TensorBoard, wandb, Trackio, MLflow
     config.py               what all commands' settings have in common
     provenance.py           what a figure was measured on
     spawn.py                child processes that do not import the command

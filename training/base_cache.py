@@ -9,12 +9,15 @@ every checkpoint:
 
 Rollouts of one problem share their prompt's cache, which is computed and kept once. `CacheStore`
 keeps caches in memory up to a budget, then on disk, and computes the rest again whenever it is
-asked for them.
+asked for them. Caches on disk are named by their tokens; a store that is told to keep them leaves
+them there, and the next fit on the same rollouts finds them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -185,9 +188,12 @@ class CacheStore:
     Args:
         model: computes them; a PeftModel's adapter is switched off meanwhile.
         prompts: token ids of each rollout's prompt; equal ones share a cache.
-        answers: token ids of each rollout's answer, up to the last position that is read.
-        folder: holds those on disk; emptied at the start and by `close`.
+        answers: token ids of each rollout's answer.
+        reads: positions of each rollout that are read, from its first on; None: all.
+        folder: holds those on disk; emptied at the start and by `close`, unless `keep`.
         batch_tokens: padded size of a batch that is computed.
+        keep: put whole rollouts on disk and leave them there for later stores, which may read
+            other positions. The folder must then belong to this base and its data type.
     """
 
     def __init__(
@@ -197,10 +203,16 @@ class CacheStore:
         answers: Sequence[list[int]],
         budget: Budget,
         folder: Path,
+        reads: Sequence[int] | None = None,
         batch_tokens: int = 8192,
+        keep: bool = False,
     ) -> None:
         self._model, self._budget, self._folder = model, budget, folder
-        self._batch_tokens = batch_tokens
+        self._batch_tokens, self._keeps = batch_tokens, keep
+        self._reads = reads or [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        if not keep:
+            ends = (n - len(p) for n, p in zip(self._reads, prompts, strict=True))
+            answers = [ids[:end] for ids, end in zip(answers, ends, strict=True)]
         numbers: dict[tuple[int, ...], int] = {}
         self._prompt_of = [numbers.setdefault(tuple(one), len(numbers)) for one in prompts]
         self._tokens: dict[Piece, list[int]] = {
@@ -209,17 +221,23 @@ class CacheStore:
         }
         self._in_memory: Pieces = {}
         self._on_disk: dict[Piece, Path] = {}
-        self.close()  # what a killed run left
+        if not keep:
+            self.close()  # what a killed run left
+        for piece in self._tokens if keep else ():
+            if (path := self._path(piece)).exists():
+                self._on_disk[piece] = path
+                self._budget.disk -= path.stat().st_size
 
     def fill(self, label: str) -> None:
         """Compute every cache once and keep what the budget admits."""
-        total = sum(map(len, self._tokens.values()))
+        missing = [piece for piece in self._tokens if piece not in self._on_disk]
+        total = sum(len(self._tokens[piece]) for piece in missing)
         # Without room for them they would be computed for nothing.
         if self._budget.memory <= 0 and self._budget.disk <= 0:
             return
         with tqdm(desc=label, unit="tok", total=total, unit_scale=True) as bar:
             for kind in ("prompt", "answer"):  # answers need their prompts
-                pieces = [piece for piece in self._tokens if piece[0] == kind]
+                pieces = [piece for piece in missing if piece[0] == kind]
                 lengths = [len(self._tokens[piece]) for piece in pieces]
                 for batch in batches(lengths, self._batch_tokens):
                     these = [pieces[place] for place in batch]
@@ -264,13 +282,20 @@ class CacheStore:
         """The prompt of an answer."""
         return "prompt", self._prompt_of[answer[1]]
 
+    def _path(self, piece: Piece) -> Path:
+        """Where a piece lies on disk: named by all tokens that its keys and values depend on."""
+        before = self._tokens[self._owner(piece)] if piece[0] == "answer" else []
+        text = f"{before} {self._tokens[piece]}"
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
     def _keep(self, piece: Piece, cache: RolloutCache) -> None:
         size = sum(tensor.nbytes for layer in cache for tensor in layer)
-        if size <= self._budget.memory:
+        if size <= self._budget.memory and not (self._keeps and size <= self._budget.disk):
             self._budget.memory -= size
             self._in_memory[piece] = cache
         elif size <= self._budget.disk:
-            path = self._folder / f"{piece[0]}-{piece[1]}.safetensors"
+            path = self._path(piece)
+            part = path.with_suffix(".part")
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file(
@@ -279,10 +304,11 @@ class CacheStore:
                         for layer, both in enumerate(cache)
                         for which, tensor in enumerate(both)
                     },
-                    path,
+                    part,
                 )
+                os.replace(part, path)
             except Exception as error:  # safetensors raises its own for a full disk
-                path.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
                 logger.warning("base caches: the disk takes no more (%s)", error)
                 self._budget.disk = 0
                 return
@@ -290,13 +316,19 @@ class CacheStore:
             self._on_disk[piece] = path
 
     def get(self, rows: Sequence[int]) -> list[RolloutCache]:
-        """The caches of `rows`, in their order."""
+        """The caches of `rows`, in their order, each up to the last position that is read."""
         pieces = [("answer", row) for row in rows]
         prompts = self._prompts(pieces)
         answers, missing = self._kept(pieces)
         if missing:
             answers |= self._compute_answers(missing, prompts)
-        return [join_caches(prompts[self._owner(piece)], answers[piece]) for piece in pieces]
+        return [
+            [
+                (keys[:, : self._reads[row]], values[:, : self._reads[row]])
+                for keys, values in join_caches(prompts[self._owner(piece)], answers[piece])
+            ]
+            for row, piece in zip(rows, pieces, strict=True)
+        ]
 
     def _prompts(self, answers: Sequence[Piece]) -> Pieces:
         """The caches of the prompts of `answers`, from wherever they are."""
@@ -309,19 +341,27 @@ class CacheStore:
         for piece in pieces:
             if piece in self._in_memory:
                 found[piece] = self._in_memory[piece]
-            elif piece in self._on_disk:
-                found[piece] = self._load(self._on_disk[piece])
+            elif piece in self._on_disk and (read := self._load(piece)) is not None:
+                found[piece] = read
         return found, [piece for piece in dict.fromkeys(pieces) if piece not in found]
 
-    @staticmethod
-    def _load(path: Path) -> RolloutCache:
-        tensors = load_file(path)
+    def _load(self, piece: Piece) -> RolloutCache | None:
+        """A piece on disk; None, and it is computed again, where the file is damaged."""
+        path = self._on_disk[piece]
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # safetensors raises its own for a damaged file
+            logger.warning("base caches: %s is computed again (%s)", path.name, error)
+            del self._on_disk[piece]
+            path.unlink(missing_ok=True)
+            return None
         return [
             (tensors[f"{layer}.0"], tensors[f"{layer}.1"]) for layer in range(len(tensors) // 2)
         ]
 
     def close(self) -> None:
-        """Forget every cache and remove those on disk."""
+        """Forget every cache and, unless they are to be kept, remove those on disk."""
         self._in_memory.clear()
         self._on_disk.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._keeps:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -7,13 +7,13 @@ whole rollouts and is held to the base off the gate, as it is served always-on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -33,8 +33,16 @@ from training.objective import batch_loss, point_loss
 
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 
-# Told of each checkpoint while the model still has it on; says what the progress bar shows.
-OnCheckpoint = Callable[[Any, Path], str]
+
+class CheckpointNote(NamedTuple):
+    """What is known of a checkpoint as soon as it is made."""
+
+    text: str  # for the progress bar
+    metrics: Mapping[str, float] = {}  # for trackers
+
+
+# Told of each checkpoint while the model still has it on.
+OnCheckpoint = Callable[[Any, Path], CheckpointNote]
 
 
 class TrainingRow(TypedDict):
@@ -94,6 +102,17 @@ class RateBar(ProgressCallback):  # type: ignore[misc]
             self.loss = f"loss {logs['loss']:.3g}"
 
 
+class FactsCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports once, to experiment trackers, what was known before training."""
+
+    def __init__(self, trainer: Trainer, facts: Mapping[str, float]) -> None:
+        self._trainer, self._facts = trainer, dict(facts)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Behind the trackers' own callbacks, which have begun their runs by now."""
+        self._trainer.log(self._facts)
+
+
 class ContrastiveTrainer(Trainer):
     """Trains on rollouts with the contrastive loss; the two trainers below say at which positions.
 
@@ -150,7 +169,10 @@ class ContrastiveTrainer(Trainer):
         super()._save_checkpoint(model, *args, **kwargs)
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         if self.on_checkpoint is not None:
-            self.bar.text = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
+            note = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
+            self.bar.text = note.text
+            if note.metrics:
+                self.log(dict(note.metrics))
         # The marker comes last: a checkpoint without it was cut short by a kill.
         write_text(folder / WHOLE, "")
 
@@ -171,7 +193,9 @@ class DecisionPointTrainer(ContrastiveTrainer):
         super().__init__(model=model, **kwargs)
         self.points = [points_of(row) for row in self.rows]
         model.eval()
-        (self.sampled_log_p,) = log_probs(model, self.points, store, self.windows)
+        (self.sampled_log_p,) = log_probs(
+            model, self.points, store, self.windows, label="sampling policy"
+        )
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         points = [self.points[index] for index in indices]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from training.base_cache import CacheStore, RolloutCache, read_only, stack_caches
 from training.hf_model import decoder, head
@@ -223,13 +224,19 @@ def log_probs(
     store: CacheStore,
     windows: dict[str, int | None],
     temperatures: Sequence[float] = (1.0,),
+    label: str | None = None,
 ) -> list[list[torch.Tensor]]:
     """log p of what follows the decision points of many rollouts, the caches of `store`.
+
+    Args:
+        label: shows a progress bar of this name.
 
     Returns:
         By temperature and rollout, [n] float32 on the CPU.
     """
     found = [[torch.empty(0)] * len(points) for _ in temperatures]
+    total = sum(len(one.ids) for one in points)
+    bar = tqdm(desc=label, unit="tok", total=total, disable=label is None)
     for batch in batches_of(points):
         these = [points[index] for index in batch]
         made = make_batch(these, store.get(batch), windows)
@@ -238,4 +245,6 @@ def log_probs(
         for which, values in enumerate(point_log_probs(model, made, targets, temperatures)):
             for index, part in zip(batch, values.split(sizes), strict=True):
                 found[which][index] = part
+        bar.update(sum(sizes))
+    bar.close()
     return found

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from adapters.adapter import WEIGHTS, AdapterVersion
+from adapters.adapter import CONFIG, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Mode
@@ -60,15 +60,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         ValueError: a setting that only its files could prove wrong.
         ServerError: the server refused.
     """
-    problems = load_problems(
-        config.problems,
-        limit=config.limit,
-        problem_field=config.problem_field,
-        answer_field=config.answer_field,
-        config=config.dataset_config,
-        split=config.split,
-        data_dir=config.data_dir,
-    )
+    problems = load_problems(config.problems, limit=config.limit, **config.reading)
     logger.info("%d problems, %d answers each", len(problems), config.answers_each)
     if config.output:
         config.save(config.output / "evaluate.yaml")
@@ -175,7 +167,10 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
         return Applied(version.path)
     gate = version.gate
     if gate is None and config.tau is None:
-        raise ValueError("--adapter: it has no threshold; give --tau")
+        raise ValueError(
+            "--adapter: it has no threshold; give --tau, or measure one with `reasonmaxxer store "
+            "calibrate`"
+        )
     if gate is not None and config.gate == "random":
         return Applied.at_random(version.path, gate)
     return Applied.behind(version.path, gate, config.tau)
@@ -190,18 +185,29 @@ def find_adapter(name: str, store: Path | None, base: BaseCheckpoint) -> Adapter
     Raises:
         ValueError: there is none, or it does not fit.
     """
-    if (Path(name) / WEIGHTS).is_file():
+    if (Path(name) / CONFIG).is_file():
         version = AdapterVersion.read(Path(name))
         version.check_fits(base)
-        return version
+        return _as_peft_writes(version)
     adapters = Store(store or default_store())
     try:
-        return adapters.get(name, base)
+        return _as_peft_writes(adapters.get(name, base))
     except KeyError:
         known = ", ".join(adapters.names()) or "none"
         raise ValueError(
             f"--adapter: '{name}' is neither an adapter folder nor in {adapters.root} ({known})"
         ) from None
+
+
+def _as_peft_writes(version: AdapterVersion) -> AdapterVersion:
+    """The adapter, if engines can read its folder as it is."""
+    changes = version.folder.changes({})
+    if changes:
+        raise ValueError(
+            f"--adapter: '{version.name}' is not in the form that PEFT writes ({changes[0]} at an "
+            f"import); import it: reasonmaxxer store import {version.path} --base MODEL"
+        )
+    return version
 
 
 def _recipe(config: EvaluateConfig, base: BaseCheckpoint, version: AdapterVersion | None) -> Recipe:

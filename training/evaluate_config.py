@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from adapters.manifest import Mode
 from training.generation import EngineName
 from training.problems import benchmark_of
-from training.problems.settings import ProblemsConfig
+from training.problems.settings import ColumnsConfig
 
 
-class EvaluateConfig(ProblemsConfig):
+class EvaluateConfig(ColumnsConfig):
     """Settings of an evaluation."""
 
     program: ClassVar[str] = "python -m training.evaluate"
@@ -54,10 +54,6 @@ class EvaluateConfig(ProblemsConfig):
     problems: str = Field(
         description="File, benchmark[:FILE], hub dataset, reasoning_gym:NAME, or a mixture with +."
     )
-    problem_field: str = Field("problem", description="Column, for files and hub datasets.")
-    answer_field: str = Field("answer", description="Column, for files and hub datasets.")
-    dataset_config: str | None = Field(None, description="Configuration of a hub dataset.")
-    split: str | None = Field(None, description="Split of a hub dataset.")
     limit: int | None = Field(None, ge=1, description="The first so many problems.")
 
     samples: int | None = Field(

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
@@ -19,7 +19,9 @@ from adapters.recipe import RecipeSections, recipe_for
 from training.config import merge
 from training.generation import EngineName
 from training.hf_model import Dtype
-from training.problems.settings import ProblemsConfig
+from training.problems.overlap import Action
+from training.problems.settings import ColumnsConfig
+from training.trackers import Tracker, check_installed
 
 logger = logging.getLogger("training.fit")
 
@@ -32,7 +34,7 @@ ALWAYS: dict[str, Any] = {
 }
 
 
-class RunSettings(ProblemsConfig):
+class RunSettings(ColumnsConfig):
     """What belongs to one run: the base, the problems, and where the adapter goes."""
 
     model: str = Field(description="Base model: a folder or a hub id.")
@@ -53,6 +55,16 @@ class RunSettings(ProblemsConfig):
     heldout: str | None = Field(
         None, description="Problems that choose the checkpoint; default: a share of --problems."
     )
+    tests: str | None = Field(
+        None,
+        description="Problems that the adapter will be measured on: those that --problems has too "
+        "are not trained on.",
+    )
+    overlap: Action = Field(
+        "name",
+        description="Of problems that share 13 words in a row with --heldout, --tests or a "
+        "benchmark in --data-dir: name them, drop them, or refuse to train.",
+    )
     mode: Literal["gated", "always"] = Field(
         "gated",
         description="How it will be served: gated, fitted at decision points behind the base's "
@@ -68,7 +80,22 @@ class RunSettings(ProblemsConfig):
         "auto",
         description="Of the base in training: float32, bfloat16, or auto: what is fast here.",
     )
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="Of problems, rollouts and training.")
+    training_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Of training alone, so that several trainings share one set of rollouts; "
+        "default: --seed.",
+    )
+    report_to: list[Tracker] = Field(
+        [], description="Where training is reported, live; the package must be installed."
+    )
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers_installed(cls, value: list[Tracker]) -> list[Tracker]:
+        return check_installed(value)
 
 
 class FitConfig(RecipeSections, RunSettings):

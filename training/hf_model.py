@@ -82,7 +82,8 @@ def multiplies_bfloat16() -> bool:
 
 
 def free_memory() -> None:
-    """Give the memory of models that nobody holds any more back to the device."""
+    """Give the memory of models that nobody holds any more back to the device and the system."""
+    import ctypes
     import gc
 
     import torch
@@ -90,6 +91,10 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # glibc keeps freed blocks; caches are many small ones, and an engine of its own comes next.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def decoder(model: Any) -> nn.Module:

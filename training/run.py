@@ -10,7 +10,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -24,8 +25,8 @@ from training.decision_points import layer_windows
 from training.fit_config import FitConfig
 from training.generation import Generator, open_generator
 from training.grading import Verifier
-from training.hf_model import load_model, open_base
-from training.problems import Problem, load_problems
+from training.hf_model import best_dtype, load_model, open_base
+from training.problems import Problem, benchmarks_at_hand, load_problems, without_overlaps
 from training.run_folder import Clock
 
 logger = logging.getLogger("training.fit")
@@ -62,7 +63,7 @@ class Run:
                 the field.
         """
         base = open_base(config.model)
-        config = config.with_recipe(base)
+        config = _with_targets(config.with_recipe(base), base)
         if config.objective.positions == "decisions":
             shape = AutoConfig.from_pretrained(base.folder)
             check_readable(shape)
@@ -78,7 +79,8 @@ class Run:
         cache = self.config.base_cache
         self.budget = Budget.of_gib(cache.memory_gib, cache.disk_gib)
         # A model that cannot be gated reports no entropies; they are computed afterwards.
-        self._can_gate = is_readable(AutoConfig.from_pretrained(self.base.folder))
+        self._shape = AutoConfig.from_pretrained(self.base.folder)
+        self._can_gate = is_readable(self._shape)
         self._longest = max(
             len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
         )
@@ -88,6 +90,21 @@ class Run:
         """The training problems, divided into one share for each round."""
         rounds = self.config.rounds
         return [self.problems[number::rounds] for number in range(rounds)]
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of what comes after the rollouts: controls, first weights, order."""
+        config = self.config
+        return config.seed if config.training_seed is None else config.training_seed
+
+    @property
+    def kept_caches(self) -> Path | None:
+        """Where the base's caches stay for later fits in this run folder; None: they do not."""
+        if not self.config.base_cache.keep:
+            return None
+        # Equal tokens have equal caches with the same base in the same data type alone.
+        dtype = self.config.dtype if self.config.dtype != "auto" else best_dtype(self._shape)
+        return self.config.run_dir / f"base-caches-{self.base.fingerprint[:10]}-{dtype}"
 
     @cached_property  # it warns once
     def lora(self) -> Lora:
@@ -126,14 +143,45 @@ def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:
     Raises:
         ValueError: the problems cannot be read, or are too few to hold any out.
     """
-    read = partial(load_problems, data_dir=config.data_dir, shuffle=config.seed)
+
+    def read(source: str, **options: Any) -> list[Problem]:
+        return load_problems(source, shuffle=config.seed, **options, **config.reading)
+
+    tests = read(config.tests, field="tests") if config.tests is not None else []
     if config.heldout is not None:
         heldout = read(config.heldout, limit=config.checkpoints.problems, field="heldout")
-        return read(config.problems, limit=config.limit, without=heldout), heldout
-    problems = read(config.problems, limit=config.limit)
+        problems = read(config.problems, limit=config.limit, without=[*heldout, *tests])
+        return _apart(config, problems, heldout, tests), heldout
+    problems = read(config.problems, limit=config.limit, without=tests)
+    problems = _apart(config, problems, [], tests)
     count = min(config.checkpoints.problems, len(problems) // 4)
     if count == 0:
         raise ValueError(f"problems: {len(problems)} are too few to hold any out; give 4 or more")
     heldout = problems[:count]
-    asked = {problem.question for problem in heldout}
-    return [problem for problem in problems[count:] if problem.question not in asked], heldout
+    rest = without_overlaps(problems[count:], heldout, "the held-out share", config.overlap)
+    return rest, heldout
+
+
+def _apart(
+    config: FitConfig, problems: list[Problem], heldout: list[Problem], tests: list[Problem]
+) -> list[Problem]:
+    """The problems, after those were named that tests or benchmarks at hand have too."""
+    named = {"--heldout": heldout, "--tests": tests}
+    named |= benchmarks_at_hand(config.data_dir, besides=config.problems)
+    for name, others in named.items():
+        problems = without_overlaps(problems, others, name, config.overlap)
+    return problems
+
+
+def _with_targets(config: FitConfig, base: BaseCheckpoint) -> FitConfig:
+    """`config` with the modules of its LoRA looked up in the base, before anything is sampled.
+
+    Raises:
+        ValueError: the base has no module of one of these names.
+    """
+    try:
+        targets = base.modules.targets(config.lora.target_modules)
+    except ValueError as error:
+        raise ValueError(f"lora.target_modules: {error}") from error
+    lora = config.lora.model_copy(update={"target_modules": targets})
+    return config.model_copy(update={"lora": lora})

@@ -25,7 +25,7 @@ docs/vllm-plugin.md shows the same with `vllm serve`.
     base_top_tokens.py   what the base thought at a decision point
     counters.py          Prometheus counters, kept by the scheduler
     worker_extension.py  which adapters a worker holds, and where
-    admission.py         a question that is asked before vLLM looks a model's name up
+    model_check.py       a question that is asked before vLLM looks a model's name up
     patches.py           the table of everything that is replaced in vLLM
     cpu/                 the worker of the CPU build, and corrections of that build
 

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_gate import token_report
 from vllm_gate.counters import ANSWERS
-from vllm_gate.token_report import ANSWER, REPORT, AnswerReports
+from vllm_gate.token_report import ANSWER, REPORT, AnswerContext
 
 RESPONSES = re.compile(r"/v1/responses/([^/]+)$")
 COMPLETIONS = ("chat.completion", "chat.completion.chunk", "text_completion")  # with such a usage
@@ -41,27 +41,31 @@ class GateAnswers:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         # By id: vLLM keeps such responses, and clients fetch them later.
-        self._background: OrderedDict[str, AnswerReports] = OrderedDict()
+        self._background: OrderedDict[str, AnswerContext] = OrderedDict()
         token_report.install()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and its answer back."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        reports = AnswerReports()
-        fetched = RESPONSES.search(scope["path"])
-        if scope["method"] == "GET" and fetched and fetched[1] in self._background:
-            reports = self._background[fetched[1]]
-        answer = _Answer(reports, send, self._keep)
-        token = ANSWER.set(reports)
+        return await self.follow(AnswerContext(), scope, receive, send)
+
+    async def follow(
+        self, context: AnswerContext, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Make `context` that of the answer while it is made."""
+        fetched = RESPONSES.search(scope["path"]) if scope["method"] == "GET" else None
+        made_by = self._background.get(fetched[1], context) if fetched else context
+        answer = _Answer(made_by, send, self._keep)
+        token = ANSWER.set(context)
         try:
             await self.app(scope, receive, answer.send)
         finally:
             ANSWER.reset(token)
             answer.close()
 
-    def _keep(self, response: str, reports: AnswerReports) -> None:
-        self._background[response] = reports
+    def _keep(self, response: str, context: AnswerContext) -> None:
+        self._background[response] = context
         if len(self._background) > KEPT:
             self._background.popitem(last=False)
 
@@ -70,21 +74,25 @@ class GateAnswers:
 class _Answer:
     """One answer on its way out."""
 
-    reports: AnswerReports
+    context: AnswerContext
     out: Send
-    keep: Callable[[str, AnswerReports], None]
+    keep: Callable[[str, AnswerContext], None]
     start: Message | None = None  # of a JSON answer, whose length is known at its end
     body: bytearray = field(default_factory=bytearray)
     told: Counter[int] = field(default_factory=Counter)  # by choice: entries that have gone out
     counted: bool = False
+    streamed: bool = False
 
     async def send(self, message: Message) -> None:
         """One message of the answer."""
-        if self.reports.gated and not self.counted:
+        if self.context.gated and not self.counted:
             self.counted = True
             ANSWERS.inc()
         if message["type"] == "http.response.start":
-            kind = MutableHeaders(scope=message).get("content-type", "")
+            headers = MutableHeaders(scope=message)
+            self.context.headers(headers)
+            kind = headers.get("content-type", "")
+            self.streamed = kind.startswith("text/event-stream")
             if kind.startswith("application/json") and message["status"] < 400:
                 self.start = message
                 return
@@ -95,14 +103,16 @@ class _Answer:
                     return
                 await self._send_json(self.start)
                 return
-            if self.reports.gated and message.get("body"):
-                message = {**message, "body": self._chunk(message["body"])}
+            if self.streamed and message.get("body"):
+                body = self._chunk(message["body"]) if self.context.gated else message["body"]
+                message = {**message, "body": self.context.edit(body)}
         await self.out(message)
 
     async def _send_json(self, start: Message) -> None:
         body = bytes(self.body)
-        if self.reports.gated or b'"queued"' in body:  # a response in the background
+        if self.context.gated or b'"queued"' in body:  # a response in the background
             body = self._completed(body)
+        body = self.context.edit(body)
         MutableHeaders(scope=start)["content-length"] = str(len(body))
         await self.out(start)
         await self.out({"type": "http.response.body", "body": body})
@@ -120,22 +130,22 @@ class _Answer:
         if not isinstance(answer, dict):
             return body
         if answer.get("object") == "response" and answer.get("background"):
-            self.keep(answer["id"], self.reports)
-        if not self.reports.gated or not answer.get("usage"):
+            self.keep(answer["id"], self.context)
+        if not self.context.gated or not answer.get("usage"):
             return body  # not the answer yet, or none that has tokens
         _take_out(answer)
         if answer.get("object") == "response":
             self._complete_response(answer)
         elif answer.get("object") in COMPLETIONS:
             self._add_usage(answer["usage"], "completion_tokens_details")
-            if self.reports.trace:
+            if self.context.trace:
                 for choice in answer.get("choices", []):
-                    choice["gate_trace"] = self.reports.trace_of(choice["index"])
+                    choice["gate_trace"] = self.context.trace_of(choice["index"])
         return _dumped(answer)
 
     def _chunk(self, body: bytes) -> bytes:
         """A chunk of a stream; without a trace of all tokens, only some are looked into."""
-        traced = self.reports.trace
+        traced = self.context.trace
         looked_into = b'"usage":{' in body or (
             traced and (traced > 1 or b'"finish_reason":"' in body)
         )
@@ -166,22 +176,22 @@ class _Answer:
             self._add_usage(event["usage"], "completion_tokens_details")
         for choice in event.get("choices", []):
             index = choice.get("index", 0)
-            if self.reports.trace > 1:  # as it grows
-                choice["gate_trace"] = self.reports.trace_of(index)[self.told[index] :]
+            if self.context.trace > 1:  # as it grows
+                choice["gate_trace"] = self.context.trace_of(index)[self.told[index] :]
                 self.told[index] += len(choice["gate_trace"])
-            elif self.reports.trace and choice.get("finish_reason"):
-                choice["gate_trace"] = self.reports.trace_of(index)
+            elif self.context.trace and choice.get("finish_reason"):
+                choice["gate_trace"] = self.context.trace_of(index)
 
     def _complete_response(self, response: dict[str, Any]) -> None:
         self._add_usage(response["usage"], "output_tokens_details")
-        if self.reports.trace:
-            turns = sorted(self.reports.reports)
+        if self.context.trace:
+            turns = sorted(self.context.reports)
             response["gate_trace"] = [
-                entry for turn in turns for entry in self.reports.trace_of(turn)
+                entry for turn in turns for entry in self.context.trace_of(turn)
             ]
 
     def _add_usage(self, usage: dict[str, Any], details: str) -> None:
-        usage[details] = (usage.get(details) or {}) | {"gated_tokens": self.reports.gated_tokens}
+        usage[details] = (usage.get(details) or {}) | {"gated_tokens": self.context.gated_tokens}
 
 
 def _take_out(answer: dict[str, Any]) -> None:

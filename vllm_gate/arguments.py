@@ -19,13 +19,15 @@ from vllm_gate.engine_arguments import ARGUMENTS
 from vllm_gate.params import GateParams
 
 if TYPE_CHECKING:
+    import torch
     from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
 
 class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
     """A logits processor of either model runner that changes nothing."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         """Both interfaces' arguments; none is needed."""
 
     @classmethod
@@ -40,14 +42,14 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
         """It changes nothing."""
         return True
 
-    def update_state(self, batch_update: Any) -> None:
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
         """V1: nothing is kept; each step's plan brings the thresholds."""
 
-    def add_request(self, *_: Any) -> bool:
+    def add_request(self, *_: object) -> bool:
         """V2: whether it edits this request's logits."""
         return False
 
-    def apply(self, logits: Any, *_: Any) -> Any:
+    def apply(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
         """Both interfaces: the same logits."""
         return logits
 

@@ -7,9 +7,12 @@ gets the base's best with their probabilities as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
+
+if TYPE_CHECKING:
+    from vllm.v1.outputs import ModelRunnerOutput
 
 DEPTH = 20  # tokens looked at; a rank beyond is not told
 TOP = 5  # of them shown in a trace
@@ -52,6 +55,16 @@ class StepViews(NamedTuple):
 
 
 BaseViews = dict[str, StepViews]  # by request id; absent where there is nothing to tell
+
+
+def attach(output: ModelRunnerOutput, views: BaseViews) -> None:
+    """Send `views` along. The output is pickled to the scheduler with all its attributes."""
+    output.gate_views = views  # type: ignore[attr-defined]
+
+
+def views_of(output: ModelRunnerOutput) -> BaseViews:
+    """What `attach` has sent along with a step's result."""
+    return getattr(output, "gate_views", None) or {}
 
 
 def best(logits: torch.Tensor, traced: bool) -> tuple[torch.Tensor, ...]:

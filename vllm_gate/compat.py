@@ -7,16 +7,61 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_gate.engine_arguments import ARGUMENTS, CORRECTED, SCHEDULER, WORKERS, engine_args
 from vllm_gate.errors import GateError
 from vllm_gate.patches import WRITTEN_FOR
 
+if TYPE_CHECKING:
+    from vllm.config import SpeculativeConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
 logger = logging.getLogger(__name__)
 
 # KV connectors that find blocks by tokens alone, without LoRA (vllm#44250, LMCache#2961).
 BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")
+
+# Flags of vLLM's server that cannot be combined with the gate, and their harmless values.
+NOT_GATED: dict[str, tuple[Any, ...]] = {
+    # A step would have to decide all positions at once, or parts of one.
+    "diffusion_config": (),
+    "pipeline_parallel_size": (1,),
+    "prefill_context_parallel_size": (1,),
+    "decode_context_parallel_size": (1,),
+    "enable_dbo": (False,),
+    "ubatch_size": (0,),
+    # What is reported of each position would have the replayed ones twice.
+    "enable_return_routed_experts": (False,),
+    # The gate's sampler does not do it.
+    "enable_trace_replay": (False,),
+    "return_sampling_mask": (False,),
+    "enable_batch_sharded_sampling": (False,),
+    "watermark_config": (),
+    # A replay takes the adapter away from other rows of the batch on the device, after vLLM has
+    # counted the adapters that a step needs.
+    "specialize_active_lora": (False,),
+    # Never tried: a replayed position without its token, or without the layers that share caches.
+    "enable_prompt_embeds": (False,),
+    "kv_sharing_fast_prefill": (False,),
+    # The gate's own stand there.
+    "scheduler_cls": (),
+    "worker_cls": ("auto",),
+}
+
+# The same in the configuration of an engine that `vllm serve` or `vllm.LLM` has made.
+NOT_GATED_IN_ENGINE = {
+    "model_config.enable_prompt_embeds": "prompt embeddings",
+    "model_config.enable_trace_replay": "trace replay",
+    "model_config.return_sampling_mask": "sampling masks",
+    "model_config.enable_return_routed_experts": "reports of routed experts",
+    "aux_output_config.enabled": "reports of routed experts",
+    "parallel_config.enable_dbo": "dual batch overlap",
+    "cache_config.kv_sharing_fast_prefill": "fast prefill of layers that share caches",
+    "lora_config.specialize_active_lora": "kernels specialized to the number of adapters",
+    "watermark_config": "watermarks",
+    "diffusion_config": "diffusion",
+}
 
 
 def put_in(args: Namespace) -> None:
@@ -28,16 +73,9 @@ def put_in(args: Namespace) -> None:
     from vllm.platforms import current_platform
 
     ours = engine_args(current_platform.device_type)
-    refused = {
-        "--pipeline-parallel-size": args.pipeline_parallel_size > 1,
-        "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
-        "--decode-context-parallel-size": args.decode_context_parallel_size > 1,
-        "--runner pooling": args.runner == "pooling",
-        "--scheduler-cls": args.scheduler_cls,
-        "--worker-cls": args.worker_cls != "auto",
-    }
-    for flag, there in refused.items():
-        if there:
+    for dest, harmless in NOT_GATED.items():
+        if getattr(args, dest, None) not in (None, *harmless):
+            flag = f"--{dest.replace('_', '-')}"
             raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
     told = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}
     problem = draft_problem(Namespace(**{"method": args.spec_method} | told))
@@ -66,7 +104,7 @@ def leave_out(args: Namespace) -> None:
         )
 
 
-def check_parts(vllm_config: Any) -> None:
+def check_parts(vllm_config: VllmConfig) -> None:
     """That scheduler, worker and request arguments are all the gate's.
 
     Raises:
@@ -86,7 +124,7 @@ def check_parts(vllm_config: Any) -> None:
             raise GateError(f"{flag}: the gate needs {ours} there; see docs/vllm-plugin.md")
 
 
-def shares_slots(vllm_config: Any) -> bool:
+def shares_slots(vllm_config: VllmConfig) -> bool:
     """Whether a gated request needs a LoRA slot only in the steps that correct a token.
 
     The V2 runner finds and corrects decision points on the device, before the scheduler hears of
@@ -95,7 +133,7 @@ def shares_slots(vllm_config: Any) -> bool:
     return not vllm_config.use_v2_model_runner and not vllm_config.scheduler_config.async_scheduling
 
 
-def check(vllm_config: Any, kv_cache_config: Any) -> None:
+def check(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """What only the engine knows, when it starts.
 
     Raises:
@@ -129,13 +167,18 @@ def check(vllm_config: Any, kv_cache_config: Any) -> None:
             vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
         ),
     }
+    for path, feature in NOT_GATED_IN_ENGINE.items():
+        value: Any = vllm_config
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        reasons[feature] = reasons.get(feature, False) or bool(value)
     for reason, there in reasons.items():
         if there:
             raise GateError(f"the gate does not work with {reason}; serve with --gate off")
 
 
-def draft_problem(speculative: Any) -> str | None:
-    """Why the gate does not work with vLLM's SpeculativeConfig; None where it does.
+def draft_problem(speculative: Namespace | SpeculativeConfig | None) -> str | None:
+    """Why the gate does not work with a SpeculativeConfig or its settings; None where it does.
 
     A step may end at any draft, so each has to be verified against the base's distribution.
     """
@@ -151,7 +194,7 @@ def draft_problem(speculative: Any) -> str | None:
     return None
 
 
-def _connectors(vllm_config: Any) -> list[str]:
+def _connectors(vllm_config: VllmConfig) -> list[str]:
     """The KV connectors in use, those inside a MultiConnector included."""
     config = vllm_config.kv_transfer_config
     if config is None:

@@ -7,11 +7,14 @@ request slot.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from adapters.gate import entropy, opens
+
+if TYPE_CHECKING:
+    from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
 
 class GateTable:
@@ -59,7 +62,7 @@ class GateTable:
         self.point[slots] = positions.where(opened, -1)
 
 
-def mask_loras(wrapper: Any, token: torch.Tensor, row: torch.Tensor) -> None:
+def mask_loras(wrapper: PunicaWrapperBase, token: torch.Tensor, row: torch.Tensor) -> None:
     """Take the LoRA away from tokens [T] and sampled rows [R] of the step being prepared.
 
     The two buffers are vLLM's (lora/punica_wrapper/punica_base.py); -1 means no LoRA.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_gate import patches
 from vllm_gate.compat import check_parts
 
+if TYPE_CHECKING:
+    from vllm_gate.runner_v2 import GateRunnerV2
+
 
 class GateGPUWorker(Worker):
     """The GPU worker with a gate."""
 
-    def _make_model_runner(self) -> Any:
+    def _make_model_runner(self) -> GateRunnerV2:  # type: ignore[override]
         check_parts(self.vllm_config)
         patches.install("runner v2")
         if not self.use_v2_model_runner:
@@ -23,4 +26,5 @@ class GateGPUWorker(Worker):
             )
         from vllm_gate.runner_v2 import GateRunnerV2
 
+        assert self.device is not None
         return GateRunnerV2(self.vllm_config, self.device)

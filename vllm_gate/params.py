@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.gate import threshold_for
+from adapters.gate import WAYS_OUT, threshold_for
 from adapters.manifest import COLDEST, HOTTEST, Gate
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ NEVER = 1e9
 CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client of our server may send
 ENGINES = (TAU, TEMPERATURE, TRACE)  # the engine takes
 PREFIX = "gate_"
+# Of our server to its engine: report the base's entropy of every token to the server's process.
+WATCHED = f"{PREFIX}watched"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GateParams:
     tau: float  # nats; the gate opens where the base's entropy is larger
     correction_temperature: float = 1.0  # divides the logits of decision points
     trace: int = 0  # 1: report each decision point; 2: report the base's entropy at every token
+    watched: bool = False  # report every entropy to the process (token_report.install) alone
 
     def __post_init__(self) -> None:
         _number(TAU, self.tau)
@@ -66,7 +69,8 @@ class GateParams:
 
     def extra_args(self) -> dict[str, float | int]:
         """For `SamplingParams.extra_args`."""
-        return {TAU: self.tau, TEMPERATURE: self.correction_temperature, TRACE: self.trace}
+        told = {TAU: self.tau, TEMPERATURE: self.correction_temperature, TRACE: self.trace}
+        return told | ({WATCHED: 1} if self.watched else {})
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> GateParams | None:
@@ -79,7 +83,7 @@ class GateParams:
         found = given(arguments)
         if not found:
             return None
-        unknown = [name for name in found if name not in ENGINES]
+        unknown = [name for name in found if name not in (*ENGINES, WATCHED)]
         if unknown:
             raise ValueError(f"{unknown[0]}: the engine takes {', '.join(ENGINES)} only")
         if TAU not in arguments:
@@ -88,6 +92,7 @@ class GateParams:
             _number(TAU, arguments[TAU]),
             _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST),
             arguments.get(TRACE) or 0,
+            bool(arguments.get(WATCHED)),
         )
 
 
@@ -126,8 +131,14 @@ def _number(name: str, value: Any, high: float = math.inf, low: float = 0) -> fl
     return number
 
 
-def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
+def resolve(
+    arguments: Mapping[str, Any] | None, gate: Gate | None, tau: float | None = None
+) -> dict[str, Any]:
     """What the engine is told, of what a client sent to an adapter with this `gate`.
+
+    Args:
+        gate: None: the adapter has no calibration, so the request must name the threshold.
+        tau: the threshold for requests that name none, nats; None: the gate's.
 
     Raises:
         ValueError: an argument is unknown, does not fit, or contradicts another.
@@ -141,9 +152,13 @@ def resolve(arguments: Mapping[str, Any] | None, gate: Gate) -> dict[str, Any]:
         if TAU in told:
             raise ValueError(f"{TAU} and {RATE}: give one of them")
         rate = _number(RATE, rate, 1)
-        told[TAU] = NEVER if rate == 0 else threshold_for(gate.table, rate)
-    told[TAU] = _number(TAU, told.get(TAU, gate.tau))
-    temperature = told.get(TEMPERATURE, gate.temperature)
+        told[TAU] = NEVER if rate == 0 else threshold_for(gate.table if gate else (), rate)
+    if tau is None and gate is not None:
+        tau = gate.tau
+    if TAU not in told and tau is None:
+        raise ValueError(f"{TAU}: this adapter has no threshold of its own; {WAYS_OUT}")
+    told[TAU] = _number(TAU, told.get(TAU, tau))
+    temperature = told.get(TEMPERATURE, gate.temperature if gate else 1.0)
     told[TEMPERATURE] = _number(TEMPERATURE, temperature, HOTTEST, COLDEST)
     if told.setdefault(TRACE, 0) not in (0, 1, 2):
         raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")

@@ -323,9 +323,9 @@ TABLE: tuple[Patch, ...] = (
           "353cb96c5deaa3077e99e21bb8a747d2e026c90edce586f7bd5868fe1056a170",
           _REPORT, _REPORT_UNTIL),
     Patch("server", "vllm.entrypoints.serve.engine.serving:BaseServing", "_check_model", "wrap",
-          "vllm_gate.admission:check_model",
+          "vllm_gate.model_check:check_model",
           "5a2f4707ffb7f367cd89c82699f96ea9c9d6c4aca0a95b72d9af23e801f6ebbd",
-          "the registry is asked before vLLM looks a name up",
+          "the server is asked before vLLM looks a name up",
           "a LoRA resolver upstream that is asked for known names too"),
     Patch("server", "vllm.v1.engine.async_llm:AsyncLLM", "shutdown", "instance", "",
           "bdbf42b739a6731d6553b015cc04bd2abeb907b5d0ae42ef19e75497f4b3745d",
@@ -361,6 +361,11 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines(keepends=True))
 
 
+@cache
+def _block(path: Path, start: int) -> str:
+    return "".join(inspect.getblock(list(_lines(path)[start:])))
+
+
 def _path(module: str) -> Path:
     """The file of a module of vLLM, found without importing it."""
     spec = importlib.util.find_spec("vllm")
@@ -394,7 +399,7 @@ def source(row: Patch) -> str:
             start = at
             while lines[start - 1].startswith(f"{indent}@"):
                 start -= 1
-            return "".join(inspect.getblock(list(lines[start:])))
+            return _block(path, start)
     raise LookupError(f"no {row.name} in {row.source or row.owner}")
 
 
@@ -434,7 +439,7 @@ _changed: dict[Patch, tuple[Any, Any]] = {}  # what vLLM had, and what stands th
 
 
 def install(*groups: Group, checked: bool = True) -> None:
-    """Put our functions in place of vLLM's in this process; again is harmless.
+    """Put our functions in place of vLLM's in this process; again is harmless, and costs nothing.
 
     Args:
         checked: False: sources may differ from the table, and another plugin may have been there.
@@ -442,10 +447,13 @@ def install(*groups: Group, checked: bool = True) -> None:
     Raises:
         PatchError: a function is not the one that ours was written for.
     """
+    changing = [row for row in TABLE if row.group in groups and row.how in ("replace", "wrap")]
+    if changing and all(row in _changed for row in changing):
+        return
     if checked:
         check(*groups)
-    for row in TABLE:
-        if row.group not in groups or row.how not in ("replace", "wrap") or row in _changed:
+    for row in changing:
+        if row in _changed:
             continue
         owner = _owner(row)
         theirs = inspect.getattr_static(owner, row.name)

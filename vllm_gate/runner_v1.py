@@ -14,19 +14,34 @@ Written for vLLM 0.32 (v1/worker/gpu_model_runner.py, v1/worker/lora_model_runne
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.lora.layers import LoRAMappingType
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID
 
 from adapters.gate import entropy, opens
-from vllm_gate.base_top_tokens import BaseView, BaseViews, StepViews, best
+from vllm_gate.base_top_tokens import BaseView, BaseViews, StepViews, attach, best
 from vllm_gate.cpu.seeds import SeededRows
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
+
+if TYPE_CHECKING:
+    from vllm.sequence import IntermediateTensors
+    from vllm.v1.core.sched.output import GrammarOutput
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.ubatch_utils import UBatchSlices
+
+    Result = ModelRunnerOutput | AsyncModelRunnerOutput | IntermediateTensors
+    SlotMappings = tuple[
+        dict[int, torch.Tensor] | None,  # by KV cache group
+        dict[str, torch.Tensor] | list[dict[str, torch.Tensor]] | None,  # by layer
+    ]
 
 
 class _Test(NamedTuple):
@@ -58,21 +73,24 @@ class GateRunnerV1(SeededRows):
     _plan: Plan = EMPTY
     _views: BaseViews
 
-    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+    def execute_model(
+        self,
+        scheduler_output: SchedulerOutput,
+        intermediate_tensors: IntermediateTensors | None = None,
+    ) -> Result | None:
         self._plan = plan_of(scheduler_output)
-        return super().execute_model(scheduler_output, *args, **kwargs)
+        return super().execute_model(scheduler_output, intermediate_tensors)
 
     def set_active_loras(
         self,
-        input_batch: Any,
+        input_batch: InputBatch,
         num_scheduled_tokens: np.ndarray,
         num_sampled_tokens: np.ndarray | None = None,
-        *args: Any,
-        **kwargs: Any,
+        mapping_type: LoRAMappingType = LoRAMappingType.LANGUAGE,
     ) -> None:
         if not self._plan:
             super().set_active_loras(
-                input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs
+                input_batch, num_scheduled_tokens, num_sampled_tokens, mapping_type
             )
             return
         if num_sampled_tokens is None:
@@ -88,21 +106,30 @@ class GateRunnerV1(SeededRows):
             tuple(_of_first(rows, num_sampled_tokens, replays).tolist()),
             tuple(tokens.tolist()),
             {known[lora] for lora in used.tolist() if lora},
-            *args,
-            **kwargs,
+            mapping_type,
         )
 
-    def _get_slot_mappings(self, *args: Any, **kwargs: Any) -> Any:
-        by_group, by_layer = super()._get_slot_mappings(*args, **kwargs)
+    def _get_slot_mappings(
+        self,
+        num_tokens_padded: int,
+        num_reqs_padded: int,
+        num_tokens_unpadded: int,
+        ubatch_slices: UBatchSlices | None = None,
+    ) -> SlotMappings:
+        by_group, by_layer = super()._get_slot_mappings(
+            num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
+        )
         index = self.input_batch.req_id_to_index
         replays = [index[name] for name, step in self._plan.items() if step.replays]
-        if replays:
+        if replays and by_group is not None:
             tokens = self.query_start_loc.np[replays]  # their first ones
             for slots in by_group.values():
                 slots[tokens] = PAD_SLOT_ID
         return by_group, by_layer
 
-    def _sample(self, logits: torch.Tensor | None, spec_decode_metadata: Any) -> Any:
+    def _sample(
+        self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
+    ) -> SamplerOutput:
         self._views = {}
         if logits is None or not self._plan:
             return super()._sample(logits, spec_decode_metadata)
@@ -117,7 +144,7 @@ class GateRunnerV1(SeededRows):
         self._end_at_points(output.sampled_token_ids, tested)
         return output
 
-    def _rows(self, spec_decode_metadata: Any) -> dict[str, range]:
+    def _rows(self, spec_decode_metadata: SpecDecodeMetadata | None) -> dict[str, range]:
         """The rows of logits of each gated request: its last known position, and its drafts'."""
         index = self.input_batch.req_id_to_index
         if spec_decode_metadata is None:
@@ -194,11 +221,12 @@ class GateRunnerV1(SeededRows):
             count = int((tokens >= 0).sum()) - untested if shut else 0
             self._views[name] = StepViews(opened, shut[: max(count, 0)])
 
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().sample_tokens(*args, **kwargs)
+    # vLLM's decorator is a class, whose type says nothing of the method.
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Result:  # type: ignore[override]
+        result: Result = super().sample_tokens(grammar_output)  # type: ignore[type-var,assignment]
         self._plan = EMPTY  # dummy steps have none
         if getattr(self, "_views", None):
-            result.gate_views = self._views
+            attach(cast("ModelRunnerOutput", result), self._views)
         return result
 
 

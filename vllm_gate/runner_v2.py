@@ -10,11 +10,11 @@ Written for vLLM 0.32 (v1/worker/gpu/model_runner.py, v1/worker/gpu/sample/sampl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.lora.layers import LoRAMappingType
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu import model_runner
@@ -23,9 +23,27 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from vllm_gate import patches
-from vllm_gate.base_top_tokens import BaseView, StepViews, best
+from vllm_gate.base_top_tokens import BaseView, StepViews, attach, best
 from vllm_gate.device_state import GateTable, mask_loras
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
+    from vllm.lora.request import LoRARequest
+    from vllm.sequence import IntermediateTensors
+    from vllm.v1.core.sched.output import GrammarOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.worker.gpu.async_utils import AsyncOutput
+    from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import BatchReqState
+    from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+    Runner = model_runner.GPUModelRunner
+else:
+    Runner = object  # the platform's class is mixed in
 
 
 class Points(NamedTuple):
@@ -40,9 +58,9 @@ class Points(NamedTuple):
 class GateSampler(Sampler):
     """The sampler, behind the gate."""
 
-    runner: GateRunnerV2
+    runner: GateV2
 
-    def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
+    def __call__(self, logits: torch.Tensor, input_batch: InputBatch) -> SamplerOutput:
         runner = self.runner
         if not runner.plan:
             return super().__call__(logits, input_batch)
@@ -55,15 +73,15 @@ class GateSampler(Sampler):
 class GateRejectionSampler(RejectionSampler):
     """The rejection sampler, behind the gate: drafts count up to the first decision point."""
 
-    runner: GateRunnerV2
+    runner: GateV2
 
     def __call__(
         self,
         logits: torch.Tensor,
-        input_batch: Any,
+        input_batch: InputBatch,
         draft_logits: torch.Tensor | None = None,
         invalid_drafts: torch.Tensor | None = None,
-    ) -> Any:
+    ) -> SamplerOutput:
         runner = self.runner
         if not runner.plan:
             return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
@@ -75,14 +93,14 @@ class GateRejectionSampler(RejectionSampler):
         return runner.end_at_points(output, points, input_batch)
 
 
-def _requests(batch: Any, logits: torch.Tensor) -> torch.Tensor:
+def _requests(batch: InputBatch, logits: torch.Tensor) -> torch.Tensor:
     """[L] the number, in the batch, of the request that each row of logits belongs to."""
     counts = batch.cu_num_logits.diff()
     numbers = torch.arange(len(counts), device=counts.device)
     return numbers.repeat_interleave(counts, output_size=logits.shape[0])
 
 
-class GateV2:
+class GateV2(Runner):
     """What is changed in a V2 model runner; mixed into the platform's class."""
 
     plan: Plan = EMPTY
@@ -90,20 +108,20 @@ class GateV2:
     views: tuple[np.ndarray, list[np.ndarray]] | None = None
     replays: torch.Tensor  # [R], of the step under way
     _last: torch.Tensor  # [R] each request's last known token among those of the step
-    _batch: Any = None
+    _batch: InputBatch | None = None
 
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
+    def load_model(self, load_dummy_weights: bool = False, *args: Any, **kwargs: Any) -> None:
+        super().load_model(load_dummy_weights, *args, **kwargs)
         if type(self.sampler) is not Sampler or self.batch_sharder is not None:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
         # The stock method makes the samplers and has no other way in.
         self.sampler.__class__ = GateSampler
-        self.sampler.runner = self
+        cast("GateSampler", self.sampler).runner = self
         if self.rejection_sampler is not None:
             if type(self.rejection_sampler) is not RejectionSampler:
                 raise ValueError("the gate does not work with this sampler; serve with --gate off")
             self.rejection_sampler.__class__ = GateRejectionSampler
-            self.rejection_sampler.runner = self
+            cast("GateRejectionSampler", self.rejection_sampler).runner = self
         self.table = GateTable(self.max_num_reqs, self.device)
         if self.lora_config is None:
             return  # no adapters, so no gate that opens
@@ -111,12 +129,17 @@ class GateV2:
         for wrapper in manager.punica_wrapper_mapping.values():
             self._mask_after(wrapper)
 
-    def _mask_after(self: Any, wrapper: Any) -> None:
+    def _mask_after(self, wrapper: PunicaWrapperBase) -> None:
         """Between vLLM's mapping of tokens to LoRAs and what its kernels make of that."""
         stock = wrapper._update_base_metadata
 
-        def update(*args: Any, **kwargs: Any) -> None:
-            stock(*args, **kwargs)
+        def update(
+            mapping: LoRAMapping,
+            lora_index_to_id: list[int | None],
+            max_loras: int,
+            vocab_size: int,
+        ) -> None:
+            stock(mapping, lora_index_to_id, max_loras, vocab_size)
             batch = self._batch
             if not self.plan or batch is None:
                 return
@@ -130,13 +153,15 @@ class GateV2:
         owner = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
         patches.wrap_instance(owner, "_update_base_metadata", wrapper, update)
 
-    def execute_model(self: Any, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
+    def execute_model(
+        self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
+    ) -> ModelRunnerOutput | IntermediateTensors | None:
         self.plan = plan_of(scheduler_output)
         self._batch = None
-        return super().execute_model(scheduler_output, *args, **kw)  # type: ignore[misc]
+        return super().execute_model(scheduler_output, *args, **kwargs)
 
-    def add_requests(self: Any, scheduler_output: SchedulerOutput) -> None:
-        super().add_requests(scheduler_output)  # type: ignore[misc]
+    def add_requests(self, scheduler_output: SchedulerOutput) -> None:
+        super().add_requests(scheduler_output)
         for new in scheduler_output.scheduled_new_reqs:
             step = self.plan.get(new.req_id)
             slot = self.req_states.req_id_to_index[new.req_id]
@@ -145,8 +170,16 @@ class GateV2:
             else:
                 self.table.add(slot, step.tau, step.temperature)
 
-    def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]
+    def prepare_inputs(
+        self,
+        scheduler_output: SchedulerOutput,
+        batch_req_state: BatchReqState,
+        batch_desc: BatchExecutionDescriptor,
+        num_active_loras: int,
+    ) -> InputBatch:
+        batch = super().prepare_inputs(
+            scheduler_output, batch_req_state, batch_desc, num_active_loras
+        )
         self._batch = batch
         if self.plan:
             slots = batch.idx_mapping
@@ -159,14 +192,16 @@ class GateV2:
             ids[last] = torch.where(self.replays, token.to(ids.dtype), ids[last])
         return batch
 
-    def prepare_attn(self: Any, input_batch: Any) -> Any:
-        blocks, mappings = super().prepare_attn(input_batch)  # type: ignore[misc]
+    def prepare_attn(
+        self, input_batch: InputBatch
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        blocks, mappings = super().prepare_attn(input_batch)
         if self.plan:
             last = self._last
             mappings[:, last] = mappings[:, last].masked_fill(self.replays, PAD_SLOT_ID)
         return blocks, mappings
 
-    def test(self: Any, logits: torch.Tensor, batch: Any) -> tuple[Points, torch.Tensor]:
+    def test(self, logits: torch.Tensor, batch: InputBatch) -> tuple[Points, torch.Tensor]:
         """Where the gate opens, and the logits [L, V] to sample from."""
         slots, place = batch.expanded_idx_mapping, batch.expanded_local_pos
         request = _requests(batch, logits)
@@ -182,7 +217,9 @@ class GateV2:
             logits = self.table.sharpen(logits, slots, replays)
         return Points(first, row, h, seen), logits
 
-    def end_at_points(self: Any, output: Any, points: Points, batch: Any) -> Any:
+    def end_at_points(
+        self, output: SamplerOutput, points: Points, batch: InputBatch
+    ) -> SamplerOutput:
         """The sampler's output without the tokens at and behind a decision point.
 
         Where a draft before the point was rejected, the step has not reached it: the last token is
@@ -202,24 +239,34 @@ class GateV2:
         self.views = batch.cu_num_logits_np, [async_copy_to_np(tensor) for tensor in tensors]
         return output
 
-    def _set_active_loras(self: Any, *args: Any, **kwargs: Any) -> None:
+    def _set_active_loras(
+        self,
+        prompt_lora_mapping: tuple[int, ...],
+        token_lora_mapping: tuple[int, ...],
+        lora_requests: set[LoRARequest],
+        mapping_type: LoRAMappingType = LoRAMappingType.LANGUAGE,
+    ) -> None:
         if self.plan:
             # vLLM skips a mapping equal to the last one; ours differs without its knowing.
             self.lora_manager._adapter_manager._last_mapping = None
-        super()._set_active_loras(*args, **kwargs)  # type: ignore[misc]
+        super()._set_active_loras(
+            prompt_lora_mapping, token_lora_mapping, lora_requests, mapping_type
+        )
         if self.plan:
             self.lora_manager._adapter_manager._last_mapping = None
 
-    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(
+        self, grammar_output: GrammarOutput | None
+    ) -> AsyncOutput | ModelRunnerOutput | None:
         self.views = None
         plan = self.plan
-        result = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        result = super().sample_tokens(grammar_output)
         if self.views is not None and result is not None:
-            _attach(result, plan, self.views)
+            _attach(cast("AsyncOutput", result), plan, self.views)
         return result
 
 
-def _attach(result: Any, plan: Plan, views: tuple[np.ndarray, list[np.ndarray]]) -> None:
+def _attach(result: AsyncOutput, plan: Plan, views: tuple[np.ndarray, list[np.ndarray]]) -> None:
     """Have an asynchronous result bring what the base thought at its decision points."""
     stock = result.get_output
     starts, (opened, rows, replays, h, *seen) = views
@@ -227,9 +274,9 @@ def _attach(result: Any, plan: Plan, views: tuple[np.ndarray, list[np.ndarray]])
     def view(at: int, row: int) -> BaseView:
         return BaseView(float(h[row]), *(values[at].tolist() for values in seen))
 
-    def get_output() -> Any:
+    def get_output() -> ModelRunnerOutput:
         output = stock()  # waits for the copies
-        output.gate_views = {
+        found = {
             name: StepViews(
                 view(at, rows[at]) if opened[at] else None,
                 [
@@ -242,6 +289,7 @@ def _attach(result: Any, plan: Plan, views: tuple[np.ndarray, list[np.ndarray]])
             for at, name in enumerate(output.req_ids)
             if name in plan and (opened[at] or plan[name].trace > 1)
         }
+        attach(output, found)
         return output
 
     owner = "vllm.v1.worker.gpu.async_utils:AsyncOutput"

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -41,13 +41,19 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from vllm_gate import patches, token_report
-from vllm_gate.base_top_tokens import BaseView, BaseViews, StepViews
+from vllm_gate.base_top_tokens import BaseView, StepViews, views_of
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
-from vllm_gate.params import GateParams
+from vllm_gate.params import WATCHED, GateParams
 from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
 from vllm_gate.token_report import REPORT, TracedToken
 from vllm_gate.turns import Turns
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+TransferParams = tuple[dict[str, Any] | None, dict[str, Any] | None]  # of KV and encoder caches
 
 
 @dataclass
@@ -96,7 +102,7 @@ class GateMixin(Scheduler):
         super().__init__(*args, **kwargs)
         self._gates: dict[str, Gate] = {}
         # A copy, whose max_loras goes down for steps that do not run the pinned ones.
-        self.lora_config: Any = copy(self.vllm_config.lora_config)
+        self.lora_config = copy(self.vllm_config.lora_config)
         slots = self.lora_config.max_loras if self.lora_config else 0
         self._turns = Turns(slots, shares_slots(self.vllm_config))
 
@@ -108,7 +114,7 @@ class GateMixin(Scheduler):
             _become_base(request)
         super().add_request(request)
 
-    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> TransferParams:
         if self._gates.pop(request.request_id, None) is not None:
             HELD.set(len(self._gates))
         return super()._free_request(request, delay_free_blocks)
@@ -158,7 +164,7 @@ class GateMixin(Scheduler):
                 params.correction_temperature,
                 samples=not request.is_prefill_chunk,
                 replays=gate.point == start,
-                trace=params.trace,
+                trace=2 if params.watched else params.trace,
             )
         return plan
 
@@ -190,7 +196,7 @@ class GateMixin(Scheduler):
         """
         rollbacks: list[Rollback] = []
         answered: dict[str, OutgoingTokens] = {}
-        found: BaseViews = getattr(result, "gate_views", None) or {}
+        found = views_of(result)
         for request_id in plan:
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
@@ -227,21 +233,35 @@ class GateMixin(Scheduler):
                 found = answered.get(output.request_id)
                 if found is None or not output.new_token_ids:
                     continue
-                gate, position, gated, _ = found
-                if gated and gate.lora is not None:
-                    count_replay(gate.lora.lora_name)
-                if gated or not position or gate.params.trace > 1:
-                    marks = _marks(found, output.new_token_ids)
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), REPORT: marks}
+                if found.gated and found.gate.lora is not None:
+                    count_replay(found.gate.lora.lora_name)
+                told = _told(found, output.new_token_ids)
+                if told:
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), **told}
+
+
+def _told(found: OutgoingTokens, tokens: list[int]) -> dict[str, Any]:
+    """What the front end is told of a step's tokens, by keys of `kv_transfer_params`."""
+    gate, position, gated, views = found
+    params = gate.params
+    told: dict[str, Any] = {}
+    if params.watched:
+        seen = [round(view.entropy, 6) for view in views[: len(tokens)] if view is not None]
+        told |= {WATCHED: seen} if seen else {}
+        if gate.lora is None:
+            return told  # a request of the base that is only looked at
+    if gated or not position or params.trace > 1:
+        told[REPORT] = _marks(found, tokens)
+    return told
 
 
 def _marks(found: OutgoingTokens, tokens: list[int]) -> list[TracedToken]:
-    """What is told of the tokens of a step: of a gated one, and with `trace=2` of each."""
+    """The marks of a gated token, and with `trace=2` of every token of a step."""
     trace = found.gate.params.trace
-    told = tokens if trace > 1 else tokens[: int(found.gated)]
+    marked = tokens if trace > 1 else tokens[: int(found.gated)]
     return [
         token_report.mark(trace, found.position + at, token, found.gated and at == 0, view)
-        for at, (token, view) in enumerate(zip_longest(told, found.views[: len(told)]))
+        for at, (token, view) in enumerate(zip_longest(marked, found.views[: len(marked)]))
     ]
 
 
@@ -265,7 +285,9 @@ class AsyncGateScheduler(GateMixin, AsyncScheduler):
     """The asynchronous scheduler with a gate."""
 
 
-def make_scheduler(vllm_config: Any, kv_cache_config: Any, **kwargs: Any) -> GateMixin:
+def make_scheduler(
+    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, **kwargs: Any
+) -> GateMixin:
     """What vLLM calls in place of its scheduler class (--scheduler-cls)."""
     check_parts(vllm_config)
     check(vllm_config, kv_cache_config)

@@ -6,11 +6,15 @@ arguments of their own: each step's SchedulerOutput brings a `Plan`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from vllm_gate.params import NEVER, GateParams
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
 
 class Step(NamedTuple):
@@ -29,7 +33,7 @@ EMPTY: Plan = {}
 
 def attach(output: SchedulerOutput, plan: Plan) -> None:
     """Send `plan` along. The output is pickled to the workers with all its attributes."""
-    output.gate_plan = plan
+    output.gate_plan = plan  # type: ignore[attr-defined]
 
 
 def plan_of(output: SchedulerOutput) -> Plan:
@@ -37,7 +41,7 @@ def plan_of(output: SchedulerOutput) -> Plan:
     return getattr(output, "gate_plan", EMPTY)
 
 
-def gate_of(params: Any, lora_request: Any) -> GateParams | None:
+def gate_of(params: SamplingParams | None, lora_request: LoRARequest | None) -> GateParams | None:
     """The gate of a request that is gated, None of one that is not.
 
     A request of the base has no adapter to run; it counts as gated where its gate never opens.

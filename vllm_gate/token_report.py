@@ -5,28 +5,35 @@ The scheduler marks the tokens of a step. vLLM carries the marks to the front en
 marks of a sequence are added up. The sum goes out in `RequestOutput.kv_transfer_params`, where
 `GateReport.of` finds it, and into the HTTP answer (answers.py).
 
-Every token of every request passes here on its way out, and whoever follows a sequence is told:
+Every token of every request passes here on its way out, and the answer's context is told of it. So
 what is counted is what the client gets, stop strings, aborts and preemptions included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypeAlias, TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
-from vllm_gate.params import TAU, TRACE
+from vllm_gate.params import TAU, TRACE, WATCHED
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from starlette.datastructures import MutableHeaders
+    from torch import Tensor
+    from vllm import PoolingRequestOutput, RequestOutput
+    from vllm.tokenizers import TokenizerLike
+    from vllm.v1.engine import EngineCoreRequest, FinishReason
+    from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.engine.parallel_sampling import ParentRequest
 
     from vllm_gate.base_top_tokens import BaseView, TopToken
 
 REPORT = "gate"  # a key of kv_transfer_params
+Output: TypeAlias = "RequestOutput | PoolingRequestOutput"
 
 
 class TracedToken(TypedDict, total=False):
@@ -53,10 +60,11 @@ class GateReport:
         told = ((output.kv_transfer_params or {}).get(REPORT) or {}).get(str(index))
         return None if told is None else cls(**told)
 
-    def add(self, marks: Sequence[TracedToken]) -> None:
+    def add(self, marks: Iterable[TracedToken]) -> None:
         """Add the marks of a step's tokens; none says only that the request is gated."""
-        self.gated_tokens += sum(mark["gated"] for mark in marks)
-        self.trace.extend(marks)
+        for mark in marks:
+            self.gated_tokens += mark["gated"]
+            self.trace.append(mark)
 
 
 def mark(trace: int, position: int, token: int, gated: bool, view: BaseView | None) -> TracedToken:
@@ -73,22 +81,38 @@ def mark(trace: int, position: int, token: int, gated: bool, view: BaseView | No
     return entry
 
 
-class Follower(Protocol):
-    """Whoever wants to know of one sequence's tokens."""
-
-    def tokens(self, count: int, marks: Sequence[TracedToken]) -> None:
-        """They go out now, with the marks of those among them that have one."""
-
-
 @dataclass
-class AnswerReports:
-    """The reports of one HTTP answer's sequences, by the index of their choice."""
+class AnswerContext:
+    """One answer while it is made, with the reports of its sequences by the index of their choice.
+
+    A server follows a request further by a class of its own (`serving/request.py`).
+    """
 
     gated: bool = False  # a sequence of it is
     trace: int = 0  # as the request asks
     reports: dict[int, GateReport] = field(default_factory=dict)
 
-    def add(self, state: Any, report: GateReport) -> None:
+    def begin(self, request: EngineCoreRequest) -> Sequence | None:
+        """A sequence of the answer begins; None if nobody needs to follow it."""
+        params = request.sampling_params
+        arguments = (params.extra_args if params is not None else None) or {}
+        if TAU not in arguments or (WATCHED in arguments and request.lora_request is None):
+            return None  # of the base, also where it is watched
+        self.gated = True
+        self.trace = max(self.trace, int(arguments.get(TRACE) or 0))
+        return Sequence(self)
+
+    def tokens(self, sequence: Sequence, count: int, marks: list[TracedToken]) -> None:
+        """`count` tokens of a sequence go out now, with the marks of those that have one."""
+
+    def headers(self, headers: MutableHeaders) -> None:
+        """Complete the headers of the answer."""
+
+    def edit(self, body: bytes) -> bytes:
+        """Change a whole JSON answer, or a chunk of a stream, on its way to the client."""
+        return body
+
+    def add(self, state: RequestState, report: GateReport) -> None:
         """Add the report of a vLLM RequestState."""
         name = state.external_req_id
         # vLLM numbers the prompts of a completion and the turns of a response in their ids.
@@ -108,78 +132,86 @@ class AnswerReports:
         return report.trace if report else []
 
 
-# The HTTP answer that the running task is making, where someone wants its reports.
-ANSWER: ContextVar[AnswerReports | None] = ContextVar("gate_answer", default=None)
-
-
 @dataclass
-class _Sequence:
-    """One sequence whose tokens pass here."""
+class Sequence:
+    """One sequence on its way to the client."""
 
-    follower: Follower | None
-    answer: AnswerReports | None
+    answer: AnswerContext | None
     report: GateReport | None = None  # from its first mark on
+    last: float | None = None  # seconds, when its last token went out
 
+
+# The answer that the running task is making, where someone follows it.
+ANSWER: ContextVar[AnswerContext | None] = ContextVar("answer", default=None)
 
 # By vLLM's RequestState; and the reports of all sequences of a request, by its first owner.
-_sequences: WeakKeyDictionary[Any, _Sequence] = WeakKeyDictionary()
-_reports: WeakKeyDictionary[Any, dict[str, GateReport]] = WeakKeyDictionary()
-_follow: Callable[[Any], Follower | None] | None = None
+_sequences: WeakKeyDictionary[RequestState, Sequence] = WeakKeyDictionary()
+_reports: WeakKeyDictionary[RequestState | ParentRequest, dict[str, GateReport]] = (
+    WeakKeyDictionary()
+)
 
 
-def install(follow: Callable[[Any], Follower | None] | None = None) -> None:
+_observe: Callable[[float], None] | None = None
+
+
+def install(observe: Callable[[float], None] | None = None) -> None:
     """Have this process's outputs carry reports; again is harmless.
 
     Args:
-        follow: says who follows the sequence of an EngineCoreRequest; called where it is made.
+        observe: gets the base's entropy, in nats, at each token of a watched request.
     """
-    global _follow  # noqa: PLW0603
-    _follow = follow or _follow
+    global _observe  # noqa: PLW0603
+    _observe = observe or _observe
     # Nothing here depends on more than the arguments, so another vLLM may differ inside.
     patches.install("outputs", checked=patches.supported())
 
 
-def from_new_request(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """RequestState.from_new_request, in the task of the request: find out who wants its reports."""
+def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., RequestState]:
+    """RequestState.from_new_request, in the task of the request: find out who follows it."""
 
     @wraps(stock)
-    def begin(cls: Any, tokenizer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin(
+        cls: type[RequestState],
+        tokenizer: TokenizerLike | None,
+        request: EngineCoreRequest,
+        *args: Any,
+        **kwargs: Any,
+    ) -> RequestState:
         state = stock(cls, tokenizer, request, *args, **kwargs)
-        params = request.sampling_params
-        arguments = (params.extra_args if params is not None else None) or {}
-        answer = ANSWER.get() if TAU in arguments else None
-        if answer is not None:
-            answer.gated = True
-            answer.trace = max(answer.trace, int(arguments.get(TRACE) or 0))
-        follower = _follow(request) if _follow is not None else None
-        if follower is not None or answer is not None:
-            _sequences[state] = _Sequence(follower, answer)
+        answer = ANSWER.get()
+        sequence = answer.begin(request) if answer is not None else None
+        if sequence is not None:
+            _sequences[state] = sequence
         return state
 
     return begin
 
 
-def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
+def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Output | None]:
     """RequestState.make_request_output: tokens on their way out, with their marks."""
 
     @wraps(stock)
     def make(
-        self: Any,
+        self: RequestState,
         new_token_ids: list[int],
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
+        pooling_output: Tensor | None,
+        finish_reason: FinishReason | None,
+        stop_reason: int | str | None,
         kv_transfer_params: dict[str, Any] | None = None,
         *args: Any,
         **kwargs: Any,
-    ) -> Any:
-        marks: Sequence[TracedToken] = ()
+    ) -> Output | None:
+        marks: list[TracedToken] = []
+        if kv_transfer_params and WATCHED in kv_transfer_params:
+            for entropy in kv_transfer_params.pop(WATCHED):
+                if _observe is not None:
+                    _observe(entropy)
         if kv_transfer_params and REPORT in kv_transfer_params:
             marks = kv_transfer_params.pop(REPORT)
             _report(self).add(marks)
         sequence = _sequences.get(self)
-        if new_token_ids and sequence is not None and sequence.follower is not None:
-            sequence.follower.tokens(len(new_token_ids), marks)
+        if new_token_ids and sequence is not None and sequence.answer is not None:
+            sequence.answer.tokens(sequence, len(new_token_ids), marks)
         output = stock(
             self,
             new_token_ids,
@@ -196,15 +228,16 @@ def make_request_output(stock: Callable[..., Any]) -> Callable[..., Any]:
                 index: {"gated_tokens": report.gated_tokens, "trace": report.trace}
                 for index, report in reports.items()
             }
-            output.kv_transfer_params = (output.kv_transfer_params or {}) | {REPORT: shown}
+            gated = cast("RequestOutput", output)
+            gated.kv_transfer_params = (gated.kv_transfer_params or {}) | {REPORT: shown}
         return output
 
     return make
 
 
-def _report(state: Any) -> GateReport:
+def _report(state: RequestState) -> GateReport:
     """The report of a sequence, begun with its first marks."""
-    sequence = _sequences.setdefault(state, _Sequence(None, None))
+    sequence = _sequences.setdefault(state, Sequence(None))
     if sequence.report is None:
         sequence.report = GateReport()
         _reports.setdefault(state.parent_req or state, {})[str(state.request_index)] = (

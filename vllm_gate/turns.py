@@ -10,9 +10,12 @@ its `next_decode_eligible_step`).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_gate import pins
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 
 
 class Turns:
@@ -31,7 +34,7 @@ class Turns:
         self.slots, self.shared = slots, shared
         self.turned_away: dict[int, int] = {}  # LoRA id -> step since which it has had no slot
 
-    def take(self, running: Iterable[Any], waiting: Iterable[Any], step: int) -> int:
+    def take(self, running: Iterable[Request], waiting: Iterable[Request], step: int) -> int:
         """Make requests wait for the step after the next one, where there are too many adapters.
 
         Args:
@@ -42,7 +45,7 @@ class Turns:
         Returns:
             How many adapters vLLM may count in this step, pinned ones that rest left out.
         """
-        wanted: dict[int, list[Any]] = {}  # LoRA id -> those that run with it in this step
+        wanted: dict[int, list[Request]] = {}  # LoRA id -> those that run with it in this step
         for request in running:
             if request.lora_request is not None:
                 wanted.setdefault(request.lora_request.lora_int_id, []).append(request)
@@ -62,7 +65,7 @@ class Turns:
         return self.slots - len(pins.PINNED - wanted.keys())
 
 
-def _is_kept_waiting(waiting: Iterable[Any], wanted: Container[int]) -> bool:
+def _is_kept_waiting(waiting: Iterable[Request], wanted: Container[int]) -> bool:
     """Whether a request that has not begun needs an adapter beside those `wanted`."""
     loras = (request.lora_request for request in waiting)
     return any(lora is not None and lora.lora_int_id not in wanted for lora in loras)

@@ -209,6 +209,7 @@ GATE = [
                 "{{adapter}}@{{version}} calibrated",
                 dashed=True,
             ),
+            Query(f"max({P}default_gate_rate)", "wanted of the default gate", dashed=True),
         ],
         width=12,
     ),
@@ -269,7 +270,15 @@ GATE = [
                 dashed=True,
             ),
         ],
-        width=24,
+        width=18,
+    ),
+    Panel(
+        "Tokens behind the default gate",
+        "Tokens whose entropies gave the threshold of adapters that bring none "
+        "(--default-gate-rate). 0: nothing was measured, or the setting is off.",
+        "short",
+        [Query(f"sum({P}default_gate_tokens)", "tokens")],
+        width=6,
     ),
 ]
 

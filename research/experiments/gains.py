@@ -9,6 +9,10 @@ and for random rewards. Each is asked the test problems, beside the base at the 
 sampling, the base at temperature 0, and the base behind the same gate without an adapter, whose
 only effect is the gate's temperature. Differences are paired by problem; over seeds their standard
 error has both sources. The test problems are asked once: nothing is chosen by them.
+
+The base's pass over the rollouts is shared too, through the disk. `--share-rollouts` shares both
+between the seeds, which then differ in training alone: with a real model on a CPU, sampling and
+that pass take most of the time.
 """
 
 from __future__ import annotations
@@ -64,6 +68,9 @@ class GainsConfig(ProblemsConfig):
     samples: int = Field(1, ge=1, description="Answers per problem.")
     max_tokens: int = Field(512, ge=1, description="Longest answer, in fits too.")
     seeds: list[int] = Field([0, 1, 2], description="Of the fits.")
+    share_rollouts: bool = Field(
+        False, description="Sample once, with the first seed; the others are of training alone."
+    )
     only: list[str] = Field(
         list(FITS), description=f"Fits to make: some of {', '.join(FITS)}; gated is needed."
     )
@@ -87,6 +94,7 @@ ROWS = (
     Row("always-on, fitted for it", "always"),
     Row("gated", "gated", gated=True),
     Row("gated, temperature 0", "gated", gated=True, greedy=True),
+    Row("fitted for the gate, always-on", "gated"),
     Row("fitted at random positions, gated", "random positions", gated=True),
     Row("fitted for random rewards, gated", "random rewards", gated=True),
 )
@@ -95,12 +103,14 @@ ROWS = (
 def fit_all(config: GainsConfig, seed: int, base: BaseCheckpoint) -> dict[str, Path]:
     """Fit -> its adapter; those that change nothing included."""
     folder = config.output / f"seed{seed}"
+    first = config.seeds[0] if config.share_rollouts else seed
+    run_dir = config.output / f"seed{first}" / "fit"
     for name in config.only:
         arguments = [
             *("training.fit", "--model", config.model, "--problems", config.problems),
-            *("--limit", str(config.limit), "--seed", str(seed)),
-            *("--output", str(folder / name.replace(" ", "-")), "--run-dir", str(folder / "fit")),
-            *("--sampling.max-tokens", str(config.max_tokens), *FITS[name]),
+            *("--limit", str(config.limit), "--seed", str(first), "--training-seed", str(seed)),
+            *("--output", str(folder / name.replace(" ", "-")), "--run-dir", str(run_dir)),
+            *("--sampling.max-tokens", str(config.max_tokens), "--base-cache.keep", *FITS[name]),
             *(("--config", str(config.fit_config)) if config.fit_config else ()),
             *(("--data-dir", str(config.data_dir)) if config.data_dir else ()),
         ]

@@ -108,6 +108,19 @@ class HeldOut(TrainerCallback):
         control.should_training_stop |= stopped_rising(self.looks, self._patience)
 
 
+def neutral_rewards(correct: Sequence[bool | None], groups: Sequence[int]) -> list[float]:
+    """1, 0, or the mean of its group where the grader cannot tell: an advantage of zero."""
+    found: dict[int, list[bool]] = {}
+    for one, group in zip(correct, groups, strict=True):
+        if one is not None:
+            found.setdefault(group, []).append(one)
+    means = {group: sum(graded) / len(graded) for group, graded in found.items()}
+    return [
+        means.get(group, 0.0) if one is None else float(one)
+        for one, group in zip(correct, groups, strict=True)
+    ]
+
+
 def train(
     config: GrpoConfig,
     folder: Path,
@@ -133,7 +146,8 @@ def train(
 
     def reward(completions: list[str], number: list[int], **_: Any) -> list[float]:
         asked = [problems[one] for one in number]
-        return [float(verdict.correct) for verdict in verifier.check(completions, asked)]
+        verdicts = verifier.check(completions, asked)
+        return neutral_rewards([verdict.correct for verdict in verdicts], number)
 
     rows = [
         {"prompt": renderer.text(one.problem), "number": number}

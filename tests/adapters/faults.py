@@ -3,18 +3,25 @@
 A child process counts every call that changes the disk (os.write, os.rename, os.open for writing,
 ...) and ends itself with SIGKILL before the n-th, or halfway through it where it is a write, or has
 it fail with an error. An audit hook proves that nothing is written past the counted calls.
+
+The child is forked from a small process: a fork of one that has imported torch takes ten times as
+long. So the operation and the fault of `run_apart` are what can be pickled.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cache
+from typing import IO, Any, NamedTuple, Protocol
 
 # Every call of the os module with which the store changes anything on the disk.
 CALLS = (
@@ -33,22 +40,26 @@ class Fault(Protocol):
     def __call__(self, number: int, name: str, call: Callable[[], Any], args: tuple) -> Any: ...
 
 
-def kill_before(n: int) -> Fault:
+@dataclass(frozen=True)
+class KillBefore:
     """SIGKILL instead of the n-th step."""
 
-    def fault(number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
-        if number == n:
+    n: int
+
+    def __call__(self, number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
+        if number == self.n:
             os.kill(os.getpid(), signal.SIGKILL)
         return call()
 
-    return fault
 
-
-def kill_halfway(n: int) -> Fault:
+@dataclass(frozen=True)
+class KillHalfway:
     """As the n-th step, if it is a write: half of it, then SIGKILL; else SIGKILL after it."""
 
-    def fault(number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
-        if number != n:
+    n: int
+
+    def __call__(self, number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
+        if number != self.n:
             return call()
         try:
             if name == "write":
@@ -59,21 +70,26 @@ def kill_halfway(n: int) -> Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
 
-    return fault
 
-
-def refuse_from(n: int, error: int, names: frozenset[str], half: bool = False) -> Fault:
+@dataclass(frozen=True)
+class RefuseFrom:
     """From the n-th step on every call of `names` fails; with `half`, a write writes half first."""
 
-    def fault(number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
-        creates = name != "open" or not os.path.exists(args[0])
-        if number < n or name not in names or (error == errno.ENOSPC and not creates):
-            return call()
-        if half and name == "write" and len(args[1]) > 1:
-            return REAL["write"](args[0], args[1][: len(args[1]) // 2])
-        raise OSError(error, os.strerror(error), args[0] if isinstance(args[0], str) else None)
+    n: int
+    error: int
+    names: frozenset[str]
+    half: bool = False
 
-    return fault
+    def __call__(self, number: int, name: str, call: Callable[[], Any], args: tuple) -> Any:
+        creates = name != "open" or not os.path.exists(args[0])
+        full = self.error == errno.ENOSPC
+        if number < self.n or name not in self.names or (full and not creates):
+            return call()
+        if self.half and name == "write" and len(args[1]) > 1:
+            return REAL["write"](args[0], args[1][: len(args[1]) // 2])
+        raise OSError(
+            self.error, os.strerror(self.error), args[0] if isinstance(args[0], str) else None
+        )
 
 
 class Outcome(NamedTuple):
@@ -89,6 +105,54 @@ REAL: dict[str, Any] = {}
 
 def run(operation: Callable[[], Any], fault: Fault) -> Outcome:
     """Run `operation` in a child of this process, under `fault`."""
+    return _counted(_fork(operation, fault))
+
+
+def run_apart(operation: Callable[[], Any], fault: Fault) -> Outcome:
+    """The same in a child of a small process."""
+    forker = _forker()
+    assert forker.stdin is not None and forker.stdout is not None
+    pickle.dump((operation, fault), forker.stdin)
+    forker.stdin.flush()
+    return _counted(pickle.load(forker.stdout))
+
+
+def _counted(outcome: Outcome) -> Outcome:
+    assert outcome.error is None or outcome.error[0] != "Uncounted", outcome.error[1]
+    return outcome
+
+
+@cache
+def _forker() -> subprocess.Popen[bytes]:
+    """This module as a command, for as long as the tests run."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import faults; faults.serve()"],
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def serve() -> None:
+    """Fork a child for each (operation, fault) of stdin; its outcome goes to stdout."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr
+    while request := _next(requests):
+        pickle.dump(_fork(*request), answers)
+        answers.flush()
+
+
+def _next(requests: IO[bytes]) -> tuple[Callable[[], Any], Fault] | None:
+    try:
+        return pickle.load(requests)
+    except EOFError:
+        return None
+
+
+def _fork(operation: Callable[[], Any], fault: Fault) -> Outcome:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -101,9 +165,7 @@ def run(operation: Callable[[], Any], fault: Fault) -> Outcome:
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return Outcome(True, [], None)
-    outcome = Outcome(False, *pickle.loads(report))
-    assert outcome.error is None or outcome.error[0] != "Uncounted", outcome.error[1]
-    return outcome
+    return Outcome(False, *pickle.loads(report))
 
 
 def _child(operation: Callable[[], Any], fault: Fault, writer: int) -> None:
@@ -172,7 +234,7 @@ def every_step(operation: Callable[[], Any], fault: Callable[[int], Fault]) -> I
     """
     n = 1
     while True:
-        outcome = run(operation, fault(n))
+        outcome = run_apart(operation, fault(n))
         yield outcome
         if not outcome.killed and len(outcome.steps) < n:
             return

@@ -21,6 +21,7 @@ from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.moves import FILE as MOVES
+from adapters.peft_folder import INDEX, SHARDS
 from adapters.store import SHIPPED, Store
 
 
@@ -132,6 +133,15 @@ def test_bad_input_is_named(
     assert contents(console.store.root) == {}
 
 
+def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console) -> None:
+    config = make_adapter(console.store.root / "alpha") / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
+    (row,) = json.loads(console("list", "--json"))
+    assert row["state"].startswith("refused: vLLM would not load it: ")
+    assert "alpha: vLLM would not load it: " in console("verify", code=1)
+    assert "vLLM would not load it: " in console("show", "alpha", code=2)
+
+
 def test_verify_tells_what_is_unsound(console: Console, tmp_path: Path) -> None:
     store = console.store
     version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
@@ -218,7 +228,7 @@ def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: Base
     assert store.names() == ["mine", "unbound"]
 
 
-def test_an_import_from_the_hub_takes_three_files(
+def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
     store: Store, tmp_path: Path, base: BaseCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = make_adapter(tmp_path / "hub")
@@ -236,7 +246,7 @@ def test_an_import_from_the_hub_takes_three_files(
     version = import_adapter(
         store, "someone/their-lora", "theirs", base=base, family="tiny", revision="abc"
     )
-    assert asked == [("someone/their-lora", "abc", list(FILES))]
+    assert asked == [("someone/their-lora", "abc", [*FILES, INDEX, SHARDS])]
     assert version.manifest is not None
     assert version.manifest.made_by == {"imported from": "someone/their-lora@abc"}
     with pytest.raises(SourceError, match=r"'someone/absent' cannot be fetched.*: no network$"):
@@ -263,10 +273,12 @@ def test_an_oversized_file_is_refused_before_it_is_read(store: Store, tmp_path: 
 
 
 def test_an_export_comes_back_as_the_same_version(store: Store, tmp_path: Path) -> None:
-    shipped = Store(SHIPPED)
-    version = export_adapter(shipped, "tiny-math", tmp_path / "out")
+    first = Store(tmp_path / "first")
+    export_adapter(Store(SHIPPED), "tiny-math", tmp_path / "lean")  # of a version that was not
+    import_adapter(first, str(tmp_path / "lean"), "tiny-math", base=None)
+    version = export_adapter(first, "tiny-math", tmp_path / "out")
     with pytest.raises(FileExistsError):
-        export_adapter(shipped, "tiny-math", tmp_path / "out")
+        export_adapter(first, "tiny-math", tmp_path / "out")
     again = import_adapter(store, str(tmp_path / "out"), "tiny-math", base=None)
     assert again.id == version.id
     assert (tmp_path / "out" / "fit.yaml").read_bytes() == (version.path / "fit.yaml").read_bytes()
@@ -309,6 +321,30 @@ def test_a_plain_folder_becomes_a_version_that_can_be_rolled_back_to(
     with pytest.raises(AdapterError, match=r"its plain folder cannot become a version \(.*remove"):
         store.publish(tmp_path / "new", "beta")
     assert kept.items() <= contents(damaged).items()
+
+
+def test_files_beside_the_versions_become_one(store: Store, tmp_path: Path) -> None:
+    first = store.publish(make_adapter(tmp_path / "first"), "alpha")
+    assert store.plain("alpha") is None and store.adopt("alpha") is None
+    home = store.root / "alpha"
+    for file in (CONFIG, WEIGHTS):
+        shutil.copy(make_adapter(tmp_path / f"next-{file}", value=2) / file, home)
+        if file == CONFIG:
+            assert store.plain("alpha") is None  # not complete
+    version = store.adopt("alpha", by="me")
+    assert version is not None and version.id not in (None, first.id)
+    assert str(store.resolve("alpha")) == version.id
+    assert [move.by for move in store.history("alpha")][-1] == "me"
+    assert store.plain("alpha") is None and not (home / WEIGHTS).exists()
+    assert store.rollback("alpha").version == first.id
+    assert verify(store) == []
+
+    outside = make_adapter(tmp_path / "outside", value=3)
+    shutil.copy(outside / CONFIG, home)
+    (home / WEIGHTS).symlink_to(outside / WEIGHTS)
+    with pytest.raises(AdapterError, match="leads out of the store"):
+        store.adopt("alpha")
+    assert str(store.resolve("alpha")) == first.id and (outside / WEIGHTS).exists()
 
 
 def test_a_listing_believes_names_and_a_load_does_not(store: Store, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def read(root: Path, stop: Event, reads: Any) -> None:
     count, longest = 0, 0
     while not stop.is_set():
         with store.lease("shared").lease:
-            store.get("shared").check_weights()
+            store.get("shared")
         if count % 100 == 0:
             length = len(store.history("shared"))
             assert length >= longest

@@ -41,7 +41,8 @@ def make_adapter(
 ) -> Path:
     """A PEFT folder whose weights are all `value`; with a manifest where `base` is given."""
     path.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    target = module.rpartition(".")[2]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": [target]}
     (path / CONFIG).write_text(json.dumps(config))
     save_file(
         {

@@ -20,7 +20,7 @@ HISTOGRAMS = {
 GAUGES = {
     *("adapters", "adapter_info", "adapter_requests_in_flight", "adapter_tau_nats"),
     *("adapter_calibrated_gate_rate", "slots", "slots_busy", "queue_requests"),
-    *("gate_requests", "gate_answers"),
+    *("gate_requests", "gate_answers", "default_gate_rate", "default_gate_tokens"),
 }
 OURS = (
     {f"reasonmaxxer_{name}_total" for name in COUNTERS}

@@ -70,6 +70,16 @@ def test_server_settings(block: Block, tmp_path: Path) -> None:
     assert flags
 
 
+def test_every_client_of_the_page_has_a_script_that_runs_its_lines() -> None:
+    """The scripts run with tests/serving/test_clients.py, each in its client's environment."""
+    text = (ROOT / "docs" / "clients.md").read_text()
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)[1:]
+    shown = {name for name, part in zip(parts[::2], parts[1::2], strict=True) if ".client}" in part}
+    scripts = [path.read_text() for path in (ROOT / "tests" / "clients").glob("check_*.py")]
+    assert shown == set(re.findall(r'\b(?:run|commands)\("([^"]+)"', "".join(scripts)))
+    assert len(scripts) == len(shown) == 7
+
+
 @pytest.mark.parametrize("block", blocks("python", "python {.run}"), ids=lambda block: block.name)
 def test_python_is_valid(block: Block) -> None:
     compile(block.code, block.name, "exec")

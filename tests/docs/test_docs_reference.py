@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from adapters.__main__ import parser as store_parser
 from docs import configuration
+from training.calibrate import CalibrateConfig
 
 TEXT = {page.name: page.read_text(encoding="utf-8") for page in WRITTEN}
 
@@ -143,7 +144,7 @@ def test_examples_use_flags_that_exist(name: str) -> None:
 def test_examples_of_the_store_are_parsed() -> None:
     calls = [(place, words) for place, words in commands("reasonmaxxer store") if words]
     assert len(calls) > 5
-    known = {option for _, option in options(store_parser())}
+    known = {option for _, option in options(store_parser())} | flags_of(CalibrateConfig)
     names = {name for name, _ in options(store_parser())}
     for place, words in calls:
         assert words[0] in names, f"{place}: {words}"
@@ -184,7 +185,7 @@ def metrics() -> set[str]:
     }
     text = serving.metrics.METRICS.page()
     found |= set(re.findall(r"^# TYPE (reasonmaxxer_\w+) ", text, re.MULTILINE))
-    gauges = (ROOT / "serving" / "gauges.py").read_text()
+    gauges = (ROOT / "serving" / "metrics_page.py").read_text()
     return found | {f"reasonmaxxer_{name}" for name in re.findall(r'Gauge\(\s*"(\w+)"', gauges)}
 
 
@@ -205,7 +206,7 @@ def test_every_alert() -> None:
 
 
 def test_every_action_of_the_admin_api() -> None:
-    source = (ROOT / "serving" / "admin.py").read_text()
+    source = (ROOT / "serving" / "admin_api.py").read_text()
     for action in re.findall(r'@router\.(?:post|put)\("/\{name\}/([a-z]+)"\)', source):
         assert re.search(rf"`(POST|PUT) \.\.\./NAME/{action}\b", page("serving")), action
 

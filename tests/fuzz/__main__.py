@@ -29,11 +29,11 @@ import httpx
 import psutil
 
 from adapters.files import write_json
-from benchmarks.report import machine
 from tests.fuzz import oracle, server_state
 from tests.fuzz.client import ANSWER_SECONDS, SETTLE_SECONDS, Users, probe
 from tests.fuzz.report import report, show
 from tests.fuzz.traffic import draw, witness_bodies
+from training.provenance import machine
 
 
 def _client(options: argparse.Namespace) -> httpx.AsyncClient:

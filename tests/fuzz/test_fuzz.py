@@ -9,7 +9,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEY, ROOT, free_port, make_adapter, running_server
+from support import KEY, ROOT, Server
 
+from demo.server import free_port
 from tests.fuzz import oracle, server_state
 from tests.fuzz.oracle import Greedy
 from tests.fuzz.report import memory
@@ -259,25 +259,14 @@ def test_streams() -> None:
     assert faults(streamed(b"{", b"[DONE]"), stream=True)
 
 
-ERROR = {"message": "gate_tau: no", "type": "BadRequestError", "param": "gate_tau", "code": 400}
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "good"),
-    [
-        (400, ERROR, True),
-        (200, ERROR, False),
-        (500, ERROR, False),
-        (400, ERROR | {"message": "no", "param": None}, False),
-        (400, ERROR | {"message": ""}, False),
-        (400, {name: ERROR[name] for name in ("message", "code")}, False),
-        (400, "gate_tau: no", False),
-    ],
-)
-def test_refusals(status: int, error: Any, good: bool) -> None:
-    case = Case(0, "bad gate argument", COMPLETIONS, {}, refusal="gate_tau")
-    found = list(oracle.check_refusal(case, status, json.dumps({"error": error}).encode()))
-    assert (not found) == good
+def test_a_refusal_names_what_is_wrong() -> None:
+    """As tests/loadtests has it at length; here of the case."""
+    error = {"message": "gate_tau: no", "type": "BadRequestError", "param": None, "code": 400}
+    content = json.dumps({"error": error}).encode()
+    for refusal, good in (("gate_tau", True), ("gate_rate", False)):
+        case = Case(0, "bad gate argument", COMPLETIONS, {}, refusal=refusal)
+        assert (not list(oracle.check_refusal(case, 400, content))) == good
+        assert list(oracle.check_refusal(case, 200, content))
 
 
 @pytest.mark.parametrize(
@@ -397,32 +386,13 @@ def test_no_server(tmp_path: Path) -> None:
     assert "ConnectError" in ended.stderr
 
 
-@pytest.mark.engine
-def test_half_a_minute_of_mixed_traffic(
-    tmp_path: Path,
-    base_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Few KV blocks (preemptions), small steps (prompts in pieces), more adapters than slots."""
-    # vLLM's sockets lie there, and a socket's path may have 107 characters.
-    store, temporary = tmp_path / "store", tmp_path_factory.mktemp("t")
-    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
-    make_adapter(store, "alpha", base_folder, seed=1)
-    wide = ("q_proj", "v_proj", "up_proj", "down_proj")
-    make_adapter(store, "gamma", base_folder, seed=3, rank=16, targets=wide)
-    make_adapter(store, "plain", base_folder, seed=2, manifest=False)
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    pressure = ["--block-size", "32", "--kv-cache-memory-bytes", str(2**21)]
-    pressure += ["--max-num-batched-tokens", "128", "--max-loras", "2", "--max-cpu-loras", "2"]
-    pressure += ["--max-num-seqs", "12"]
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with running_server(base_folder, store, tmp_path, *pressure, *tools) as server:
-        pid = str(server.process.pid)
-        ended = fuzz(
-            "--host", server.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+@pytest.mark.fuzz
+def test_half_a_minute_of_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
+    pid = str(pressed.process.pid)
+    ended = fuzz(
+        "--host", pressed.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     print(ended.stdout)
     assert report["faults"] == report["wrong"] == []

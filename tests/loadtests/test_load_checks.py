@@ -43,7 +43,7 @@ def test_hostile_requests_are_judged_apart() -> None:
 def test_versions_and_moves() -> None:
     plan = replace(PLAN, scenario="swap-storm", alias="a", versions=("a@1", "a@2"))
     moves = [Move("a@1", 0, 0), Move("a@2", 2, 3)]
-    mine = [replace(GOOD, model="a"), replace(GOOD, model="a:gated", at=4.0, served="a@2:gated")]
+    mine = [replace(GOOD, model="a"), replace(GOOD, model="a:gated", at=4.0, served="a@2")]
     assert all(check.ok for check in checks.right_version(mine, plan, moves))
     stale = replace(mine[0], at=4.0)
     assert [check.ok for check in checks.right_version([*mine, stale], plan, moves)] == [

@@ -155,7 +155,7 @@ def test_an_answer_must_be_of_an_aliased_version() -> None:
 
     assert not wrong(1, "a@1") and wrong(1, "a@2")
     assert not wrong(5.5, "a@1") and not wrong(5.5, "a@2")  # either, while it moves
-    assert wrong(6.5, "a@1") and not wrong(6.5, "a@2:gated")
+    assert wrong(6.5, "a@1") and not wrong(6.5, "a@2")
     assert wrong(7.5, "a@3") and not wrong(7.5, "a@2")
     assert not wrong(4.95, "a@2") and wrong(4.8, "a@2")  # admitted between 4.8 and 4.9
     assert not wrong(9.5, "a@1") and wrong(9.5, "a@2")

@@ -22,7 +22,11 @@ from loadtests.hostile import bad_requests, refusal_faults
 def event(text: str | None = None, reason: str | None = None, **more: Any) -> bytes:
     """One event of a stream."""
     choices = [{"delta": {"content": text}, "finish_reason": reason}] if text is not None else []
-    return b"data: " + json.dumps({"model": "m@1", "choices": choices} | more).encode() + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps({"system_fingerprint": "m@1", "choices": choices} | more).encode()
+        + b"\n\n"
+    )
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3}
@@ -80,6 +84,7 @@ ERROR = {"message": "top_p: no", "type": "BadRequestError", "param": "top_p", "c
         (200, ERROR, False),
         (500, ERROR, False),
         (400, ERROR | {"message": "no", "param": None}, False),
+        (400, ERROR | {"message": ""}, False),
         (400, {"message": "top_p: no", "code": 400}, False),
         (400, "top_p: no", False),
     ],

@@ -11,7 +11,7 @@ from preloaded import preloaded
 
 from research.miniature.world import puzzles
 from research.paper import grpo
-from research.paper.grpo import GrpoConfig, Look, best, cost, stopped_rising
+from research.paper.grpo import GrpoConfig, Look, best, cost, neutral_rewards, stopped_rising
 
 BASE = "models/tiny-qwen2"
 
@@ -100,3 +100,8 @@ def test_shared_problems_and_bad_flags_end_with_2(files: tuple[Path, Path], caps
             grpo.main([*arguments, *more])
         assert end.value.code == 2
         assert word in capsys.readouterr().err
+
+
+def test_what_cannot_be_graded_has_no_advantage() -> None:
+    found = neutral_rewards([True, False, None, None, True, None], [0, 0, 0, 1, 2, 2])
+    assert found == [1, 0, 0.5, 0, 1, 1]

@@ -102,6 +102,7 @@ def test_the_lot_opens_at_its_rate() -> None:
     assert takes("random", TAU, 0.2)(logits, logits).float().mean() == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.engine
 def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) -> None:
     problems = tmp_path / "problems.jsonl"
     stream = puzzles(1, "heldout")
@@ -119,6 +120,7 @@ def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) ->
     assert "oracle" in capsys.readouterr().out
 
 
+@pytest.mark.engine
 def test_a_whole_model_needs_no_adapter_and_calibrates_its_tau(tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     stream = puzzles(1, "heldout")

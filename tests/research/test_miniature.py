@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -33,6 +34,7 @@ from research.miniature.world import (
     Author,
     Problem,
     Puzzle,
+    Split,
     puzzles,
     write_solution,
 )
@@ -41,8 +43,21 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tiny-qwen2"
 
 
-def some(count: int, seed: int = 0, split: str = "train", **more: object) -> list[Puzzle]:
-    return list(islice(puzzles(seed, split, **more), count))  # type: ignore[arg-type]
+DRAWN: dict[tuple[int, str], tuple[list[Puzzle], Iterator[Puzzle]]] = {}
+
+
+def some(count: int, seed: int = 0, split: Split = "train", **more: Any) -> list[Puzzle]:
+    """The first `count` of a stream; the same ones are drawn once for all tests."""
+    if more:
+        return list(islice(puzzles(seed, split, **more), count))
+    found, stream = DRAWN.setdefault((seed, split), ([], puzzles(seed, split)))
+    found.extend(islice(stream, max(0, count - len(found))))
+    return found[:count]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[dict[str, Any]]:
+    return list(documents(CorpusConfig(documents=2000)))
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -51,12 +66,12 @@ def some(count: int, seed: int = 0, split: str = "train", **more: object) -> lis
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_the_shipped_problems_are_the_first_of_seed_0(split: Literal["train", "heldout"]) -> None:
     path = ROOT / "models" / "tiny-problems" / f"{split}.jsonl"
-    made = [puzzle.problem for puzzle in islice(puzzles(0, split), 1000)]
+    made = [puzzle.problem for puzzle in some(1000, 0, split)]
     assert path.read_text() == "".join(one.model_dump_json() + "\n" for one in made)
 
 
 def test_split_is_disjoint_whatever_the_seed() -> None:
-    def content(split: str) -> set[tuple[str, str]]:
+    def content(split: Split) -> set[tuple[str, str]]:
         return {
             (p.problem.kind, p.kind.canonical(p.state))
             for seed in range(10)
@@ -68,21 +83,22 @@ def test_split_is_disjoint_whatever_the_seed() -> None:
     assert not train & heldout
 
 
-def test_corpus_has_train_problems_only() -> None:
+def test_corpus_has_train_problems_only(corpus: list[dict[str, Any]]) -> None:
     heldout = {p.problem.problem for seed in range(5) for p in some(400, seed, "heldout")}
-    rows = list(documents(CorpusConfig(documents=2000)))
-    assert len(rows) == 2000
-    assert not heldout & {row["problem"] for row in rows}
+    assert len(corpus) == 2000
+    assert not heldout & {row["problem"] for row in corpus}
 
 
-def test_benchmarks_are_held_out_and_the_hard_ones_longer_than_the_corpus() -> None:
-    corpus = {row["problem"] for row in documents(CorpusConfig(documents=2000))}
+def test_benchmarks_are_held_out_and_the_hard_ones_longer_than_the_corpus(
+    corpus: list[dict[str, Any]],
+) -> None:
+    trained_on = {row["problem"] for row in corpus}
     total = 0
     for name, benchmark in BENCHMARKS.items():
         asked = benchmark_problems(name)
         assert asked == benchmark_problems(name)
         assert {problem.split for problem in asked} == {"heldout"}
-        assert not corpus & {problem.problem for problem in asked}
+        assert not trained_on & {problem.problem for problem in asked}
         assert len({problem.id for problem in asked}) == len(asked) == benchmark.problems
         total += len(asked)
     assert total >= 500
@@ -103,7 +119,7 @@ def test_a_kind_is_named_with_its_length() -> None:
 
 
 def test_problems_are_deterministic_and_distinct() -> None:
-    first, again, other = some(300), some(300), some(300, seed=1)
+    first, again, other = some(300), list(islice(puzzles(0, "train"), 300)), some(300, seed=1)
     assert [p.problem for p in first] == [p.problem for p in again]
     assert [p.problem for p in first] != [p.problem for p in other]
     assert [p.problem for p in first[:100]] == [p.problem for p in some(100)]  # a prefix
@@ -487,6 +503,7 @@ def test_what_cannot_grow_into_a_model_is_named() -> None:
             new_model(config.model_copy(update={"architecture": architecture}), tokenizer)
 
 
+@pytest.mark.engine
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     from research.checkpoints import whole_checkpoints
     from research.miniature.pretrain import main

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from gate_models import make_adapters, make_model
 from gate_reference import Reference
-from support import Server, make_adapter, running_server
+from preloaded import Command, preloaded
+from support import Server, StartServer, make_adapter
 
 from adapters.manifest import Gate, Manifest
 
@@ -24,8 +25,34 @@ FLAGS = (
 )
 
 
+# What they import by and by, so that it is there before the first call.
+SERVING = ("serving.launch", "transformers.models.auto", "vllm.entrypoints.launchers.cli_args")
+ENGINE = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """`python -m serving`, offline, forked for every call from a process that has imported vLLM."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        folder = tmp_path_factory.mktemp("serving")
+        with preloaded("serving.__main__", folder, *SERVING) as command:
+            yield command
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """gate_engine.py, forked for every call from a process that has imported vLLM."""
+    from test_gate_exact import engine_environment
+
+    folder = tmp_path_factory.mktemp("engine")
+    environment = engine_environment(tmp_path_factory.mktemp("metrics"))
+    with preloaded("gate_engine", folder, *ENGINE, environment=environment) as command:
+        yield command
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> Callable[[str], World]:
     """The world of an architecture; made once."""
     from test_gate_exact import World
 
@@ -36,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
             folder = tmp_path_factory.mktemp(architecture)
             model = make_model(architecture, folder / "base")
             adapters = make_adapters(model, folder)
-            known[architecture] = World(model, adapters, Reference(model, adapters))
+            known[architecture] = World(model, adapters, Reference(model, adapters), engine)
         return known[architecture]
 
     return get
@@ -57,9 +84,20 @@ def gated_store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> 
 
 @pytest.fixture(scope="session")
 def gated(
-    gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    start_server: StartServer,
+    gated_store: Path,
+    base_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """The real server over `gated_store`."""
     work = tmp_path_factory.mktemp("gated-server")
-    with running_server(base_folder, gated_store, work, *FLAGS) as running:
+    with start_server(base_folder, gated_store, work, *FLAGS) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def plain_folders_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process a plain folder is taken as complete when it is found."""
+    from serving import plain_folders
+
+    monkeypatch.setattr(plain_folders, "QUIET", 0.0)

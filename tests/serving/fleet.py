@@ -1,4 +1,4 @@
-"""A registry over a real store and an engine that only remembers what it was told."""
+"""Admission over a real store and an engine that only remembers what it was told."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.store import Store
-from serving.held import Holding
-from serving.modes import Modes
-from serving.registry import Registry
-from serving.residents import Residents
+from serving.admission import Admission
+from serving.aliases import Aliases
+from serving.engine_cache import EngineCache
+from serving.request import RequestMiddleware
 from serving.slots import Slots
-from serving.snapshot import Snapshots
 
 
 class Engine:
@@ -28,15 +27,18 @@ class Engine:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.loaded: dict[int, str] = {}  # LoRA id -> NAME@HASH
+        self.paths: dict[str, str] = {}  # NAME@HASH -> where it was read
         self.pinned: set[int] = set()
         self.refuses = ""  # what it says of the next adapter
+        self.model_config = SimpleNamespace(max_model_len=64)
 
     async def add_lora(self, request: Any) -> None:
         await self.may_load.wait()
         if self.refuses:
             raise RuntimeError(self.refuses)
-        assert Path(request.lora_path).is_dir()
+        assert await asyncio.to_thread(Path(request.lora_path).is_dir)
         assert not request.load_inplace
+        self.paths[request.lora_name] = request.lora_path
         self.loaded[request.lora_int_id] = request.lora_name
 
     async def remove_lora(self, number: int) -> None:
@@ -52,26 +54,25 @@ class Engine:
         return [list(self.loaded)] if method == "adapters_on_device" else [None]
 
 
-def make_modes(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Modes:
-    """Modes over the store `tmp_path/store`."""
-    (tmp_path / "frozen").mkdir()
+def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Admission:
+    """Admission over the store `tmp_path/store`."""
     numbers = iter(range(1, 10_000))
     models = SimpleNamespace(
         lora_requests={},
         lora_id_counter=SimpleNamespace(inc=lambda _: next(numbers)),
         is_base_model=lambda name: name == "base",
+        base_model_paths=[SimpleNamespace(name="base")],
     )
     store = Store(tmp_path / "store")
-    residents = Residents(
+    cache = EngineCache(
         store=store,
         base=BaseCheckpoint.open(str(base)),
         max_rank=64,
-        snapshots=Snapshots(tmp_path / "frozen"),
         engine=Engine(),  # type: ignore[arg-type]
         models=models,  # type: ignore[arg-type]
         capacity=capacity,
     )
-    return Modes(Registry(store, residents, Slots(slots, patience=0.0)), gated=True)
+    return Admission(Aliases(store, cache, Slots(slots, patience=0.0)), gated=True)
 
 
 def completion(model: str, **arguments: Any) -> CompletionRequest:
@@ -80,25 +81,28 @@ def completion(model: str, **arguments: Any) -> CompletionRequest:
 
 
 async def answered(
-    modes: Modes, model: str, during: Callable[[Any], Coroutine[Any, Any, None]], **arguments: Any
+    admission: Admission,
+    model: str,
+    during: Callable[[Any], Coroutine[Any, Any, None]],
+    **arguments: Any,
 ) -> str:
     """Admit a request, await `during(request)`, end it. Returns the model it was bound to."""
     request = completion(model, **arguments)
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:
-        await modes.admit(request)
+        await admission.admit(request)
         await during(request)
 
     async def nothing(*_: Message) -> Any: ...
 
-    await Holding(app)(
+    await RequestMiddleware(app)(
         {"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, nothing
     )
     return str(request.model)
 
 
-async def settled(modes: Modes) -> None:
+async def settled(admission: Admission) -> None:
     """Let loads and drops that were begun come to their end."""
-    registry = modes.registry
-    while registry._switching or registry.residents._dropping:
+    aliases = admission.aliases
+    while aliases._switching or aliases.cache._dropping:
         await asyncio.sleep(0)

@@ -1,9 +1,12 @@
 """Run by the gate's tests in a process of its own: jobs on the real engine, one after the other.
 
-stdin: {"model", "adapters": {name: folder}, "jobs": [...]}; last line of stdout: a list of results.
-With REASONMAXXER_TEST_DRAFTS set the drafters of gate_drafts.py know what is in that file.
-A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]},
-"reset": [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
+    python gate_engine.py CASE RESULTS
+
+CASE is a JSON file, {"model", "adapters": {name: folder}, "jobs": [...], "known": what the drafters
+of gate_drafts.py know, or null}; a list of results goes to the file RESULTS.
+
+A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]}, "reset":
+[step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
 [other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
 a request under "hold" begins when the other one of its wave has given so many tokens. A request:
 {"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index its prompt goes
@@ -19,9 +22,12 @@ import gc
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import gate_drafts
+
+from vllm_gate.token_report import AnswerContext
 
 
 def _interpret(asynchronous: bool) -> None:
@@ -219,17 +225,14 @@ def _breakages_of_drafts() -> dict[str, Any]:
     }
 
 
-class Counts:
+class Counts(AnswerContext):
     """Follows all gated requests, as the server's metrics do: [generated, gated] tokens."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sums = [0, 0]
 
-    def follow(self, request: Any) -> Counts | None:
-        """Itself, where the request is gated."""
-        return self if "gate_tau" in (request.sampling_params.extra_args or {}) else None
-
-    def tokens(self, count: int, marks: list[dict[str, Any]]) -> None:
+    def tokens(self, sequence: Any, count: int, marks: list[Any]) -> None:
         """They go out now."""
         self.sums[0] += count
         self.sums[1] += sum(mark["gated"] for mark in marks)
@@ -458,21 +461,27 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All jobs of stdin."""
-    case = json.load(sys.stdin)
+    """All jobs of a case."""
+    given, results = map(Path, sys.argv[1:])
+    case = json.loads(given.read_text())
+    if case.get("known"):
+        known = given.with_name("known.json")
+        known.write_text(json.dumps(case["known"]))
+        os.environ[gate_drafts.KNOWN] = str(known)
     if case.get("runner", "v1") != "v1":
         _interpret(case["runner"] == "v2 async")
-        if gate_drafts.KNOWN in os.environ:
+        if case.get("known"):
             gate_drafts.instead_of_ngrams()
     from vllm_gate import token_report
 
-    token_report.install(COUNTS.follow)
+    token_report.install()
+    token_report.ANSWER.set(COUNTS)
     breakages = _breakages() if case.get("runner", "v1") == "v1" else _breakages_v2()
     done = []
     for job in case["jobs"]:
         with breakages[job.get("break") or "none"]():
             done.append(run(case, job))
-    print(json.dumps(done))
+    results.write_text(json.dumps(done))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return torch.randint(1, VOCAB, (count, length), generator=generator).tolist()
 
 
-def _config(architecture: str, vocab: int) -> Any:
+def _config(architecture: str, vocab: int, tied: bool) -> Any:
     import transformers
 
     kind, more = {
@@ -75,7 +75,7 @@ def _config(architecture: str, vocab: int) -> Any:
         num_key_value_heads=2 if architecture == "llama" else 1,
         head_dim=32,
         max_position_embeddings=512,
-        tie_word_embeddings=architecture in ("qwen2", "gemma2", "gemma3"),
+        tie_word_embeddings=tied or architecture in ("qwen2", "gemma2", "gemma3"),
         bos_token_id=None,
         eos_token_id=0,
         initializer_range=WEIGHTS,
@@ -84,12 +84,13 @@ def _config(architecture: str, vocab: int) -> Any:
     )
 
 
-def make_model(architecture: str, folder: Path, vocab: int = VOCAB) -> Path:
+def make_model(architecture: str, folder: Path, vocab: int = VOCAB, *, tied: bool = False) -> Path:
     """Make and save a model, without a tokenizer."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(_config(architecture, vocab), dtype=torch.float32)
+    config = _config(architecture, vocab, tied)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(HEAD)
         for name, weight in model.named_parameters():

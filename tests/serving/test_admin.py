@@ -13,14 +13,14 @@ import pytest
 import schemathesis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fleet import Engine, answered, make_modes, settled
+from fleet import Engine, answered, make_admission, settled
 from support import make_adapter
 
 from adapters.adapter import WEIGHTS
 from adapters.store import Store
-from serving import admin
-from serving.modes import Modes
-from serving.routes import http_error
+from serving import admin_api
+from serving.admission import Admission
+from serving.middleware import http_error
 
 KEY = "an admin key"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -34,43 +34,43 @@ def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list
 
 
 @pytest.fixture
-def modes(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Modes:
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`alpha` has three versions and points at the newest; `beta` has one."""
     store = Store(tmp_path / "store")
     for folder in folders:
         store.publish(folder, "alpha")
     store.publish(folders[0], "beta")
-    return make_modes(tmp_path, base_folder)
+    return make_admission(tmp_path, base_folder)
 
 
-def application(modes: Modes) -> FastAPI:
+def application(admission: Admission) -> FastAPI:
     """The routes as the server has them."""
     app = FastAPI()
-    app.state.registry = modes.registry
+    app.state.aliases = admission.aliases
     app.state.admin_digest = hashlib.sha256(KEY.encode()).digest()
-    app.include_router(admin.router)
-    app.add_exception_handler(admin.HTTPException, http_error)  # type: ignore[arg-type]
+    app.include_router(admin_api.router)
+    app.add_exception_handler(admin_api.HTTPException, http_error)  # type: ignore[arg-type]
     return app
 
 
 @pytest.fixture
-def client(modes: Modes) -> Iterator[TestClient]:
-    with TestClient(application(modes), headers=BEARER) as client:
+def client(admission: Admission) -> Iterator[TestClient]:
+    with TestClient(application(admission), headers=BEARER) as client:
         yield client
 
 
-def versions(modes: Modes) -> list[str]:
+def versions(admission: Admission) -> list[str]:
     """NAME@HASH of alpha, oldest first."""
-    return [move.version for move in modes.registry.store.history("alpha")]
+    return [move.version for move in admission.aliases.store.history("alpha")]
 
 
-def engine(modes: Modes) -> Engine:
-    found: Any = modes.registry.residents.engine
+def engine(admission: Admission) -> Engine:
+    found: Any = admission.aliases.cache.engine
     return found
 
 
-def test_from_available_to_serving_and_back(modes: Modes, client: TestClient) -> None:
-    first, _, newest = versions(modes)
+def test_from_available_to_serving_and_back(admission: Admission, client: TestClient) -> None:
+    first, _, newest = versions(admission)
     listed = client.get("/admin/adapters").json()
     assert [(one["name"], one["state"]) for one in listed["data"]] == [
         ("alpha", "available"),
@@ -80,47 +80,47 @@ def test_from_available_to_serving_and_back(modes: Modes, client: TestClient) ->
     shown = client.post("/admin/adapters/alpha/load", json={}).json()
     assert (shown["serving"], shown["alias"], shown["state"]) == (newest, newest, "device")
     assert set(shown["resident"][0]["load_seconds"]) == {"check", "engine"}
-    assert sorted(shown["versions"]) == sorted(versions(modes))
+    assert sorted(shown["versions"]) == sorted(versions(admission))
     for _ in range(2):  # idempotent
         moved = client.post("/admin/adapters/alpha/alias", json={"version": first}).json()
         assert (moved["serving"], moved["alias"]) == (first, first)
-    assert first in engine(modes).loaded.values()
+    assert first in engine(admission).loaded.values()
     back = client.post("/admin/adapters/alpha/rollback").json()
     assert back["serving"] == back["alias"] == newest
-    assert [move.action for move in modes.registry.store.history("alpha")][-2:] == [
+    assert [move.action for move in admission.aliases.store.history("alpha")][-2:] == [
         "alias",
         "rollback",
     ]
-    assert modes.registry.store.history("alpha")[-1].by.startswith("key ")
+    assert admission.aliases.store.history("alpha")[-1].by.startswith("key ")
     pinned = client.post("/admin/adapters/alpha/pin", json={"pinned": True}).json()
     assert [one["pinned"] for one in pinned["resident"] if one["version"] == newest] == [True]
     gone = client.post("/admin/adapters/alpha/unload").json()
     assert (gone["state"], gone["resident"]) == ("available", [])
-    assert not modes.registry.slots.pinned
+    assert not admission.aliases.slots.pinned
 
 
-def test_a_version_in_use_drains(modes: Modes) -> None:
-    first, _, newest = versions(modes)
+def test_a_version_in_use_drains(admission: Admission) -> None:
+    first, _, newest = versions(admission)
 
     async def story() -> None:
         async def during(_: Any) -> None:
-            await modes.registry.move(
-                "alpha", first, lambda: modes.registry.store.alias("alpha", first)
+            await admission.aliases.move(
+                "alpha", first, lambda: admission.aliases.store.alias("alpha", first)
             )
-            state = await admin._shown(modes.registry, "alpha")
+            state = await admin_api._shown(admission.aliases, "alpha")
             by_version = {one.version: one for one in state.resident}
             assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
             assert by_version[first].state == "device"
 
-        assert await answered(modes, "alpha", during) == newest
-        await settled(modes)
-        state = await admin._shown(modes.registry, "alpha")
+        assert await answered(admission, "alpha", during) == newest
+        await settled(admission)
+        state = await admin_api._shown(admission.aliases, "alpha")
         assert [one.version for one in state.resident] == [first]
 
     asyncio.run(story())
 
 
-def test_the_threshold_of_gated_requests(modes: Modes, client: TestClient) -> None:
+def test_the_threshold_of_gated_requests(admission: Admission, client: TestClient) -> None:
     assert client.get("/admin/adapters/alpha").json()["tau"] == 0.3
     assert client.put("/admin/adapters/alpha/tau", json={"tau": 1.5}).json()["tau"] == 1.5
     assert client.put("/admin/adapters/alpha/tau", json={"tau": None}).json()["tau"] == 0.3
@@ -147,10 +147,12 @@ def test_refused(client: TestClient, way: str, body: Any, status: int, word: str
     assert word in answer.text
 
 
-def test_a_version_that_does_not_load_leaves_the_alias(modes: Modes, client: TestClient) -> None:
-    first, _, newest = versions(modes)
+def test_a_version_that_does_not_load_leaves_the_alias(
+    admission: Admission, client: TestClient
+) -> None:
+    first, _, newest = versions(admission)
     client.post("/admin/adapters/alpha/load", json={})
-    weights = modes.registry.store.root / "alpha" / first.partition("@")[2] / WEIGHTS
+    weights = admission.aliases.store.root / "alpha" / first.partition("@")[2] / WEIGHTS
     weights.chmod(0o644)
     weights.write_bytes(b"\x08" + bytes(20))
     answer = client.post("/admin/adapters/alpha/alias", json={"version": first})
@@ -161,9 +163,9 @@ def test_a_version_that_does_not_load_leaves_the_alias(modes: Modes, client: Tes
 
 
 @pytest.mark.parametrize("sent", [None, "", "another key", KEY + "x", KEY[:-1]])
-def test_only_the_admin_key_opens(modes: Modes, sent: str | None) -> None:
+def test_only_the_admin_key_opens(admission: Admission, sent: str | None) -> None:
     headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
-    with TestClient(application(modes), headers=headers) as client:
+    with TestClient(application(admission), headers=headers) as client:
         for method, way in (("GET", ""), ("GET", "/alpha"), ("POST", "/alpha/unload")):
             answer = client.request(method, f"/admin/adapters{way}")
             assert answer.status_code == 401
@@ -172,9 +174,9 @@ def test_only_the_admin_key_opens(modes: Modes, sent: str | None) -> None:
 
 
 def test_every_action_is_logged_with_who_and_what(
-    modes: Modes, client: TestClient, caplog: pytest.LogCaptureFixture
+    admission: Admission, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, _, newest = versions(modes)
+    first, _, newest = versions(admission)
     caplog.set_level(logging.INFO, "serving.admin")
     client.post("/admin/adapters/alpha/load", json={})
     client.post("/admin/adapters/alpha/alias", json={"version": first})
@@ -186,10 +188,12 @@ def test_every_action_is_logged_with_who_and_what(
     assert "refused" in lines[2]
 
 
-def test_no_body_or_path_makes_it_fail(modes: Modes) -> None:
+def test_no_body_or_path_makes_it_fail(admission: Admission) -> None:
     """schemathesis over the API's own schema: whatever is sent, never a 500, always as declared."""
-    schema = schemathesis.openapi.from_asgi("/openapi.json", application(modes))
-    with TestClient(application(modes), headers=BEARER, raise_server_exceptions=False) as client:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application(admission))
+    with TestClient(
+        application(admission), headers=BEARER, raise_server_exceptions=False
+    ) as client:
         asked = 0
         for operation in schema.get_all_operations():
             for case in _examples(operation.ok()):

@@ -16,14 +16,12 @@ import openai
 import pytest
 from gate_models import WINDOW, make_adapters, make_model
 from gate_reference import Asked, Reference
-from support import ROOT, Server, running_server, sign
+from support import ROOT, Server, StartServer, adapter_folder, sign
 from transformers import AutoTokenizer
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
-
-pytestmark = pytest.mark.engine
 
 TAU = 1.5
 RECIPE = """
@@ -52,7 +50,7 @@ def chat(server: Server, model: str, question: str, **more: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def gemma(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of a miniature Gemma 3 under a name that tells nothing, with the gate off."""
     work = tmp_path_factory.mktemp("any-base")
     folder = make_model("gemma3", work / "some-model", vocab=384)
@@ -64,7 +62,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     sign(work / "store" / "all", folder)
     (work / "recipe.yaml").write_text(RECIPE)
     flags = ("--gate", "off", "--family", str(work / "recipe.yaml"))
-    with running_server(folder, work / "store", work, *flags) as running:
+    with start_server(folder, work / "store", work, *flags) as running:
         yield running
 
 
@@ -114,7 +112,7 @@ def test_the_recipes_stop_strings_end_chats_alone(gemma: Server, trained: Prompt
 def test_a_prompt_longer_than_the_window_equals_peft(
     gemma: Server, trained: PromptRenderer
 ) -> None:
-    reference = Reference(gemma.base, {"all": gemma.store / "all"})
+    reference = Reference(gemma.base, {"all": adapter_folder(gemma.store, "all")})
     compared = 0
     for number in range(4):
         question = "What is 5+6? " * (6 + number)
@@ -151,7 +149,9 @@ def test_an_adapter_of_another_prompt_is_named_in_the_log(gemma: Server) -> None
 @pytest.mark.skipif(
     "REASONMAXXER_REAL_MODEL" not in os.environ, reason="REASONMAXXER_REAL_MODEL=FOLDER"
 )
-def test_a_real_model_gated_equals_transformers_and_peft(tmp_path: Path) -> None:
+def test_a_real_model_gated_equals_transformers_and_peft(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     folder = Path(os.environ["REASONMAXXER_REAL_MODEL"]).absolute()
     store = tmp_path / "store"
     make_adapters(folder, store, ["all"], strength=0.1)
@@ -165,9 +165,9 @@ def test_a_real_model_gated_equals_transformers_and_peft(tmp_path: Path) -> None
     lengths = [len(renderer.token_ids(question)) for question in questions]
     assert lengths[-1] > window + 40
     flags = ("--max-model-len", str(lengths[-1] + 64), "--kv-cache-memory-bytes", str(2**29))
-    reference = Reference(folder, {"all": store / "all"})
     answers, points = 0, 0
-    with running_server(folder, store, tmp_path, *flags) as server:
+    with start_server(folder, store, tmp_path, *flags) as server:
+        reference = Reference(folder, {"all": adapter_folder(store, "all")})
         for question in questions:
             ids = renderer.token_ids(question)
             for model, adapter, tau in (

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, Server, free_port
+from support import ROOT, Server
 
 from dashboards.queries import Question, alerts, panels, recordings
+from demo.server import free_port
 
 DEADLINE = 40  # seconds
 MESSAGES = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
@@ -98,7 +99,6 @@ def answered(prometheus: Prometheus, question: Question) -> bool:
     return any(not math.isnan(v) for v in values) or bool(values and SELDOM.search(question.expr))
 
 
-@pytest.mark.engine
 @needs_prometheus
 def test_every_question_has_an_answer(gated: Server, tmp_path: Path) -> None:
     questions = [*panels(), *recordings(), *map(with_bool, alerts())]

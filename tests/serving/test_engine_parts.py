@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from preloaded import Command
 
 from vllm_gate import patches
 from vllm_gate.errors import PatchError
@@ -108,7 +106,14 @@ def test_another_plugin_was_there_first(monkeypatch: pytest.MonkeyPatch) -> None
         patches.install("cpu")
 
 
-def test_a_process_that_does_not_gate_changes_nothing() -> None:
+def test_installing_again_reads_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for with every gated request."""
+    patches.install("outputs")
+    monkeypatch.delattr(patches, "source")
+    patches.install("outputs")
+
+
+def test_a_process_that_does_not_gate_changes_nothing(serving: Command) -> None:
     """Importing the package, and vLLM with all its plugins, replaces no function."""
     code = (
         "import vllm_gate; from vllm_gate import engine_args, patches\n"
@@ -117,10 +122,8 @@ def test_a_process_that_does_not_gate_changes_nothing() -> None:
         "import vllm_gate.cpu.worker, vllm_gate.runner_v1, vllm_gate.runner_v2\n"
         "engine_args('cpu'); assert not patches._changed, patches._changed\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = serving.run(["-c", code])
+    assert ended.returncode == 0, ended.output
 
 
 def test_our_endpoints_stay_out_of_a_vllm_that_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from gate_models import prompts
 from gate_reference import Asked
 from test_gate_exact import ROOMY, World, assert_tidy, bad_cases, job
-
-pytestmark = pytest.mark.engine
 
 BLOCK = 32
 Turn = tuple[str | None, float | None]  # (adapter, tau); tau None: always-on, or the base

@@ -6,12 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from gate_models import prompts
 from gate_reference import Asked
 from test_gate_exact import CRAMPED, PLAIN, World, assert_tidy, bad_cases, job, mixed, next_turns
-
-pytestmark = pytest.mark.engine
 
 BLOCK = 32
 

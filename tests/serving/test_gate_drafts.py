@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gate_models import ARCHITECTURES, VOCAB, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
+from preloaded import Command
 from test_gate_exact import (
     CRAMPED,
     FULL,
@@ -31,8 +32,6 @@ from test_gate_exact import (
     next_turns,
     scenarios,
 )
-
-pytestmark = pytest.mark.engine
 
 DRAFTS = 4
 ORACLE = {
@@ -119,12 +118,12 @@ def change(logits: Any, said: list[int]) -> Any:
     return logits - 1.1 * times - 0.7 * (times > 0)
 
 
-def grammar_of(base_folder: Path, gated_store: Path) -> Grammar:
+def grammar_of(base_folder: Path, gated_store: Path, engine: Command) -> Grammar:
     """Sums and the like, answered by digits, a sign and an x."""
     from transformers import AutoTokenizer
 
     adapters = {"alpha": gated_store / "alpha"}
-    here = World(base_folder, adapters, Reference(base_folder, adapters))
+    here = World(base_folder, adapters, Reference(base_folder, adapters), engine)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     spelled = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     pattern = re.compile("[1-4]{6,9}[+-]x")
@@ -184,7 +183,7 @@ def asks(world: Callable[[str], World], base_folder: Path, gated_store: Path) ->
         disturbed=scenarios(here, 100)[-1],
         plain=plain,
         penalised=[here.reference.decode(asked, change=change) for asked in plain],
-        grammar=grammar_of(base_folder, gated_store),
+        grammar=grammar_of(base_folder, gated_store, here.engine),
         draws=draws_of(here),
     )
 
@@ -240,10 +239,8 @@ def ran(world: Callable[[str], World], asks: Asks) -> dict[str, dict[str, Any]]:
         (grammar.asked, grammar.free),
     ):
         known += [a.prompt + d.tokens for a, d in zip(prompts_, decoded, strict=True)]
-    all_adapters = World(here.model, here.adapters | grammar.world.adapters, here.reference)
-    results = all_adapters.run(
-        *jobs.values(), known={"sequences": known, "table": asks.draws.table}
-    )
+    all_of_them = here._replace(adapters=here.adapters | grammar.world.adapters)
+    results = all_of_them.run(*jobs.values(), known={"sequences": known, "table": asks.draws.table})
     return dict(zip(jobs, results, strict=True))
 
 

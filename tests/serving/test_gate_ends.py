@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import pytest
 from gate_models import prompts
 from gate_reference import Asked, Decoded
 from test_gate_exact import CRAMPED, ROOMY, World, assert_tidy, bad_cases, job, next_turns
-
-pytestmark = pytest.mark.engine
 
 EOS = 0  # of the models in gate_models.py
 

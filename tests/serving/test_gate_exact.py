@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from gate_drafts import KNOWN
 from gate_models import ADAPTERS, ARCHITECTURES, SLIDING, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
+from preloaded import Command, Ended
 from support import ENGINE_ENVIRONMENT, ROOT
-
-pytestmark = pytest.mark.engine
 
 FULL = os.environ.get("REASONMAXXER_GATE_CASES") == "full"
 ROUNDS = 4 if FULL else 1
@@ -40,12 +38,25 @@ CRAMPED = {
 ROOMY = {"enable_prefix_caching": True, "max_num_batched_tokens": 96, "max_loras": 1}
 
 
+def engine_environment(metrics: Path) -> dict[str, str]:
+    """What gate_engine.py runs with; its processes count in the folder `metrics`."""
+    path = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    settings = {
+        "PYTHONPATH": os.pathsep.join(path),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+    }
+    return os.environ | ENGINE_ENVIRONMENT | settings
+
+
 class World(NamedTuple):
     """A model, its adapters and what they ought to answer."""
 
     model: Path
     adapters: dict[str, Path]
     reference: Reference
+    engine: Command  # gate_engine.py
 
     def run(
         self, *jobs: dict[str, Any], runner: str = "v1", known: Any = None
@@ -62,28 +73,29 @@ class World(NamedTuple):
             "model": str(self.model),
             "adapters": {name: str(path) for name, path in self.adapters.items()},
             "jobs": jobs,
+            "known": known,
         }
-        environment = os.environ | ENGINE_ENVIRONMENT
-        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-        environment |= {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
-        if runner != "v1":
-            environment |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
-        with tempfile.TemporaryDirectory(prefix="metrics-") as metrics:
-            if known is not None:
-                environment[KNOWN] = f"{metrics}/known.json"
-                Path(environment[KNOWN]).write_text(json.dumps(known))
-            process = subprocess.run(
-                [sys.executable, str(Path(__file__).with_name("gate_engine.py"))],
-                input=json.dumps(case),
-                env=environment | {"PROMETHEUS_MULTIPROC_DIR": metrics},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        assert process.returncode == 0, process.stderr[-4000:]
-        return json.loads(process.stdout.splitlines()[-1])
+        with tempfile.TemporaryDirectory(prefix="case-") as folder:
+            given, results = Path(folder) / "case.json", Path(folder) / "results.json"
+            given.write_text(json.dumps(case))
+            ended = self._run(given, results, runner)
+            assert ended.returncode == 0, ended.output[-4000:]
+            return json.loads(results.read_text())
+
+    def _run(self, given: Path, results: Path, runner: str) -> Ended:
+        if runner == "v1":
+            return self.engine.run([str(given), str(results)])
+        # Under Triton's interpreter, which has to be there before vLLM is imported.
+        interpreted = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+        process = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("gate_engine.py")), given, results],
+            env=engine_environment(given.parent) | interpreted,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return Ended(process.returncode, process.stdout)
 
     def request(self, asked: Asked) -> dict[str, Any]:
         """A request whose answer is certain: as many tokens as the reference has before a tie."""

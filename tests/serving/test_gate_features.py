@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 import torch
 from gate_reference import TIE, Asked, Decoded, Reference
-from support import Server
+from support import Server, adapter_folder
 from test_gate_server import MESSAGES, ask, gated_tokens, text
 from test_server_protocol import post
-
-pytestmark = pytest.mark.engine
 
 TAUS = (0.0, 0.05, 0.2, 0.5, 1e9)
 PROBLEMS = ("3 + 4 * 2", "12 + 7 * 3 =", "What is 9-11*7+12+9?", "8", "(1 + 2) * (3 + 4)")
@@ -45,7 +43,7 @@ NAMED = {"type": "function", "function": {"name": "calculate"}}
 def judge(base_folder: Path, gated_store: Path) -> Reference:
     """The gate's reference on the server's base and adapter."""
     torch.set_num_threads(1)  # it runs beside the engine
-    return Reference(base_folder, {"alpha": gated_store / "alpha"})
+    return Reference(base_folder, {"alpha": adapter_folder(gated_store, "alpha")})
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ import pytest
 from gate_models import ARCHITECTURES
 from test_gate_exact import CRAMPED, FULL, World, assert_tidy, bad_cases, job, mixed, next_turns
 
-pytestmark = pytest.mark.engine
-
 RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 

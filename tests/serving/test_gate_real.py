@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Asked, Forced, Reference
+from preloaded import Command
 from real_models import real_model
 from test_gate_exact import CRAMPED, NEVER, World
 
-pytestmark = pytest.mark.engine
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.exchange import import_adapter
+from adapters.store import Store
 
 NAMES = ("attention", "mlp", "all")  # ranks 8, 64 and 16
 TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, NEVER)
@@ -159,11 +162,15 @@ def judge(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The real model with three random adapters."""
+def real(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> World:
+    """The real model with three random adapters; `all`, as PEFT writes it, comes by an import."""
     model = real_model()
     adapters = make_adapters(model, tmp_path_factory.mktemp("adapters"), NAMES)
-    return World(model, adapters, Reference(model, adapters))
+    store, base = Store(tmp_path_factory.mktemp("store")), BaseCheckpoint.open(str(model))
+    imported = import_adapter(store, str(adapters["all"]), "all", base=base)
+    assert imported.gate is None  # its thresholds are the requests' own
+    assert imported.inert() == ["k_proj", "v_proj"]  # for the reference too, which gates likewise
+    return World(model, adapters | {"all": imported.path}, Reference(model, adapters), engine)
 
 
 def test_every_case_of_a_real_model_is_the_references(
@@ -186,8 +193,10 @@ def test_every_case_of_a_real_model_is_the_references(
     plain = sum(one.sure for one in found)
     gated = sum(one.gated for one in found)
     broken_bad, _ = judge(real, waves[:1], wrong)
+    elsewhere = [one for wave in waves for one in wave if one.adapter == "all" and one.tau]
     figures = {
         "cases": len(answers),
+        "gated, from elsewhere": len(elsewhere),
         "bad": len(bad),
         "tokens": len(found),
         "of them certain": plain,
@@ -199,6 +208,7 @@ def test_every_case_of_a_real_model_is_the_references(
     print(figures)
     assert not bad, "\n".join(bad[:5])
     assert len(answers) >= 60
+    assert len(elsewhere) >= 10
     assert plain > 0.95 * len(found)
     assert 200 < gated < len(found) - 200
     assert result["preempted"] >= 20

@@ -33,7 +33,10 @@ def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
         ("--pipeline-parallel-size", "2"),
         ("--prefill-context-parallel-size", "2"),
         ("--decode-context-parallel-size", "2"),
-        ("--runner", "pooling"),
+        ("--spec-method", "ngram"),
+        ("--spec-tokens", "4"),
+        ("--ubatch-size", "2"),
+        ("--watermark-config", '{"key": 1}'),
         ("--scheduler-cls", "theirs.Scheduler"),
         ("--worker-cls", "theirs.Worker"),
     ],
@@ -180,6 +183,8 @@ def test_the_names_of_those_connectors_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"model_config": SimpleNamespace(enable_prompt_embeds=True)}, "prompt embeddings"),
+        ({"watermark_config": object()}, "watermarks"),
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline parallelism"),
         ({"scheduler_config": SimpleNamespace(async_scheduling=True)}, "--no-async-scheduling"),
     ],

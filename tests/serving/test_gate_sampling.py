@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 from gate_models import VOCAB, prompts
 from gate_reference import Asked
 from test_gate_exact import CRAMPED, PLAIN, World
-
-pytestmark = pytest.mark.engine
 
 DRAWS = 20_000
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Reference, Server, running_server
-
-pytestmark = pytest.mark.engine
+from preloaded import Command
+from support import Reference, Server
 
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 
@@ -49,7 +48,21 @@ def test_names(gated: Server) -> None:
         "alpha:gated",
         "plain",
     ]
-    assert gated.client().models.retrieve("alpha:gated").parent == gated.base.name
+    card = gated.client().models.retrieve("alpha:gated")
+    assert card.parent == gated.base.name
+    assert card.gate == {"tau": 0.3, "source": "manifest", "rate": 0.2, "tokens": 1000}
+    # It answers where the request names a threshold.
+    asked = gated.client().models.retrieve("plain:gated")
+    assert asked.gate["tau"] is asked.gate["source"] is None
+
+
+def test_an_adapter_without_a_manifest_is_gated_by_the_requests_threshold(gated: Server) -> None:
+    base, never = ask(gated, gated.base.name), ask(gated, "plain:gated", {"gate_tau": 1e9})
+    assert text(never) == text(base)
+    some = ask(gated, "plain:gated", {"gate_tau": 0.2, "gate_trace": 2})
+    trace = some.choices[0].gate_trace
+    assert [entry["gated"] for entry in trace] == [entry["entropy"] > 0.2 for entry in trace]
+    assert 0 < gated_tokens(some) < some.usage.completion_tokens
 
 
 def test_never_is_the_base_and_zero_gates_every_token(gated: Server) -> None:
@@ -215,9 +228,8 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
     assert answer.choices[0].token_ids[: len(wanted)] == wanted
 
 
-def test_refused_at_the_start(gated_store: Path, base_folder: Path, tmp_path: Path) -> None:
-    with (
-        pytest.raises(RuntimeError, match="--pipeline-parallel-size: not together with the gate"),
-        running_server(base_folder, gated_store, tmp_path, "--pipeline-parallel-size", "2"),
-    ):
-        pass
+def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:
+    flags = ("--pipeline-parallel-size", "2")
+    ended = serving.run(["--model", str(base_folder), "--adapters", str(gated_store), *flags])
+    assert ended.returncode == 2
+    assert "--pipeline-parallel-size: not together with the gate" in ended.output

@@ -15,6 +15,7 @@ import pytest
 import torch
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Reference
+from preloaded import Command
 from real_models import real_model
 from support import ROOT
 from test_gate_exact import CRAMPED, PLAIN, World
@@ -22,8 +23,6 @@ from test_gate_exact import CRAMPED, PLAIN, World
 from training.base_cache import compute_caches
 from training.decision_points import Points, layer_windows, make_batch, point_log_probs
 from training.stages.score import sequence_entropies
-
-pytestmark = pytest.mark.engine
 
 TAU = 1.5
 
@@ -81,18 +80,18 @@ def test_the_trainers_log_probabilities_are_the_engines(
     assert worst < 1e-4
 
 
-def folder_world(model: Path, store: Path) -> World:
+def folder_world(model: Path, store: Path, engine: Command) -> World:
     """A world of a model that is on disk, with random adapters."""
     adapters = {"all": make_adapters(model, store, ["all"], strength=0.1)["all"]}
-    return World(model, adapters, Reference(model, adapters))
+    return World(model, adapters, Reference(model, adapters), engine)
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-llama", "tiny-qwen3"])
-def test_so_they_are_on_the_miniatures(tmp_path: Path, name: str) -> None:
+def test_so_they_are_on_the_miniatures(engine: Command, tmp_path: Path, name: str) -> None:
     from transformers import AutoTokenizer
 
     model = ROOT / "models" / name
-    here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
+    here, tokenizer = folder_world(model, tmp_path, engine), AutoTokenizer.from_pretrained(model)
     asked = [tokenizer(f"What is {n}-1{n}*7+12?")["input_ids"] for n in range(1, 13)]
     answers = served(here, "all", asked, 0.3, PLAIN)
     count, worst = compare(here, "all", asked, 0.3, answers)
@@ -101,11 +100,11 @@ def test_so_they_are_on_the_miniatures(tmp_path: Path, name: str) -> None:
     assert worst < 1e-4
 
 
-def test_so_they_are_on_a_real_model(tmp_path: Path) -> None:
+def test_so_they_are_on_a_real_model(engine: Command, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     model = real_model()
-    here, tokenizer = folder_world(model, tmp_path), AutoTokenizer.from_pretrained(model)
+    here, tokenizer = folder_world(model, tmp_path, engine), AutoTokenizer.from_pretrained(model)
     questions = ("What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90.")
     asked = [tokenizer(question)["input_ids"] for question in questions]
     answers = served(here, "all", asked, TAU, PLAIN | {"kv_cache_memory_bytes": 2**28}, 60)

@@ -26,7 +26,6 @@ from test_gate_exact import (
 )
 
 pytestmark = [
-    pytest.mark.engine,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
         os.environ.get("REASONMAXXER_GATE_V2") != "1" or importlib.util.find_spec("triton") is None,

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from adapters.manifest import PROMPT, Base, Manifest
 from adapters.prompt import PromptFormat
 from adapters.recipe import get_recipe
+from serving.admission import add_stop
 from serving.launch import look_at_base, set_environment, vllm_arguments
-from serving.modes import add_stop
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 

@@ -49,7 +49,6 @@ def run(
     return ended, summary
 
 
-@pytest.mark.engine
 def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
     # By seed 4 the first requests of the four users ask all three, however few follow.
     mix = ("--mix", "base=1,alpha=1,alpha:gated=1", "--seed", "4")
@@ -67,7 +66,8 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
         assert (model["gate_rate"] is not None) == name.endswith(":gated")
     for answer in read_answers(tmp_path):
         assert answer.tokens <= 16 and len(answer.gaps) < answer.tokens
-        assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
+        if answer.model != gated.base.name:
+            assert answer.served.partition("@")[0] == answer.model.partition(":")[0]
     with (tmp_path / "seconds.csv").open() as file:
         seconds = list(csv.DictReader(file))
     assert len(seconds) >= 4
@@ -84,7 +84,6 @@ def test_steady(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert "401" in wrong.stderr
 
 
-@pytest.mark.engine
 def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
     ended, summary = run(gated, tmp_path, problems, "burst", "--users", "16", "--seconds", "15")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -92,7 +91,6 @@ def test_burst(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert summary["all"]["requests"] >= 16
 
 
-@pytest.mark.engine
 def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
     ended, summary = run(gated, tmp_path, problems, "hostile", "--users", "6", "--seconds", "5")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -101,7 +99,6 @@ def test_hostile(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert all(kind["requests"] and not kind["wrong"] for kind in summary["refused"].values())
 
 
-@pytest.mark.engine
 def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
     flags = ("--users", "4", "--seconds", "3")
     ended, summary = run(gated, tmp_path, problems, "many-adapters", *flags)
@@ -109,7 +106,6 @@ def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert len(summary["models"]) >= 2 and set(summary["models"]) <= ADAPTERS
 
 
-@pytest.mark.engine
 def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: Path) -> None:
     store = Store(gated.store)
     made = [make_adapter(tmp_path, f"v{n}", base_folder, seed=40 + n) for n in range(3)]
@@ -123,7 +119,7 @@ def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: 
     assert set(summary["models"]) == {"storm", "storm:gated"}
     assert summary["moves_ms"]["moves"] > 3
     assert {move.version for move in read_lines(out / "moves.jsonl", Move)} == versions
-    assert {one.served.partition(":")[0] for one in read_answers(out)} <= versions
+    assert {one.served for one in read_answers(out)} <= versions
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

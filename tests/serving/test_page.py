@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from support import KEY, Server
 
-from serving import page as served
-from serving.guard import Guard
+from serving import playground as served
+from serving.middleware import ApiKey
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -42,7 +42,7 @@ def static() -> TestClient:
     """The page alone behind the key, without an engine."""
     app = FastAPI()
     app.include_router(served.router)
-    app.add_middleware(Guard, key=KEY)
+    app.add_middleware(ApiKey, key=KEY)
     return TestClient(app)
 
 
@@ -213,7 +213,6 @@ def candidates(column: Locator) -> list[float]:
     return [float(row.get_attribute("data-p")) for row in rows.all()]
 
 
-@pytest.mark.engine
 def test_three_answers_side_by_side(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.ask()
@@ -245,7 +244,6 @@ def test_three_answers_side_by_side(browser: Browser, gated: Server) -> None:
         assert sorted(body["model"] for body in bodies) == ["alpha", "alpha:gated", "alpha:gated"]
 
 
-@pytest.mark.engine
 def test_a_click_shows_what_the_base_would_have_said(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.ask()
@@ -270,7 +268,6 @@ def test_a_click_shows_what_the_base_would_have_said(browser: Browser, gated: Se
         seen.column("base").locator(".panel").wait_for(state="hidden")
 
 
-@pytest.mark.engine
 def test_same_seed_gives_the_columns_the_same_luck(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.ask(Temperature=0.8, Seed=11, Tau=20)  # a gate that never opens is the base
@@ -279,7 +276,6 @@ def test_same_seed_gives_the_columns_the_same_luck(browser: Browser, gated: Serv
         assert {body["seed"] for body in bodies} == {11}
 
 
-@pytest.mark.engine
 def test_a_wrong_key_is_said_and_the_right_one_kept_for_the_session(
     browser: Browser, gated: Server
 ) -> None:
@@ -300,7 +296,6 @@ def test_a_wrong_key_is_said_and_the_right_one_kept_for_the_session(
         assert stores == [[KEY], [], ""]
 
 
-@pytest.mark.engine
 def test_what_the_server_refuses_stands_in_the_column(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, "Failed to load resource") as seen:
         seen.enter_key()
@@ -312,7 +307,6 @@ def test_what_the_server_refuses_stands_in_the_column(browser: Browser, gated: S
             assert "5000" in seen.column(kind).locator(".note").text_content()
 
 
-@pytest.mark.engine
 def test_stop_ends_all_streams(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.enter_key()
@@ -364,7 +358,6 @@ def without_end(route: Any) -> None:
     )
 
 
-@pytest.mark.engine
 def test_by_keyboard_alone(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         keys = seen.page.keyboard
@@ -413,7 +406,6 @@ def test_by_keyboard_alone(browser: Browser, gated: Server) -> None:
         assert len(candidates(seen.column("gated"))) == 5
 
 
-@pytest.mark.engine
 def test_phone_width(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, PHONE, UNAUTHORIZED, has_touch=True) as seen:
         assert seen.overflow() <= 0
@@ -431,7 +423,6 @@ def fake_stream(*events: dict[str, Any]) -> str:
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
 
-@pytest.mark.engine
 def test_hostile_output_is_inert(browser: Browser, gated: Server) -> None:
     top = [{"token": HOSTILE, "logprob": -0.1}, {"token": "<b>b</b>", "logprob": -3.0}]
     token = {"token": HOSTILE, "logprob": -0.1, "top_logprobs": top}
@@ -471,7 +462,6 @@ def test_hostile_output_is_inert(browser: Browser, gated: Server) -> None:
         assert seen.overflow() <= 0
 
 
-@pytest.mark.engine
 def test_an_error_in_mid_stream_and_a_stream_cut_short(browser: Browser, gated: Server) -> None:
     token = {"token": "4", "logprob": -0.1, "top_logprobs": []}
     chunk = {"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [token]}}]}
@@ -494,7 +484,6 @@ def test_an_error_in_mid_stream_and_a_stream_cut_short(browser: Browser, gated: 
         assert seen.answer("gated") == "4"
 
 
-@pytest.mark.engine
 def test_the_servers_own_tiles(browser: Browser, gated: Server) -> None:
     """Two scrapes with known numbers: rates and quantiles by hand."""
     before = "\n".join(
@@ -529,7 +518,6 @@ def test_the_servers_own_tiles(browser: Browser, gated: Server) -> None:
         assert tile("load").text_content() == "–"  # no such series
 
 
-@pytest.mark.engine
 def test_real_metrics_fill_the_tiles(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
         seen.page.locator('[data-tile="load"]', has_text=re.compile(r"\d+, \d+")).wait_for()
@@ -541,7 +529,6 @@ def test_real_metrics_fill_the_tiles(browser: Browser, gated: Server) -> None:
 ROLES = ("button", "textbox", "spinbutton", "checkbox", "option", "listbox", "img", "article")
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_names_and_contrast(browser: Browser, gated: Server, scheme: str) -> None:
     with visit(browser, gated, DESKTOP, UNAUTHORIZED, color_scheme=scheme) as seen:

@@ -12,19 +12,23 @@ import shutil
 import subprocess
 import urllib.request
 from collections import Counter
-from pathlib import Path
+from copy import deepcopy
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
-from support import Server, running_server
+from support import Server
 
 from adapters.manifest import NAME_PATTERN
-from serving import watch
+from serving import request
 from serving.metrics import ALWAYS, BASE, GATED, UNKNOWN, Distribution, Labels, Metrics
+from serving.metrics_page import without_what_is_gone
+from serving.request import RequestContext
+from vllm_gate.token_report import Sequence
 
 PREFIX = "reasonmaxxer_"
 REQUESTS = int(os.environ.get("REASONMAXXER_COUNTED_REQUESTS", "600"))
@@ -64,12 +68,11 @@ def total(samples: Samples, name: str, **labels: str) -> float:
 def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     metrics = Metrics()
-    monkeypatch.setattr(watch, "METRICS", metrics)
-    monkeypatch.setattr(watch.time, "perf_counter", lambda: now[0])
-    one = watch.Watch()
+    monkeypatch.setattr(request, "METRICS", metrics)
+    monkeypatch.setattr(request.time, "perf_counter", lambda: now[0])
+    one = RequestContext(begun=now[0])
     one.bind("prod:gated", "math@0123456789ab", GATED)
-    assert one.series is not None
-    stream = watch.Stream(one, one.series)
+    sequence = Sequence(one)
     for after, mark in (
         (0.3, {"gated": True, "entropy": 0.9, "rank": 2}),
         (0.004, None),
@@ -77,11 +80,11 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.02, {"gated": True, "entropy": 2.0, "rank": None}),
     ):
         now[0] += after
-        stream.tokens(1, [mark] if mark else [])
+        one.tokens(sequence, 1, [mark] if mark else [])
     one.end(200, aborted=False, broken=False)
-    other = watch.Watch()
+    other = RequestContext()
     other.end(404, aborted=False, broken=False)
-    hasty = watch.Watch()
+    hasty = RequestContext()
     hasty.bind("tiny", None, BASE)
     hasty.end(200, aborted=True, broken=False)
 
@@ -123,7 +126,7 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_outcomes(status: int | None, aborted: bool, broken: bool, outcome: str) -> None:
-    one = watch.Watch()
+    one = RequestContext()
     one.bind("m", "outcomes@000000000000", ALWAYS)
     assert one.series is not None
     before = Counter(one.series.outcomes)
@@ -156,6 +159,48 @@ def test_every_name_of_a_store_stands_in_a_page(name: str, content: str) -> None
     assert total(samples, "requests_total", **wanted) == 1
 
 
+def test_five_hundred_versions_leave_no_more_series_than_twenty() -> None:
+    metrics = Metrics()
+    live: set[str] = set()
+    metrics.live = lambda: live
+    replays = CounterMetricFamily("reasonmaxxer_replays", "", labels=("adapter", "version"))
+    adapters = ("running_lora_adapters", "waiting_lora_adapters")
+    loras = GaugeMetricFamily("vllm:lora_requests_info", "", labels=adapters)
+    untouched = GaugeMetricFamily("vllm:num_requests_running", "", value=3)
+
+    def size() -> int:
+        """Series of the page, with those that are gathered from all processes."""
+        gathered = (deepcopy(one) for one in (replays, loras, untouched))
+        families = {one.name: one for one in without_what_is_gone(gathered, metrics.versions())}
+        assert [one.value for one in families["vllm:num_requests_running"].samples] == [3]
+        (newest,) = families["vllm:lora_requests_info"].samples
+        assert newest.labels["running_lora_adapters"] in live
+        mine = {
+            f"{one.labels['adapter']}@{one.labels['version']}"
+            for one in families["reasonmaxxer_replays"].samples
+        }
+        assert mine >= live
+        return len(parse(metrics.page())) + sum(len(one.samples) for one in families.values())
+
+    stays = "stays@0123456789ab"
+    replays.add_metric(stays.split("@"), 1)
+    sizes: dict[int, int] = {}
+    for number in range(1, 501):
+        version = f"math@{number:012x}"
+        live = {version, stays}  # the one before is retired
+        for one in (stays, version):
+            for mode in (ALWAYS, GATED):
+                metrics.series(Labels.of(one, mode)).outcomes["ok"] += 1
+        replays.add_metric(version.split("@"), 1)
+        loras.add_metric([version, ""], number)
+        sizes[number] = size()
+    assert sizes[500] == sizes[20] == max(sizes.values())
+    samples = parse(metrics.page())
+    assert total(samples, "requests_total", adapter="stays") == 1000  # it lost nothing
+    last = {"adapter": "math", "version": f"{499:012x}"}
+    assert total(samples, "requests_total", **last) == 2  # what Prometheus may not have seen yet
+
+
 # --------------------------------------------------------------------------------- by the server
 
 
@@ -167,6 +212,14 @@ def settled(server: Server, requests: float) -> Samples:
         if idle and total(samples, "requests_total") >= requests:
             return samples
     raise AssertionError("the server does not come to rest")
+
+
+def preemptions(server: Server) -> float:
+    """How many vLLM has counted."""
+    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    found = re.search(r"^vllm:num_preemptions_total\{.*\} (\S+)$", page, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def logged(server: Server) -> list[dict[str, Any]]:
@@ -236,21 +289,14 @@ async def traffic(server: Server) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.fixture(scope="module")
-def counted(gated_store: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with little memory, so that it preempts, and a log for machines."""
-    work = tmp_path_factory.mktemp("counted")
-    flags = ("--kv-cache-memory-bytes", str(2**21), "--max-num-batched-tokens", "128")
-    flags += ("--block-size", "32", "--log-format", "json")
-    with running_server(base_folder, gated_store, work, *flags) as running:
-        yield running
-
-
-@pytest.mark.engine
-def test_counters_equal_the_answers(counted: Server) -> None:
-    results = asyncio.run(traffic(counted))
-    samples = settled(counted, REQUESTS)
-    log = logged(counted)
+def test_counters_equal_the_answers(pressed: Server) -> None:
+    """On a server that preempts; other tests may have asked it before."""
+    before, lines = settled(pressed, 0), len(logged(pressed))
+    preempted_before = preemptions(pressed)
+    results = asyncio.run(traffic(pressed))
+    now = settled(pressed, total(before, "requests_total") + REQUESTS)
+    samples = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    log = logged(pressed)[lines:]
     # The engine's id has the number of the prompt behind the answer's.
     by_id = {(line["request_id"] or "").rpartition("-")[0]: line for line in log}
     kinds = Counter(one["kind"] for one in results)
@@ -292,35 +338,32 @@ def test_counters_equal_the_answers(counted: Server) -> None:
     assert total(samples, "requests_total", outcome="refused") == kinds["bad"]
     assert total(samples, "requests_total", outcome="aborted") > 0
     assert total(samples, "gate_requests") == 0
-    page = urllib.request.urlopen(f"{counted.url}/metrics").read().decode()
-    preempted = re.search(r"^vllm:num_preemptions_total\{.*\} (\S+)$", page, re.MULTILINE)
-    assert preempted is not None and float(preempted[1]) > 0
-    print(f"{REQUESTS} requests, {kinds}, {gated} gated, {preempted[1]} preemptions")
+    preempted = preemptions(pressed) - preempted_before
+    assert preempted > 0
+    print(f"{REQUESTS} requests, {kinds}, {gated} gated, {preempted:.0f} preemptions")
 
 
-@pytest.mark.engine
-def test_hostile_names_add_no_series(counted: Server) -> None:
+def test_hostile_names_add_no_series(pressed: Server) -> None:
     names = ["../../etc/passwd", 'x"} 1\nevil 1', "a" * 5000, "alpha@ffffffffffff", "", "ü", "{}"]
     names += [f"nobody-{number}" for number in range(100)]
-    before = scrape(counted)
-    headers = {"Authorization": f"Bearer {counted.key}"}
-    with httpx.Client(base_url=counted.url, headers=headers) as client:
+    before = scrape(pressed)
+    headers = {"Authorization": f"Bearer {pressed.key}"}
+    with httpx.Client(base_url=pressed.url, headers=headers) as client:
         for name in names:
             body = {"model": name, "prompt": "1", "max_tokens": 1}
             assert client.post("/v1/completions", json=body).status_code in (200, 400, 404)
         client.headers["Authorization"] = "Bearer wrong"
         assert client.post("/v1/completions", json={}).status_code == 401
-    after = scrape(counted)
+    after = scrape(pressed)
     assert set(after) - set(before) <= {key for key in after if ("outcome", "refused") in key[1]}
     refused = total(after, "requests_total", outcome="refused")
     assert refused - total(before, "requests_total", outcome="refused") == len(names) - 1 + 1
 
 
-@pytest.mark.engine
-def test_promtool_finds_nothing_wrong(counted: Server) -> None:
+def test_promtool_finds_nothing_wrong(pressed: Server) -> None:
     if shutil.which("promtool") is None and "CI" not in os.environ:
         pytest.skip("promtool is not installed")
-    page = urllib.request.urlopen(f"{counted.url}/metrics").read().decode()
+    page = urllib.request.urlopen(f"{pressed.url}/metrics").read().decode()
     ours = "".join(
         line + "\n" for line in page.splitlines() if re.match(rf"(# \w+ )?{PREFIX}", line)
     )

@@ -17,8 +17,6 @@ from support import Reference, Server
 from adapters.prompt import PromptRenderer
 from adapters.recipe import get_recipe
 
-pytestmark = pytest.mark.engine
-
 PROMPT = "12 + 7 * 3 ="
 HOSTILE = [
     *("../alpha", "..", ".", "/", "//", "/etc/passwd", "alpha/../beta", "alpha/", "./alpha"),
@@ -33,7 +31,10 @@ HOSTILE = [
 
 
 # What else lies in the store of the fixture.
-REFUSED = {"corrupt", "tampered", "pickled", "too-large", "wrong-shape", "wrong-weights", "link"}
+REFUSED = {
+    *("corrupt", "tampered", "pickled", "odd-config", "pissa", "too-large"),
+    *("wrong-shape", "wrong-weights", "link"),
+}
 
 
 def post(server: Server, path: str, body: bytes | dict[str, Any], key: str = "") -> tuple[int, Any]:
@@ -72,8 +73,9 @@ def complete(server: Server, model: str, prompt: str = PROMPT, tokens: int = 24)
 
 def test_models_lists_base_and_the_adapters_that_fit(server: Server) -> None:
     cards = server.client().models.list().data
-    # beta has no manifest, so no threshold: it cannot be gated
-    assert [card.id for card in cards] == [server.base.name, "alpha", "alpha:gated", "beta"]
+    # beta has no manifest; its threshold is the server's own (--default-gate-rate)
+    names = [server.base.name, "alpha", "alpha:gated", "beta", "beta:gated"]
+    assert [card.id for card in cards] == names
     assert cards[0].parent is None
     assert {card.parent for card in cards[1:]} == {server.base.name}
     assert not any("/" in str(value) for card in cards for value in card.model_dump().values())

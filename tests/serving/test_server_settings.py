@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from preloaded import Command, preloaded
+from preloaded import Command
 from support import ROOT
 
 from adapters import places
 from adapters.store import SHIPPED
 from serving.settings import PREFIX, SettingsError, from_command_line
-
-IMPORTED_LATER = (
-    "serving.launch",
-    "transformers.models.auto",
-    "vllm.entrypoints.launchers.cli_args",
-)
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """`python -m serving`, offline."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        folder = tmp_path_factory.mktemp("serving")
-        with preloaded("serving.__main__", folder, *IMPORTED_LATER) as command:
-            yield command
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +74,9 @@ def test_vllm_flags_pass_through_untouched_after_those_of_the_yaml_file(tmp_path
         (["--max-lora-rank", "33"], "16, 32, 64"),
         (["--max-loras", "0"], "--max-loras"),
         (["--shutdown-timeout", "-1"], "--shutdown-timeout"),
+        (["--default-gate-rate", "0.001"], "--default-gate-rate: .*0.005"),
+        (["--default-gate-rate", "1"], "--default-gate-rate"),
+        (["--default-gate-rate", "0.1", "--gate", "off"], "--default-gate-rate: .*--gate on"),
         (["--api-key", " "], "must not be empty"),
         (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
     ],
@@ -109,6 +95,31 @@ def test_bad_yaml_is_named(tmp_path: Path) -> None:
     ):
         config.write_text(text)
         with pytest.raises(SettingsError, match=words):
+            from_command_line(["--config", str(config)])
+
+
+def test_vllms_variable_of_the_key_covers_all_paths_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    settings, _ = from_command_line([])
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "theirs"
+    settings, _ = from_command_line(["--api-key", "ours"])
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "ours"
+    with pytest.raises(SettingsError, match="must differ from the API key"):
+        from_command_line(["--admin-key", "theirs"])
+
+
+def test_our_flags_may_have_underscores_as_vllms(tmp_path: Path) -> None:
+    settings, flags = from_command_line(["--max_loras", "2", "--api_key=k", "--max_num_seqs", "8"])
+    assert settings.max_loras == 2
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "k"
+    assert flags == ["--max_num_seqs", "8"]
+
+
+def test_our_settings_do_not_belong_under_engine(tmp_path: Path) -> None:
+    config = tmp_path / "serving.yaml"
+    for name in ("model", "max-loras", "api_key"):
+        config.write_text(f"engine: {{{name}: 1}}\n")
+        with pytest.raises(SettingsError, match=f"{name} is a setting of its own"):
             from_command_line(["--config", str(config)])
 
 

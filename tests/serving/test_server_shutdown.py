@@ -14,9 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support import Server, make_adapter, running_server
-
-pytestmark = pytest.mark.engine
+from support import Server, StartServer, make_adapter
 
 LONG = ("--max-model-len", "2048")  # seconds of decoding: signals arrive well within
 
@@ -70,10 +68,10 @@ def status_of_a_new_request(server: Server) -> int:
 
 
 def test_requests_in_flight_finish_and_new_ones_are_sent_away(
-    tmp_path: Path, base_folder: Path
+    start_server: StartServer, tmp_path: Path, base_folder: Path
 ) -> None:
     make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
-    with running_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
+    with start_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
         assert len(processes) >= 3  # front end, engine core, worker
         streams = long_streams(server, "alpha", 300)
@@ -89,12 +87,14 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
             server.client().models.list()
 
 
-def test_a_second_signal_ends_it(tmp_path: Path, base_folder: Path) -> None:
+def test_a_second_signal_ends_it(
+    start_server: StartServer, tmp_path: Path, base_folder: Path
+) -> None:
     (tmp_path / "store").mkdir()
     # A base of more positions than it was trained for: these streams would run for half a minute
     # and more. (--max-model-len alone would let them read behind the table of rotary angles.)
     flags = ("--hf-overrides", '{"max_position_embeddings": 20000}', "--max-model-len", "20000")
-    with running_server(base_folder, tmp_path / "store", tmp_path, *flags) as server:
+    with start_server(base_folder, tmp_path / "store", tmp_path, *flags) as server:
         processes = family(server.process.pid)
         streams = long_streams(server, base_folder.name, 19000)
         os.kill(server.process.pid, signal.SIGTERM)

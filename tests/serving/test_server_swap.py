@@ -15,8 +15,6 @@ from adapters.store import Store
 from benchmarks.swap import NAME, measure
 from demo.server import Running
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.mark.parametrize("gated", [False, True], ids=["always", "gated"])
 def test_moves_under_streams(
@@ -65,7 +63,7 @@ def test_an_alias_that_moves_in_mid_conversation_costs_no_prefill(
         )
 
     def turn(prompt: list[int]) -> tuple[str, list[int], float]:
-        """(model that answered, its tokens, tokens of the prompt found in the cache)"""
+        """(version that answered, its tokens, tokens of the prompt found in the cache)"""
         before = hits()
         answer = server.client().completions.create(
             model=f"{alias}:gated",
@@ -79,7 +77,8 @@ def test_an_alias_that_moves_in_mid_conversation_costs_no_prefill(
             },
         )
         assert answer.usage.completion_tokens_details.gated_tokens > 0
-        return answer.model, answer.choices[0].token_ids, hits() - before
+        assert answer.model == f"{alias}:gated"
+        return answer.system_fingerprint, answer.choices[0].token_ids, hits() - before
 
     try:
         first, second = (store.publish(folder, alias).id for folder in made)
@@ -89,8 +88,8 @@ def test_an_alias_that_moves_in_mid_conversation_costs_no_prefill(
         for version in (first, second):
             moved = httpx.post(move, json={"version": version}, headers=headers, timeout=60)
             assert moved.status_code == 200, moved.text
-            model, tokens, found = turn(prompt)
-            answered.append(model)
+            who, tokens, found = turn(prompt)
+            answered.append(who)
             if version == first:
                 assert found == 0
             else:

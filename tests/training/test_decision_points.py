@@ -250,24 +250,72 @@ def test_a_disk_that_is_full_ends_nothing(model, tmp_path, monkeypatch, caplog) 
 
 def test_what_a_killed_run_left_is_removed(model, tmp_path) -> None:
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "answer-0.safetensors").write_bytes(b"of another run")
+    (tmp_path / "cache" / "0.safetensors").write_bytes(b"of another run")
     store = store_of(model, Budget(0, 2**30), tmp_path / "cache")
     store.fill("base cache")
     assert same(store.get([0])[0], compute_caches(model, [ROWS[0]])[0])
 
 
-def test_without_room_nothing_is_computed_in_advance(model, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """The rows of each pass of the base, as they happen."""
     from training import base_cache
 
-    calls = []
+    seen: list[int] = []
     stock = base_cache.compute_caches
     monkeypatch.setattr(
         base_cache,
         "compute_caches",
-        lambda m, rows, *before: calls.append(len(rows)) or stock(m, rows, *before),
+        lambda m, rows, *before: seen.append(len(rows)) or stock(m, rows, *before),
     )
+    return seen
+
+
+def test_kept_caches_serve_the_next_store_at_other_positions(model, tmp_path, passes) -> None:
+    """Whole rollouts are kept: another gate reads other positions of them."""
+    wanted = compute_caches(model, ROWS)
+    folder = tmp_path / "kept"
+    first = CacheStore(model, PROMPTS, ANSWERS, Budget(2**30, 2**30), folder, keep=True)
+    first.fill("base cache")
+    first.close()
+    assert not list(folder.glob("*.part"))
+    passes.clear()
+
+    rows, reads = [3, 1], [len(PROMPTS[3]) + 1, len(ROWS[1])]
+    budget = Budget(0, 2**30)
+    later = CacheStore(
+        model,
+        [PROMPTS[r] for r in rows],
+        [ANSWERS[r] for r in rows],
+        budget,
+        folder,
+        reads,
+        keep=True,
+    )
+    later.fill("base cache")
+    found = later.get([0, 1])
+    assert passes == []
+    assert budget.disk < 2**30  # what lies there counts
+    for cache, row, count in zip(found, rows, reads, strict=True):
+        assert same(cache, [(k[:, :count], v[:, :count]) for k, v in wanted[row]])
+
+
+def test_a_damaged_kept_cache_is_computed_again(model, tmp_path, caplog) -> None:
+    folder = tmp_path / "kept"
+    store = CacheStore(model, PROMPTS, ANSWERS, Budget(0, 2**30), folder, keep=True)
+    store.fill("base cache")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-3])
+    later = CacheStore(model, PROMPTS, ANSWERS, Budget(0, 2**30), folder, keep=True)
+    later.fill("base cache")
+    wanted = compute_caches(model, ROWS)
+    assert all(same(cache, wanted[row]) for row, cache in enumerate(later.get(range(len(ROWS)))))
+    assert "is computed again" in caplog.text
+
+
+def test_without_room_nothing_is_computed_in_advance(model, tmp_path, passes) -> None:
     store = store_of(model, Budget(0, 0), tmp_path / "cache")
     store.fill("base cache")
-    assert calls == []
+    assert passes == []
     store.get([0, 1])
-    assert calls == [1, 2]  # the prompt once, then both answers
+    assert passes == [1, 2]  # the prompt once, then both answers

@@ -7,7 +7,7 @@ import pytest
 
 from adapters.manifest import Gate
 from training.evaluation import Result
-from training.stages.diagnose import known_failures
+from training.stages.diagnose import known_failures, ungraded
 
 GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
 LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
@@ -58,6 +58,11 @@ def test_a_healthy_run_is_left_in_peace() -> None:
 def test_a_known_failure_is_named(changes: dict[str, object], words: str) -> None:
     (sentence,) = warnings(**changes)
     assert words in sentence
+
+
+def test_many_rollouts_that_could_not_be_graded() -> None:
+    assert ungraded(2, 100) == []
+    assert "3 of 100 rollouts could not be graded" in ungraded(3, 100)[0]
 
 
 def test_a_bounded_loss_is_no_spike() -> None:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -227,6 +228,32 @@ def test_recorder_refuses_what_it_cannot_tell_apart(verifier: Verifier) -> None:
         Recorder(PROBLEMS, 2, verifier) as one,
     ):
         one.add(0, [Reply("", 0, "stop")])
+
+
+def test_answers_that_cannot_be_graded_count_in_no_score(
+    tmp_path: Path, verifier: Verifier
+) -> None:
+    problems = [Problem(id=name, problem=name, answer=r"\frac13") for name in ("a", "b", "c")]
+    texts = [
+        [r"\boxed{1/3}", r"\boxed{0.3333}"],
+        [r"\boxed{0.3333}", r"\boxed{0.3333}"],
+        [r"\boxed{2}", r"\boxed{1/3}"],
+    ]
+    for _ in range(2):  # the second time they are read back
+        with Recorder(problems, 2, verifier, tmp_path) as recorder:
+            for index in recorder.missing:
+                recorder.add(index, [Reply(text, 3, "stop") for text in texts[index]])
+            result = recorder.result("base", "base", "made up", 0.6)
+        assert result.scores[[0, 2]].tolist() == [1, 0.5] and np.isnan(result.scores[1])
+        assert (result.pass_at_1.value, result.pass_at_1.n) == (0.75, 2)
+        report = result.report()
+        assert (report["not_graded"], report["n"], report["pass@1"]) == (3, 3, 0.75)
+        assert report["not_graded_because"] == {"equal up to rounding": 3}
+        assert (
+            "base: 3 of 6 answers could not be graded and are left out (3: equal up to rounding)"
+            in table([result])
+        )
+        assert result.against(result).n == 2
 
 
 # ------------------------------------------------------------------------------- over HTTP

@@ -93,7 +93,6 @@ def kill_in(stage: str, fit: Command, problems: Path, folder: Path) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.output
 
 
-@pytest.mark.engine
 def test_killed_in_each_stage_it_resumes_and_gives_the_same_bytes(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +108,6 @@ def test_killed_in_each_stage_it_resumes_and_gives_the_same_bytes(
     assert digest(tmp_path / "adapter" / WEIGHTS) == digest(fitted / "adapter" / WEIGHTS)
 
 
-@pytest.mark.engine
 def test_a_finished_run_does_nothing_again(fit: Command, problems: Path, fitted: Path) -> None:
     before = finished_files(fitted / "run")
     weights = digest(fitted / "adapter" / WEIGHTS)
@@ -125,7 +123,6 @@ def test_a_finished_run_does_nothing_again(fit: Command, problems: Path, fitted:
     assert digest(fitted / "adapter" / WEIGHTS) == weights
 
 
-@pytest.mark.engine
 def test_temperatures_are_tried_without_training_again(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
@@ -143,7 +140,6 @@ def test_temperatures_are_tried_without_training_again(
     assert gate is not None and gate.temperature in (1, 0.5, 0.1)
 
 
-@pytest.mark.engine
 def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) -> None:
     from peft import PeftModel
 
@@ -169,7 +165,6 @@ def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) 
     assert str(fitted) not in (fitted / "adapter" / "adapter_config.json").read_text()
 
 
-@pytest.mark.engine
 def test_a_published_fit_is_a_version_that_the_alias_points_at(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
@@ -184,7 +179,6 @@ def test_a_published_fit_is_a_version_that_the_alias_points_at(
     assert (move.version, move.action) == (version.id, "publish")
 
 
-@pytest.mark.engine
 def test_another_seed_gives_another_adapter(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
@@ -193,7 +187,6 @@ def test_another_seed_gives_another_adapter(
     assert digest(tmp_path / "adapter" / WEIGHTS) != digest(fitted / "adapter" / WEIGHTS)
 
 
-@pytest.mark.engine
 def test_problems_that_teach_nothing_are_an_error_that_says_what_to_do(
     fit: Command, tmp_path: Path
 ) -> None:
@@ -297,7 +290,6 @@ def test_each_mode_has_its_own_settings_where_the_recipe_names_none() -> None:
     assert (gated.optimizer.batch_size, always.optimizer.batch_size) == (8, 1)
 
 
-@pytest.mark.engine
 def test_an_always_on_adapter_is_fitted_at_every_position(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:
@@ -311,7 +303,6 @@ def test_an_always_on_adapter_is_fitted_at_every_position(
     assert digest(tmp_path / "adapter" / WEIGHTS) != digest(fitted / "adapter" / WEIGHTS)
 
 
-@pytest.mark.engine
 def test_modules_that_do_nothing_are_left_out_and_named(
     fit: Command, problems: Path, tmp_path: Path
 ) -> None:
@@ -323,7 +314,6 @@ def test_modules_that_do_nothing_are_left_out_and_named(
     assert config["target_modules"] == ["q_proj"]
 
 
-@pytest.mark.engine
 def test_rounds_share_the_problems_and_the_later_ones_ask_the_adapter(
     fit: Command, problems: Path, fitted: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,6 @@ from training.hf_model import load_model
 from training.stages.score import sequence_entropies
 
 BASE = "models/tiny-qwen2"
-pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +213,7 @@ def test_a_cold_gate_samples_greedily(generator, prompts, adapter) -> None:
     assert cold != generator.generate(prompts, warm, Applied(adapter, 0.0))
 
 
+@pytest.mark.engine
 def test_the_random_gate_opens_at_its_rate(prompts, adapter) -> None:
     with open_generator(BASE, engine="transformers") as generator:
         options = SamplingOptions(n=8, temperature=1.0, max_tokens=80)
@@ -223,6 +223,7 @@ def test_the_random_gate_opens_at_its_rate(prompts, adapter) -> None:
     assert gated / tokens == pytest.approx(0.1, abs=4 * (0.09 / tokens) ** 0.5)
 
 
+@pytest.mark.engine
 def test_an_engine_that_cannot_start_says_so(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with (

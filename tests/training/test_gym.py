@@ -194,8 +194,9 @@ def test_readings(answer: str, reading: str) -> None:
 def test_references_are_right_and_others_wrong(task: str) -> None:
     [problem] = drawn(task)
     assert problem.grading is not None
-    assert GymQuestion(readings(problem.answer), task, problem.grading.entry).decide()
-    assert not GymQuestion(("not an answer",), task, problem.grading.entry).decide()
+    assert GymQuestion(readings(problem.answer), task, problem.grading.entry).decide().correct
+    found = GymQuestion(("not an answer",), task, problem.grading.entry).decide()
+    assert found.correct is False and found.reason
 
 
 def test_the_generator_grades(verifier: Verifier) -> None:
@@ -210,11 +211,13 @@ def test_the_generator_grades(verifier: Verifier) -> None:
         r"\boxed{}", "",
     ]  # fmt: skip
     verdicts = verifier.check([*texts, r"\boxed{\frac{2}{4}}"], [gym] * len(texts) + [plain])
-    assert [one.correct for one in verdicts] == [True] * 3 + [False] * 5 + [True]
+    assert [one.correct for one in verdicts] == [True] * 3 + [False] * 2 + [True] + [False] * 2 + [
+        True
+    ]
     assert not any(one.timed_out for one in verdicts)
 
 
-def test_a_grader_that_raises_calls_it_wrong(verifier: Verifier) -> None:
+def test_a_problem_that_cannot_be_read_has_no_verdict(verifier: Verifier) -> None:
     [problem] = drawn("n_queens")
     assert problem.grading is not None
     entries = ["{}", "[]", "not JSON"]
@@ -225,7 +228,8 @@ def test_a_grader_that_raises_calls_it_wrong(verifier: Verifier) -> None:
     gone = problem.grading.model_copy(update={"task": "no_such_generator"})
     broken.append(problem.model_copy(update={"grading": gone}))
     verdicts = verifier.check([rf"\boxed{{{problem.answer}}}"] * 4, broken)
-    assert [one.correct for one in verdicts] == [False] * 4
+    assert [one.correct for one in verdicts] == [None] * 4
+    assert all(one.reason and not one.timed_out for one in verdicts)
 
 
 def test_a_grader_that_hangs_is_killed(verifier: Verifier) -> None:
@@ -233,7 +237,7 @@ def test_a_grader_that_hangs_is_killed(verifier: Verifier) -> None:
     [problem] = drawn("n_queens")
     texts = [r"\boxed{[9 ** 9 ** 9 ** 9]}", rf"\boxed{{{problem.answer}}}"]
     verdicts = verifier.check(texts, [problem] * 2)
-    assert [one.correct for one in verdicts] == [False, True]
+    assert [one.correct for one in verdicts] == [None, True]
     assert [one.timed_out for one in verdicts] == [True, False]
 
 

@@ -23,6 +23,11 @@ def test_by_hand() -> None:
     assert found.effective == pytest.approx((1.5**2 / 2.5 + 0.75**2 / 0.625) / 2)
 
 
+def test_answers_that_were_not_graded_are_left_out() -> None:
+    found = weighted_score(np.log([1, 2, 1, 0.5, 3]), [0, 1, 1, 1, np.nan], [0, 0, 1, 1, 1])
+    assert found == weighted_score(np.log([1, 2, 1, 0.5]), [0, 1, 1, 1], [0, 0, 1, 1])
+
+
 def test_the_base_itself_scores_as_it_did() -> None:
     found = weighted_score(np.zeros(6), [1, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1])
     assert found.score.value == 0.5

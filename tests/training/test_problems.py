@@ -83,8 +83,13 @@ GOOD = {"id": "a", "problem": "1 + 1", "answer": "2"}
     [
         ({**GOOD, "id": "b", "problem": "  "}, r"line 2: problem: .*is empty"),
         ({**GOOD, "id": "b", "answer": ""}, r"line 2: answer: .*is empty"),
-        ({"id": "b", "answer": "2"}, r"line 2: problem: is missing"),
-        ({"id": "b", "problem": "1 + 1"}, r"line 2: answer: is missing"),
+        (
+            {"id": "b", "answer": "2"},
+            r"line 2: problem: is missing; the columns are answer, id; --problem-field names",
+        ),
+        ({"id": "b", "problem": "1 + 1"}, r"line 2: answer: is missing; .* --answer-field"),
+        ({**GOOD, "id": "b", "problem": [1]}, r"line 2: problem: is neither text nor chat"),
+        ({**GOOD, "id": "b", "grader": "oracle"}, r"line 2: grader: 'oracle' is none of"),
         ({**GOOD, "id": "b", "answer": ["2"]}, r"line 2: answer: is a list"),
         (GOOD, r"line 2: id: 'a' was used by .*line 1"),
         ([1], r"line 2: not a JSON object"),
@@ -117,14 +122,22 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "caf\xe9"}\n')
     (tmp_path / "broken.parquet").write_text("not parquet")
     (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "p.csv").write_text("a,b")
+    (tmp_path / "p.txt").write_text("a,b")
+    (tmp_path / "short.csv").write_text("problem,answer\n1 + 1\n")
+    (tmp_path / "twice.csv").write_text("problem,problem\n1,2\n")
+    (tmp_path / "open.csv").write_text('problem,answer\n"1 + 1,2\n')
+    (tmp_path / "empty.csv").write_text("")
     for name, message in [
         ("broken.jsonl", "line 1: not JSON"),
         ("latin.jsonl", "not UTF-8"),
         ("broken.parquet", "not a Parquet file"),
         ("empty.jsonl", "holds none"),
         ("missing.jsonl", "no such file"),
-        ("p.csv", "neither of"),
+        ("p.txt", "neither of"),
+        ("short.csv", "line 2: has not the 2 fields of the header"),
+        ("twice.csv", "line 1: a column's name occurs twice"),
+        ("open.csv", "not CSV"),
+        ("empty.csv", "holds none"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_problems(str(tmp_path / name))
@@ -161,3 +174,85 @@ def test_every_benchmark_names_its_place() -> None:
     )
     for benchmark in BENCHMARKS.values():
         assert "/" in benchmark.dataset
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    text = '\ufeffquestion,reply,grader\n"What is\n1 + 1, say?",2,\nWhich one?,B,choice\n'
+    path.write_text(text, encoding="utf-8")
+    first, second = load_problems(str(path), problem_field="question", answer_field="reply")
+    assert (first.problem, first.answer, first.grading) == ("What is\n1 + 1, say?", "2", None)
+    assert second.grading is not None and second.grading.grader == "choice"
+
+
+def test_a_grader_for_all_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"problem": "Capital of France?", "answer": "Paris"})
+    [problem] = load_problems(path, grader="text")
+    assert problem.grading is not None and problem.grading.grader == "text"
+    with pytest.raises(ValueError, match="it is no option's letter"):
+        load_problems(path, grader="choice")
+
+
+def test_a_worked_solution_has_its_answer_at_its_end(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "1 + 1", "answer": "Add.\n#### 2"},
+        {"problem": "1 + 2", "answer": r"It is $\boxed{3}$."},
+    ]
+    path = write(tmp_path / "p.jsonl", *rows)
+    assert [one.answer for one in load_problems(path)] == ["2", "3"]
+
+
+def test_nested_columns(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "1 + 1"}], "reward_model": {"ground_truth": "2"}}
+    path = write(tmp_path / "p.jsonl", row)
+    [problem] = load_problems(path, answer_field="reward_model.ground_truth")
+    assert (problem.problem, problem.answer) == ("1 + 1", "2")
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "system", "content": "Think."}, user("1 + 1"), assistant("#### 2")]},
+        {"messages": [user("1 + 1"), assistant(r"<think>\boxed{3}</think> The answer is 2.")]},
+        {
+            "conversations": [
+                {"from": "human", "value": "1 + 1"},
+                {"from": "gpt", "value": "#### 2"},
+            ]
+        },
+        {"messages": [user("1 + 1"), assistant("It is 3.")], "answer": "2"},
+        {"messages": json.dumps([user("1 + 1"), assistant("#### 2")])},
+        {"problem": [user("1 + 1")], "answer": 2},
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}],
+            "answer": 2,
+        },
+    ],
+)
+def test_chat_messages(tmp_path: Path, row: dict[str, Any]) -> None:
+    [problem] = load_problems(write(tmp_path / "p.jsonl", row))
+    assert (problem.problem, problem.answer) == ("1 + 1", "2")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([assistant("#### 2")], "has no user message"),
+        ([user("a"), assistant("b"), user("c"), assistant("#### 2")], "has 2 user messages"),
+        ([user("1 + 1")], "answer: is missing, and has no assistant message"),
+        ([user("1 + 1"), assistant("no idea")], "answer: is missing, and the last assistant"),
+        ([user("1 + 1"), {"role": "assistant"}], "messages: message 2 needs a role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has parts that are no"),
+    ],
+)
+def test_bad_chats_are_named(tmp_path: Path, messages: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"line 1: .*{message}"):
+        load_problems(write(tmp_path / "p.jsonl", {"messages": messages}))

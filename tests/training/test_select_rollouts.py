@@ -123,3 +123,14 @@ def test_the_baseline_of_a_prefix_weighs_each_token_apart() -> None:
     prefix = selection.model_copy(update={"baseline": "prefix"})
     by_prefix = select_examples([0] * 4, [1, 1, 1, 0], tokens, h, 1.0, prefix)
     assert by_prefix[2].advantages[1] > by_prefix[2].advantages[0] > 0  # its kin failed
+
+
+def test_rollouts_without_a_reward_are_left_out_and_change_nothing_else() -> None:
+    nan = float("nan")
+    problems, rewards, tokens, h = rollouts({0: [1, nan, 0, nan], 1: [1, nan], 2: [nan, nan]})
+    kept = select_examples(problems, rewards, tokens, h, 1.0, Selection(problems=3, shortest=1.0))
+    assert [example.row for example in kept] == [0, 2]
+    assert [example.advantages[0] for example in kept] == pytest.approx([1, -1])
+    control = Selection(problems=3, shortest=1.0, reward="random")
+    kept = select_examples(problems, rewards, tokens, h, 1.0, control)
+    assert not {example.row for example in kept} & {1, 3, 5, 6, 7}

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluation.statistics import (
+    graded_mean,
     mean,
+    over_seeds,
     paired_difference,
     pass_at_1,
     pass_at_k,
@@ -114,3 +116,20 @@ def test_shapes_are_checked() -> None:
         mean([[1.0]])
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_difference([1, 0], [1])
+
+
+UNGRADED = np.array([[1.0, np.nan, 0.0, 1.0], [np.nan] * 4, [0.0, 0.0, np.nan, np.nan]])
+
+
+def test_answers_that_were_not_graded_are_left_out() -> None:
+    assert graded_mean(UNGRADED)[[0, 2]] == pytest.approx([2 / 3, 0])
+    assert np.isnan(graded_mean(UNGRADED)[1])
+    assert pass_at_1(UNGRADED).value == pytest.approx(1 / 3)
+    assert pass_at_1(UNGRADED).n == 2
+    # Two of three, drawn from two right and one wrong: never both wrong.
+    assert pass_at_k_scores(UNGRADED, 2)[0] == 1
+    assert pass_at_k(UNGRADED, 2).n == 2 and pass_at_k(UNGRADED, 3).n == 1
+    assert pass_at_1([[np.nan]]).n == 0
+    difference = paired_difference(graded_mean(UNGRADED), [1.0, 1.0, 1.0])
+    assert (difference.value, difference.n) == (pytest.approx((1 / 3 + 1) / 2), 2)
+    assert over_seeds([[1.0, np.nan], [0.0, 1.0]]).n == 1

@@ -11,6 +11,7 @@ import torch
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
 from training.contrastive_trainer import (
+    CheckpointNote,
     ContrastiveTrainer,
     EveryPositionTrainer,
     Order,
@@ -23,7 +24,8 @@ from training.hf_model import batches, best_dtype, load_model
 from training.lora_model import load_adapter, peft_model
 from training.run_folder import Stage
 from training.stages.score import sequence_entropies
-from training.stages.train import train_adapter
+from training.stages.train import NOT_TRACKED, train_adapter
+from training.trackers import Tracking
 
 BASE = "models/tiny-qwen2"
 
@@ -91,7 +93,16 @@ LORA = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
 BOTH = pytest.mark.parametrize("positions", ["decisions", "all"])
 
 
-def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=None, **changes):
+def run(
+    folder: Path,
+    rows,
+    positions="decisions",
+    start=None,
+    on_checkpoint=None,
+    kept=None,
+    tracking=NOT_TRACKED,
+    **changes,
+):
     optimizer = Optimizer(**{
         "learning_rate": 1e-2, "warmup_steps": 2, "epochs": 2.0, "batch_size": 2,
         "accumulation": 2, **changes,
@@ -105,8 +116,10 @@ def run(folder: Path, rows, positions="decisions", start=None, on_checkpoint=Non
         optimizer=optimizer,
         checkpoint_every=0.5,
         seed=0,
+        kept=kept,
         start=start,
         on_checkpoint=on_checkpoint,
+        tracking=tracking,
     )
 
 
@@ -128,6 +141,18 @@ def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
+
+
+def test_a_later_training_reads_the_kept_caches(tmp_path, rows, monkeypatch) -> None:
+    kept = tmp_path / "kept"
+    first = run(tmp_path / "a", rows, kept=kept)
+    monkeypatch.setattr(
+        "training.base_cache.compute_caches", lambda *_: pytest.fail("the base ran again")
+    )
+    later = run(tmp_path / "b", rows, kept=kept)
+    assert weights(first[-1]) == weights(later[-1])
+    other = run(tmp_path / "c", rows, kept=kept, learning_rate=1e-3)
+    assert weights(first[-1]) != weights(other[-1])
 
 
 def test_always_on_batches_are_of_like_length(tmp_path) -> None:
@@ -198,11 +223,11 @@ def lora_of(model) -> dict[str, torch.Tensor]:
 def test_every_checkpoint_is_told_of_while_the_model_has_it_on(tmp_path, rows) -> None:
     told = []
 
-    def on_checkpoint(model, folder: Path) -> str:
+    def on_checkpoint(model, folder: Path) -> CheckpointNote:
         told.append(
             (folder.name, {n: p.clone() for n, p in model.named_parameters() if "lora" in n})
         )
-        return "noted"
+        return CheckpointNote("noted")
 
     made = run(tmp_path, rows, on_checkpoint=on_checkpoint)
     assert [name for name, _ in told] == [path.name for path in made]
@@ -270,3 +295,24 @@ def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:
         assert not torch.equal(wrapped(ids).logits, base)
         with wrapped.disable_adapter():
             assert torch.equal(wrapped(ids).logits, base)
+
+
+def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(tmp_path, rows) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracking = Tracking(["tensorboard"], "my-adapter", {"gate_tau": 0.5, "rollouts_trained_on": 6})
+
+    def on_checkpoint(_model, folder: Path) -> CheckpointNote:
+        return CheckpointNote("", {"eval_gain": int(folder.name.split("-")[1]) / 100})
+
+    tracked = run(tmp_path / "a", rows, tracking=tracking, on_checkpoint=on_checkpoint)
+    (events,) = (tmp_path / "a").rglob("events.out.tfevents.*")
+    seen = accumulators.EventAccumulator(str(events)).Reload()
+    scalars = set(seen.Tags()["scalars"])
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "eval/gain"} <= scalars
+    assert [(one.step, one.value) for one in seen.Scalars("train/gate_tau")] == [(0, 0.5)]
+    gains = [(one.step, round(one.value, 4)) for one in seen.Scalars("eval/gain")]
+    assert gains == [(2, 0.02), (4, 0.04), (6, 0.06)]
+    assert "my-adapter" in seen.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
+    untracked = run(tmp_path / "b", rows)
+    assert weights(tracked[-1]) == weights(untracked[-1])
+    assert not list((tmp_path / "b").rglob("events.*"))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, free_port, started
+from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, started
 
-pytestmark = pytest.mark.engine
+from demo.server import free_port
 
 PAGE = (ROOT / "docs" / "vllm-plugin.md").read_text(encoding="utf-8")
 BASE = ROOT / "models" / "tiny-qwen2"
@@ -41,6 +41,7 @@ def environment() -> dict[str, str]:
     return found
 
 
+@pytest.mark.engine
 def test_offline(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example("python", "from vllm import LLM"))
@@ -64,7 +65,7 @@ def test_offline(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def plain(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page's `vllm serve`, from the Python entry point that the CPU build has."""
     command = shlex.split(example("bash", "vllm serve").replace("\\\n", " "))
     assert command[:3] == ["vllm", "serve", "models/tiny-qwen2"]

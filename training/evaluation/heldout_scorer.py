@@ -34,7 +34,7 @@ class Answers(NamedTuple):
     problems: npt.NDArray[np.int64]  # [N] the problem each answer belongs to
     prompts: list[list[int]]  # token ids
     tokens: list[list[int]]  # token ids, [T] each
-    rewards: npt.NDArray[np.float64]  # [N] 0 or 1
+    rewards: npt.NDArray[np.float64]  # [N] 0 or 1; NaN: not graded
     entropies: list[npt.NDArray[np.float32]]  # N arrays [T], nats
 
 
@@ -46,6 +46,7 @@ class HeldoutScorer:
         answers: of the base, drawn at `temperature` without top_p and top_k.
         settings: those to be estimated.
         temperature: of answers.
+        budget, folder, keep: of the base's caches (`CacheStore`).
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class HeldoutScorer:
         temperature: float,
         budget: Budget,
         folder: Path,
+        keep: bool = False,
     ) -> None:
         self._answers, self._settings, self._temperature = answers, list(settings), temperature
         self._windows = layer_windows(model.config)
@@ -70,19 +72,20 @@ class HeldoutScorer:
         self._store = CacheStore(
             model,
             [answers.prompts[row] for row in self._rows],
-            [
-                answers.tokens[row][: points.reads - len(answers.prompts[row])]
-                for row, points in zip(self._rows, self._points, strict=True)
-            ],
+            [answers.tokens[row] for row in self._rows],
             budget,
             folder,
+            [points.reads for points in self._points],
+            keep=keep,
         )
         self._store.fill("held-out base cache")
         with model.disable_adapter():
-            self._base = self._log_probs(model, [temperature])[0]
+            self._base = self._log_probs(model, [temperature], "held-out base")[0]
 
-    def _log_probs(self, model: Any, temperatures: Sequence[float]) -> list[list[torch.Tensor]]:
-        return log_probs(model, self._points, self._store, self._windows, temperatures)
+    def _log_probs(
+        self, model: Any, temperatures: Sequence[float], label: str | None = None
+    ) -> list[list[torch.Tensor]]:
+        return log_probs(model, self._points, self._store, self._windows, temperatures, label)
 
     def score(self, model: Any) -> dict[Setting, WeightedScore]:
         """The estimates of the adapter that `model` has on now."""

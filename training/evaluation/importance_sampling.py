@@ -62,11 +62,13 @@ def weighted_score(
 
     Args:
         log_weights: [N] log w of each answer; 0 where it has no decision point.
-        rewards: [N] 0 or 1.
+        rewards: [N] 0 or 1; NaN: not graded. Such answers are left out.
         problems: [N] the problem each answer belongs to. Problems count alike.
     """
-    w = np.exp(np.minimum(np.asarray(log_weights, dtype=np.float64), CAP))
-    right, problem = np.asarray(rewards, dtype=np.float64), np.asarray(problems)
+    right = np.asarray(rewards, dtype=np.float64)
+    graded = ~np.isnan(right)
+    right, problem = right[graded], np.asarray(problems)[graded]
+    w = np.exp(np.minimum(np.asarray(log_weights, dtype=np.float64)[graded], CAP))
     groups = [problem == one for one in np.unique(problem)]
 
     def by_problem(values: npt.NDArray[np.float64]) -> list[float]:

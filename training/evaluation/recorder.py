@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -34,9 +34,10 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),
         ("gated", pa.int32()),
         ("finish_reason", pa.string()),  # stop, length
-        ("correct", pa.bool_()),
+        ("correct", pa.bool_()),  # null: the grader cannot tell
         ("boxed", pa.bool_()),
         ("timed_out", pa.bool_()),
+        ("reason", pa.string()),
     ]
 )
 _GRADES = [name for name in SCHEMA.names if name != "text"]
@@ -54,7 +55,7 @@ def answers_folder(output: Path | None, label: str, settings: dict[str, Any]) ->
     if output is None:
         return None
     name = re.sub(r"[^\w.-]+", "-", label)
-    return Stage.first(output, f"answers-{name}", settings | {"format": 2}).path()
+    return Stage.first(output, f"answers-{name}", settings | {"format": 3}).path()
 
 
 class Recorder:
@@ -152,7 +153,12 @@ class Recorder:
             for row in rows:
                 del row["text"]  # long answers stay on disk alone
                 self._rows[row["problem_id"], row["problem_sha256"]].append(row)
-            graded = [row["correct"] for found in self._rows.values() for row in found]
+            graded = [
+                row["correct"]
+                for found in self._rows.values()
+                for row in found
+                if row["correct"] is not None
+            ]
             if graded:
                 self.sampled.note = f"pass@1={np.mean(graded):.3f}"
                 self.sampled.show()
@@ -171,13 +177,16 @@ class Recorder:
             source=source,
             temperature=temperature,
             problem_ids=[problem.id for problem in self._problems],
-            correct=np.array(column("correct"), dtype=np.bool_),
+            correct=np.array(column("correct"), dtype=np.float64),
             boxed=np.array(column("boxed"), dtype=np.bool_),
             tokens=np.array(column("tokens"), dtype=np.int64),
             gated=np.array(column("gated"), dtype=np.int64),
             truncated=np.array(column("finish_reason")) == "length",
             timed_out=int(np.sum(column("timed_out"))),
             sources=[problem.source for problem in self._problems],
+            reasons=Counter(
+                row["reason"] for found in rows for row in found if row["correct"] is None
+            ),
         )
 
 

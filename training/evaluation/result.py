@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from adapters.manifest import Mode, Score
 from training.evaluation.statistics import (
     Estimate,
     Floats,
+    graded_mean,
     mean,
     paired_difference,
     pass_at_1,
@@ -34,20 +36,26 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """Graded answers of one model; every array is [problems, samples], in the problems' order."""
+    """Graded answers of one model; every array is [problems, samples], in the problems' order.
+
+    Attributes:
+        correct: 1, 0, or NaN where the grader cannot tell; such answers count in no score.
+        reasons: why it could not, and how often.
+    """
 
     label: str
     mode: Mode
     source: str  # benchmark name or problems file
     temperature: float
     problem_ids: list[str]
-    correct: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.float64] | npt.NDArray[np.bool_]
     boxed: npt.NDArray[np.bool_]
     tokens: npt.NDArray[np.int64]
     gated: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
     timed_out: int = 0
     sources: Sequence[str] = ()  # each problem's part of a mixture; empty: not a mixture
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -61,8 +69,13 @@ class Result:
 
     @property
     def scores(self) -> Floats:
-        """The share of right answers to each problem, [problems]."""
-        return per_problem(self.correct)
+        """The share of right answers to each problem, [problems]; NaN: none could be graded."""
+        return graded_mean(self.correct)
+
+    @property
+    def not_graded(self) -> int:
+        """How many answers the grader could not tell right from wrong."""
+        return int(np.isnan(np.asarray(self.correct, dtype=np.float64)).sum())
 
     @property
     def pass_at_1(self) -> Estimate:
@@ -162,6 +175,8 @@ class Result:
             "samples": self.samples,
             "temperature": self.temperature,
             "timed_out": self.timed_out,
+            "not_graded": self.not_graded,
+            **({"not_graded_because": dict(self.reasons)} if self.reasons else {}),
             **({"by_source": parts} if parts else {}),
         }
 
@@ -205,6 +220,7 @@ def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
         lines.append(
             f"{result.label} - {results[0].label}: pass@1 {gain.signed} (paired, {gain.n} problems)"
         )
+    lines += [line for result in results if (line := _not_graded(result))]
     parts = [result.by_source() for result in results]
     if parts and parts[0]:
         rows = [["pass@1 by source", "n", *(result.label for result in results)]]
@@ -212,6 +228,18 @@ def table(results: Sequence[Result], ks: Iterable[int] = ()) -> str:
             rows.append([name, str(first.n), *(str(part.get(name, "")) for part in parts)])
         lines += ["", *_aligned(rows)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _not_graded(result: Result) -> str:
+    """A line on the answers that count in no score; empty: there are none."""
+    if not result.not_graded:
+        return ""
+    reasons = Counter(result.reasons).most_common(3)
+    because = "; ".join(f"{count}: {reason}" for reason, count in reasons)
+    return (
+        f"{result.label}: {result.not_graded} of {result.correct.size} answers could not be graded "
+        f"and are left out{f' ({because})' if because else ''}"
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,6 +3,9 @@
 Answers to one problem are not independent, so each problem is first reduced to one number (its mean
 over samples, or its pass@k), and the standard error is that of the mean over problems. Everything
 is a pure function of numpy arrays; `correct` is [P, K], problems by samples.
+
+An answer that could not be graded is NaN in `correct`. It is left out: a problem's mean is that of
+its other samples, and a problem without any has no score.
 """
 
 from __future__ import annotations
@@ -51,9 +54,25 @@ def per_problem(values: npt.ArrayLike) -> Floats:
     return _matrix(values).mean(axis=1)
 
 
+def graded_mean(correct: npt.ArrayLike) -> Floats:
+    """[P, K] -> [P]: the share of right answers among those graded; NaN where there are none."""
+    matrix = _matrix(correct)
+    graded = ~np.isnan(matrix)
+    counts = graded.sum(axis=1)
+    right = np.where(graded, matrix, 0.0).sum(axis=1)
+    return np.divide(right, counts, out=np.full(len(matrix), np.nan), where=counts > 0)
+
+
+def graded(scores: npt.ArrayLike) -> Estimate:
+    """Mean over the problems that have a score; NaN, of no problem, where none has."""
+    values = np.asarray(scores, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    return mean(values) if values.size else Estimate(math.nan, math.nan, 0)
+
+
 def pass_at_1(correct: npt.ArrayLike) -> Estimate:
     """The share of right answers; over K samples also called avg@K."""
-    return mean(per_problem(correct))
+    return graded(graded_mean(correct))
 
 
 def pass_at_k(correct: npt.ArrayLike, k: int) -> Estimate:
@@ -64,22 +83,28 @@ def pass_at_k(correct: npt.ArrayLike, k: int) -> Estimate:
     Raises:
         ValueError: k is not between 1 and K.
     """
-    return mean(pass_at_k_scores(correct, k))
+    return graded(pass_at_k_scores(correct, k))
 
 
 def pass_at_k_scores(correct: npt.ArrayLike, k: int) -> Floats:
-    """[P, K] -> [P]: each problem's unbiased pass@k."""
+    """[P, K] -> [P]: each problem's unbiased pass@k; NaN where fewer than k were graded."""
     matrix = _matrix(correct)
-    samples = matrix.shape[1]
-    _check_k(k, samples)
-    right = matrix.astype(bool).sum(axis=1)  # [P]
-    total = math.comb(samples, k)
+    _check_k(k, matrix.shape[1])
+    right = (matrix == 1).sum(axis=1)  # [P]
+    samples = (~np.isnan(matrix)).sum(axis=1)  # [P]
     # Whole numbers until the one division: exact for any K. comb is 0 where k > K - c.
-    return np.array([1.0 - math.comb(samples - int(c), k) / total for c in right])
+    return np.array(
+        [
+            1.0 - math.comb(int(n - c), k) / math.comb(int(n), k) if n >= k else math.nan
+            for n, c in zip(samples, right, strict=True)
+        ]
+    )
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Estimate:
     """Mean of b - a over the same problems ([P] each), with the paired standard error.
+
+    Problems that have no score on one side are left out.
 
     Raises:
         ValueError: the two are not scores of the same problems.
@@ -87,7 +112,7 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Estimate:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"scores of {first.size} and {second.size} problems cannot be paired")
-    return mean(second - first)
+    return graded(second - first)
 
 
 def ratio(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
@@ -105,6 +130,7 @@ def over_seeds(scores: npt.ArrayLike) -> Estimate:
     the variance between the seeds' means over the number of seeds.
     """
     matrix = np.asarray(scores, dtype=np.float64)
+    matrix = matrix[:, ~np.isnan(matrix).any(axis=0)]
     problems = mean(matrix.mean(axis=0))
     stderr = math.sqrt(problems.stderr**2 + _between_seeds(matrix))
     return Estimate(problems.value, stderr, problems.n)

@@ -2,17 +2,31 @@
 
     verifier.py        Verifier: grades many answers, under a deadline and a memory limit
     worker.py          the processes in which it computes what is slow or may hang
+    verdict.py         right, wrong, or cannot tell, with the reason
     grader.py          what a grader is, and the question that it leaves to a worker
     registry.py        the graders by name
-    math.py            mathematics, by math-verify; the default
+    statement.py       the final answer that a text states; final_answer.py: boxes and ####
+    math.py            the default grader; references.py: can answers be compared with a reference?
+    compare.py         the steps of its comparison, each in a file of its own:
+                       plain_latex, arithmetic, residues, units, dates, choices, shapes, regions,
+                       algebra
+    exact.py           an option's letter, and texts word by word
     reasoning_gym.py   Reasoning Gym's problems, by their generator's own `score_answer`
-    final_answer.py    the final answer inside a text, and what needs no computer algebra
 
 A grader decides at once what it can. For the rest it makes a `Question`, which a worker answers.
 """
 
 from training.grading.final_answer import last_boxed
 from training.grading.math import math_equal
-from training.grading.verifier import Verdict, Verifier
+from training.grading.verdict import Decision, Outcome, Verdict, outcome
+from training.grading.verifier import Verifier
 
-__all__ = ["Verdict", "Verifier", "last_boxed", "math_equal"]
+__all__ = [
+    "Decision",
+    "Outcome",
+    "Verdict",
+    "Verifier",
+    "last_boxed",
+    "math_equal",
+    "outcome",
+]

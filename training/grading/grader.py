@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Protocol
 
+from training.grading.verdict import Decision
+
 if TYPE_CHECKING:
+    from training.grading.statement import Stated
     from training.problems.problem import Problem
 
 
@@ -15,7 +18,7 @@ class Question(Hashable, Protocol):
     def prepare(self) -> None:
         """Import what `decide` needs; called once per worker, before the clock starts."""
 
-    def decide(self) -> bool:
+    def decide(self) -> Decision:
         """Decide whether the answer is right; runs in a worker process."""
 
 
@@ -25,9 +28,12 @@ class Grader(Protocol):
     def available(self) -> None:
         """Raise ValueError with the command that installs it if a package is missing."""
 
-    def grade(self, text: str, box: str | None, problem: Problem) -> bool | Question:
-        r"""Whether `text` answers `problem`, or the question that decides it.
+    def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | Question:
+        """Whether `text` answers `problem`, or the question that decides it.
 
         Args:
-            box: the content of the last complete \boxed{...} in `text`, if there is one.
+            stated: the final answer that `text` states, if it does.
         """
+
+    def reference(self, problem: Problem) -> Decision | Question:
+        """Right if the grader can grade answers to `problem`, else the reason why it cannot."""

@@ -1,74 +1,116 @@
-r"""math-verify as a grader: equal numbers, formulas, sets and intervals.
-
-Answers that plain string or number comparison can decide (`final_answer.py`) never see a process.
-
-The final answer is the last \boxed{...}; without a box, what follows "####", or else an announced
-one ("the answer is 18"). A number that merely comes last is not an answer: a truncated rollout
-would win by chance.
-"""
+r"""The default grader: mathematics, units, dates, letters and short texts (`compare.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from training.grading.final_answer import after_hashes, decide, latex
+from training.grading import references
+from training.grading.compare import HERE, WORKER, NeedsWorkerError, compare
+from training.grading.statement import Stated
+from training.grading.verdict import Decision, right, unknown, wrong
 
-_TAIL = 2000  # characters in which an unboxed answer is looked for
+if TYPE_CHECKING:
+    from training.problems.problem import Problem
+
+Compare = Callable[[str, str], Decision]
 
 
-def math_equal(text: str, reference: str, anchored: bool) -> bool:
-    """math-verify's judgement, without its timeouts. Runs in a worker."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+def math_equal(candidate: str, reference: str) -> Decision:
+    """Whether a final answer equals its reference, with computer algebra. Runs in a worker."""
+    return _guarded(lambda: compare(candidate, reference, WORKER))
 
-    targets = [
-        LatexExtractionConfig(try_extract_without_anchor=not anchored),
-        ExprExtractionConfig(try_extract_without_anchor=not anchored),
-    ]
+
+def _guarded(decide: Callable[[], Decision]) -> Decision:
     try:
-        gold = parse(reference, parsing_timeout=None)
-        found = parse(text, extraction_config=targets, parsing_timeout=None)
-        return bool(verify(gold, found, timeout_seconds=None))
-    except Exception:  # recursion, memory: whatever an adversarial answer provokes
-        return False
+        return decide()
+    except NeedsWorkerError:
+        return unknown("the comparison takes too much")
+    except (Exception, MemoryError) as error:  # whatever an adversarial answer provokes
+        return unknown(f"the comparison failed ({type(error).__name__})")
 
 
 class MathQuestion(NamedTuple):
-    """Whether a text equals a reference, as a question to math-verify."""
+    """Whether an answer equals its reference, as a question to a worker."""
 
-    text: str
+    answer: str
     reference: str
-    anchored: bool  # only an announced answer counts
-    compare: Callable[[str, str, bool], bool] = math_equal
+    other: str  # another answer that the text states behind its box; empty: none
+    compare: Compare = math_equal
 
     def prepare(self) -> None:
-        """Import sympy and math-verify, and build the parser, which the first formula does."""
-        math_equal(r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", False)
+        """Import sympy, and build the parser, which the first formula does."""
+        math_equal(r"\sqrt{2}", r"\frac{2}{\sqrt{2}}")
 
-    def decide(self) -> bool:
-        """Decide whether the text's answer equals the reference."""
-        return self.compare(self.text, self.reference, self.anchored)
+    def decide(self) -> Decision:
+        """Decide whether the answer equals the reference."""
+        return weighed(self.compare(self.answer, self.reference), self.other, self._other)
+
+    def _other(self) -> Decision:
+        return self.compare(self.other, self.reference)
+
+
+class ReferenceQuestion(NamedTuple):
+    """Whether a reference can be compared at all, as a question to a worker."""
+
+    reference: str
+
+    def prepare(self) -> None:
+        """See `MathQuestion`."""
+        math_equal(r"\sqrt{2}", r"\frac{2}{\sqrt{2}}")
+
+    def decide(self) -> Decision:
+        """Right if answers can be compared with the reference."""
+        return _guarded(lambda: references.check(self.reference, WORKER))
 
 
 class MathGrader:
     """Compares the final answer with a reference.
 
     Args:
-        compare: (text, reference, anchored) -> correct; importable, runs in the workers.
+        compare: (answer, reference) -> decision; importable, runs in the workers.
     """
 
-    def __init__(self, compare: Callable[[str, str, bool], bool] = math_equal) -> None:
+    def __init__(self, compare: Compare = math_equal) -> None:
         self.compare = compare
 
-    def grade(self, text: str, box: str | None, reference: str) -> bool | MathQuestion:
-        """The decision that takes no process, or the question to math-verify."""
-        candidate = box if box is not None else after_hashes(text)
-        if candidate is not None:
-            decided = decide(candidate, reference)
-            if decided is not None:
-                return decided
-            return MathQuestion(latex(candidate), latex(reference), False, self.compare)
-        tail = text[-_TAIL:]
-        if "answer" not in tail.lower():
-            return False
-        return MathQuestion(tail, latex(reference), True, self.compare)
+    def available(self) -> None:
+        """Nothing but this package's own requirements is needed."""
+
+    def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | MathQuestion:
+        """The decision that takes no process, or the question to one."""
+        return self.grade_against(text, stated, problem.answer)
+
+    def grade_against(self, text: str, stated: Stated, reference: str) -> Decision | MathQuestion:
+        """The same for a reference alone."""
+        del text
+        if stated.answer is None:
+            return wrong(stated.reason)
+        try:
+            decision = compare(stated.answer, reference, HERE)
+            decision = weighed(
+                decision, stated.other, lambda: compare(stated.other, reference, HERE)
+            )
+        except NeedsWorkerError:
+            return MathQuestion(stated.answer, reference, stated.other, self.compare)
+        except Exception as error:  # whatever an adversarial answer provokes
+            return unknown(f"the comparison failed ({type(error).__name__})")
+        if decision.correct and stated.retracted:
+            return unknown("the text takes its answer back")
+        return decision
+
+    def reference(self, problem: Problem) -> Decision | ReferenceQuestion:
+        """Whether answers can be compared with the problem's reference."""
+        try:
+            return references.check(problem.answer, HERE)
+        except NeedsWorkerError:
+            return ReferenceQuestion(problem.answer)
+
+
+def weighed(decision: Decision, other: str, compare_other: Callable[[], Decision]) -> Decision:
+    """`decision` on a box, given that the text states another answer behind it."""
+    if not decision.correct or not other:
+        return decision
+    if compare_other().correct is False:
+        return unknown("the text states another answer behind its box")
+    return right(decision.reason)

@@ -1,7 +1,7 @@
 r"""Reasoning Gym's graders: each generator scores answers to its own problems.
 
-The final answer is the last \boxed{...}, or else what follows "####". `score_answer` sees it as
-written; if that is not right, without \text{...} and the like. Only the full score, 1, counts:
+`score_answer` sees the final answer as written; if that is not right, without \text{...} and the
+like. Only the full score, 1, counts:
 several generators give part of it to wrong answers.
 
 `score_answer` is given text that a model wrote. Some generators pass it to `eval` or to sympy's
@@ -21,7 +21,8 @@ from contextlib import redirect_stdout
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from training.grading.final_answer import after_hashes, clean
+from training.grading.statement import Stated
+from training.grading.verdict import Decision, right, unknown, wrong
 from training.gym.entry import decode_entry
 from training.gym.task import GymTask, require_reasoning_gym
 
@@ -42,13 +43,48 @@ class GymGrader:
         """Raise ValueError if Reasoning Gym is not installed."""
         require_reasoning_gym()
 
-    def grade(self, text: str, box: str | None, problem: Problem) -> bool | GymQuestion:
+    def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | GymQuestion:
         """Wrong without a final answer; otherwise the question to the generator."""
-        answer = box if box is not None else after_hashes(text)
-        if answer is None or not answer.strip() or len(answer) > _LONGEST:
-            return False
+        del text
+        answer = stated.answer
+        if answer is None:
+            return wrong(stated.reason)
+        if not answer.strip() or len(answer) > _LONGEST:
+            return wrong("the answer is empty" if not answer.strip() else "the answer is too long")
+        return self._question(answer, problem)
+
+    def reference(self, problem: Problem) -> Decision | GymQuestion:
+        """Whether the generator finds its own reference right."""
+        return self._question(problem.answer, problem)
+
+    def _question(self, answer: str, problem: Problem) -> GymQuestion:
         assert problem.grading is not None
         return GymQuestion(readings(answer), problem.grading.task, problem.grading.entry)
+
+
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\\$|\$|\\!|\\\(|\\\)", ""),
+        (r"\{,\}", ","),
+        (r"\\(?:left|right)(?![A-Za-z])", ""),
+        (r"\\[dt]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
+        (r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname)\s*\{([^{}]*)\}", r"\1"),
+        (r"\^\s*\{?\s*\\circ\s*\}?", ""),
+        (r"\\%", "%"),
+        (r"[−–]", "-"),
+        (r"^\s+|[\s.]+$", ""),
+        (r"\s+", " "),
+    ]
+]
+
+
+def clean(text: str) -> str:
+    """`text` without what carries no mathematics: dollar signs, thin spaces, \\left, \\text."""
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def readings(answer: str) -> tuple[str, ...]:
@@ -71,21 +107,31 @@ class GymQuestion(NamedTuple):
 
         _close_worker()
 
-    def decide(self) -> bool:
+    def decide(self) -> Decision:
         """Whether the generator gives one of the readings its full score."""
         try:
             with redirect_stdout(io.StringIO()):
                 dataset = _dataset(self.task)
-                return any(self._score(dataset, answer) >= _FULL for answer in self.answers)
-        except Exception:  # the entry itself cannot be read
-            return False
+                scores = [self._score(dataset, answer) for answer in self.answers]
+                best = max((score for score in scores if score is not None), default=None)
+                if best is None:  # is it the answer, or the entry?
+                    dataset.score_answer(
+                        decode_entry(self.entry)["answer"], decode_entry(self.entry)
+                    )
+                    return wrong("the generator cannot read the answer")
+        except Exception as error:  # the entry itself cannot be read
+            return unknown(f"the problem's entry cannot be read ({type(error).__name__})")
+        if best >= _FULL:
+            return right("the generator gives the full score")
+        return wrong(f"the generator gives {best:.2g} of 1")
 
-    def _score(self, dataset: Any, answer: str) -> float:
+    def _score(self, dataset: Any, answer: str) -> float | None:
+        """The score of one reading; None: the generator raises."""
         try:
             # An entry of its own for each reading: some generators change what they are given.
             return float(dataset.score_answer(answer, decode_entry(self.entry)))
         except Exception:  # whatever an adversarial answer provokes
-            return 0.0
+            return None
 
 
 @lru_cache(maxsize=64)

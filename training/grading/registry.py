@@ -1,13 +1,21 @@
-"""The graders that `Problem.grading.grader` can name."""
+"""The graders that a problem can name."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from training.grading.exact import ChoiceGrader, TextGrader
 from training.grading.grader import Grader
+from training.grading.math import MathGrader
 from training.grading.reasoning_gym import GymGrader
 
-GRADERS: dict[str, Grader] = {"reasoning_gym": GymGrader()}
+MATH = "math"  # the default
+GRADERS: dict[str, Grader] = {
+    MATH: MathGrader(),
+    "choice": ChoiceGrader(),
+    "text": TextGrader(),
+    "reasoning_gym": GymGrader(),
+}
 
 
 @lru_cache

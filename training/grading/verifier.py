@@ -3,11 +3,11 @@ r"""Are the final answers of texts right?
     with Verifier() as verifier:
         [verdict] = verifier.check([r"So it is \boxed{1/2}."], ["0.5"])
         verdicts = verifier.check(texts, problems)      # each by its problem's own grader
+        faults = verifier.check_references(problems)    # why answers to some cannot be graded
 
 The graders decide most answers at once. They leave the rest as questions to worker processes, which
 the verifier watches from outside: it kills and replaces a worker that overruns the deadline, and
-counts its answer as wrong. math-verify's own timeout is a SIGALRM, which fails off the main thread;
-Reasoning Gym has none.
+says of its answer that it cannot tell. sympy and Reasoning Gym have no time limit of their own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from tqdm import tqdm
 
 from training.grading.final_answer import last_boxed
-from training.grading.grader import Question
-from training.grading.math import MathGrader, math_equal
-from training.grading.registry import grader_of
+from training.grading.grader import Grader, Question
+from training.grading.math import Compare, MathGrader, math_equal
+from training.grading.registry import MATH, grader_of
+from training.grading.statement import stated_answer
+from training.grading.verdict import Decision, Verdict, unknown
 from training.grading.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,13 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-class Verdict(NamedTuple):
-    """Whether one text is right, and what else was seen of it."""
-
-    correct: bool
-    boxed: bool  # the text has a complete, non-empty box
-    timed_out: bool  # the grader came to no decision; `correct` is then False
+_OVERDUE = unknown("the grader came to no decision in time")
 
 
 class Verifier:
@@ -50,14 +46,14 @@ class Verifier:
     Args:
         deadline: seconds that a grader may take for one answer.
         workers: processes; by default one per core, four at most.
-        compare: math-verify's substitute, see `MathGrader`.
+        compare: what compares two answers in the workers, see `MathGrader`.
     """
 
     def __init__(
         self,
         deadline: float = 5.0,
         workers: int | None = None,
-        compare: Callable[[str, str, bool], bool] | None = None,
+        compare: Compare | None = None,
     ) -> None:
         if deadline <= 0:
             raise ValueError(f"deadline: {deadline} is not a positive number of seconds")
@@ -68,7 +64,9 @@ class Verifier:
         self._lock = threading.Lock()
         self._context = multiprocessing.get_context("forkserver")
         # Imported once in the fork server: a replaced worker then starts in milliseconds.
-        self._context.set_forkserver_preload(["math_verify", "training.grading.worker"])
+        self._context.set_forkserver_preload(
+            ["latex2sympy2_extended.latex2sympy2", "training.grading.worker"]
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -95,47 +93,63 @@ class Verifier:
             ValueError: there are not as many problems as texts, or a grader is not installed.
             RuntimeError: the workers cannot start.
         """
-        verdicts: list[Verdict] = []
-        open_questions: dict[Question, list[int]] = {}
-        for index, (text, problem) in enumerate(zip(texts, problems, strict=True)):
-            box = last_boxed(text)
-            boxed = bool(box and box.strip())
-            decided = self._grade(text, box, problem)
-            if not isinstance(decided, bool):
-                # Rollouts of one problem often agree: each distinct question is asked once.
-                open_questions.setdefault(decided, []).append(index)
-            verdicts.append(Verdict(decided is True, boxed, False))
-        if open_questions:
-            with self._lock:
-                try:
-                    outcomes = self._ask(list(open_questions))
-                except BaseException:  # Ctrl-C, say: no late answer may meet the next question
-                    self._stop()
-                    raise
-            for question, indices in open_questions.items():
-                for index in indices:
-                    correct = outcomes[question]
-                    verdicts[index] = Verdict(
-                        correct is True, verdicts[index].boxed, correct is None
-                    )
+        boxed = [bool((last_boxed(text) or "").strip()) for text in texts]
+        decisions = self._decided(
+            [self._grade(text, one) for text, one in zip(texts, problems, strict=True)]
+        )
+        verdicts = [
+            Verdict(one.correct, box, one is _OVERDUE, self._reason(one))
+            for one, box in zip(decisions, boxed, strict=True)
+        ]
         overdue = sum(verdict.timed_out for verdict in verdicts)
         if overdue:
             logger.warning(
-                "%d of %d answers took their grader over %g s and count as wrong",
+                "%d of %d answers took their grader over %g s and are left out",
                 overdue, len(texts), self.deadline,
             )  # fmt: skip
         return verdicts
 
-    def _grade(self, text: str, box: str | None, problem: Problem | str) -> bool | Question:
-        if isinstance(problem, str):
-            return self._math.grade(text, box, problem)
-        if problem.grading is None:
-            return self._math.grade(text, box, problem.answer)
-        return grader_of(problem.grading.grader).grade(text, box, problem)
+    def check_references(self, problems: Sequence[Problem]) -> list[str | None]:
+        """Why answers to each problem cannot be graded; None: they can.
 
-    def _ask(self, questions: list[Question]) -> dict[Question, bool | None]:
-        """Spread `questions` over the workers; None: no decision within the deadline."""
-        outcomes: dict[Question, bool | None] = {}
+        Raises:
+            ValueError: a grader is not installed.
+        """
+        asked = [self._grader(problem).reference(problem) for problem in problems]
+        return [None if one.correct else self._reason(one) for one in self._decided(asked)]
+
+    def _reason(self, decision: Decision) -> str:
+        if decision is _OVERDUE:
+            return f"the grader came to no decision within {self.deadline:g} s"
+        return decision.reason
+
+    def _decided(self, found: Sequence[Decision | Question]) -> list[Decision]:
+        """The decisions, with the questions among them answered by workers."""
+        # Rollouts of one problem often agree: each distinct question is asked once.
+        questions = list(dict.fromkeys(one for one in found if not isinstance(one, Decision)))
+        answers: dict[Question, Decision] = {}
+        if questions:
+            with self._lock:
+                try:
+                    answers = self._ask(questions)
+                except BaseException:  # Ctrl-C, say: no late answer may meet the next question
+                    self._stop()
+                    raise
+        return [one if isinstance(one, Decision) else answers[one] for one in found]
+
+    def _grader(self, problem: Problem) -> Grader:
+        name = problem.grading.grader if problem.grading is not None else MATH
+        return self._math if name == MATH else grader_of(name)
+
+    def _grade(self, text: str, problem: Problem | str) -> Decision | Question:
+        stated = stated_answer(text)
+        if isinstance(problem, str):
+            return self._math.grade_against(text, stated, problem)
+        return self._grader(problem).grade(text, stated, problem)
+
+    def _ask(self, questions: list[Question]) -> dict[Question, Decision]:
+        """Spread `questions` over the workers; `_OVERDUE`: no decision within the deadline."""
+        outcomes: dict[Question, Decision] = {}
         waiting = deque(questions)
         while len(self._pool) < min(self._size, len(questions)):
             self._pool.append(self._start())
@@ -150,15 +164,15 @@ class Verifier:
                 told = wait([worker.pipe for worker in busy], max(0.0, patience))
                 for worker in busy:
                     if worker.pipe in told:
-                        done, correct = worker.hear()
+                        done, decision = worker.hear()
                     else:
-                        done, correct = time.monotonic() >= worker.due, None
+                        done, decision = time.monotonic() >= worker.due, None
                     if not done or worker.question is None:
                         continue
-                    outcomes[worker.question] = correct
+                    outcomes[worker.question] = _OVERDUE if decision is None else decision
                     bar.update()
                     worker.question = None
-                    if correct is None:
+                    if decision is None:
                         worker.kill()
                         self._pool[self._pool.index(worker)] = self._start()
         return outcomes

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from multiprocessing.connection import Connection
 
 from training.grading.grader import Question
+from training.grading.verdict import Decision
 from training.spawn import without_main
 
 _START_SECONDS = 120.0  # allowed for importing sympy on a busy machine
@@ -21,7 +22,7 @@ class Worker:
     """A process that answers questions one by one, over a pipe.
 
     Args:
-        compare: math-verify or its substitute; where it lies in the main module, the process must
+        compare: what compares two answers; where it lies in the main module, the process must
             import that module.
         deadline: seconds for one answer. Imports do not count.
     """
@@ -29,7 +30,7 @@ class Worker:
     def __init__(
         self,
         context: multiprocessing.context.ForkServerContext,
-        compare: Callable[[str, str, bool], bool],
+        compare: Callable[[str, str], Decision],
         deadline: float,
     ) -> None:
         self.pipe, theirs = context.Pipe()
@@ -52,7 +53,7 @@ class Worker:
         self.due = time.monotonic() + (self._deadline if ready else _START_SECONDS)
         self.pipe.send(question)
 
-    def hear(self) -> tuple[bool, bool | None]:
+    def hear(self) -> tuple[bool, Decision | None]:
         """(whether there is an outcome, the outcome); a dead worker's outcome is None."""
         try:
             message = self.pipe.recv()
@@ -68,7 +69,8 @@ class Worker:
             self._ready.add(type(self.question))
             self.due = time.monotonic() + self._deadline
             return False, None
-        return True, bool(message)
+        assert isinstance(message, Decision)
+        return True, message
 
     def kill(self) -> None:
         """End the process, whatever it is doing."""

@@ -4,12 +4,15 @@ problem.py        Problem
 sources.py        load_problems: what a source string names
 mixture.py        several sources in one
 benchmarks.py     benchmarks that have a name, and local copies of them
-table.py, rows.py files and hub datasets
+table.py, rows.py files and hub datasets; chat.py: conversations
+overlap.py        problems that training and a test share
+prompts.py        load_prompts: questions and conversations without answers
 """
 
 from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of
+from training.problems.overlap import overlaps, without_overlaps
 from training.problems.problem import Grading, Problem, write_problems
-from training.problems.sources import load_problems, source_name
+from training.problems.sources import benchmarks_at_hand, load_problems, source_name
 
 __all__ = [
     "BENCHMARKS",
@@ -18,7 +21,10 @@ __all__ = [
     "Grading",
     "Problem",
     "benchmark_of",
+    "benchmarks_at_hand",
     "load_problems",
+    "overlaps",
     "source_name",
+    "without_overlaps",
     "write_problems",
 ]

@@ -18,12 +18,15 @@ DATA_DIR = "REASONMAXXER_DATA_DIR"  # environment variable
 
 
 def plain(value: Any) -> str:
-    """The answer as it stands; 27.0 of a float column is 27."""
+    """The answer as it stands; 27.0 of a float column is 27. Of a worked solution, its answer."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, list | dict):
         raise ValueError(f"is a {type(value).__name__}, not one answer")
-    return str(value)
+    text = str(value)
+    if "####" in text or "boxed" in text:
+        return last_boxed(text) or after_hashes(text) or text
+    return text
 
 
 def hashed(value: Any) -> str:
@@ -63,6 +66,7 @@ class Benchmark:
         id: the column of ids; None: numbered.
         keep: which rows belong to it.
         samples: answers per problem by default (the paper's avg@8 for the two smallest).
+        trains: it is trained on, not measured by.
     """
 
     dataset: str
@@ -74,6 +78,7 @@ class Benchmark:
     id: str | None = None
     keep: Callable[[dict[str, Any]], bool] = lambda _: True
     samples: int = 1
+    trains: bool = False
 
 
 # Column -> how its value begins, in any case.
@@ -116,11 +121,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "amc23": Benchmark("math-ai/amc23", "test", ("question",), "answer", id="id", samples=8),
     # Training.
     "gsm8k_train": Benchmark(
-        "openai/gsm8k", "train", ("question",), "answer", config="main", extract=hashed
+        "openai/gsm8k", "train", ("question",), "answer", config="main", extract=hashed,
+        trains=True,
     ),
     "math_train": Benchmark(
         "DigitalLearningGmbH/MATH-lighteval", "train", ("problem",), "solution",
-        config="default", extract=boxed, keep=_level_3_to_5,
+        config="default", extract=boxed, keep=_level_3_to_5, trains=True,
     ),
 }  # fmt: skip
 

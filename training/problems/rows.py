@@ -1,13 +1,15 @@
-"""Records of problems: from JSONL, from Parquet, or from a dataset on the hub."""
+"""Records of problems: from JSONL, Parquet or CSV, or from a dataset on the hub."""
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
 class Row(NamedTuple):
@@ -18,7 +20,7 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL or Parquet file. Raises ValueError naming file and line."""
+    """The rows of a JSONL, Parquet or CSV file. Raises ValueError naming file and line."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: neither of {', '.join(SUFFIXES)}")
     if not path.is_file():
@@ -27,7 +29,10 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield from _parquet_rows(path)
         return
     try:
-        with path.open(encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            yield from _csv_rows(path)
+            return
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield Row(f"{path}, line {number}", _json_object(path, number, line))
@@ -43,6 +48,26 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}, line {number}: not a JSON object")
     return values
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV file with a header; an empty field is a value that is missing."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            names = reader.fieldnames
+            if names is None:
+                return
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path}, line 1: a column's name occurs twice")
+            for values in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in values or None in values.values():
+                    raise ValueError(f"{where}: has not the {len(names)} fields of the header")
+                yield Row(where, {name: value or None for name, value in values.items()})
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -1,8 +1,9 @@
-"""Settings that every command with `--problems` has."""
+"""Settings of commands that read problems."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -24,3 +25,35 @@ class ProblemsConfig(Config):
         if value is not None and not value.is_dir():
             raise ValueError("is not a folder")
         return value
+
+
+class ColumnsConfig(ProblemsConfig):
+    """Base of the settings of commands to which users bring files and datasets of their own."""
+
+    problem_field: str = Field(
+        "problem",
+        description="Column with the question, or with chat messages; a.b is b within a. For files "
+        "and hub datasets.",
+    )
+    answer_field: str = Field("answer", description="Column with the reference answer; likewise.")
+    id_field: str = Field("id", description="Column with the problem's id; likewise.")
+    grader: Literal["math", "choice", "text"] = Field(
+        "math",
+        description="What grades answers to files and hub datasets: math, an option's letter "
+        "(choice), or the same words (text).",
+    )
+    dataset_config: str | None = Field(None, description="Configuration of a hub dataset.")
+    split: str | None = Field(None, description="Split of a hub dataset.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `load_problems` that these settings are."""
+        return {
+            "problem_field": self.problem_field,
+            "answer_field": self.answer_field,
+            "id_field": self.id_field,
+            "grader": self.grader,
+            "config": self.dataset_config,
+            "split": self.split,
+            "data_dir": self.data_dir,
+        }

@@ -1,13 +1,14 @@
 """Loading the problems that a source string names.
 
-    problems.jsonl | problems.parquet            columns id (optional), problem, answer
+    problems.jsonl | .parquet | .csv             columns id (optional), problem, answer
     gsm8k                                        a benchmark: a local copy, or from the hub
     gsm8k:rows.jsonl                             a file with that benchmark's own columns
     owner/dataset                                with --problem-field and --answer-field
     reasoning_gym:chain_sum,min_terms=3,seed=1   drawn by a generator and graded by it
     2*reasoning_gym:chain_sum+1*gsm8k_train      a mixture, two problems of one to one of the other
 
-Whatever the source, a problem is kept only if its grader finds its own reference answer right.
+Whatever the source, a problem is kept only if answers to it can be compared with its reference, and
+once. Those that are left out are named, with the reason.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.grading import Verifier
+from training.grading.compare import HERE, NeedsWorkerError, compare
 from training.gym.draw import draw
 from training.gym.task import GymTask
-from training.problems.benchmarks import benchmark_of
+from training.problems.benchmarks import BENCHMARKS, benchmark_of, local_copy
 from training.problems.mixture import Part, interleave, parse_mixture
 from training.problems.problem import Grading, Problem
 from training.problems.table import Columns, Place, table_problems
@@ -80,10 +82,11 @@ class Loader:
             found: Iterable[Problem] = gym_problems(task if colon else "", draws)
         else:
             found = table_problems(source, self.columns, self.place, self.data_dir)
-        kept = self._others(source, found)
+        distinct = Distinct(source)
+        kept = distinct.of(self._others(source, found))
         if self.shuffle is None:
-            return sound_problems(source, kept, limit)
-        problems = sound_problems(source, kept, None)
+            return distinct.undisputed(sound_problems(source, kept, limit))
+        problems = distinct.undisputed(sound_problems(source, kept, None))
         random.Random(self.shuffle).shuffle(problems)
         return problems[:limit]
 
@@ -109,6 +112,7 @@ def load_problems(
     problem_field: str = "problem",
     answer_field: str = "answer",
     id_field: str = "id",
+    grader: str = "math",
     config: str | None = None,
     split: str | None = None,
     data_dir: Path | None = None,
@@ -121,6 +125,7 @@ def load_problems(
     Args:
         problem_field, answer_field, id_field: columns, for files and hub datasets; a benchmark
             has its own.
+        grader: what grades answers to them, "math", "choice" or "text", where a row does not say.
         config, split: of a hub dataset; by default the benchmark's, or "train".
         data_dir: folder with local copies of benchmarks; by default the one that the environment
             variable REASONMAXXER_DATA_DIR names.
@@ -130,10 +135,10 @@ def load_problems(
 
     Raises:
         ValueError: the source is unknown or unreadable, one of its rows is unusable, or no
-            reference answer is right by its own grader. The message names file, line and field.
+            reference answer can be graded. The message names file, line and field.
     """
     loader = Loader(
-        Columns(problem_field, answer_field, id_field),
+        Columns(problem_field, answer_field, id_field, grader),
         Place(config, split),
         data_dir,
         shuffle,
@@ -158,36 +163,120 @@ def load_problems(
 def sound_problems(
     source: str, problems: Iterable[Problem], limit: int | None = None
 ) -> list[Problem]:
-    """Those problems, `limit` at most, whose grader finds their own reference answer right.
+    """Those problems, `limit` at most, answers to which can be compared with their references.
 
-    The others are counted, and the first few named, in a warning.
+    The others are counted, and the first few named with the reason, in a warning.
 
     Raises:
         ValueError: there are problems and none is sound.
     """
     waiting = iter(problems)
     sound: list[Problem] = []
-    wrong: list[Problem] = []
+    unsound: list[str] = []
     with Verifier() as verifier:
         while limit is None or len(sound) < limit:
             missing = None if limit is None else limit - len(sound)
             batch = list(itertools.islice(waiting, missing))
             if not batch:
                 break
-            texts = [f"\\boxed{{{problem.answer}}}" for problem in batch]
-            for problem, verdict in zip(batch, verifier.check(texts, batch), strict=True):
-                (sound if verdict.correct else wrong).append(problem)
-    if wrong:
-        named = ", ".join(f"{one.id} ({one.answer[:60]!r})" for one in wrong[:_NAMED])
-        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        message = f"whose own reference answer its grader calls wrong: {named}{more}"
+            for problem, fault in zip(batch, verifier.check_references(batch), strict=True):
+                if fault is None:
+                    sound.append(problem)
+                else:
+                    unsound.append(f"{problem.id} ({problem.answer[:60]!r}: {fault})")
+    if unsound:
+        message = f"whose reference answer cannot be graded: {_listed(unsound)}"
         if not sound:
             raise ValueError(f"{source} has only problems {message}")
         logger.warning(
             "%s: %d of %d problems are left out, %s",
-            source, len(wrong), len(wrong) + len(sound), message,
+            source, len(unsound), len(unsound) + len(sound), message,
         )  # fmt: skip
     return sound
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+class Distinct:
+    """The problems of a source without repetitions, which are named in a warning.
+
+    Args:
+        source: its name, for messages.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._first: dict[str, Problem] = {}
+        self._repeated: list[str] = []
+        self._disputed: dict[str, str] = {}  # question -> which problems answer it differently
+
+    def of(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """The first problem of each question."""
+        for problem in problems:
+            first = self._first.setdefault(problem.question, problem)
+            if first is problem:
+                yield problem
+            elif _same_answer(first, problem):
+                self._repeated.append(f"{problem.id} (as {first.id})")
+            else:
+                self._disputed[problem.question] = (
+                    f"{first.id} ({first.answer[:40]!r}) and {problem.id} ({problem.answer[:40]!r})"
+                )
+
+    def undisputed(self, problems: list[Problem]) -> list[Problem]:
+        """`problems` without those that a later one answers differently.
+
+        Raises:
+            ValueError: none is left.
+        """
+        if self._repeated:
+            logger.warning(
+                "%s: %d problems repeat the question of an earlier one and are left out: %s",
+                self._source, len(self._repeated), _listed(self._repeated),
+            )  # fmt: skip
+        if not self._disputed:
+            return problems
+        pairs = _listed(list(self._disputed.values()))
+        kept = [one for one in problems if one.question not in self._disputed]
+        if not kept:
+            raise ValueError(f"{self._source} has only questions with different answers: {pairs}")
+        logger.warning(
+            "%s: %d questions have different reference answers and are left out: %s",
+            self._source, len(self._disputed), pairs,
+        )  # fmt: skip
+        return kept
+
+
+def _same_answer(one: Problem, other: Problem) -> bool:
+    """Whether two references are the same; what would take computer algebra counts as not."""
+    if one.answer == other.answer or one.grading is not None or other.grading is not None:
+        return one.answer == other.answer
+    try:
+        return bool(compare(one.answer, other.answer, HERE).correct)
+    except NeedsWorkerError:
+        return False
+
+
+def benchmarks_at_hand(data_dir: Path | None, besides: str) -> dict[str, list[Problem]]:
+    """The problems of each benchmark for evaluation that has a local copy; nothing is downloaded.
+
+    Args:
+        besides: a source; the benchmarks that it names are left out.
+    """
+    named = {part.source.partition(":")[0] for part in parse_mixture(besides)}
+    found: dict[str, list[Problem]] = {}
+    for name, benchmark in BENCHMARKS.items():
+        if name in named or benchmark.trains:
+            continue
+        copy = local_copy(name, data_dir)
+        if copy is not None:
+            rows = table_problems(f"{name}:{copy}", Columns(), Place(), data_dir)
+            found[name] = list(rows)
+    return found
 
 
 # -------------------------------------------------------------------------------- Reasoning Gym

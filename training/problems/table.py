@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from training.problems.benchmarks import BENCHMARKS, DATA_DIR, Benchmark, benchmark_of, local_copy
+from training.problems.chat import COLUMNS as CHAT_COLUMNS
+from training.problems.chat import Message, answer_of, messages_of, question_of
 from training.problems.problem import Grading, Problem
 from training.problems.rows import SUFFIXES, Row, hub_rows, read_rows
+
+PLAIN_GRADERS = ("math", "choice", "text")  # those that need to know nothing but the reference
 
 
 class Columns(NamedTuple):
@@ -20,6 +24,7 @@ class Columns(NamedTuple):
     problem: str = "problem"
     answer: str = "answer"
     id: str = "id"
+    grader: str = "math"
 
 
 class Place(NamedTuple):
@@ -40,7 +45,7 @@ def table_problems(
     schema, rows = _open(source, columns, place, data_dir)
     seen: dict[str, str] = {}
     for number, row in enumerate(row for row in rows if schema.keep(row.values)):
-        problem = _problem(schema, number, row)
+        problem = _problem(schema, number, row, columns.grader)
         if problem.id in seen:
             raise ValueError(f"{row.where}: id: '{problem.id}' was used by {seen[problem.id]}")
         seen[problem.id] = row.where
@@ -82,24 +87,23 @@ def _open(
     )
 
 
-def _problem(schema: Benchmark, number: int, row: Row) -> Problem:
+def _problem(schema: Benchmark, number: int, row: Row, grader: str) -> Problem:
     """The problem that `row` holds; `number` counts the rows kept."""
-    parts = [row.values.get(column) for column in schema.problem]
-    if parts[-1] is None:  # the last column is the problem proper
-        raise ValueError(f"{row.where}: {schema.problem[-1]}: is missing")
-    if row.values.get(schema.answer) is None:
-        raise ValueError(f"{row.where}: {schema.answer}: is missing")
+    messages = _messages(schema, row)
+    question = _question(schema, row) if messages is None else None
+    answer = _answer(schema, row, messages)
+    given = value_at(row, schema.id) if schema.id else None
     try:
-        answer = schema.extract(row.values[schema.answer])
+        if messages is not None:
+            question = question_of(messages)
     except ValueError as error:
-        raise ValueError(f"{row.where}: {schema.answer}: {error}") from None
-    given = row.values.get(schema.id) if schema.id else None
+        raise ValueError(f"{row.where}: {error}") from None
     try:
         return Problem(
             id=f"{number:05d}" if given is None else given,
-            problem="\n".join(str(part).strip() for part in parts if part),
+            problem=question,
             answer=answer,
-            grading=_grading(row),
+            grading=_grading(row, grader),
             source=_source(row),
         )
     except ValidationError as error:
@@ -109,10 +113,74 @@ def _problem(schema: Benchmark, number: int, row: Row) -> Problem:
         raise ValueError(f"{row.where}: {field}: {detail['msg']}") from None
 
 
-def _grading(row: Row) -> Grading | None:
-    """The grader of a problem that `write_problems` stored; a column of other values is ignored."""
+def value_at(row: Row, column: str) -> Any:
+    """The value of a column; `a.b` is b within a, unless there is a column of that very name."""
+    if column in row.values or "." not in column:
+        return row.values.get(column)
+    value: Any = row.values
+    for name in column.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _messages(schema: Benchmark, row: Row) -> list[Message] | None:
+    """The messages of a row in chat format, else None."""
+    own = schema.problem[-1]
+    names = [own] if value_at(row, own) is not None else list(CHAT_COLUMNS)
+    for name in names:
+        try:
+            found = messages_of(value_at(row, name))
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {name}: {error}") from None
+        if found is not None:
+            return found
+    return None
+
+
+def _question(schema: Benchmark, row: Row) -> str:
+    parts = [value_at(row, column) for column in schema.problem]
+    if parts[-1] is None:  # the last column is the problem proper
+        raise ValueError(_missing(row, schema.problem[-1], "--problem-field"))
+    if isinstance(parts[-1], list | dict):
+        raise ValueError(f"{row.where}: {schema.problem[-1]}: is neither text nor chat messages")
+    return "\n".join(str(part).strip() for part in parts if part)
+
+
+def _answer(schema: Benchmark, row: Row, messages: list[Message] | None) -> str:
+    value = value_at(row, schema.answer)
+    if value is None and messages is not None:
+        try:
+            return answer_of(messages)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {schema.answer}: is missing, and {error}") from None
+    if value is None:
+        raise ValueError(_missing(row, schema.answer, "--answer-field"))
+    try:
+        return schema.extract(value)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {schema.answer}: {error}") from None
+
+
+def _missing(row: Row, column: str, flag: str) -> str:
+    there = ", ".join(sorted(row.values)) or "none"
+    return f"{row.where}: {column}: is missing; the columns are {there}; {flag} names another one"
+
+
+def _grading(row: Row, grader: str) -> Grading | None:
+    """The grader that the row names, or `grader`; None: mathematics.
+
+    A row that `write_problems` stored has a column `grading`; one of other values is ignored.
+    """
     value = row.values.get("grading")
-    return Grading(**value) if isinstance(value, dict) and "grader" in value else None
+    if isinstance(value, dict) and "grader" in value:
+        return Grading(**value)
+    name = row.values.get("grader") or grader
+    if not isinstance(name, str) or name not in PLAIN_GRADERS:
+        raise ValueError(
+            f"{row.where}: grader: '{name}' is none of {', '.join(PLAIN_GRADERS)}; problems of "
+            "Reasoning Gym have a column grading"
+        )
+    return None if name == "math" else Grading(grader=name, task="", entry="")
 
 
 def _source(row: Row) -> str:

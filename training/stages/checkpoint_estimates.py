@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from adapters.files import write_json
 from adapters.manifest import Gate
+from training.contrastive_trainer import CheckpointNote
 from training.evaluation import Estimate
 from training.evaluation.heldout_scorer import Answers, HeldoutScorer, Setting
 from training.evaluation.importance_sampling import WeightedScore
@@ -73,14 +74,15 @@ class CheckpointEstimates:
                 self._settings,
                 self._run.config.sampling.temperature,
                 self._run.budget,
-                self._stage.path("-base-cache"),
+                self._run.kept_caches or self._stage.path("-base-cache"),
+                keep=self._run.kept_caches is not None,
             )
 
-    def update(self, model: Any, checkpoint: Path) -> str:
+    def update(self, model: Any, checkpoint: Path) -> CheckpointNote:
         """Estimate the adapter that `model` has on, the `checkpoint`.
 
         Returns:
-            What the progress bar of training shows: the estimate behind the first gate.
+            The estimate behind the first gate.
         """
         self.prepare(model)
         assert self._scorer is not None
@@ -89,7 +91,14 @@ class CheckpointEstimates:
         scores = self._scorer.score(model)
         model.train(training)
         write_json(self._path(checkpoint), [scores[setting] for setting in self._settings])
-        return f"held-out {scores[self._settings[0]]}"
+        first = scores[self._settings[0]]
+        metrics = {
+            "eval_pass_at_1": first.score.value,
+            "eval_pass_at_1_stderr": first.score.stderr,
+            "eval_gain": first.gain.value,
+            "eval_gain_stderr": first.gain.stderr,
+        }
+        return CheckpointNote(f"held-out {first}", metrics)
 
     def candidates(self, checkpoints: Sequence[Path]) -> list[Candidate]:
         """Every checkpoint behind every gate; the first gate's first, in the checkpoints' order."""

@@ -22,6 +22,7 @@ from adapters.files import write_json
 from adapters.manifest import Gate
 from training.evaluation import Result
 from training.run import Run
+from training.run_picture import REPORT, draw_if_possible
 from training.stages.checkpoint_estimates import Candidate
 from training.stages.score import Rollouts
 from training.stages.select_checkpoint import Choice
@@ -31,9 +32,11 @@ logger = logging.getLogger("training.fit")
 
 SPIKE = 10.0  # times the run's median |loss|, and no less than SPIKE_FLOOR
 SPIKE_FLOOR = 5.0  # the clipped loss of a healthy run stays below 1
+BINS = 80  # of the histogram of entropies
 FEWEST_MIXED = 20  # problems with right and wrong rollouts
 GATE_RATE_FACTOR = 2.0
 BOXED_FALL = 0.05
+UNGRADED = 0.02  # of the rollouts
 LENGTH_DRIFT = 0.25
 
 
@@ -46,7 +49,8 @@ def diagnose(run: Run, rounds: Sequence[Trained], heldout: Rollouts, choice: Cho
     folder, kept, base = run.config.run_dir, choice.kept, choice.base
     write_json(folder / "seconds.json", run.clock.seconds)
     values = report(rounds, heldout, choice)
-    write_json(folder / "report.json", values)
+    write_json(folder / REPORT, values)
+    draw_if_possible(folder)
     for sentence in values["warnings"]:
         logger.warning("%s", sentence)
     gain = kept.against(base).signed
@@ -59,12 +63,19 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     """What the run cost and found, as JSON."""
     rollouts, trained = [one.rollouts for one in rounds], rounds[-1]
     rates = np.concatenate([_pass_rates(one) for one in rollouts])
+    rewards = np.concatenate([one.rewards for one in rollouts])
     mixed = int(((rates > 0) & (rates < 1)).sum())
-    log = json.loads((trained.stage.path() / LOG).read_text())
+    log = _history(trained)
+    warnings = known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept)
+    not_graded = int(np.isnan(rewards).sum())
     return {
-        "warnings": known_failures(mixed, len(rates), log, choice.gate, choice.base, choice.kept),
+        "warnings": [*warnings, *ungraded(not_graded, rewards.size)],
         "problems": {"asked": len(rates), "mixed": mixed},
-        "pass@1 of the rollouts": float(np.concatenate([one.rewards for one in rollouts]).mean()),
+        "pass_rates": [round(float(rate), 4) for rate in rates if not np.isnan(rate)],
+        "entropies": entropy_histogram(rollouts),
+        "losses": [_losses(one) for one in rounds],
+        "pass@1 of the rollouts": float(np.nanmean(rewards)),
+        "rollouts not graded": not_graded,
         "tokens": {
             "rollouts": sum(map(_generated, rollouts)),
             "heldout": _generated(heldout) + choice.tokens,
@@ -78,10 +89,32 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
     }
 
 
+def entropy_histogram(rollouts: Sequence[Rollouts]) -> dict[str, list[float]]:
+    """How many tokens have which entropy: `edges` in nats, one more than `counts`."""
+    h = np.concatenate([one for each in rollouts for one in each.entropies])
+    counts, edges = np.histogram(h, bins=BINS, range=(0.0, max(float(h.max()), 1e-6)))
+    return {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.tolist()}
+
+
+def _history(trained: Trained) -> list[dict[str, Any]]:
+    """The Trainer's history of one round."""
+    history: list[dict[str, Any]] = json.loads((trained.stage.path() / LOG).read_text())
+    return history
+
+
+def _losses(trained: Trained) -> list[tuple[int, float]]:
+    """(step, loss) of one round."""
+    return [(entry["step"], entry["loss"]) for entry in _history(trained) if "loss" in entry]
+
+
 def _estimate(candidate: Candidate) -> dict[str, Any]:
     """The estimate of `candidate`, as JSON."""
     estimate = candidate.estimate
     return {
+        "round": candidate.checkpoint.parent.name,
+        "step": int(candidate.checkpoint.name.split("-")[1]),
+        "tau": candidate.gate.tau,
+        "temperature": candidate.gate.temperature,
         "pass@1": estimate.score.value,
         "stderr": estimate.score.stderr,
         "gain": estimate.gain.value,
@@ -93,8 +126,9 @@ def _estimate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _pass_rates(rollouts: Rollouts) -> npt.NDArray[np.float64]:
-    """The mean reward of each problem, [problems]."""
-    table = pa.table({"problem": rollouts.table["problem"], "reward": rollouts.rewards})
+    """The mean reward of each problem, [problems]; NaN where no rollout could be graded."""
+    rewards = pa.array(rollouts.rewards, from_pandas=True)  # NaN is null, which no mean counts
+    table = pa.table({"problem": rollouts.table["problem"], "reward": rewards})
     grouped = table.group_by("problem").aggregate([("reward", "mean")])
     rates: npt.NDArray[np.float64] = grouped["reward_mean"].to_numpy()
     return rates
@@ -129,6 +163,16 @@ def few_mixed(mixed: int, asked: int) -> str | None:
         f"only {mixed} of {asked} problems have both right and wrong rollouts: give more problems, "
         "ones nearer to what the base can do, or raise --sampling.rollouts"
     )
+
+
+def ungraded(count: int, rollouts: int) -> list[str]:
+    """A warning where many rollouts could not be graded: the pass rates are of the others."""
+    if count <= UNGRADED * rollouts:
+        return []
+    return [
+        f"{count} of {rollouts} rollouts could not be graded (rewards-*.parquet has the reasons): "
+        "look at the reference answers, or name another --grader"
+    ]
 
 
 def loss_spike(log: Sequence[dict[str, Any]]) -> str | None:

@@ -21,6 +21,8 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import PROMPT, Base, Manifest
+from adapters.model_card import base_facts, model_card
+from adapters.peft_config import lean
 from adapters.places import default_store
 from adapters.recipe import look_up
 from adapters.reference import Reference
@@ -48,14 +50,14 @@ def publish(run: Run, choice: Choice) -> Path:
         scores=[score for one in (choice.base, choice.kept) for score in one.to_scores()],
         seed=config.seed,
         files={},
-        made_by={
-            "command": shlex.join(["python", "-m", "training.fit", *sys.argv[1:]]),
-            PROMPT: run.renderer.digest,
-        },
+        made_by={PROMPT: run.renderer.digest},
     )
     # Never a path of this machine's.
     reference = run.base.name if Path(config.model).is_absolute() else config.model
-    write_adapter(folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml())
+    command = shlex.join(["python", "-m", "training.fit", *sys.argv[1:]])
+    write_adapter(
+        folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml(), command
+    )
     if config.publish is None:
         logger.info("adapter: %s", folder)
         return folder
@@ -72,6 +74,7 @@ def write_adapter(
     base: BaseCheckpoint,
     base_reference: str,
     settings: str,
+    command: str = "",
 ) -> AdapterVersion:
     """Write the adapter folder `output` in one rename, and read it back through every check.
 
@@ -80,6 +83,8 @@ def write_adapter(
         manifest: its digests of files and library versions are filled in here.
         base_reference: what `base_model_name_or_path` says: a hub id or a relative path.
         settings: the run's whole configuration, YAML; kept as fit.yaml.
+        command: what the card says that it was made with. Neither is in the manifest: the same run
+            in another folder gives the same version.
 
     Raises:
         AdapterError: the checkpoint is damaged or does not fit `base`; nothing is written then.
@@ -89,19 +94,18 @@ def write_adapter(
     config["revision"] = base.revision
     config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set
     with atomic_directory(output) as folder:
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (folder / CONFIG).write_text(json.dumps(lean(config), indent=2, sort_keys=True) + "\n")
         (folder / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
         (folder / "fit.yaml").write_text(settings)
         manifest = manifest.model_copy(
             update={
-                "files": {
-                    file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS, "fit.yaml")
-                },
+                "files": {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
                 "made_by": manifest.made_by | library_versions(),
             }
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        card = model_card(manifest, base_reference, config["r"])
+        facts = base_facts(base.folder, base_reference)
+        card = model_card(manifest, config["r"], facts, command=command)
         (folder / "README.md").write_text(card)
         AdapterVersion.read(folder, manifest.name).check_fits(base)
     return AdapterVersion.read(output, manifest.name)
@@ -118,7 +122,7 @@ def publish_zeros(output: Path, like: Path, name: str, base: BaseCheckpoint) -> 
             "name": name,
             "base": _base_of(base),
             "scores": [],
-            "made_by": {key: made.made_by.get(key, "") for key in ("command", PROMPT)},
+            "made_by": {PROMPT: made.made_by.get(PROMPT, "")},
         }
     )
     reference = json.loads((like / CONFIG).read_text())["base_model_name_or_path"]
@@ -140,45 +144,3 @@ def _base_of(base: BaseCheckpoint) -> Base:
         architecture=base.architecture,
         fingerprint=base.fingerprint,
     )
-
-
-def model_card(manifest: Manifest, base_reference: str, rank: int) -> str:
-    """The README.md of an adapter with a gate, in the hub's format."""
-    gate = manifest.gate
-    assert gate is not None
-    rows = "\n".join(
-        f"| {s.mode} | {s.problems} | {s.metric} | {s.temperature:g} | {s.value:.3f} "
-        f"| {'' if s.stderr is None else f'{s.stderr:.3f}'} | {s.n} |"
-        for s in manifest.scores
-    )
-    return f"""---
-base_model: {base_reference}
-library_name: peft
-license: apache-2.0
-pipeline_tag: text-generation
-tags: [lora, reasonmaxxer, {manifest.family}]
----
-
-# {manifest.name}
-
-A LoRA of rank {rank} for `{base_reference}` ({manifest.base.architecture}), fitted by the
-ReasonMaxxer method (arXiv 2605.06241): a contrastive loss at the base model's high-entropy decision
-points, on its own rollouts, without reinforcement learning.
-
-Gate: {gate}; calibrated on {gate.tokens:,} generated positions.
-
-## Scores
-
-Measured on the held-out problems that also chose the checkpoint, so slightly optimistic.
-
-| mode | problems | metric | T | value | stderr | n |
-|---|---|---|---|---|---|---|
-{rows}
-
-## How it was made
-
-    {manifest.made_by.get("command", "")}
-
-Every setting is in `fit.yaml`; seed {manifest.seed}.
-{", ".join(f"{k} {v}" for k, v in manifest.made_by.items() if k not in ("command", PROMPT))}.
-"""

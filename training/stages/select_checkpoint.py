@@ -152,7 +152,8 @@ def is_behind(result: Result, leader: Result) -> bool:
 
 def best_of(results: Sequence[Result]) -> int:
     """The place of the highest pass@1, the first one of equals."""
-    return max(range(len(results)), key=lambda place: results[place].pass_at_1.value)
+    scores = [result.pass_at_1.value for result in results]
+    return max(range(len(results)), key=lambda place: np.nan_to_num(scores[place], nan=-1.0))
 
 
 def _base_result(
@@ -173,7 +174,7 @@ def _base_result(
         source=source,
         temperature=temperature,
         problem_ids=[problem.id for problem in problems],
-        correct=rollouts.rewards.astype(np.bool_).reshape(shape),
+        correct=rollouts.rewards.reshape(shape),
         boxed=rollouts.boxed.reshape(shape),
         tokens=lengths.astype(np.int64).reshape(shape),
         gated=np.zeros_like(lengths, dtype=np.int64).reshape(shape),

@@ -55,12 +55,12 @@ def select_rollouts(run: Run, rollouts: Rollouts, gate: Gate) -> TrainingSet:
         rollouts.entropies,
         gate.tau,
         run.config.selection,
-        run.config.seed,
+        run.training_seed,
     )
     if not examples:
         raise ValueError(
             "problems: none has both right and wrong rollouts with decision points (their pass "
-            f"rate is {rollouts.rewards.mean():.3f}); give problems nearer to what the base "
+            f"rate is {np.nanmean(rollouts.rewards):.3f}); give problems nearer to what the base "
             "can do, raise --sampling.rollouts, or lower --gate.tau"
         )
     logger.info("%d rollouts to train on", len(examples))
@@ -108,7 +108,7 @@ def select_examples(
 
     Args:
         problems: [N] the problem each rollout belongs to.
-        rewards: [N] 0 or 1.
+        rewards: [N] 0 or 1; NaN: not graded. Such rollouts are left out, of pass rates too.
         tokens: N answers, [T] ids each.
         entropies: N arrays [T], nats.
         tau: the gate's threshold, nats.
@@ -120,10 +120,13 @@ def select_examples(
         `selection.shortest` of each (ties by row), and `selection.rollouts` of those at random.
     """
     problem_of, reward_of = np.asarray(problems), np.asarray(rewards, dtype=np.float64)
+    graded = ~np.isnan(reward_of)
     rng = np.random.default_rng(seed)
     if selection.reward == "random":
-        reward_of = (rng.random(len(reward_of)) < reward_of.mean()).astype(np.float64)
-    rows_of = {int(p): np.flatnonzero(problem_of == p) for p in np.unique(problem_of)}
+        reward_of = (rng.random(len(reward_of)) < reward_of[graded].mean()).astype(np.float64)
+    rows_of = {
+        int(p): np.flatnonzero((problem_of == p) & graded) for p in np.unique(problem_of[graded])
+    }
     pass_rate = {p: reward_of[rows].mean() for p, rows in rows_of.items()}
     mixed = [p for p, rate in pass_rate.items() if 0 < rate < 1]
     kept = sorted(mixed, key=lambda p: (abs(pass_rate[p] - 0.5), p))[: selection.problems]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
@@ -21,18 +22,22 @@ from training.contrastive_trainer import (
     ContrastiveTrainer,
     DecisionPointTrainer,
     EveryPositionTrainer,
+    FactsCallback,
     OnCheckpoint,
     TrainingRow,
     points_of,
 )
+from training.fit_config import FitConfig
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
 from training.run_folder import Stage
 from training.stages.checkpoint_estimates import CheckpointEstimates
 from training.stages.score import Rollouts
 from training.stages.select_rollouts import TrainingSet
+from training.trackers import Tracking
 
 LOG = "log.json"  # the Trainer's history, in the stage's folder
+NOT_TRACKED = Tracking()
 
 
 class Trained(NamedTuple):
@@ -67,6 +72,8 @@ def train(
         "lora": run.lora.model_dump(),
         "dtype": config.dtype,
     }
+    if config.training_seed is not None:
+        settings["seed"] = config.training_seed
     stage = examples.rollouts.stage.then("training", settings | {"every": config.checkpoints.every})
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
@@ -77,13 +84,27 @@ def train(
             objective=config.objective,
             optimizer=config.optimizer,
             checkpoint_every=config.checkpoints.every,
-            seed=config.seed,
+            seed=run.training_seed,
             budget=run.budget,
+            kept=run.kept_caches,
             start=start,
             on_start=estimates.prepare if gated else None,
             on_checkpoint=estimates.update if gated else None,
+            tracking=_tracking(config, examples, estimates),
         )
     return Trained(stage, examples.rollouts, checkpoints)
+
+
+def _tracking(config: FitConfig, examples: TrainingSet, estimates: CheckpointEstimates) -> Tracking:
+    """What trackers are told before the first step."""
+    facts = {
+        "rollouts_pass_at_1": float(np.nanmean(examples.rollouts.rewards)),
+        "rollouts_trained_on": len(examples.rows),
+        "gate_tau": examples.gate.tau,
+        "gate_rate": examples.gate.rate,
+        "eval_base_pass_at_1": float(np.nanmean(estimates.heldout.rewards)),
+    }
+    return Tracking(config.report_to, config.name, facts)
 
 
 def train_adapter(
@@ -97,9 +118,11 @@ def train_adapter(
     checkpoint_every: float,
     seed: int,
     budget: Budget | None = None,
+    kept: Path | None = None,
     start: Path | None = None,
     on_start: Callable[[Any], None] | None = None,
     on_checkpoint: OnCheckpoint | None = None,
+    tracking: Tracking = NOT_TRACKED,
 ) -> list[Path]:
     """Train an adapter on `rows`; a killed training goes on from its last whole checkpoint.
 
@@ -107,10 +130,12 @@ def train_adapter(
         stage: where checkpoints are kept.
         load_base: gives the base; called, and LoRA layers injected, only if work is left.
         checkpoint_every: in epochs.
-        budget: of the base's caches, for training at decision points; None: all in memory.
+        budget: of the base's caches, for training at decision points; None: no limit.
+        kept: a folder where later trainings find these caches; None: they go at the end.
         start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
         on_start: called with the model before the first step.
         on_checkpoint: called for each checkpoint that is made.
+        tracking: where the run is reported.
 
     Returns:
         The checkpoints' folders, PEFT adapters, oldest first.
@@ -123,7 +148,9 @@ def train_adapter(
             load_adapter(model, start)
         given: dict[str, Any] = {
             "model": model,
-            "args": training_arguments(folder, len(rows), optimizer, checkpoint_every, seed),
+            "args": training_arguments(
+                folder, len(rows), optimizer, checkpoint_every, seed, tracking
+            ),
             "rows": rows,
             "objective": objective,
             "strongest_first": optimizer.order == "strongest",
@@ -133,8 +160,12 @@ def train_adapter(
         if objective.positions == "all":
             trainer = EveryPositionTrainer(**given)
         else:
-            store = base_caches(stage, model, rows, budget or Budget(float("inf"), 0))
+            store = base_caches(
+                stage, model, rows, budget or Budget(float("inf"), float("inf")), kept
+            )
             trainer = DecisionPointTrainer(store=store, **given)
+        if tracking.trackers:
+            trainer.add_callback(FactsCallback(trainer, tracking.facts))
         if on_start is not None:
             on_start(model)
         _run(trainer, folder)
@@ -145,15 +176,17 @@ def train_adapter(
 
 
 def base_caches(
-    stage: Stage, model: Any, rows: Sequence[TrainingRow], budget: Budget
+    stage: Stage, model: Any, rows: Sequence[TrainingRow], budget: Budget, kept: Path | None
 ) -> CacheStore:
     """The base's keys and values of `rows`, up to the last decision point of each."""
     store = CacheStore(
         model,
         [row["prompt_ids"] for row in rows],
-        [row["token_ids"][: points_of(row).reads - len(row["prompt_ids"])] for row in rows],
+        [row["token_ids"] for row in rows],
         budget,
-        stage.path("-base-cache"),
+        kept or stage.path("-base-cache"),
+        [points_of(row).reads for row in rows],
+        keep=kept is not None,
     )
     store.fill("base cache")
     return store
@@ -173,7 +206,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def training_arguments(
-    folder: Path, rollouts: int, optimizer: Optimizer, checkpoint_every: float, seed: int
+    folder: Path,
+    rollouts: int,
+    optimizer: Optimizer,
+    checkpoint_every: float,
+    seed: int,
+    tracking: Tracking = NOT_TRACKED,
 ) -> TrainingArguments:
     """The Trainer's settings for so many rollouts; checkpoints go to `folder`."""
     steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
@@ -196,7 +234,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        report_to=[],
+        **tracking.arguments(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -1,12 +1,15 @@
 """Stage 2, verify: which rollouts reach the reference answer.
 
-The reward of a rollout is 1 if its final answer is right and 0 otherwise; nothing else about it is
-judged. Each problem's own grader decides, and an answer that overruns the deadline is wrong.
+The reward of a rollout is 1 if its final answer is right and 0 if it is wrong; nothing else about
+it is judged. Each problem's own grader decides. Where it cannot tell, also because it overran its
+deadline, the rollout has no reward (NaN): it is counted, named with the reason, and left out of
+pass rates, of training and of estimates.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +30,25 @@ logger = logging.getLogger("training.fit")
 class VerifiedRollouts(SampledRollouts):
     """Rollouts with their rewards."""
 
-    rewards: npt.NDArray[np.float64]  # [N] of 0 and 1
+    rewards: npt.NDArray[np.float64]  # [N] 0 or 1; NaN where the grader cannot tell
     boxed: npt.NDArray[np.bool_]  # [N] whether the answer has a complete, non-empty box
 
 
 def verify(run: Run, sampled: SampledRollouts) -> VerifiedRollouts:
     """Grade each answer by its problem's own grader."""
-    stage = sampled.stage.then("rewards", {})
+    stage = sampled.stage.then("rewards", {"format": 2})
     with run.clock(f"verify{sampled.note}", stage):
         grades = grade(stage, sampled.table, sampled.problems, run.verifier)
-    rewards = grades["correct"].to_numpy().astype(np.float64)
-    logger.info("pass@1 of the rollouts%s: %.3f", sampled.note, rewards.mean())
+    rewards = grades["correct"].cast(pa.float64()).to_numpy()
+    decided = rewards[~np.isnan(rewards)]
+    if not decided.size:
+        raise ValueError(f"problems: no answer could be graded{_why(grades)}")
+    logger.info("pass@1 of the rollouts%s: %.3f", sampled.note, decided.mean())
+    if decided.size < rewards.size:
+        logger.warning(
+            "%d of %d rollouts%s could not be graded and are left out%s",
+            rewards.size - decided.size, rewards.size, sampled.note, _why(grades),
+        )  # fmt: skip
     return VerifiedRollouts(
         stage, sampled.problems, sampled.table, sampled.note, rewards, grades["boxed"].to_numpy()
     )
@@ -49,7 +60,8 @@ def grade(
     """The grades of every rollout, in the table's order; a finished stage's are read back.
 
     Returns:
-        Columns correct, boxed and timed_out, [N] bool each.
+        Columns correct, boxed and timed_out, [N] bool each, of which `correct` is null where the
+        grader cannot tell; and reason, [N] strings.
     """
     path = stage.path(".parquet")
     if not path.exists():
@@ -58,9 +70,17 @@ def grade(
         asked = [problems[index] for index in rollouts["problem"].to_pylist()]
         verdicts = verifier.check(rollouts["text"].to_pylist(), asked)
         columns = {
-            "correct": [v.correct for v in verdicts],
+            "correct": pa.array([v.correct for v in verdicts], pa.bool_()),
             "boxed": [v.boxed for v in verdicts],
             "timed_out": [v.timed_out for v in verdicts],
+            "reason": [v.reason for v in verdicts],
         }
         write_table(path, pa.table(columns))
     return pq.read_table(path)
+
+
+def _why(grades: pa.Table) -> str:
+    """The commonest reasons why answers could not be graded, in brackets."""
+    undecided = grades.filter(grades["correct"].is_null())
+    counts = Counter(undecided["reason"].to_pylist()).most_common(3)
+    return f" ({'; '.join(f'{count}: {reason}' for reason, count in counts)})" if counts else ""

@@ -10,10 +10,18 @@ The layers that use them, and do without them where they can, are in lora_layers
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    class Wrapper(PunicaWrapperCPU):
+        """vLLM's wrapper with what we add to it."""
+
+        rows_of: list[tuple[int, torch.Tensor | slice]]  # slot -> its tokens
+        sampled_slots: list[int]
 
 
 def _slots(indices: torch.Tensor) -> Iterator[tuple[int, torch.Tensor | slice]]:
@@ -99,7 +107,11 @@ def _rows_of(slots: list[int]) -> list[tuple[int, torch.Tensor | slice]]:
 
 
 def update_base_metadata(
-    self: Any, mapping: Any, lora_index_to_id: list[int | None], _: int, vocab_size: int
+    self: Wrapper,
+    mapping: LoRAMapping,
+    lora_index_to_id: list[int | None],
+    _: int,
+    vocab_size: int,
 ) -> None:
     """Which slot each token [T] and each sampled row has: vLLM's, less what only a GPU reads."""
     slot_of = {lora: slot for slot, lora in enumerate(lora_index_to_id) if lora is not None}
@@ -113,12 +125,19 @@ def update_base_metadata(
     self.indices_len[:] = [len(tokens), len(samples), None, len(tokens)]
 
 
-def update_metadata(self: Any, *args: Any, **_: Any) -> None:
+def update_metadata(
+    self: Wrapper,
+    mapping: LoRAMapping,
+    lora_index_to_id: list[int | None],
+    max_loras: int,
+    vocab_size: int,
+    **_: object,
+) -> None:
     """The same, and which rows each slot has: once a step, not once a layer.
 
     vLLM's also counts stretches of equal slots in prompts, which its own kernels read.
     """
-    self._update_base_metadata(*args)
+    self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
     self.is_prefill = False  # our kernels take each row by its slot, in prompts too
     self.rows_of = _rows_of(self.token_lora_indices.tolist())
     self.sampled_slots = [slot for slot, _ in _rows_of(self.sampler_indices.tolist())]

@@ -10,11 +10,33 @@ Written for vLLM 0.32 (vllm/lora/layers/); patches.py puts these functions in pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+    from vllm.lora.layers import (
+        BaseLayerWithLoRA,
+        LogitsProcessorWithLoRA,
+        VocabParallelEmbeddingWithLoRA,
+    )
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    LinearOutput = Tensor | tuple[Tensor, Parameter | None]  # with the bias that it leaves out
+    Linear = Callable[[BaseLinearLayerWithLoRA, Tensor], LinearOutput]
+    Embedding = Callable[[VocabParallelEmbeddingWithLoRA, Tensor], Tensor]
+    Head = Callable[
+        [LogitsProcessorWithLoRA, Tensor, VocabParallelEmbedding, Tensor | None, bool],
+        Tensor | None,
+    ]
+
+Layer = TypeVar("Layer", bound="BaseLayerWithLoRA")
+Made = TypeVar("Made")
 
 Rows = slice | torch.Tensor  # a run of rows, or their numbers
 READY = "reasonmaxxer_ready"
@@ -41,7 +63,7 @@ def _rank(a: torch.Tensor, b: torch.Tensor) -> int:
     return int(used[-1]) + 1 if used.numel() else 0
 
 
-def pack(layer: Any, slot: int) -> Weights | None:
+def pack(layer: BaseLinearLayerWithLoRA, slot: int) -> Weights | None:
     """What multiplies the rows of `slot`; None where the adapter leaves this layer alone."""
     parts: list[torch.Tensor] = []
     slices: list[Slice] = []
@@ -59,24 +81,24 @@ def pack(layer: Any, slot: int) -> Weights | None:
     return Weights(torch.cat(parts, dim=1).contiguous(), tuple(slices)) if slices else None
 
 
-def _any(layer: Any, slot: int) -> bool | None:
+def _any(layer: VocabParallelEmbeddingWithLoRA | LogitsProcessorWithLoRA, slot: int) -> bool | None:
     """Whether `slot` has weights in an embedding or a head; None for no, as `pack`."""
     return bool(layer.lora_b_stacked[slot].any()) or None
 
 
-def _ready(layer: Any, slot: int, make: Callable[[Any, int], Any]) -> Any:
+def _ready(layer: Layer, slot: int, make: Callable[[Layer, int], Made]) -> Made:
     """make(layer, slot), once for each adapter that comes into the slot."""
-    slots = layer.__dict__.setdefault(READY, {})
+    slots: dict[int, Made] = layer.__dict__.setdefault(READY, {})
     if slot not in slots:
         slots[slot] = make(layer, slot)
     return slots[slot]
 
 
-def forgetting(stock: Callable[..., None]) -> Callable[..., None]:
+def forgetting(stock: Callable[[Layer, int], None]) -> Callable[[Layer, int], None]:
     """reset_lora, with which every set_lora begins, too."""
 
     @wraps(stock)
-    def reset_lora(self: Any, index: int) -> None:
+    def reset_lora(self: Layer, index: int) -> None:
         self.__dict__.get(READY, {}).pop(index, None)
         stock(self, index)
 
@@ -95,20 +117,30 @@ def add(weights: Weights, y: torch.Tensor, x: torch.Tensor, rows: Rows) -> None:
             y[:, columns].index_add_(0, rows, inner[:, ranks].to(y.dtype) @ b.to(y.dtype))
 
 
-def _of_step(layer: Any, name: str) -> Any:
-    """What lora_kernels.update_metadata has found out about the step; empty before the first."""
-    return getattr(layer.punica_wrapper, name, ())
+def _rows_of(layer: BaseLayerWithLoRA) -> Sequence[tuple[int, Rows]]:
+    """The slots of this step with their rows (lora_kernels.update_metadata).
+
+    None before the first step; so it is with `_sampled_slots`.
+    """
+    return getattr(layer.punica_wrapper, "rows_of", ())
 
 
-def _here(layer: Any) -> Iterator[tuple[Weights, Rows]]:
+def _sampled_slots(layer: BaseLayerWithLoRA) -> Sequence[int]:
+    """The slots of the rows that this step samples."""
+    return getattr(layer.punica_wrapper, "sampled_slots", ())
+
+
+def _here(layer: BaseLinearLayerWithLoRA) -> Iterator[tuple[Weights, Rows]]:
     """The adapters of this step that have weights in `layer`, with their rows."""
-    for slot, rows in _of_step(layer, "rows_of"):
+    for slot, rows in _rows_of(layer):
         weights = _ready(layer, slot, pack)
         if weights is not None:
             yield weights, rows
 
 
-def apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def apply_lora_to_output(
+    self: BaseLinearLayerWithLoRA, x: torch.Tensor, output: torch.Tensor
+) -> torch.Tensor:
     """In place. x: [..., in], output: [..., out]."""
     y, x = output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
     for weights, rows in _here(self):
@@ -116,13 +148,13 @@ def apply_lora_to_output(self: Any, x: torch.Tensor, output: torch.Tensor) -> to
     return output
 
 
-def linear(stock: Callable[..., Any]) -> Callable[..., Any]:
+def linear(stock: Linear) -> Linear:
     @wraps(stock)
-    def forward(self: Any, input_: torch.Tensor) -> Any:
+    def forward(self: BaseLinearLayerWithLoRA, input_: torch.Tensor) -> LinearOutput:
         touched = next(_here(self), None) is not None
         if touched and self.tp_size > 1:
             return stock(self, input_)  # the adapter's share goes in before ranks are summed
-        result = self._modules["base_layer"].forward(input_)
+        result: LinearOutput = self._modules["base_layer"].forward(input_)  # type: ignore[union-attr]
         if touched:
             self._apply_lora_to_output(input_, result[0] if isinstance(result, tuple) else result)
         return result
@@ -130,22 +162,27 @@ def linear(stock: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def embedding(stock: Callable[..., Any]) -> Callable[..., Any]:
+def embedding(stock: Embedding) -> Embedding:
     @wraps(stock)
-    def forward(self: Any, x: torch.Tensor) -> Any:
-        slots = [slot for slot, _ in _of_step(self, "rows_of")]
-        touched = any(_ready(self, slot, _any) for slot in slots)
+    def forward(self: VocabParallelEmbeddingWithLoRA, x: torch.Tensor) -> torch.Tensor:
+        touched = any(_ready(self, slot, _any) for slot, _ in _rows_of(self))
         return stock(self, x) if touched else self.base_layer.forward(x)
 
     return forward
 
 
-def head(stock: Callable[..., Any]) -> Callable[..., Any]:
+def head(stock: Head) -> Head:
     @wraps(stock)
-    def _get_logits(self: Any, hidden: torch.Tensor, lm_head: Any, *args: Any, **kw: Any) -> Any:
-        if any(_ready(self, slot, _any) for slot in _of_step(self, "sampled_slots")):
-            return stock(self, hidden, lm_head, *args, **kw)
+    def _get_logits(
+        self: LogitsProcessorWithLoRA,
+        hidden_states: torch.Tensor,
+        lm_head: VocabParallelEmbedding,
+        embedding_bias: torch.Tensor | None = None,
+        skip_gather: bool = False,
+    ) -> torch.Tensor | None:
+        if any(_ready(self, slot, _any) for slot in _sampled_slots(self)):
+            return stock(self, hidden_states, lm_head, embedding_bias, skip_gather)
         lm_head = getattr(lm_head, "base_layer", lm_head)
-        return self.base_layer._get_logits(hidden, lm_head, *args, **kw)
+        return self.base_layer._get_logits(hidden_states, lm_head, embedding_bias, skip_gather)
 
     return _get_logits

@@ -1,0 +1,286 @@
+"""`adapter_config.json`, read once and strictly: what PEFT and vLLM take from it.
+
+    config = PeftConfig.parse(b'{"peft_type": "LORA", "r": 8, "lora_alpha": 16, ...}')
+    config.rank_of("model.layers.0.self_attn.q_proj")
+
+Whatever the bytes are, reading them ends in a `PeftConfig` or in a ValueError that names the field.
+Keys that PEFT does not know, or that change training alone, are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+)
+
+FILE = "adapter_config.json"
+LARGEST_RANK = 2**16
+LARGEST_ALPHA = 1e9
+PATTERNS = 4096  # keys of one pattern at most
+# PEFT features that change what the adapter computes, of which vLLM's own check knows nothing.
+UNSERVED = {
+    "target_parameters": "LoRA on bare parameters (fused experts)",
+    "trainable_token_indices": "retrained token embeddings",
+    "arrow_config": "Arrow, a router over adapters,",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "megatron_config": "a Megatron layer",
+}
+
+# What a file needs whatever the values are; of the others, those that PEFT assumes anyway.
+REQUIRED = (
+    *("base_model_name_or_path", "bias", "inference_mode", "lora_alpha", "peft_type", "r"),
+    *("target_modules", "task_type"),
+)
+DEFAULTS: dict[str, Any] = {
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+
+Value = TypeVar("Value")
+Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
+Alpha = Annotated[float, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA, allow_inf_nan=False)]
+
+
+def _safe(pattern: str) -> str:
+    """A regular expression that can be matched in little time, whoever wrote it.
+
+    Raises:
+        ValueError: it is none, or a repeated group could take for ever.
+    """
+    if len(pattern) > 2000 or is_slow(pattern):
+        raise ValueError(
+            "is too complex a pattern; name modules as PEFT does, such as 'q_proj' or "
+            "'layers.0.self_attn.q_proj'"
+        )
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is no regular expression ({error})") from error
+    return pattern
+
+
+def is_slow(pattern: str) -> bool:
+    """Whether matching could take for ever: a repeated group, or many repetitions.
+
+    Backtracking is exponential only where something repeated is repeated, and polynomial in the
+    number of repetitions else.
+    """
+    plain = re.sub(r"\\.", "x", pattern)
+    return bool(re.search(r"\)[*+?{]", plain)) or len(re.findall(r"[*+{]", plain)) > 3
+
+
+def _compiles(pattern: str) -> str:
+    """A regular expression that PEFT could match; it never is here, where that is slow."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is no regular expression ({error})") from error
+    return pattern
+
+
+def _none_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+def _none_is_false(value: object) -> object:
+    return False if value is None else value
+
+
+Pattern = Annotated[str, AfterValidator(_safe)]
+Flag = Annotated[bool, BeforeValidator(_none_is_false)]
+Module = Annotated[str, StringConstraints(min_length=1)]
+
+
+class PeftConfig(BaseModel):
+    """The fields of a LoRA's configuration that decide what it computes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: Alpha
+    target_modules: (
+        Annotated[list[Module], Field(min_length=1)] | Annotated[Module, AfterValidator(_compiles)]
+    )
+    bias: Literal["none"] = "none"
+    use_rslora: Flag = False
+    use_dora: Flag = False
+    fan_in_fan_out: Flag = False
+    modules_to_save: list[str] | None = None
+    rank_pattern: Annotated[
+        dict[Pattern, Rank], BeforeValidator(_none_is_empty), Field(max_length=PATTERNS)
+    ] = Field(default_factory=dict)
+    alpha_pattern: Annotated[
+        dict[Pattern, Alpha], BeforeValidator(_none_is_empty), Field(max_length=PATTERNS)
+    ] = Field(default_factory=dict)
+
+    _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The whole content of the file."""
+        return self._raw
+
+    @classmethod
+    def parse(cls, content: bytes) -> PeftConfig:
+        """Read the content of `adapter_config.json`.
+
+        Raises:
+            ValueError: it cannot be used; the message names the field and the way out.
+        """
+        raw = _object(content)
+        _refuse_foreign(raw)
+        try:
+            config = cls.model_validate(raw)
+        except ValidationError as error:
+            raise ValueError(_complaint(error, raw)) from None
+        _refuse_unserved(config, raw)
+        config._raw = raw
+        return config
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of any module, as vLLM's --max-lora-rank counts it."""
+        return max([self.r, *self.rank_pattern.values()])
+
+    def rank_of(self, module: str) -> int:
+        """The rank that PEFT gives the module of this name."""
+        for pattern, rank in self._ranks:
+            if pattern.match(module):
+                return rank
+        return self.r
+
+    def scaling_of(self, module: str) -> float:
+        """What PEFT multiplies the module's update by."""
+        alpha = next((value for key, value in self._alphas if key.match(module)), self.lora_alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    @cached_property
+    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
+        return [
+            (re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in self.alpha_pattern.items()
+        ]
+
+    @cached_property
+    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
+        return compiled(self.rank_pattern)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would adapt `module`; True where that takes too long to find out."""
+        if isinstance(self.target_modules, str):
+            if self.target_modules.lower() == "all-linear" or is_slow(self.target_modules):
+                return True
+            return re.fullmatch(self.target_modules, module) is not None
+        return any(module == one or module.endswith(f".{one}") for one in self.target_modules)
+
+
+def compiled(pattern: dict[str, Value]) -> list[tuple[re.Pattern[str], Value]]:
+    """In PEFT's order; the first that matches decides (peft.utils.other.get_pattern_key)."""
+    return [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in pattern.items()]
+
+
+def lean(raw: dict[str, Any]) -> dict[str, Any]:
+    """The keys that PEFT needs, and those whose values are not its defaults anyway.
+
+    Older versions of PEFT refuse keys that they do not know; they know these (peft issue 2208).
+    """
+    return {
+        key: value
+        for key, value in raw.items()
+        if key in REQUIRED
+        or (value != DEFAULTS[key] if key in DEFAULTS else value not in (None, False, [], {}))
+    }
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8 `content`, each key there once."""
+    try:
+        text = content.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_unique)
+        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
+    except UnicodeDecodeError:
+        raise ValueError(f"{FILE} is not JSON: it is not UTF-8; save it again as UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{FILE} is not JSON: it holds half a character (\\ud8..)") from None
+    except _DuplicateError as error:
+        raise ValueError(f"{FILE}: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{FILE} is not JSON; copy it again from where it was saved") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{FILE}: peft_type is not LORA: the file holds no object")
+    return value
+
+
+class _DuplicateError(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _DuplicateError(f"the key {twice[:100]!a} is there twice; keep one")
+    return value
+
+
+def _refuse_foreign(raw: dict[str, Any]) -> None:
+    """Say what it is instead, where it is no LoRA of PEFT's."""
+    kind = raw.get("peft_type")
+    if kind == "LORA":
+        return
+    if kind is None and ("lora_parameters" in raw or "fine_tune_type" in raw):
+        raise ValueError(
+            f"{FILE}: peft_type is not LORA: this is an adapter of mlx-lm; convert it to PEFT's "
+            "format first"
+        )
+    shown = "missing" if kind is None else f"{str(kind)[:50]!a}"
+    raise ValueError(f"{FILE}: peft_type is not LORA but {shown}; only LoRA adapters can be served")
+
+
+def _refuse_unserved(config: PeftConfig, raw: dict[str, Any]) -> None:
+    if config.use_dora:
+        raise ValueError(f"{FILE}: use_dora cannot be served; fit without it")
+    if config.modules_to_save:
+        raise ValueError(
+            f"{FILE}: modules_to_save cannot be served; fit without it, or merge the adapter into "
+            "the base"
+        )
+    for field, what in UNSERVED.items():
+        if raw.get(field):
+            raise ValueError(f"{FILE}: {field}: {what} cannot be served; fit without it")
+
+
+def _complaint(error: ValidationError, raw: dict[str, Any]) -> str:
+    """One line for the first thing that is wrong, with the way out."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else "content"
+    if field == "bias":
+        return f"{FILE}: bias: a trained bias cannot be served; fit with bias 'none'"
+    if field not in raw or raw[field] is None:
+        gone = "is missing" if field not in raw else "is null"
+        return f"{FILE}: {field} {gone}; add the value that the adapter was trained with"
+    if field == "r":
+        return f"{FILE}: r is not a positive whole number, {LARGEST_RANK} at most"
+    if field == "target_modules":
+        return f"{FILE}: target_modules is neither a list of module names nor a pattern"
+    place = "".join(f"[{str(part)[:100]!a}]" for part in first["loc"][1:] if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{FILE}: {field}{place}: {message[:1].lower()}{message[1:300]}"

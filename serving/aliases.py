@@ -1,0 +1,384 @@
+"""Which version answers for a name, and how that changes while the server serves.
+
+A request is bound to one version when it is admitted and stays with it to its end. When an alias
+moves, by our admin API or by any process that writes the store, requests go on being answered by
+the version that served so far until the new one is in the engine; then all new ones get the new.
+Nobody waits, and a version that cannot be loaded changes nothing. A plain PEFT folder becomes a
+version when it is found (serving/plain_folders.py). The store is read in threads alone, never on
+the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from adapters.adapter import AdapterError, AdapterVersion
+from adapters.manifest import Gate
+from adapters.store import Listing, Plain, Store
+from serving.default_gate import DefaultGate, Threshold, threshold
+from serving.engine_cache import EngineCache, LoadedVersion
+from serving.metrics import MOVE_SECONDS, MOVES
+from serving.plain_folders import PlainFolders
+from serving.prompts import ServedPrompt
+from serving.request import RequestContext
+from serving.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+
+class Look(NamedTuple):
+    """What the store means by a name, as seen once."""
+
+    plain: Plain | None  # its plain folder, where it has one
+    version: str | None  # NAME@HASH; None: the plain folder is all there is
+    folder: int | None  # the inode of the version's folder, where that is there
+
+
+class Serving(NamedTuple):
+    """What answers for a name."""
+
+    seen: Look  # the store, when it was loaded
+    version: str  # NAME@HASH
+
+
+@dataclass
+class Aliases:
+    """The names of a store, as they are served."""
+
+    store: Store
+    cache: EngineCache
+    slots: Slots  # of the device
+    shares_slots: bool = False  # gated requests take none (vllm_gate/compat.py)
+    prompt: ServedPrompt | None = None  # None: the user's own --chat-template
+    default_gate: DefaultGate | None = None  # of adapters that bring none; None: they have none
+    taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
+    _serving: dict[str, Serving] = field(default_factory=dict)
+    _refused: dict[str, tuple[Look, str]] = field(default_factory=dict)  # and the reason
+    _checked: dict[str, tuple[Look, AdapterVersion | AdapterError]] = field(default_factory=dict)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _switching: dict[str, asyncio.Task[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Versions in use never fill the engine's cache: the next one is loaded before one goes.
+        self.host_slots = Slots(max(1, self.cache.capacity - 1), self.slots.queue)
+        self.plain: PlainFolders = self.cache.plain
+
+    # -------------------------------------------------------------------------------- a request
+
+    async def admit(self, name: str, gated: bool = False) -> LoadedVersion:
+        """The version that answers this request for `name`, in the engine and with a slot.
+
+        It is held until the request is over. A gated request may need no slot of its own.
+
+        Raises:
+            KeyError: the store has nothing of that name.
+            AdapterError: it has, but it cannot be used.
+            QueueFullError: too many wait for a slot.
+        """
+        mine = RequestContext.current()
+        # Whoever waits for a place has its slot already, so nobody waits in a circle.
+        turns = [self.host_slots] if gated and self.shares_slots else [self.slots, self.host_slots]
+        while True:
+            version = await self.version(name)
+            loaded = self.cache.get(version)
+            if mine is not None and mine.version == version and loaded is not None:
+                return loaded  # vLLM asks twice on some ways
+            with ExitStack() as taken:
+                for turn in turns:
+                    await turn.take(version)
+                    taken.callback(turn.give, version)
+                loaded = await self._load(version, name)
+                if loaded is None:  # replaced while this waited
+                    continue
+                self.cache.enter(loaded)
+                taken.callback(self.cache.leave, loaded)
+                if mine is not None:  # else nothing says when the request is over
+                    mine.version = version
+                    mine.held.enter_context(taken.pop_all())
+                return loaded
+
+    async def _load(self, version: str, name: str) -> LoadedVersion | None:
+        """`version` in the engine; None where the store has it no longer, and `name` has moved."""
+        try:
+            return self.cache.get(version) or await self.cache.load(version)
+        except KeyError:
+            await self.switch(name)
+            return None
+
+    # ------------------------------------------------------------------------------------- names
+
+    def _look(self, name: str) -> Look:
+        """In a thread: what the store means by `name` now."""
+        plain = self.store.plain(name)
+        found = self.store.resolve(name)
+        if found.hash is None:
+            return Look(plain, None, None)
+        try:
+            folder = self.store.path(found).stat().st_ino
+        except FileNotFoundError:
+            folder = None
+        return Look(plain, str(found), folder)
+
+    async def version(self, name: str) -> str:
+        """The version that serves `name`; the first time it is loaded for that.
+
+        Raises:
+            KeyError, AdapterError: as `admit`.
+        """
+        try:
+            now = await asyncio.to_thread(self._look, name)
+        except KeyError:
+            self._forget(name)
+            raise
+        except AdapterError:
+            if name not in self._serving:
+                raise
+            return self._serving[name].version  # a damaged history changes nothing
+        serving = self._serving.get(name)
+        if serving is None:
+            return await self.switch(name)
+        if serving.seen != now and not self._is_refused(name, now):
+            self._begin_switch(name)
+        return serving.version
+
+    def _is_refused(self, name: str, now: Look) -> bool:
+        seen = self._refused.get(name)
+        return seen is not None and seen[0] == now
+
+    def _begin_switch(self, name: str) -> None:
+        if name not in self._switching:
+            task = asyncio.ensure_future(self.switch(name))
+            self._switching[name] = task
+            task.add_done_callback(lambda done: self._switched(name, done))
+
+    def _switched(self, name: str, task: asyncio.Task[str]) -> None:
+        del self._switching[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            level = logging.WARNING if isinstance(error, KeyError | AdapterError) else logging.ERROR
+            logger.log(level, "'%s' stays as it was: %s", name, error)
+
+    async def switch(self, name: str) -> str:
+        """Load what `name` means now; from then on it serves. Returns the version.
+
+        Raises:
+            KeyError, AdapterError: as `admit`; what served before serves on.
+        """
+        async with self._locks[name]:
+            try:
+                await asyncio.to_thread(self.plain.adopt, name)
+                broken = None
+            except AdapterError as error:
+                broken = error
+            now = await asyncio.to_thread(self._look, name)
+            if now.version is None:
+                raise broken or AdapterError(name, "is being written; ask again")
+            serving = self._serving.get(name)
+            if serving is not None and serving.seen[1:] == now[1:]:
+                self._serving[name] = serving._replace(seen=now)  # perhaps a broken plain folder
+                return serving.version
+            if self._is_refused(name, now):
+                raise AdapterError(name, self._refused[name][1])
+            start = time.perf_counter()
+            try:
+                loaded = await self.cache.load(now.version, name)
+            except AdapterError as error:
+                self._refused[name] = now, error.reason
+                logger.warning("refused: %s", error)
+                raise
+            self._serving[name] = Serving(now, loaded.version)
+            self._refused.pop(name, None)
+            if serving is not None and serving.version != loaded.version:
+                MOVES.inc()
+                MOVE_SECONDS.observe(time.perf_counter() - start)
+                logger.info("'%s' moved from %s to %s", name, serving.version, loaded.version)
+                self._retire(serving.version)
+            return loaded.version
+
+    def _forget(self, name: str) -> None:
+        """The store has nothing of that name any more."""
+        self._locks.pop(name, None)
+        self._refused.pop(name, None)
+        self.plain.forget(name)
+        serving = self._serving.pop(name, None)
+        if serving is not None:
+            logger.info("forgot '%s': it is no longer in the store", name)
+            self._retire(serving.version)
+
+    def _retire(self, version: str) -> None:
+        """`version` goes, unless another alias serves it."""
+        others = {one.version for alias, one in self._serving.items() if "@" not in alias}
+        if version not in others:
+            self._serving.pop(version, None)  # where it was asked for by its own name
+            self.cache.retire(version)
+
+    def threshold(self, name: str, own: Gate | None) -> Threshold:
+        """What NAME:gated opens at where a request does not say; `own`: its calibration."""
+        return threshold(own, self.taus.get(name), self.default_gate)
+
+    def serving(self, name: str) -> str | None:
+        """The version that serves `name` now."""
+        one = self._serving.get(name)
+        return one.version if one else None
+
+    def refusal(self, name: str) -> str | None:
+        """Why the store's present content of `name` could not be loaded."""
+        seen = self._refused.get(name)
+        return seen[1] if seen else self.plain.refusal(name)
+
+    def waiting_for(self, version: str) -> int:
+        """Requests that wait for a slot or a place of `version`."""
+        return self.slots.waiting_for(version) + self.host_slots.waiting_for(version)
+
+    def live(self) -> set[str]:
+        """Versions that an alias serves, or that are in the engine."""
+        for name, one in list(self._serving.items()):
+            if "@" in name and self.cache.get(one.version) is None:
+                del self._serving[name]  # asked for by its own name, some time ago
+        return {one.version for one in self.cache} | {one.version for one in self._serving.values()}
+
+    def loading(self) -> list[str]:
+        """Names that another version is on its way in for."""
+        return list(self._switching)
+
+    def refused(self) -> list[str]:
+        """Names whose present content in the store could not be loaded."""
+        return list(dict.fromkeys([*self._refused, *self.plain.refused()]))
+
+    # ------------------------------------------------------------------------------------ by hand
+
+    async def preload(self, reference: str) -> LoadedVersion:
+        """Have what `reference` means in the engine before anybody asks for it.
+
+        What was refused before is tried again.
+        """
+        for name in (reference, reference.partition("@")[0]):
+            self._refused.pop(name, None)
+            self.plain.forget(name)
+        version = await self.version(reference)
+        loaded = await self._load(version, reference)
+        if loaded is None:
+            raise AdapterError(reference, "was replaced meanwhile; ask again")
+        return loaded
+
+    async def move(self, name: str, version: str, act: Callable[[], Any]) -> None:
+        """Load `version`, have `act` move the alias to it in the store, and serve it.
+
+        Args:
+            act: runs in a thread; it may trust that the version has been read.
+
+        Raises:
+            KeyError, AdapterError: it cannot be loaded or the store refuses; nothing has moved.
+        """
+        await self.preload(version)
+        await asyncio.to_thread(act)
+        await self.switch(name)
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Keep what serves `name` in its slot; at least one slot stays for the others."""
+        loaded = await self.preload(name)
+        if pinned and len(self.slots.pinned | {loaded.version}) >= self.slots.count:
+            raise AdapterError(
+                name, f"of {self.slots.count} slots (--max-loras) one must stay unpinned"
+            )
+        await self.cache.pin(loaded, pinned)
+        for turns in (self.slots, self.host_slots):
+            (turns.pinned.add if pinned else turns.pinned.discard)(loaded.version)
+
+    def of_name(self, name: str) -> list[LoadedVersion]:
+        """What of `name` is in the engine: its versions, and what serves it."""
+        return [
+            one
+            for one in self.cache
+            if one.version in (name, self.serving(name)) or one.version.partition("@")[0] == name
+        ]
+
+    def unload(self, name: str) -> None:
+        """Take what `name` has in the engine out of it, once the requests are over."""
+        for loaded in self.of_name(name):
+            loaded.pinned = False
+            for turns in (self.slots, self.host_slots):
+                turns.pinned.discard(loaded.version)
+            self.cache.retire(loaded.version)
+
+    # ----------------------------------------------------------------------------------- listing
+
+    def listing(self) -> Listing:
+        """Every adapter of the store, checked against the base; unchanged ones only once."""
+        listing = Listing({}, {})
+        for name in self.store.names():
+            try:
+                seen = self.checked(name)
+            except KeyError:
+                continue  # removed between the two looks
+            if isinstance(seen, AdapterError):
+                listing.refused[name] = seen
+            else:
+                listing.offered[name] = seen
+        return listing
+
+    def checked(self, name: str) -> AdapterVersion | AdapterError:
+        """The store's present content of `name`, or what is wrong with it. Call from a thread.
+
+        Raises:
+            KeyError: there is none.
+        """
+        broken: AdapterError | None = None
+        try:
+            self.plain.adopt(name)
+        except AdapterError as error:
+            broken = error
+        try:
+            now = self._look(name)
+        except AdapterError as error:
+            return error
+        if now.version is None:
+            return broken or AdapterError(name, "is being written; ask again")
+        seen = self._checked.get(name)
+        if seen is None or seen[0] != now:
+            seen = self._checked[name] = now, self._check(name)
+        return seen[1]
+
+    def described(self, name: str) -> tuple[str, Gate | None]:
+        """The version that would answer for `name` now, and its gate. Call from a thread.
+
+        Raises:
+            KeyError, AdapterError: as `admit`.
+        """
+        serving = self._serving.get(name)
+        if serving is not None:
+            with suppress(AdapterError):
+                self.store.resolve(name)
+            loaded = self.cache.get(serving.version)
+            if loaded is not None:
+                return loaded.version, loaded.gate
+        found = self.checked(serving.version if serving else name)
+        if isinstance(found, AdapterError):
+            raise found
+        return found.id, found.gate
+
+    def _check(self, name: str) -> AdapterVersion | AdapterError:
+        if self.cache.models.is_base_model(name):
+            return AdapterError(name, "has the base's own name; rename its folder")
+        try:
+            found = self.store.get(name, self.cache.base, self.cache.max_rank, hashes=False)
+            self._compare_prompts(found)
+            return found
+        except AdapterError as error:
+            return error
+        except (OSError, ValueError) as error:
+            return AdapterError(name, f"cannot be checked: {error}")
+
+    def _compare_prompts(self, version: AdapterVersion) -> None:
+        """Warn of an adapter that was fitted on another prompt than its chats will have."""
+        complaint = (
+            self.prompt.complaint(version.manifest) if self.prompt and version.manifest else None
+        )
+        if complaint:
+            logger.warning("adapter %s %s", version.id, complaint)

@@ -1,0 +1,160 @@
+"""GET /metrics: what all processes counted, and what the server holds at this moment.
+
+Versions by state, slots and the queue are read when Prometheus asks, so none of it can drift from
+the truth. Only what else the store has is as of some seconds ago: looking through a large one takes
+longer than all the rest.
+
+Prometheus' client cannot take a series back that another process may have written too. So what
+vLLM and the scheduler count by adapter is left out here, once the adapter's version is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+
+from fastapi import APIRouter, Request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    GCCollector,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.responses import Response
+
+from serving.aliases import Aliases
+from serving.metrics import METRICS, PREFIX, UNKNOWN, Labels, head
+
+LOOK_SECONDS = 15  # between two looks at the store
+STATES = ("available", "loading", "resident", "draining", "refused")
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/metrics")
+def metrics(request: Request) -> Response:
+    """What all processes counted, and how this one, the front end, is doing.
+
+    vLLM's own leaves out the process_* and python_* series once there are several processes.
+    """
+    registry = CollectorRegistry()
+    registry.register(Counted())
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    ours = request.app.state.gauges.page() + METRICS.page()
+    return Response(generate_latest(registry) + ours.encode(), media_type=CONTENT_TYPE_LATEST)
+
+
+class Counted:
+    """What all processes counted, as prometheus_client collects it."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, without what is of versions that are gone."""
+        families = MultiProcessCollector(CollectorRegistry()).collect()
+        return without_what_is_gone(families, METRICS.versions())
+
+
+def without_what_is_gone(families: Iterable[Metric], versions: Collection[str]) -> Iterator[Metric]:
+    """`families` without samples that are of none of `versions` (NAME@HASH)."""
+    for family in families:
+        if family.name == "reasonmaxxer_replays":
+            family.samples = [
+                one
+                for one in family.samples
+                if f"{one.labels['adapter']}@{one.labels['version']}" in versions
+            ]
+        elif family.name == "vllm:lora_requests_info":
+            # Its value is when it was so; only the newest is so now.
+            family.samples = sorted(family.samples, key=lambda one: one.value)[-1:]
+        yield family
+
+
+class Gauge:
+    """One metric: its samples in Prometheus' text format."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.parts = [head(name, "gauge", text)]
+
+    def add(self, labels: str, value: float) -> None:
+        """One more sample; `labels` as between the braces, of names that need no escaping."""
+        self.parts.append(f"{PREFIX}{self.name}{{{labels}}} {value}\n")
+
+    def set(self, value: float) -> Gauge:
+        """Its only sample."""
+        self.parts.append(f"{PREFIX}{self.name} {value}\n")
+        return self
+
+
+class Gauges:
+    """The server's gauges."""
+
+    def __init__(self, aliases: Aliases) -> None:
+        self.aliases = aliases
+        self._names: list[str] = []
+        self._looked = -float(LOOK_SECONDS)
+
+    def names(self) -> list[str]:
+        """The store's, as of the last look."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._names, self._looked = self.aliases.store.names(), time.monotonic()
+        return self._names
+
+    def _default_gate(self) -> tuple[Gauge, ...]:
+        """The gate of adapters that bring none (--default-gate-rate)."""
+        default = self.aliases.default_gate
+        rate = Gauge("default_gate_rate", "Wanted gate rate of adapters that bring none; 0: none.")
+        tokens = Gauge("default_gate_tokens", "Tokens whose entropies the default gate rests on.")
+        return (
+            rate.set(default.rate if default else 0),
+            tokens.set(default.sample.seen if default else 0),
+        )
+
+    def page(self) -> str:
+        """All of them as they are now."""
+        aliases = self.aliases
+        info = Gauge("adapter_info", "1 for each version and its state.")
+        flying = Gauge("adapter_requests_in_flight", "Requests it answers now.")
+        tau = Gauge("adapter_tau_nats", "Threshold of the gate in force.")
+        rate = Gauge("adapter_calibrated_gate_rate", "Gate rate that its calibration promises.")
+        states: Counter[str] = Counter()
+        seen = set()
+        for one in aliases.cache:
+            name, content, _ = Labels.of(one.version, "")
+            seen.add(name)
+            state = "draining" if one.retired else "resident"
+            states[state] += 1
+            own = f'adapter="{name}",version="{content}"'
+            info.add(f'{own},state="{state}"', 1)
+            flying.add(own, one.in_flight)
+            found = aliases.threshold(name, one.gate)
+            if found.tau is not None:
+                tau.add(f'{own},source="{found.source}"', found.tau)
+            if found.gate is not None:
+                rate.add(own, found.gate.rate)
+        there = set(self.names())
+        refused = [name for name in aliases.refused() if name.partition("@")[0] in there]
+        for state, names in (("loading", aliases.loading()), ("refused", refused)):
+            states[state] += len(names)
+            seen.update(names)
+            for name in names:
+                info.add(f'adapter="{name}",version="{UNKNOWN}",state="{state}"', 1)
+        states["available"] = sum(name not in seen for name in there)
+        adapters = Gauge("adapters", "Names of the store and versions in the engine.")
+        for state in STATES:
+            adapters.add(f'state="{state}"', states[state])
+        busy = len(aliases.slots.pinned | set(aliases.slots.busy))
+        waiting = aliases.slots.waiting + aliases.host_slots.waiting
+        gauges = (
+            *(info, flying, tau, rate, adapters),
+            *self._default_gate(),
+            Gauge("slots", "LoRA slots of the engine (--max-loras).").set(aliases.slots.count),
+            Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
+            Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),
+        )
+        return "".join(part for gauge in gauges for part in gauge.parts)

@@ -1,0 +1,129 @@
+"""What stands before every route: the API key, and the refusals of a server that shuts down.
+
+vLLM's own check of the key covers /v1 and leaves the same model open under other paths. Its server
+also keeps accepting requests while its engine drains and answers them with 500. Here they get 503
+with Retry-After, and so does /health, so that a load balancer looks away. A second signal ends what
+is still running at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import secrets
+import signal
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
+
+from serving import playground
+from vllm_gate import patches
+
+logger = logging.getLogger(__name__)
+
+# For what vLLM has already answered to reach slow clients, once its engine has stopped; seconds.
+FLUSH_SECONDS = 5
+MACHINES = frozenset({"/metrics", "/version"})  # read by machines, also while the server drains
+# The playground is files alone: what it asks the API for takes the key.
+OPEN = MACHINES | {"/health", "/ping"} | playground.PATHS
+ADMIN = "/admin/"  # asks for a key of its own
+
+
+def error_response(
+    status: int,
+    message: str,
+    kind: str,
+    headers: Mapping[str, str] | None = None,
+    param: str | None = None,
+) -> JSONResponse:
+    """An error in OpenAI's shape."""
+    body = {"message": message, "type": kind, "param": param, "code": status}
+    return JSONResponse({"error": body}, status_code=status, headers=headers)
+
+
+async def http_error(_: Request, caught: HTTPException) -> JSONResponse:
+    """FastAPI's own refusals (unknown path, unreadable body) in OpenAI's error shape."""
+    status = HTTPStatus(caught.status_code)
+    return error_response(status, str(caught.detail), status.phrase, caught.headers)
+
+
+class ApiKey:
+    """ASGI middleware: a bearer token equal to `key`, or 401."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app = app
+        self._digest = hashlib.sha256(key.encode()).digest()
+
+    def _admits(self, scope: Scope) -> bool:
+        if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
+            return True  # OPTIONS: a browser's preflight carries no key
+        if scope["path"] in OPEN or scope["path"].startswith(ADMIN):
+            return True
+        scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
+        digest = hashlib.sha256(token.encode()).digest()
+        return scheme.lower() == "bearer" and secrets.compare_digest(digest, self._digest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if self._admits(scope):
+            return await self.app(scope, receive, send)
+        message = "The API key is missing or wrong; send 'Authorization: Bearer KEY'."
+        refusal = error_response(
+            401, message, "AuthenticationError", {"WWW-Authenticate": "Bearer"}
+        )
+        return await refusal(scope, receive, send)
+
+
+class Drain:
+    """Whether the engine has been told to stop."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def watch(self, engine: EngineClient) -> None:
+        """Notice when vLLM's signal handler shuts `engine` down."""
+        loop = asyncio.get_running_loop()
+        shutdown = engine.shutdown
+
+        @functools.wraps(shutdown)
+        def noticing(*args: Any, **kwargs: Any) -> Any:  # in a thread of vLLM's
+            if not self.begun:
+                self.begun = True
+                logger.info("shutting down: requests in flight finish, new ones are refused")
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
+            return shutdown(*args, **kwargs)
+
+        patches.wrap_instance("vllm.v1.engine.async_llm:AsyncLLM", "shutdown", engine, noticing)
+
+
+def _end_now() -> None:
+    logger.warning("second signal: ending the engine, requests in flight with it")
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+
+
+class Draining:
+    """ASGI middleware: 503 once the drain has begun."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if not self.drain.begun or scope["type"] != "http" or scope["path"] in MACHINES:
+            return await self.app(scope, receive, send)
+        message = "The server is shutting down; ask another one, or again later."
+        refusal = error_response(503, message, "ServiceUnavailableError", {"Retry-After": "10"})
+        return await refusal(scope, receive, send)

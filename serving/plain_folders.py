@@ -1,0 +1,111 @@
+"""Plain PEFT folders of the store become versions when they are found.
+
+A folder may be found while somebody still copies files into it. So it is left alone until nothing
+in it has changed for a second. One that cannot be used stays as it is, refused with the reason, and
+is looked at again once it has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from adapters.adapter import WEIGHTS, AdapterError, AdapterVersion
+from adapters.files import stamp
+from adapters.store import Plain, Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+QUIET = 1.0  # seconds without a change
+PATIENCE = 30.0  # seconds to wait for that
+RETRY = 30.0  # seconds until a store that could not be written is tried again
+BY = "the server, which found a plain folder"
+
+
+class Refused(NamedTuple):
+    """A plain folder that has not become a version."""
+
+    found: Plain  # as it was then
+    error: AdapterError
+    until: float = math.inf  # by the monotonic clock, if it does not change
+
+
+@dataclass
+class PlainFolders:
+    """Those of one store, for one process. Call from threads."""
+
+    store: Store
+    _refused: dict[str, Refused] = field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _adopted: dict[str, tuple[int, ...]] = field(default_factory=dict)  # version -> its weights
+
+    def adopt(self, name: str) -> None:
+        """Make a version of the plain folder `name`, where there is one.
+
+        Raises:
+            AdapterError: it cannot become one.
+        """
+        if self.store.plain(name) is None:
+            self._refused.pop(name, None)
+            return
+        with self._locks[name]:
+            while (found := self._when_quiet(name)) is not None:
+                seen = self._refused.get(name)
+                if seen and seen.found == found and time.monotonic() < seen.until:
+                    raise seen.error
+                try:
+                    version = self.store.adopt(name, by=BY)
+                except (AdapterError, OSError, ValueError) as error:
+                    if self.store.plain(name) != found:
+                        continue  # adopted by another server, or written again
+                    self._refused[name] = refused = _refusal(name, found, error)
+                    logger.warning("refused: %s", refused.error)
+                    raise refused.error from error
+                self._refused.pop(name, None)
+                if version is not None:
+                    self._adopted[version.id] = stamp(version.path / WEIGHTS)
+                    logger.info("the plain folder '%s' became %s", name, version.id)
+                return
+
+    def just_read(self, version: AdapterVersion) -> bool:
+        """Whether its weights were read when it was adopted, and are as they were; asked once."""
+        return self._adopted.pop(version.id, None) == stamp(version.path / WEIGHTS)
+
+    def refusal(self, name: str) -> str | None:
+        """Why the plain folder `name` has not become a version."""
+        seen = self._refused.get(name)
+        return seen.error.reason if seen else None
+
+    def refused(self) -> list[str]:
+        """Names of plain folders that cannot be used."""
+        return list(self._refused)
+
+    def forget(self, name: str) -> None:
+        """Look at `name` again, changed or not."""
+        self._refused.pop(name, None)
+
+    def _when_quiet(self, name: str) -> Plain | None:
+        """The folder, once its last change is a while ago; None where it is gone."""
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.store.plain(name)) is not None:
+            left = found.changed / 1e9 + QUIET - time.time()
+            if left <= 0 or left > QUIET:  # or its clock is ahead of ours
+                return found
+            if time.monotonic() > deadline:
+                raise AdapterError(name, "is being written; ask again when it is complete")
+            time.sleep(left)
+        return None
+
+
+def _refusal(name: str, found: Plain, error: Exception) -> Refused:
+    if isinstance(error, StoreError):
+        way_out = "make it writable for the server, or publish the folder as a version"
+        reason = f"is a plain folder, and {error.reason}; {way_out}"
+        return Refused(found, AdapterError(name, reason), time.monotonic() + RETRY)
+    reason = error.reason if isinstance(error, AdapterError) else f"cannot be read: {error}"
+    return Refused(found, AdapterError(name, reason))

@@ -1,0 +1,130 @@
+"""Ill-formed values that neither vLLM's request classes nor its engine refuse as such.
+
+    {"top_k": 36893488147419103232}      an integer that does not fit the engine's messages
+    {"stop": "\\ud800"}                   half a character, which has no UTF-8
+    {"structured_outputs": 7}            a validator of vLLM that fails with AttributeError
+
+    {"vllm_xargs": {"gate_tau": true}}    vLLM's class makes the number 1 of it
+
+Without this module the first three end in HTTP 500, the third closes the connection too, and the
+last one is answered with a threshold that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.dependencies.utils import get_parameterless_sub_dependant, solve_dependencies
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from vllm.entrypoints.serve import create_error_response
+
+from vllm_gate.params import given
+
+logger = logging.getLogger(__name__)
+
+# vLLM renders these to tokens first, and refuses there what it cannot take. They may be long.
+RENDERED = frozenset({"prompt", "messages", "input", "previous_input_messages", "tokens"})
+INTEGERS = range(-(2**63), 2**64)  # as msgpack has them
+
+# What a validator may raise beside ValueError and TypeError, which vLLM answers with 400 itself.
+OTHER_ERRORS = (AttributeError, LookupError, AssertionError, RecursionError)
+
+
+def check(request: Any) -> None:
+    """Look at a request of vLLM's before the engine gets it.
+
+    Raises:
+        ValueError: a value that the engine cannot take; the message begins with the field.
+    """
+    for name, value in _members(request):
+        if name in RENDERED:
+            continue
+        for part in _parts(value):
+            if isinstance(part, str):
+                if not part.isascii() and any("\ud800" <= one <= "\udfff" for one in part):
+                    raise ValueError(f"{name}: has half a character (a lone surrogate), not UTF-8")
+            elif part not in INTEGERS:
+                raise ValueError(f"{name}: integers must have at most 64 bits")
+
+
+def _members(value: Any) -> list[tuple[str, Any]]:
+    """(name, value) of an object's fields."""
+    return [
+        (name, member)
+        for name, member in (
+            *vars(value).items(),
+            *(getattr(value, "model_extra", None) or {}).items(),
+        )
+        if member is not None
+    ]
+
+
+def _parts(value: Any) -> Iterator[str | int]:
+    """The strings and integers in a value, keys included. Bodies are not deeper than a parser."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, int):
+            yield int(one)
+        elif isinstance(one, dict):
+            rest += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset):
+            rest += one
+        elif isinstance(one, BaseModel) or is_dataclass(one):
+            rest += [member for _, member in _members(one)]
+
+
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """400 where an error was raised while the request was read, else 500."""
+    if _while_reading(error):
+        status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
+        text = f"The request has a value of a wrong type ({error})."
+    else:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        status, kind, text = HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError", str(error)
+    body = create_error_response(text, kind, status)
+    return JSONResponse(body.model_dump(), status_code=status)
+
+
+def _while_reading(error: Exception) -> bool:
+    """Whether FastAPI was turning the body into an object; the endpoint had not begun."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is solve_dependencies.__code__:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+async def refuse_truth_values(request: Request) -> None:
+    """Raise HTTPException where an argument of the gate is true or false in the body."""
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return
+    body = await request.json()  # FastAPI has read it already
+    arguments = body.get("vllm_xargs") if isinstance(body, dict) else None
+    if not isinstance(arguments, dict):
+        return
+    for name in given(arguments):
+        if isinstance(arguments[name], bool):
+            raise HTTPException(400, f"{name}: must be a number, not true or false")
+
+
+def install(app: FastAPI) -> None:
+    """Have the routes that `app` has so far look at bodies, and errors of validators answered."""
+    for kind in OTHER_ERRORS:
+        app.add_exception_handler(kind, answer)
+    for route in app.routes:
+        if isinstance(route, APIRoute) and "POST" in route.methods:
+            depends = Depends(refuse_truth_values)
+            route.dependant.dependencies.insert(
+                0, get_parameterless_sub_dependant(depends=depends, path=route.path_format)
+            )

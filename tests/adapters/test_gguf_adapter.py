@@ -1,0 +1,112 @@
+"""GGUF adapters: what llama.cpp computes from the file is the update that PEFT computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapters.__main__ import main
+from adapters.adapter import AdapterVersion
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.exchange import import_adapter
+from adapters.gguf_adapter import write_gguf
+from adapters.store import Store
+
+gguf = pytest.importorskip("gguf")
+from origins import ATTENTION, MLP, lora, small_base  # noqa: E402
+
+
+def updates(path: Path) -> dict[str, Any]:
+    """Weight in llama.cpp -> what it adds to it: alpha / rank of lora_b, times B A."""
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.type"].contents() == "adapter"
+    assert reader.fields["adapter.type"].contents() == "lora"
+    alpha = reader.fields["adapter.lora.alpha"].contents()
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    names = {name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")}
+    found = {}
+    for name in names:
+        a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        found[name] = alpha / b.shape[1] * (b @ a)
+    return found
+
+
+def peft_updates(base: Path, folder: Path) -> dict[str, Any]:
+    """Module -> PEFT's own update of its weight."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    return {
+        name.removeprefix("base_model.model."): layer.get_delta_weight("default").detach().numpy()
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_the_update_is_pefts(tmp_path: Path, family: str) -> None:
+    base = small_base(family, tmp_path / "base")
+    folder = lora(
+        base,
+        tmp_path / "made",
+        target_modules=ATTENTION + MLP,
+        use_rslora=True,
+        rank_pattern={"q_proj": 3},
+        alpha_pattern={"up_proj": 5},
+    )
+    opened = BaseCheckpoint.open(str(base))
+    write_gguf(AdapterVersion.read(folder), opened, tmp_path / "made.gguf")
+    with pytest.raises(FileExistsError):
+        write_gguf(AdapterVersion.read(folder), opened, tmp_path / "made.gguf")
+    found, wanted = updates(tmp_path / "made.gguf"), peft_updates(base, folder)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], 2)
+    assert len(found) == len(wanted) == 14
+    heads = {"q_proj": 4, "k_proj": 2}
+    for module, update in wanted.items():
+        theirs = found[f"{names.get_name(module)}.weight"]
+        last = module.rpartition(".")[2]
+        if family == "llama" and last in heads:
+            theirs = turned_back(theirs, heads[last])
+        np.testing.assert_allclose(theirs, update, atol=1e-5)
+
+
+def turned_back(weight: Any, heads: int) -> Any:
+    """As transformers reads a Llama's GGUF file (its LlamaTensorProcessor)."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, half, 2, *weight.shape[1:]).swapaxes(2, 1).reshape(weight.shape)
+
+
+def test_what_llama_cpp_cannot_apply_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = small_base("llama", tmp_path / "base")
+    opened = BaseCheckpoint.open(str(base))
+    store = Store(tmp_path / "store")
+    head = lora(base, tmp_path / "head", target_modules=["q_proj", "lm_head"])
+    import_adapter(store, str(head), "head", base=opened)
+    good = lora(base, tmp_path / "good")
+    import_adapter(store, str(good), "good", base=opened)
+
+    def export(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        try:
+            code = main(["export", *map(str, arguments), "--store", str(store.root)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    target = tmp_path / "x.gguf"
+    code, told = export("head", target, "--base", base)
+    assert (code, "applies no LoRA to 'lm_head'" in told) == (2, True)
+    code, told = export("good", target)
+    assert (code, "--base: a GGUF adapter needs the base" in told) == (2, True)
+    config = json.loads((base / "config.json").read_text()) | {"architectures": ["XForCausalLM"]}
+    (base / "config.json").write_text(json.dumps(config))
+    code, told = export("good", target, "--base", base)
+    assert (code, "XForCausalLM has no GGUF adapter here" in told) == (2, True)
+    assert not target.exists()

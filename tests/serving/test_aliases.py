@@ -1,0 +1,318 @@
+"""A request keeps its version to the end; versions come and go around it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fleet import Engine, answered, completion, make_admission, settled
+from safetensors.numpy import load_file, save_file
+from support import make_adapter
+
+from adapters.adapter import WEIGHTS, AdapterError
+from adapters.store import Store
+from serving.admission import Admission
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
+    """Adapters of different content."""
+    place = tmp_path_factory.mktemp("folders")
+    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(4)]
+
+
+@pytest.fixture
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
+    """`alpha` has versions v0 and v1 and points at v0; `plain` is a folder without a manifest."""
+    store = Store(tmp_path / "store")
+    store.publish(folders[1], "alpha")
+    store.publish(folders[0], "alpha")
+    make_adapter(store.root, "plain", base_folder, manifest=False)
+    return make_admission(tmp_path, base_folder)
+
+
+def engine(admission: Admission) -> Engine:
+    found: Any = admission.aliases.cache.engine
+    return found
+
+
+def versions(admission: Admission) -> list[str]:
+    """NAME@HASH of alpha, newest first."""
+    return [move.version for move in reversed(admission.aliases.store.history("alpha"))]
+
+
+async def nothing(_: Any) -> None: ...
+
+
+def test_a_swap_under_a_request(admission: Admission) -> None:
+    old, new = versions(admission)
+    table = admission.aliases.cache.models.lora_requests
+
+    async def story() -> None:
+        async def swap(request: Any) -> None:
+            assert request.model == f"{old}:gated"
+            mine = table[request.model]
+            admission.aliases.store.alias("alpha", new)
+            # The new version is not there yet: whoever asks is answered by the old one.
+            engine(admission).may_load.clear()
+            assert await answered(admission, "alpha", nothing) == old
+            engine(admission).may_load.set()
+            await settled(admission)
+            assert await answered(admission, "alpha:gated", nothing) == f"{new}:gated"
+            # This request's version is on its way out, but stays until the request is over.
+            assert table[request.model] is mine
+            assert set(engine(admission).loaded.values()) == {old, new}
+            await admission.admit(request)  # vLLM asks twice
+            assert request.model == f"{old}:gated"
+
+        await answered(admission, "alpha:gated", swap)
+        await settled(admission)
+
+    asyncio.run(story())
+    assert list(engine(admission).loaded.values()) == [new]
+    assert set(table) == {new, f"{new}:gated"}
+    assert not admission.aliases.slots.busy
+    store = admission.aliases.store
+    # Read from the store itself, without a copy.
+    assert engine(admission).paths[new] == str(store.path(store.resolve(new)))
+
+
+def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
+    old, new = versions(admission)
+
+    async def story() -> None:
+        assert await answered(admission, "alpha", nothing) == old
+        engine(admission).refuses = "no room"
+        with pytest.raises(AdapterError, match="no room"):
+            await admission.aliases.move("alpha", new, lambda: pytest.fail("the alias moved"))
+        assert admission.aliases.store.resolve("alpha").hash == old.partition("@")[2]
+        # Moved by somebody else, who did not try it:
+        admission.aliases.store.alias("alpha", new)
+        for _ in range(3):
+            assert await answered(admission, "alpha", nothing) == old
+            await settled(admission)
+        assert "no room" in (admission.aliases.refusal("alpha") or "")
+        engine(admission).refuses = ""
+        admission.aliases.store.alias("alpha", old)
+        admission.aliases.store.alias("alpha", new)
+        assert await answered(admission, "alpha", nothing) == old
+        await settled(admission)
+        # The same content is not tried again and again; asking by hand does.
+        await admission.aliases.preload(new)
+        assert new in engine(admission).loaded.values()
+
+    asyncio.run(story())
+
+
+def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
+    old, new = versions(admission)
+    store = admission.aliases.store
+
+    async def story() -> None:
+        assert await answered(admission, "alpha", nothing) == old
+        store.alias("alpha", new)
+        weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
+        weights.chmod(0o644)
+        weights.write_bytes(weights.read_bytes()[:-8])
+        assert await answered(admission, "alpha", nothing) == old
+        await settled(admission)
+        assert await answered(admission, "alpha", nothing) == old
+
+    asyncio.run(story())
+    assert "cut short" in (admission.aliases.refusal("alpha") or "")
+
+
+def test_least_recently_used_go_and_pinned_stay(
+    tmp_path: Path, base_folder: Path, folders: list[Path]
+) -> None:
+    store = Store(tmp_path / "store")
+    for number in range(5):
+        store.publish(folders[number % 4], f"a{number}")
+    admission = make_admission(tmp_path, base_folder, capacity=3)
+
+    async def story() -> None:
+        def loaded() -> set[str]:
+            return {version.partition("@")[0] for version in engine(admission).loaded.values()}
+
+        for name in ("a0", "a1", "a2", "a3"):
+            await answered(admission, name, nothing)
+        assert loaded() == {"a1", "a2", "a3"}
+        await admission.aliases.pin("a1", True)
+        await answered(admission, "a4", nothing)
+        assert loaded() == {"a1", "a3", "a4"}
+        with pytest.raises(AdapterError, match="one must stay unpinned"):
+            await admission.aliases.pin("a3", True)
+        await admission.aliases.pin("a1", False)
+        await answered(admission, "a0", nothing)
+        await answered(admission, "a2", nothing)
+        assert loaded() == {"a4", "a0", "a2"}
+        admission.aliases.unload("a0")
+        await settled(admission)
+        assert loaded() == {"a4", "a2"}
+        await answered(admission, "a0", nothing)
+        assert loaded() == {"a4", "a0", "a2"}
+
+
+def test_gated_requests_of_many_adapters_share_the_slots(
+    tmp_path: Path, base_folder: Path, folders: list[Path]
+) -> None:
+    store = Store(tmp_path / "store")
+    for number in range(4):
+        store.publish(folders[number], f"a{number}")
+
+    def in_use_at_once(shares_slots: bool, waiting: int) -> int:
+        """With `waiting` of four requests held back."""
+        work = tmp_path / str(shares_slots)
+        work.mkdir()
+        (work / "store").symlink_to(store.root)
+        admission = make_admission(work, base_folder, capacity=4, slots=1)
+        aliases = admission.aliases
+        aliases.shares_slots = shares_slots
+
+        async def story() -> int:
+            end = asyncio.Event()
+
+            async def until_the_end(_: object) -> None:
+                await end.wait()
+
+            asked = [
+                asyncio.create_task(answered(admission, f"a{number}:gated", until_the_end))
+                for number in range(4)
+            ]
+            async with asyncio.timeout(30):
+                while aliases.slots.waiting + aliases.host_slots.waiting < waiting:
+                    await asyncio.sleep(0)
+                while sum(one.in_flight for one in aliases.cache) + waiting < 4:
+                    await asyncio.sleep(0)
+            most = sum(one.in_flight for one in aliases.cache)
+            end.set()
+            assert len(await asyncio.gather(*asked)) == 4
+            assert not aliases.host_slots.busy
+            return most
+
+        return asyncio.run(story())
+
+    assert in_use_at_once(shares_slots=False, waiting=3) == 1
+    assert in_use_at_once(shares_slots=True, waiting=1) == 3  # one place stays for the next
+
+
+def test_a_plain_folder_replaced_and_removed(admission: Admission, base_folder: Path) -> None:
+    store = admission.aliases.store
+
+    async def story() -> None:
+        first = await answered(admission, "plain", nothing)
+        assert str(store.resolve("plain")) == first
+        assert not (store.root / "plain" / WEIGHTS).exists()  # in the version's folder now
+        make_adapter(store.root, "plain", base_folder, manifest=False, seed=9)
+        assert await answered(admission, "plain", nothing) == first
+        await settled(admission)
+        second = await answered(admission, "plain", nothing)
+        assert second != first
+        assert list(engine(admission).loaded.values()) == [second]
+        assert store.rollback("plain").version == first
+        assert await answered(admission, "plain", nothing) == second
+        await settled(admission)
+        assert await answered(admission, "plain", nothing) == first
+        shutil.rmtree(store.root / "plain")
+        with pytest.raises(KeyError):
+            await answered(admission, "plain", nothing)
+        await settled(admission)
+        assert not engine(admission).loaded
+
+    asyncio.run(story())
+
+
+def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
+    admission: Admission, base_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    aliases = admission.aliases
+    store = aliases.store
+    never = make_adapter(store.root, "never", base_folder, manifest=False, seed=5)
+
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
+
+    weights = load_file(never / WEIGHTS)
+    save_file({key: value * np.nan for key, value in weights.items()}, never / WEIGHTS)
+
+    async def story() -> None:
+        first = await answered(admission, "plain", nothing)
+        spoil(make_adapter(store.root, "plain", base_folder, manifest=False, seed=9))
+        for _ in range(3):
+            assert await answered(admission, "plain", nothing) == first
+            await settled(admission)
+            with pytest.raises(AdapterError, match="NaN"):
+                await answered(admission, "never", nothing)
+        assert "cut short" in (aliases.refusal("plain") or "")
+        assert aliases.refused() == ["plain", "never"] or aliases.refused() == ["never", "plain"]
+        listing = await asyncio.to_thread(aliases.listing)
+        assert list(listing.offered) == ["alpha", "plain"]  # the version before is sound
+        assert list(listing.refused) == ["never"]
+        # It is looked at once, until it changes.
+        assert sum("refused" in record.message for record in caplog.records) == 2
+        for name in ("never", "plain"):
+            make_adapter(store.root, name, base_folder, manifest=False, seed=9)
+        assert await answered(admission, "never", nothing)
+        assert await answered(admission, "plain", nothing) == first
+        await settled(admission)
+        assert await answered(admission, "plain", nothing) != first
+        assert aliases.refused() == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "error"),
+    [
+        ("alpha:gated:gated", {}, KeyError),
+        ("alpha:gated", {"gate_tau": -1}, ValueError),
+        ("alpha:gated", {"gate_tau": 10**400}, ValueError),
+        ("alpha:gated", {"gate_rate": 10**400}, ValueError),
+        ("plain:gated", {}, ValueError),
+        ("plain:gated", {"gate_rate": 0.1}, ValueError),
+        ("alpha:gatedx", {}, KeyError),
+        ("alpha@000000000000", {}, KeyError),
+        ("../store/alpha", {}, KeyError),
+        ("alpha", {"gate_tau": 1.0}, ValueError),
+        ("base", {"gate_trace": 1}, ValueError),
+    ],
+)
+def test_a_refused_request_leaves_the_others_theirs(
+    admission: Admission, model: str, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    async def story() -> None:
+        async def refused(request: Any) -> None:
+            with pytest.raises(error) as caught:
+                await answered(admission, model, nothing, **arguments)
+            assert all(str(caught.value).startswith(name) for name in arguments)
+            assert request.model in admission.aliases.cache.models.lora_requests
+
+        await answered(admission, "alpha:gated", refused)
+
+    asyncio.run(story())
+    assert not admission.aliases.slots.busy
+    assert all(one.in_flight == 0 for one in admission.aliases.cache)
+
+
+def test_many_at_once_load_once(admission: Admission) -> None:
+    async def story() -> None:
+        names = ["alpha", "alpha:gated", versions(admission)[0], "plain"] * 10
+        await asyncio.gather(*(answered(admission, name, nothing) for name in names))
+        assert sorted(engine(admission).loaded) == [1, 2]
+
+    asyncio.run(story())
+
+
+def test_a_threshold_set_by_hand(admission: Admission) -> None:
+    async def story() -> None:
+        admission.aliases.taus["alpha"] = 1.25
+        for arguments, tau in (({}, 1.25), ({"gate_tau": 0.5}, 0.5)):
+            request = completion("alpha:gated", **arguments)
+            await admission.admit(request)
+            assert request.vllm_xargs["gate_tau"] == tau
+
+    asyncio.run(story())

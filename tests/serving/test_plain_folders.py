@@ -1,0 +1,126 @@
+"""A plain folder becomes a version once it is complete; several servers may find it at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import make_adapter, sign
+
+from adapters.adapter import CONFIG, AdapterError
+from adapters.audit import verify
+from adapters.store import Store
+from serving import plain_folders
+from serving.plain_folders import PlainFolders
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.sleeps: list[float] = []
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.ahead += seconds
+        self.during()
+
+    def during(self) -> None:
+        """What others do meanwhile."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    fake = SimpleNamespace(time=clock.time, monotonic=clock.time, sleep=clock.sleep)
+    monkeypatch.setattr(plain_folders, "time", fake)
+    monkeypatch.setattr(plain_folders, "QUIET", 1.0)
+    return clock
+
+
+def test_a_folder_that_is_still_written_is_waited_for(
+    tmp_path: Path, base_folder: Path, clock: Clock
+) -> None:
+    store = Store(tmp_path / "store")
+    folder = make_adapter(store.root, "alpha", base_folder, manifest=False)
+
+    def copied_on() -> None:
+        if len(clock.sleeps) == 1:
+            sign(folder, base_folder)
+
+    clock.during = copied_on  # type: ignore[method-assign]
+    PlainFolders(store).adopt("alpha")
+    assert store.get("alpha").gate is not None  # the manifest, which came last, is in it
+    assert not (folder / CONFIG).exists()
+    assert len(clock.sleeps) >= 1 and max(clock.sleeps) <= 1.0
+    assert store.history("alpha")[0].by == plain_folders.BY
+    assert verify(store) == []
+
+
+def test_it_is_not_waited_for_without_end(tmp_path: Path, base_folder: Path, clock: Clock) -> None:
+    store = Store(tmp_path / "store")
+    make_adapter(store.root, "alpha", base_folder, manifest=False)
+    found = store.plain("alpha")
+    assert found is not None
+    never_quiet = SimpleNamespace(plain=lambda _: found._replace(changed=int(clock.time() * 1e9)))
+    with pytest.raises(AdapterError, match="being written"):
+        PlainFolders(never_quiet).adopt("alpha")  # type: ignore[arg-type]
+    assert sum(clock.sleeps) > plain_folders.PATIENCE - 1
+
+
+def test_a_store_that_cannot_be_written_says_so_and_is_tried_again(
+    tmp_path: Path, base_folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    make_adapter(store.root, "alpha", base_folder, manifest=False)
+    clock.ahead = 10.0
+    mkdir = Path.mkdir
+
+    def full(path: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    server = PlainFolders(store)
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(AdapterError, match=r"plain folder, and .* Read-only .*; make it writable"):
+        server.adopt("alpha")
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(AdapterError, match="Read-only"):
+        server.adopt("alpha")  # not at every request
+    clock.ahead += plain_folders.RETRY + 1
+    server.adopt("alpha")
+    assert store.resolve("alpha").hash is not None and server.refused() == []
+
+
+def test_many_find_it_at_once(tmp_path: Path, base_folder: Path) -> None:
+    store = Store(tmp_path / "store")
+    names = [f"a{number}" for number in range(4)]
+    for seed, name in enumerate(names):
+        make_adapter(store.root, name, base_folder, seed=seed, manifest=False)
+    servers = [PlainFolders(store) for _ in range(3)]
+    errors: list[Exception] = []
+
+    def find(server: PlainFolders) -> None:
+        try:
+            for name in names:
+                server.adopt(name)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=find, args=(server,)) for server in servers * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [len(store.history(name)) for name in names] == [1] * 4
+    assert all(store.plain(name) is None for name in names)
+    assert verify(store) == []

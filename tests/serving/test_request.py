@@ -1,0 +1,162 @@
+"""What a request took is given back when its answer is over; the answer names model and version."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from serving.metrics import ALWAYS, BASE, GATED
+from serving.request import VERSION_HEADER, RequestContext, RequestMiddleware
+
+VERSION = "math@0123456789ab"
+NAMES = (VERSION, f"{VERSION}:gated")  # as vLLM knows it
+# What a model may write: it must reach the client as it is.
+TEXT = f'"model":"{VERSION}","system_fingerprint":"x" \\ é'
+order: list[str] = []
+
+
+def current() -> RequestContext:
+    mine = RequestContext.current()
+    assert mine is not None
+    return mine
+
+
+def take(name: str) -> None:
+    order.append(f"take {name}")
+    current().held.callback(lambda: order.append(f"give {name}"))
+
+
+async def stream(_: Any) -> StreamingResponse:
+    take("slot")
+    take("version")
+
+    async def body() -> Any:
+        for number in range(3):
+            await asyncio.sleep(0)
+            order.append(f"chunk {number}")
+            yield str(number)
+
+    return StreamingResponse(body())
+
+
+async def fails(_: Any) -> JSONResponse:
+    take("slot")
+    raise RuntimeError("on the way")
+
+
+async def full(_: Any) -> JSONResponse:
+    current().retry_after = 7
+    return JSONResponse({}, status_code=503)
+
+
+def choices(kind: str, **more: Any) -> dict[str, Any]:
+    """An answer of vLLM's, in the name that the engine has for the version."""
+    answer = {"id": "1", "object": kind, "model": VERSION, "choices": [{"text": TEXT}]}
+    return answer | more
+
+
+def chat(model: str, version: str | None = VERSION) -> Any:
+    """A route that answers a request for `model`, whole."""
+
+    async def answer(_: Any) -> Response:
+        if version is None:
+            current().bind(model, None, BASE, "tiny")
+            return JSONResponse(choices("chat.completion", model="tiny", system_fingerprint="v"))
+        current().bind(model, version, GATED if model.endswith("gated") else ALWAYS, *NAMES)
+        return JSONResponse(choices("chat.completion", system_fingerprint="vllm-0.32"))
+
+    return answer
+
+
+async def completion_stream(_: Any) -> Response:
+    current().bind("prod:gated", VERSION, GATED, *NAMES)
+
+    async def body() -> Any:
+        for more in ({}, {"system_fingerprint": None}, {"choices": [], "usage": {}}):
+            chunk = json.dumps(
+                choices("text_completion", **more), ensure_ascii=False, separators=(",", ":")
+            )
+            yield f"data: {chunk}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+async def response(_: Any) -> Response:
+    current().bind("prod", VERSION, ALWAYS, *NAMES)
+    return JSONResponse({"object": "response", "model": f"{VERSION}:gated", "output": [TEXT]})
+
+
+ASKED = {"name": "math", "gated": "math:gated", "alias": "prod", "version": f"{VERSION}:gated"}
+
+
+@pytest.fixture
+def client() -> TestClient:
+    order.clear()
+    routes = [
+        *(Route(f"/{one.__name__}", one) for one in (stream, fails, full, response)),
+        *(Route(f"/chat/{way}", chat(model)) for way, model in ASKED.items()),
+        Route("/chat/base", chat("models/tiny", None)),
+        Route("/completion_stream", completion_stream),
+    ]
+    return TestClient(RequestMiddleware(Starlette(routes=routes)), raise_server_exceptions=False)
+
+
+def test_a_stream_holds_to_its_last_chunk(client: TestClient) -> None:
+    assert client.get("/stream").text == "012"
+    assert order == [
+        *("take slot", "take version", "chunk 0", "chunk 1", "chunk 2"),
+        *("give version", "give slot"),
+    ]
+    assert RequestContext.current() is None
+
+
+def test_a_failure_gives_back(client: TestClient) -> None:
+    assert client.get("/fails").status_code == 500
+    assert order == ["take slot", "give slot"]
+
+
+def test_come_again_says_when(client: TestClient) -> None:
+    assert client.get("/full").headers["Retry-After"] == "7"
+    assert "Retry-After" not in client.get("/stream").headers
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_an_answer_names_what_was_asked_for_and_its_version(client: TestClient, way: str) -> None:
+    answer = client.get(f"/chat/{way}")
+    body = answer.json()
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert (body["model"], body["system_fingerprint"]) == (ASKED[way], VERSION)
+    assert answer.headers[VERSION_HEADER] == VERSION
+    assert body["choices"] == [{"text": TEXT}]
+
+
+def test_the_base_has_no_version(client: TestClient) -> None:
+    answer = client.get("/chat/base")
+    assert VERSION_HEADER not in answer.headers
+    body = answer.json()
+    assert (body["model"], body["system_fingerprint"]) == ("models/tiny", "v")
+
+
+def test_every_chunk_of_a_stream_says_the_same(client: TestClient) -> None:
+    answer = client.get("/completion_stream")
+    assert answer.headers[VERSION_HEADER] == VERSION
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+    assert lines.pop() == "[DONE]"
+    chunks = [json.loads(line) for line in lines]
+    assert [one["model"] for one in chunks] == ["prod:gated"] * 3
+    assert [one["system_fingerprint"] for one in chunks] == [VERSION] * 3
+    assert chunks[0]["choices"] == [{"text": TEXT}]
+
+
+def test_answers_without_that_field_get_none(client: TestClient) -> None:
+    answer = client.get("/response")
+    assert answer.json() == {"object": "response", "model": "prod", "output": [TEXT]}
+    assert answer.headers[VERSION_HEADER] == VERSION

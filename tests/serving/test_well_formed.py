@@ -1,0 +1,119 @@
+"""Values that the engine cannot take, and validators that fail in their own way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel, field_validator
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from serving import well_formed
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest(messages=MESSAGES, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"stop": ["é", "😀", "\x00"], "user": "ü", "top_k": 7, "seed": -(2**63)},
+        {"logit_bias": {"20": 1.5}, "vllm_xargs": {"gate_tau": 0.5}, "metadata": {"a": "b"}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": [1]}}}]},
+    ],
+)
+def test_good_requests_are_let_through(fields: dict[str, Any]) -> None:
+    well_formed.check(chat(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stop": "\ud800"}, "stop: has half a character"),
+        ({"stop": ["x", "a\udfffb"]}, "stop: has half a character"),
+        ({"request_id": "\ud800"}, "request_id: "),
+        ({"vllm_xargs": {"x": "\ud800"}}, "vllm_xargs: "),
+        ({"kv_transfer_params": {"\ud800": 1}}, "kv_transfer_params: "),
+        ({"kv_transfer_params": {"a": [{"b": 2**64}]}}, "kv_transfer_params: integers"),
+        ({"top_k": 2**64}, "top_k: integers must have at most 64 bits"),
+        ({"top_k": -(2**63) - 1}, "top_k: integers"),
+        ({"theirs": {"deep": ["\ud800"]}}, "theirs: "),  # no field of vLLM's
+    ],
+)
+def test_what_the_engine_cannot_take_is_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        well_formed.check(chat(**fields))
+
+
+def test_what_is_rendered_first_is_left_to_vllm() -> None:
+    """It may be long, and its own refusals are good."""
+    well_formed.check(CompletionRequest(prompt=[2**64]))
+
+
+class Body(BaseModel):
+    """One whose validator fails as vLLM's do."""
+
+    value: Any = None
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _get(cls, value: Any) -> Any:
+        return value.get("x")
+
+
+async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
+    app = FastAPI()
+
+    @app.post("/read")
+    async def read(body: Body) -> None:
+        return None
+
+    @app.post("/fail")
+    async def fail(body: dict[str, Any]) -> None:
+        raise KeyError("a fault of the server")
+
+    @app.post("/take")
+    async def take(body: dict[str, Any]) -> None:
+        return None
+
+    well_formed.install(app)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.post(path, json=body)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "kind"),
+    [("/read", 400, "BadRequestError"), ("/fail", 500, "InternalServerError")],
+)
+def test_a_validator_that_breaks_is_the_requests_fault_and_nothing_else_is(
+    path: str, status: int, kind: str
+) -> None:
+    answer = asyncio.run(ask(path, {"value": 7}))
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"vllm_xargs": {"gate_tau": True}}, 400),
+        ({"vllm_xargs": {"correction_temperature": False}}, 400),
+        ({"vllm_xargs": {"gate_tau": 1, "theirs": True}}, 200),
+        ({"vllm_xargs": [True]}, 200),  # vLLM's class refuses it
+        ({"vllm_xargs": None}, 200),
+        ({}, 200),
+    ],
+)
+def test_no_truth_value_is_taken_for_a_number(body: dict[str, Any], status: int) -> None:
+    answer = asyncio.run(ask("/take", body))
+    assert answer.status_code == status, answer.text
+    assert status == 200 or "must be a number" in answer.text

@@ -1,0 +1,281 @@
+"""`store calibrate`: prompts, the measured table, and the version that it makes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import make_adapter
+
+from adapters.adapter import WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
+from adapters.calibration import add_gate
+from adapters.gate import RATES
+from adapters.manifest import Gate, Score
+from adapters.store import Store
+from reasonmaxxer.cli import main as console
+from training.calibrate import CalibrateConfig, Measured, main
+from training.generation import Completion
+from training.problems.prompts import load_prompts
+
+
+def write(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------ prompts
+
+
+def test_prompts_of_every_form(tmp_path: Path) -> None:
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}
+    answer = {"role": "assistant", "content": "2"}
+    file = write(
+        tmp_path / "prompts.jsonl",
+        {"messages": [system, user, answer, user, answer]},
+        {"prompt": "2+2?", "completion": "4"},
+        {"prompt": [user]},
+        {"problem": "3+3?", "answer": "6"},
+        {"question": "4+4?"},
+        {"conversations": [{"from": "human", "value": "5+5?"}, {"from": "gpt", "value": "10"}]},
+    )
+    assert load_prompts(file) == [
+        [system, user, answer, user],
+        [{"role": "user", "content": "2+2?"}],
+        [user],
+        [{"role": "user", "content": "3+3?"}],
+        [{"role": "user", "content": "4+4?"}],
+        [{"role": "user", "content": "5+5?"}],
+    ]
+    some = load_prompts(file, limit=2, seed=3)
+    assert len(some) == 2
+    assert some == load_prompts(file, limit=2, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"text": "?"}, "line 2: has none of the columns messages, conversations, "),
+        ({"messages": "?", "prompt": 3}, None),
+        ({"prompt": 3}, "line 2: prompt: must be text or a list"),
+        ({"prompt": "  "}, "line 2: prompt: must be text"),
+        ({"messages": [{"role": "tool", "content": "?"}]}, "line 2: messages: message 1 .*'tool'"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "line 2: messages: message 1 has parts"),
+        ({"messages": [{"role": "user"}]}, "line 2: messages: message 1 needs"),
+        ({"messages": ["?"]}, "line 2: messages: must be text or a list of messages"),
+        ({"messages": [{"role": "assistant", "content": "?"}]}, "holds no question"),
+    ],
+)
+def test_rows_that_are_no_prompts_are_named(
+    tmp_path: Path, row: dict[str, Any], named: str | None
+) -> None:
+    file = write(tmp_path / "prompts.jsonl", {"prompt": "?"}, row)
+    if named is None:
+        assert len(load_prompts(file)) == 2
+        return
+    with pytest.raises(ValueError, match=named):
+        load_prompts(file)
+
+
+# --------------------------------------------------------------------------------- the measure
+
+
+def test_the_gate_and_its_standard_error_by_hand() -> None:
+    # Two prompts with two answers each.
+    answers = [np.array(h, np.float32) for h in ([0, 0, 2], [1], [0, 3], [0, 0, 0, 0])]
+    measured = Measured(answers, each=2)
+    gate = measured.gate(0.2)
+    assert (gate.tau, gate.rate, gate.tokens) == (1.0, 0.2, 10)
+    assert [rate for rate, _ in gate.table] == list(RATES)
+    assert measured.gate(0.2, tau=0.5).rate == pytest.approx(0.3)
+    rate = measured.gate_rate(1.0)
+    # 1 of 4 and 1 of 6: residuals 1 - 0.2 * 4 and 1 - 0.2 * 6, over a mean of 5 tokens.
+    assert rate.value == pytest.approx(0.2)
+    assert rate.stderr == pytest.approx(np.sqrt((0.2**2 + 0.2**2) / 1 / 2) / 5)
+    assert rate.n == 2
+
+
+# --------------------------------------------------------------------------------- the version
+
+
+@pytest.fixture
+def store(tmp_path: Path, base_folder: Path) -> Store:
+    """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
+    made = Store(tmp_path / "store")
+    make_adapter(made.root, "plain", base_folder, targets=("q_proj", "k_proj"), manifest=False)
+    made.publish(make_adapter(tmp_path, "fitted", base_folder, seed=1), "fitted")
+    return made
+
+
+def test_only_scores_of_the_same_gate_are_kept(store: Store, base_folder: Path) -> None:
+    base = BaseCheckpoint.open(str(base_folder))
+    fitted = store.get("fitted")
+    assert fitted.manifest is not None
+    scored = fitted.manifest.model_copy(
+        update={
+            "scores": [
+                Score(mode=mode, problems="p", metric="pass@1", value=0.5, n=9, temperature=0.6)
+                for mode in ("base", "gated")
+            ]
+        }
+    )
+    folder = store.root.parent / "fitted"
+    (folder / "manifest.json").write_text(scored.model_dump_json())
+    before = store.publish(folder, "fitted")
+
+    def modes(gate: Gate) -> list[str]:
+        added = add_gate(store, before.id, gate, base, alias=False)
+        assert added.manifest is not None
+        return [score.mode for score in added.manifest.scores]
+
+    table = [(0.05, 0.3), (0.1, 0.2)]
+    assert modes(Gate(tau=0.3, rate=0.05, tokens=9, table=table)) == ["base", "gated"]
+    assert modes(Gate(tau=0.4, rate=0.05, tokens=9, table=table)) == ["base"]
+    assert store.resolve("fitted") == store.resolve(before.id)
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def calibrated(store: Store, base_folder: Path, tmp_path: Path) -> Run:
+    """Run the command on three prompts, with transformers."""
+    prompts = write(
+        tmp_path / "prompts.jsonl", *({"prompt": f"What is {n}+{n}*2?"} for n in range(3))
+    )
+
+    def run(*flags: str, prompts: str = prompts) -> None:
+        main(
+            [
+                *flags[:1], "--store", str(store.root), "--prompts", prompts,
+                "--engine", "transformers", "--max-tokens", "24", "--answers", "2", *flags[1:],
+            ]
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_plain_adapter_becomes_a_version_with_a_gate(
+    store: Store,
+    base_folder: Path,
+    calibrated: Run,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = store.get("plain")
+    with caplog.at_level(logging.WARNING):
+        calibrated("plain", "--model", str(base_folder), "--rate", "0.1")
+    added = store.get("plain", BaseCheckpoint.open(str(base_folder)))
+    assert added.manifest is not None
+    assert added.gate is not None
+    assert (added.path / WEIGHTS).read_bytes() == (
+        store.path(store.resolve(before.id)) / WEIGHTS
+    ).read_bytes()
+    assert [move.version for move in store.history("plain")] == [before.id, added.id]
+    assert 0.05 < added.gate.rate <= 0.1
+    assert added.gate.tokens <= 3 * 2 * 24
+    assert added.manifest.family == "tiny"
+    assert added.manifest.base.fingerprint == BaseCheckpoint.open(str(base_folder)).fingerprint
+    assert added.manifest.made_by["calibrated on"] == "prompts.jsonl, 3 prompts"
+    card = (added.path / "README.md").read_text()
+    assert card.count("## Calibration") == 1
+    assert f"Gate: {added.gate}, by" in card
+    assert "calibrated on prompts.jsonl, 3 prompts, calibrated at temperature" in card
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == added.id
+    assert f"tau {added.gate.tau:.4f} nats: gate rate {added.gate.rate:.3f} ±" in said[1]
+    assert "are few" in caplog.text
+    # The same again is the same version: nothing of it is random, and nothing is a date.
+    calibrated("plain", "--model", str(base_folder), "--rate", "0.1")
+    assert len(store.versions("plain")) == 2
+
+
+def test_a_fitted_adapter_keeps_its_rate_and_temperature(store: Store, calibrated: Run) -> None:
+    calibrated("fitted", "--tau", "0.25", "--no-alias")
+    own = store.get("fitted").gate
+    (added,) = set(store.versions("fitted")) - {store.resolve("fitted").hash}
+    gate = store.get(f"fitted@{added}").gate
+    assert own is not None
+    assert gate is not None
+    assert (gate.tau, gate.temperature) == (0.25, own.temperature)
+    assert gate.table
+    assert not own.table
+    assert store.resolve("fitted").hash != added
+
+
+def test_entropies_that_the_engine_reports_are_taken(base_folder: Path) -> None:
+    from training.calibrate import entropies_of
+
+    base = BaseCheckpoint.open(str(base_folder))
+    reported = Completion([1, 2], "", "stop", 0, [0.5, 0.25])
+    (h,) = entropies_of(base, "auto", [[1]], [[reported]])
+    assert h.tolist() == [0.5, 0.25]
+    plain = Completion([5, 6, 7], "", "stop")
+    scored = entropies_of(base, "auto", [[1, 2]], [[plain, plain._replace(token_ids=[5, 6])]])
+    assert [len(h) for h in scored] == [3, 2]
+    np.testing.assert_allclose(scored[0][:2], scored[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("nobody",), "name: 'nobody' is not in .* (there: fitted, plain)"),
+        (("plain",), "model: 'plain' does not say which base it is for"),
+        (("plain", "--model", "nowhere"), "model: nowhere"),
+        (("plain", "--model", "BASE", "--family", "unknown"), "family: 'unknown' is unknown"),
+        (("fitted", "--rate", "1.5"), "--rate: "),
+        (("fitted", "--prompts", "EMPTY"), "prompts: .* holds none"),
+        (("fitted", "--prompts", "no-such-thing.jsonl"), "prompts: "),
+    ],
+)
+def test_bad_input_ends_with_2_and_the_field(
+    store: Store,
+    base_folder: Path,
+    calibrated: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    names = {"BASE": str(base_folder), "EMPTY": str(tmp_path / "empty.jsonl")}
+    before = store.versions("fitted")
+    with pytest.raises(SystemExit) as stop:
+        calibrated(*(names.get(flag, flag) for flag in flags))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    import re
+
+    assert re.search(message.replace("(", r"\(").replace(")", r"\)"), error), error
+    assert store.versions("fitted") == before
+
+
+def test_the_console_script_knows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from adapters.__main__ import main as adapters_main
+
+    monkeypatch.setattr(sys, "argv", ["reasonmaxxer"])
+    with pytest.raises(SystemExit) as stop:
+        console(["store", "calibrate", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "reasonmaxxer store calibrate" in shown
+    assert "--prompts" in shown
+    monkeypatch.setattr(sys, "argv", ["adapters"])
+    with pytest.raises(SystemExit) as stop:
+        adapters_main(["calibrate", "plain"])
+    assert stop.value.code == 2
+    assert "python -m training.calibrate" in capsys.readouterr().err
+
+
+def test_settings_have_the_names_of_other_commands() -> None:
+    config = CalibrateConfig.load(["plain", "--prompts", "gsm8k", "--no-alias"])
+    assert (config.name, config.prompts, config.alias) == ("plain", "gsm8k", False)

@@ -1,0 +1,114 @@
+r"""The final answer that a text states. More texts are in data/graded-answers.jsonl."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.grading.statement import stated_answer, without_thoughts
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{5}.", "5"),
+        ("The answer is 1,000.", "1,000"),
+        ("The answer is 3.14.", "3.14"),
+        ("The answer is $x = 2.5$, which is positive.", "$x = 2.5$"),
+        ("The final answer to the problem is therefore 5.", "5"),
+        ("**Final Answer:** \\(\\frac{1}{2}\\)", r"\(\frac{1}{2}\)"),
+        ("**Answer**: **5**", "5"),
+        ("### Final Answer\n\n**12 apples**", "12 apples"),
+        ("#### 18", "18"),
+        ("#### Step 1\nAdd.\n#### 18", "18"),
+        ("<answer>\n18\n</answer>", "18"),
+        ("The answer is 5. The answer is 6.", "6"),
+        ("Answer: 5<|im_end|>", "5"),
+        ("If we add them, the answer is 5.", "5"),
+        ("To find the sum we add, so the answer is 5.", "5"),
+        ("We find that the answer is 5.", "5"),
+        ("The answer is 5 because 2 + 3 = 5.", "5"),
+        ("The answer is 72 clips, altogether.", "72 clips"),
+        ("The correct option is (B).", "(B)"),
+        ("```python\nanswer = 5\n```\nThe answer is 6.", "6"),
+    ],
+)
+def test_stated(text: str, answer: str) -> None:
+    assert stated_answer(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("The answer is not 5.", "says what the answer is not"),
+        ("It isn't true that the answer is 5.", "says what the answer is not"),
+        (r"it is not \boxed{5}", "the last box says what the answer is not"),
+        (r"\boxed{5} or \boxed{6", "the last box is cut off"),
+        (r"<think>\boxed{5}", "ends inside its think tags"),
+        (r"<think>\boxed{5}</think> hm", "no boxed or final answer"),
+        ("If the answer is 5, we are done.", "no boxed or final answer"),
+        ("Is the answer 5?", "no boxed or final answer"),
+        ("Perhaps the answer is 5.", "no boxed or final answer"),
+        ("Bob says that the answer is 5.", "no boxed or final answer"),
+        ("It is not true that the answer is 5.", "says what the answer is not"),
+        ("5", "no boxed or final answer"),
+        ("final_answer = 5", "no boxed or final answer"),
+        ("```python\n# the answer is 5\nprint(5)", "no boxed or final answer"),
+        ("Therefore, the final answer to 2 + 2 is \\", "no boxed or final answer"),
+        ("#### Final Answer", "no boxed or final answer"),
+        ("", "no text"),
+    ],
+)
+def test_not_stated(text: str, reason: str) -> None:
+    stated = stated_answer(text)
+    assert stated.answer is None
+    assert reason in stated.reason
+
+
+def test_another_answer_behind_the_box_is_kept() -> None:
+    assert stated_answer(r"\boxed{5} The answer is 6.").other == "6"
+    assert stated_answer(r"\boxed{5} The answer is 5.").other == ""
+    assert stated_answer(r"\boxed{5} The answer is in the box.").other == ""
+
+
+def test_an_answer_that_is_taken_back() -> None:
+    assert stated_answer("The answer is 5. Wait, no.").retracted
+    assert not stated_answer("The answer is 5. I am sure.").retracted
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("a <think>b</think> c", "a  c"),
+        ("b</think> c", " c"),
+        ("a <think>b", "a "),
+        ("<think>a<think>b</think>c</think>d", "d"),
+        ("<THINKING>a</THINKING>b", "b"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("<|begin_of_thought|>a<|end_of_thought|>b", "b"),
+        ("1 < 2 and [3]", "1 < 2 and [3]"),
+    ],
+)
+def test_thoughts(text: str, spoken: str) -> None:
+    assert without_thoughts(text) == spoken
+
+
+MARKS = ["<think>", "</think>", r"\boxed{", "}", "answer is ", "####", "**", "$", "5", "not ", "\n"]
+
+
+@given(st.lists(st.sampled_from(MARKS), max_size=30).map("".join))
+def test_any_mixture_of_marks(text: str) -> None:
+    stated = stated_answer(text)
+    assert stated.reason
+    if "<think>" not in text and "</think>" not in text and stated.boxed:
+        assert stated.answer is not None and "boxed" in text
+
+
+@pytest.mark.parametrize(
+    "piece", ["answer is ", "answer: ", "the answer ", "<think>", r"\boxed{", "$", "#### ", "if "]
+)
+def test_long_texts_take_no_time(piece: str) -> None:
+    start = time.monotonic()
+    stated_answer(piece * (2**20 // len(piece)))
+    assert time.monotonic() - start < 5

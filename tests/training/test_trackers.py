@@ -1,0 +1,79 @@
+"""--report-to: which trackers there are; a missing one is named before anything is done."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from training.fit_config import FitConfig
+from training.stages.train import training_arguments
+from training.trackers import PACKAGES, Tracking, check_installed
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The packages of trackers that are found: those that the test puts in here."""
+    there: set[str] = set()
+    stock = importlib.util.find_spec
+    known = {package for packages in PACKAGES.values() for package in packages}
+
+    def find_spec(name: str, *rest: Any) -> Any:
+        if name in known:
+            return stock("json") if name in there else None
+        return stock(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    return there
+
+
+def load(*flags: str) -> FitConfig:
+    return FitConfig.load(["--model", "m", "--problems", "p", "--publish", "mine", *flags])
+
+
+@pytest.mark.parametrize("tracker", PACKAGES)
+def test_a_missing_package_is_named_with_exit_code_2(
+    tracker: str, installed: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load("--report-to", tracker)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "--report-to" in error
+    assert f"'{tracker}' needs the package {tracker}" in error
+    assert f"pip install {tracker}" in error
+    installed.add(tracker)
+    assert load("--report-to", tracker).report_to == [tracker]
+
+
+def test_one_of_two_packages_is_enough_for_tensorboard(installed: set[str]) -> None:
+    installed.add("tensorboardX")
+    assert load("--report-to", "tensorboard").report_to == ["tensorboard"]
+
+
+def test_several_none_and_unknown_ones(
+    installed: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed |= {"wandb", "mlflow"}
+    assert load("--report-to", "wandb,mlflow").report_to == ["wandb", "mlflow"]
+    assert load().report_to == load("--report-to", "none").report_to == []
+    for flags, words in (("none,wandb", "goes with no other"), ("wandbb", "'wandb'")):
+        with pytest.raises(SystemExit):
+            load("--report-to", flags)
+        assert words in capsys.readouterr().err
+    with pytest.raises(ValueError, match="trackio"):
+        check_installed(["wandb", "trackio"])
+
+
+def test_trackers_are_the_trainers_own(tmp_path: Path) -> None:
+    optimizer = load().optimizer
+    quiet = training_arguments(tmp_path, 8, optimizer, 0.5, 0)
+    assert quiet.report_to == []
+    told = training_arguments(tmp_path, 8, optimizer, 0.5, 0, Tracking(["wandb", "mlflow"], "mine"))
+    assert told.report_to == ["wandb", "mlflow"]
+    assert (told.run_name, told.project) == ("mine", "reasonmaxxer")
+    known = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
+    assert set(PACKAGES) <= set(known)

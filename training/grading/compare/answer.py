@@ -1,0 +1,153 @@
+r"""Whether an answer equals its reference: by string, exact number, unit, shape, word, and algebra.
+
+    compare(r"\frac{1}{2006!}", r"\frac{1}{2004!}", HERE)   # wrong
+    compare("18 dollars", "18", HERE)                       # right
+    compare("0.333333", r"\frac13", HERE)                   # cannot tell: rounded
+
+The steps come in that order, the cheap ones first. What takes computer algebra or many digits
+raises `NeedsWorkerError` if the effort forbids it: a worker process then compares again with more.
+"""
+
+from __future__ import annotations
+
+import re
+
+from training.grading.compare import containers, numbers, quantities, shorthand, words
+from training.grading.compare.comparison import Comparison, Effort, NeedsWorkerError, Step
+from training.grading.reading import choices
+from training.grading.reading.arithmetic import read_number
+from training.grading.reading.plain_latex import plain, squeezed
+from training.grading.reading.units import spelled
+from training.grading.verdict import Decision, right, unknown, wrong
+
+_LONGEST = 1000  # characters; an answer this much longer than its reference is no final answer
+
+_BOUND = re.compile(
+    r"(?i)\s*(?:[<>]|\\[lg]e\b|(?:at (?:least|most)|(?:more|less|fewer) than|over|under|up to)\b)"
+)
+
+HERE = Effort(bits=50_000, algebra=False)
+WORKER = Effort(bits=4_000_000, algebra=True)
+
+
+def compare(candidate: str, reference: str, effort: Effort) -> Decision:
+    """Compare a final answer with a reference, both as written.
+
+    Raises:
+        NeedsWorkerError: it takes more than `effort` allows.
+    """
+    if not candidate.strip():
+        return wrong("the answer is empty")
+    if len(candidate) > max(_LONGEST, 10 * len(reference)):
+        return wrong("the answer is far longer than its reference")
+    chosen = _choices(candidate, reference)
+    if chosen is not None:
+        return chosen
+    found = Comparison(effort, _STEPS).compare(spelled(plain(candidate)), spelled(plain(reference)))
+    if found.correct is None and found.reason == "the answer cannot be parsed":
+        return _unparsed(candidate, reference) or found
+    return found
+
+
+def _unparsed(candidate: str, reference: str) -> Decision | None:
+    """Wrong for an answer that cannot be parsed and certainly is not the reference, else None.
+
+    Nonsense must not be left out of the pass rate.
+    """
+    text = plain(candidate)
+    if _BOUND.match(text):
+        return wrong("a bound is no value")
+    depth = 0
+    for bracket in re.findall(r"[()\[\]{}]", text):
+        depth += 1 if bracket in "([{" else -1
+        if depth < 0:
+            break
+    if depth:
+        return wrong("the answer has open brackets")
+    if choices.is_choice(reference):
+        return wrong("the answer names no option")
+    number = read_number(plain(reference))
+    if number is None or number.base is not None:
+        return None
+    found = [read_number(one) for one in re.findall(r"\d[\d,]*(?:\.\d+)?|\.\d+", text)]
+    try:
+        wanted = abs(number.value(HERE.bits))
+        if any(one is not None and one.value(HERE.bits) == wanted for one in found):
+            return None
+    except ValueError:
+        return None
+    return wrong("the answer cannot be parsed and does not have the reference's number")
+
+
+def _choices(candidate: str, reference: str) -> Decision | None:
+    """Multiple choice; None: the reference is no option."""
+    wanted = choices.choice(reference)
+    if wanted is None or wanted.letter not in "ABCDEFGHIJ" or wanted.lower:
+        return None
+    if wanted.text and not re.match(r"\s*(?:\(|\\text|[A-J]\s*[.:)])", reference):
+        return None
+    if choices.names_several(candidate):
+        return wrong("the answer names several options")
+    given = choices.choice(candidate)
+    if given is None:
+        return None if not wanted.text else _text_alone(candidate, wanted.text)
+    if given.letter != wanted.letter:
+        return wrong(f"option {given.letter} is not {wanted.letter}")
+    if given.lower and given.letter in "EI":
+        return unknown("e or i may be a constant, not an option")
+    if given.text and wanted.text and squeezed(given.text) != squeezed(wanted.text):
+        return unknown(f"option {given.letter}, but with another text")
+    return right(f"option {given.letter}")
+
+
+def _text_alone(candidate: str, text: str) -> Decision:
+    """An answer that names no letter against the text of the right option."""
+    try:
+        return Comparison(HERE, _STEPS).compare(spelled(plain(candidate)), spelled(plain(text)))
+    except NeedsWorkerError:
+        return unknown("an option's text against a formula")
+
+
+def _algebra(by: Comparison, candidate: str, reference: str) -> Decision:
+    if not by.effort.algebra:
+        raise NeedsWorkerError
+    from training.grading.compare.algebra import same_value
+
+    decision = same_value(candidate, reference)
+    if decision.correct is False and _may_be_rounded(candidate, reference):
+        return unknown("equal up to rounding")
+    return decision
+
+
+def _may_be_rounded(candidate: str, reference: str) -> bool:
+    """The same for an irrational value: 3.1416 may stand for \\pi."""
+    from training.grading.compare.algebra import formula
+
+    for one, other, fewest in ((candidate, reference, 4), (reference, candidate, 3)):
+        number = read_number(one)
+        if number is None or not number.decimals or number.digits < fewest or number.percent:
+            continue
+        exact = formula(other)
+        if exact is None or exact.free_symbols:
+            continue
+        value = exact.evalf(40)
+        if value.is_real and abs(value - formula(one)) < 10 ** -float(number.decimals):
+            return True
+    return False
+
+
+_STEPS: tuple[Step, ...] = (
+    shorthand.ellipses,
+    quantities.moments,
+    numbers.numbers,
+    quantities.quantities,
+    shorthand.infinities,
+    shorthand.congruences,
+    shorthand.signs,
+    containers.regions,
+    containers.shapes,
+    numbers.ratios,
+    words.words,
+    shorthand.constants,
+    _algebra,
+)
