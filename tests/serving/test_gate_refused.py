@@ -33,8 +33,6 @@ def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
         ("--pipeline-parallel-size", "2"),
         ("--prefill-context-parallel-size", "2"),
         ("--decode-context-parallel-size", "2"),
-        ("--spec-method", "ngram"),
-        ("--spec-tokens", "4"),
         ("--ubatch-size", "2"),
         ("--watermark-config", '{"key": 1}'),
         ("--scheduler-cls", "theirs.Scheduler"),
