@@ -142,9 +142,9 @@ def _breakages() -> dict[str, Any]:
             made = stock(self, output)
             for name, step in made.items():
                 position = self.requests[name].num_computed_tokens - 1
-                if step.gates and known.get(name) == position:
+                if step.samples and known.get(name) == position:
                     self._gates[name].point = position
-                    made[name] = step._replace(gates=False, replays=True)
+                    made[name] = step._replace(replays=True)
             return made
 
         return mock.patch.object(mixin, "_plan", plan)
