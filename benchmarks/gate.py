@@ -3,6 +3,7 @@
     python -m benchmarks.gate --model runs/models/Qwen2.5-Coder-0.5B-Instruct --batch 1,4,16
     python -m benchmarks.gate --batch 16
     python -m benchmarks.gate --batch 64 --requests 2 --only always --only "always (stock kernels)"
+    python -m benchmarks.gate --model FOLDER --speculative ngram --tokens 256 --rates 0.03
 
 With --model: a real model in bfloat16 on all cores, arithmetic questions in its own chat template,
 and how long servers of it take to start. Without: a model with random weights, made on the spot,
@@ -13,6 +14,8 @@ the machine does falls on all alike, and each run's ratio is to the base's run o
 run also takes the time to the first token: seconds until a batch of prompts has one token each. The
 thresholds are calibrated on the entropies of the same requests; the gate rate that was reached
 stands in the table. So does the best ratio that it leaves, for a gated token costs one more step.
+
+With --speculative ngram two more engines draft tokens by n-grams: the base's, and the gate's.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import psutil
 from pydantic import Field, model_validator
@@ -35,12 +38,13 @@ from benchmarks import startup
 from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config, usage_error
-from vllm_gate import GateReport
+from vllm_gate import GateReport, engine_args
 from vllm_gate.params import NEVER
 
 BASE = "base without LoRA"
 COMPILED = "base without LoRA (compiled)"
 NEVER_OPENS = "gate never opens"
+DRAFTS = ", n-gram drafts"  # with it, the same modes on engines that draft
 PROMPT = 32  # random tokens, where the model is made up
 
 
@@ -61,6 +65,8 @@ class GateConfig(Config):
     rates: list[float] = Field([0.03, 0.1], description="Gate rates to look for.")
     only: list[str] = Field([], description="Modes to measure beside the base; all if none.")
     compiled: bool = Field(False, description="Also the base as vLLM compiles it without LoRA.")
+    speculative: Literal["", "ngram"] = Field("", description="Also with speculative decoding.")
+    drafts: int = Field(4, ge=1, description="Drafted tokens of a step, with --speculative.")
     starts: int = Field(1, ge=0, description="With --model: starts of each server; 0: none.")
 
     @model_validator(mode="after")
@@ -156,12 +162,16 @@ def measure(
     config: GateConfig, engines: dict[str, Any], adapter: Path, batch: int
 ) -> dict[str, list[Run]]:
     """The runs of each mode."""
-    gated = engines[NEVER_OPENS]
+    gated, drafting = engines[NEVER_OPENS], engines.get(NEVER_OPENS + DRAFTS)
     prompts = make_prompts(config, config.requests * batch)
     never = Mode(gated, adapter, NEVER)
     entropies = measured_entropies(never, config, prompts, batch)  # warms up, too
     modes = {
-        **{name: Mode(engine) for name, engine in engines.items() if engine is not gated},
+        **{
+            name: Mode(engine)
+            for name, engine in engines.items()
+            if engine not in (gated, drafting)
+        },
         NEVER_OPENS: never,
         **{
             f"gated at {rate:.0%}": Mode(gated, adapter, calibrate(entropies, rate))
@@ -169,6 +179,9 @@ def measure(
         },
         "always": Mode(gated, adapter),
     }
+    if drafting is not None:
+        behind_gate = [name for name, mode in modes.items() if mode.engine is gated]
+        modes |= {name + DRAFTS: modes[name]._replace(engine=drafting) for name in behind_gate}
     if config.model is None:
         modes["always (stock kernels)"] = Mode(gated, adapter, stock=True)
     modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
@@ -180,6 +193,16 @@ def measure(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             runs[name].append(run(modes[name], config, prompts, batch))
     return runs
+
+
+def speculative_config(config: GateConfig) -> dict[str, Any]:
+    """vLLM's speculative configuration."""
+    return {
+        "method": config.speculative,
+        "num_speculative_tokens": config.drafts,
+        "prompt_lookup_min": 2,
+        "prompt_lookup_max": 4,
+    }
 
 
 def report(runs: dict[str, list[Run]], batch: int) -> dict[str, Any]:
@@ -247,12 +270,18 @@ def main() -> None:
         if config.compiled:
             engines[COMPILED] = make_engine(base, False, **limits, enforce_eager=False)
         engines[NEVER_OPENS] = make_engine(base, True, **limits)
+        if config.speculative:
+            drafts: dict[str, Any] = {"speculative_config": speculative_config(config)}
+            corrected = engine_args("cpu", gate=False)  # stock vLLM's n-grams are ten times slower
+            engines[BASE + DRAFTS] = make_engine(base, False, **limits, **drafts, **corrected)
+            engines[NEVER_OPENS + DRAFTS] = make_engine(base, True, **limits, **drafts)
         for batch in config.batch:
             figures = report(measure(config, engines, adapter, batch), batch)
             settings = config.model_dump(mode="json", exclude={"config", "batch"})
             rss = psutil.Process().memory_info().rss
             result = {**settings, "batch": batch, "modes": figures, "rss_of_all_engines": rss}
-            part = re.sub("[^a-z0-9]+", "-", "".join(f" {mode}" for mode in config.only))
+            only = "".join(f" {mode}" for mode in (*config.only, config.speculative) if mode)
+            part = re.sub("[^a-z0-9]+", "-", only)
             save(f"gate-{name}-{batch}{part}", {**result, "servers": servers})
 
 

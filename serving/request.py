@@ -21,7 +21,7 @@ import re
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -29,7 +29,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.metrics import METRICS, UNKNOWN, Labels, Series
 from vllm_gate.answers import GateAnswers
 from vllm_gate.base_top_tokens import DEPTH
-from vllm_gate.token_report import ANSWER, AnswerContext, Sequence
+from vllm_gate.token_report import ANSWER, AnswerContext, Sequence, TracedToken
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -122,7 +122,7 @@ class RequestContext(AnswerContext):
         self.request_id = self.request_id or request.external_req_id
         return gated or Sequence(self)
 
-    def tokens(self, sequence: Sequence, count: int, mark: dict[str, Any] | None) -> None:
+    def tokens(self, sequence: Sequence, count: int, marks: list[TracedToken]) -> None:
         """Count tokens that go out now."""
         series = self.series
         if series is None:
@@ -136,11 +136,12 @@ class RequestContext(AnswerContext):
             self.first_token = now - self.begun
             series.first_token.observe(self.first_token)
         sequence.last = now
-        if mark and mark["gated"]:
-            series.gated += 1
-            if "entropy" in mark:
-                series.entropy.observe(mark["entropy"])
-                series.rank.observe(mark["rank"] or DEPTH + 1)
+        for mark in marks:
+            if mark["gated"]:
+                series.gated += 1
+                if "entropy" in mark:
+                    series.entropy.observe(mark["entropy"])
+                    series.rank.observe(mark["rank"] or DEPTH + 1)
 
     # --------------------------------------------------------------------------- the answer
 

@@ -7,12 +7,15 @@ whose interfaces differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
 from vllm_gate import patches
+from vllm_gate.engine_arguments import ARGUMENTS
 from vllm_gate.params import GateParams
 
 if TYPE_CHECKING:
@@ -32,13 +35,6 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
         """Raise ValueError where gating cannot work."""
         if GateParams.of(sampling_params.extra_args) is None:
             return
-        if sampling_params.prompt_logprobs is not None or getattr(
-            sampling_params, "prompt_logprob_token_ids", None
-        ):
-            raise ValueError(
-                "prompt_logprobs (echo with logprobs): not with a gated model, whose last prompt "
-                "position may run twice; ask the base or the plain adapter"
-            )
         # The first gated request: from here on this process's outputs carry reports.
         patches.install("outputs")
 
@@ -56,3 +52,26 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
     def apply(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
         """Both interfaces: the same logits."""
         return logits
+
+
+def build_logitsprocs(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's `build_logitsprocs` for the V1 runner, less GateArguments where drafts are verified.
+
+    That runner refuses all logits processors with speculative decoding, since they would have to
+    edit the logits of drafts. This one edits none.
+    """
+
+    @wraps(stock)
+    def build(
+        vllm_config: Any,
+        device: Any,
+        is_pin_memory: bool,
+        is_pooling_model: bool,
+        custom_logitsprocs: Sequence[str | type] = (),
+    ) -> Any:
+        if vllm_config.speculative_config is not None:
+            ours = (ARGUMENTS, GateArguments)
+            custom_logitsprocs = tuple(one for one in custom_logitsprocs if one not in ours)
+        return stock(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs)
+
+    return build

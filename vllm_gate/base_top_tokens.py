@@ -44,7 +44,17 @@ class BaseView(NamedTuple):
         ]
 
 
-BaseViews = dict[str, BaseView]  # by request id
+class StepViews(NamedTuple):
+    """What the base thought at one gated request's positions in one step.
+
+    With speculative decoding a step verifies several positions, and ends at a decision point.
+    """
+
+    opened: BaseView | None = None  # the decision point at which the step ended
+    shut: Sequence[BaseView] = ()  # with `trace=2`: the positions before it where the gate is shut
+
+
+BaseViews = dict[str, StepViews]  # by request id; absent where there is nothing to tell
 
 
 def attach(output: ModelRunnerOutput, views: BaseViews) -> None:

@@ -14,7 +14,7 @@ from vllm_gate.errors import GateError
 from vllm_gate.patches import WRITTEN_FOR
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import SpeculativeConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,7 @@ BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")
 
 # Flags of vLLM's server that cannot be combined with the gate, and their harmless values.
 NOT_GATED: dict[str, tuple[Any, ...]] = {
-    # A step would have to decide several positions, or parts of one.
-    "speculative_config": (),
-    "spec_method": (),
-    "spec_model": (),
-    "spec_tokens": (),
+    # A step would have to decide all positions at once, or parts of one.
     "diffusion_config": (),
     "pipeline_parallel_size": (1,),
     "prefill_context_parallel_size": (1,),
@@ -81,6 +77,10 @@ def put_in(args: Namespace) -> None:
         if getattr(args, dest, None) not in (None, *harmless):
             flag = f"--{dest.replace('_', '-')}"
             raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
+    told = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}
+    problem = draft_problem(Namespace(**{"method": args.spec_method} | told))
+    if problem:
+        raise GateError(f"--speculative-config: {problem}; choose another, or use --gate off")
     args.scheduler_cls, args.worker_cls = ours["scheduler_cls"], ours["worker_cls"]
     args.logits_processors = [*ours["logits_processors"], *(args.logits_processors or [])]
 
@@ -152,6 +152,7 @@ def check(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     specs = [getattr(spec, "first_spec", spec) for spec in specs]
     odd = next((spec for spec in specs if not isinstance(spec, readable | MambaSpec)), None)
     connector = next(filter(BY_TOKENS.__contains__, _connectors(vllm_config)), None)
+    drafts = draft_problem(vllm_config.speculative_config)
     reasons = {
         "a model whose layers keep a recurrent state: the state after a position has that position "
         "folded in, and its replay would need the state before it": (
@@ -160,7 +161,7 @@ def check(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         f"a model whose layers keep a {type(odd).__name__}": odd is not None,
         f"{connector}, which finds blocks by their tokens alone: always-on adapters and the base "
         "would read one another's keys and values": connector is not None,
-        "speculative decoding": vllm_config.speculative_config is not None,
+        f"speculative decoding, {drafts}": drafts is not None,
         "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
         "asynchronous scheduling with the V1 model runner (add --no-async-scheduling)": (
             vllm_config.scheduler_config.async_scheduling and not vllm_config.use_v2_model_runner
@@ -174,6 +175,23 @@ def check(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     for reason, there in reasons.items():
         if there:
             raise GateError(f"the gate does not work with {reason}; serve with --gate off")
+
+
+def draft_problem(speculative: Namespace | SpeculativeConfig | None) -> str | None:
+    """Why the gate does not work with a SpeculativeConfig or its settings; None where it does.
+
+    A step may end at any draft, so each has to be verified against the base's distribution.
+    """
+    if getattr(speculative, "method", None) == "extract_hidden_states":
+        return "method extract_hidden_states: its drafts are never verified"
+    if getattr(speculative, "rejection_sample_method", None) == "synthetic":
+        return (
+            "rejection_sample_method synthetic: drafts are accepted at a given rate, whatever the "
+            "base thinks of them"
+        )
+    if getattr(speculative, "enable_adaptive_verification", False):
+        return "enable_adaptive_verification: it leaves drafts out after the step is planned"
+    return None
 
 
 def _connectors(vllm_config: VllmConfig) -> list[str]:

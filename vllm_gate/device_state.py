@@ -35,30 +35,30 @@ class GateTable:
             self.temperature[slot] = temperature
 
     def replays(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """[R] which rows compute a decision point again. positions: [R], each row's last."""
+        """[R] which requests compute a decision point again. positions: [R] they begin at."""
         return self.point[slots] == positions
 
     def test(
         self,
-        logits: torch.Tensor,  # [R, V]
-        slots: torch.Tensor,  # [R]
-        replays: torch.Tensor,  # [R]
+        logits: torch.Tensor,  # [L, V]; a request has a row for each draft, too
+        slots: torch.Tensor,  # [L]
+        replays: torch.Tensor,  # [L]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """([R] which gates open, [R] entropies). Call `note` with the ones that do."""
+        """([L] where the gates open, [L] entropies). Call `note` with the points that count."""
         h = entropy(logits)
         return self.on[slots] & ~replays & opens(h, self.tau[slots]), h
 
     def sharpen(
         self,
-        logits: torch.Tensor,  # [R, V]
-        slots: torch.Tensor,  # [R]
-        replays: torch.Tensor,  # [R]
+        logits: torch.Tensor,  # [L, V]
+        slots: torch.Tensor,  # [L]
+        replays: torch.Tensor,  # [L]
     ) -> torch.Tensor:
-        """The logits [R, V], those of replays divided by their gate's temperature."""
+        """The logits [L, V], those of replays divided by their gate's temperature."""
         return logits / self.temperature[slots].where(replays, 1.0)[:, None]
 
     def note(self, slots: torch.Tensor, positions: torch.Tensor, opened: torch.Tensor) -> None:
-        """The next step replays where a gate opened. All [R]; a slot stands in one row only."""
+        """The next step replays where a gate opened. All [R], by request."""
         self.point[slots] = positions.where(opened, -1)
 
 

@@ -18,7 +18,7 @@ class GateGPUWorker(Worker):
 
     def _make_model_runner(self) -> GateRunnerV2:  # type: ignore[override]
         check_parts(self.vllm_config)
-        patches.check("runner v2")
+        patches.install("runner v2")
         if not self.use_v2_model_runner:
             raise ValueError(
                 "the gate needs vLLM's V2 model runner on a GPU (VLLM_USE_V2_MODEL_RUNNER=1, and "

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from vllm_gate.errors import GateError, PatchError
 
@@ -36,6 +36,8 @@ How = Literal[
 ]
 Group = Literal[
     "cpu",  # worker of the CPU build
+    "cpu drafts",  # the same, with speculative decoding
+    "cpu ngram",  # the same, with n-gram drafts
     "scheduler",  # engine core
     "runner v1",  # worker
     "runner v2",  # worker
@@ -80,6 +82,7 @@ _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _OURS_V1, _OURS_V2 = "vllm_gate.runner_v1:GateRunnerV1", "vllm_gate.runner_v2:GateV2"
 _KERNELS_OURS, _LAYERS_OURS = "vllm_gate.cpu.lora_kernels", "vllm_gate.cpu.lora_layers"
+_DRAFTS_OURS = "vllm_gate.cpu.drafts"
 
 # fmt: off
 TABLE: tuple[Patch, ...] = (
@@ -147,6 +150,21 @@ TABLE: tuple[Patch, ...] = (
           "d6bcc4924866e6b9b049a7a908d77a07d396fa38d1bdb5334fc98ac55067365e",
           "top-p sorts the whole vocabulary, which takes longer than a small model",
           "a top-p upstream that does not sort the vocabulary"),
+    Patch("cpu drafts", "vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens", "replace",
+          f"{_DRAFTS_OURS}:expand_batch_to_tokens",
+          "ef896c2fe058ae7033bbb8916d1917c91e5f3724a66adf5a7e168e544449384d",
+          "temperature, top-k and top-p of drafted rows are uninitialised memory",
+          "vllm#55005, a kernel that writes to its output"),
+    Patch("cpu drafts", "vllm.triton_utils.dispatcher", "_rebind_kernels", "replace",
+          f"{_DRAFTS_OURS}:rebind_kernels",
+          "68f705141997c1e39cf146242eaa0947ed059462017ac96461944d2329b74f64",
+          "no second engine starts in a process that has loaded numba",
+          "a search for kernels upstream that looks into dicts only"),
+    Patch("cpu ngram", "vllm.v1.spec_decode.ngram_proposer:NgramProposer", "batch_propose",
+          "replace", f"{_DRAFTS_OURS}:batch_propose",
+          "1b418641103919961f8578724c7ab26267ad96e6b7e87cc655b454c6591f7b20",
+          "numba takes the cores from the model, and compiles while the first request waits",
+          "an n-gram drafter upstream that starts no threads of its own"),
     Patch("cpu", _V1, "_sample", "override", "vllm_gate.cpu.seeds:SeededRows",
           "5cb5c1da02cfdc689acb7bab51ca7eb56e2ef3b19bea4b92fc6ca4370be2cf5a",
           _SEEDS, _SEEDS_UNTIL),
@@ -207,6 +225,21 @@ TABLE: tuple[Patch, ...] = (
           "f0d85bf03430af63d87552f56bef8f06bf490da92d09e50d3006ba2e1bf79e8b",
           "the scheduler learns which adapters are pinned", "a pin_lora that asks the scheduler"),
     # ----------------------------------------------------------------------- the model runners
+    Patch("runner v1", "vllm.v1.worker.gpu_model_runner", "build_logitsprocs", "wrap",
+          "vllm_gate.arguments:build_logitsprocs",
+          "82609dd72304afee0b373e975011c3a628f45da6f3f6ba87bce92c0003d55391",
+          "the request's gate arguments are checked with speculative decoding too",
+          "logits processors upstream with speculative decoding",
+          "vllm.v1.sample.logits_processor"),
+    Patch("runner v1", "vllm.v1.sample.rejection_sampler:RejectionSampler", "forward", "rely", "",
+          "c82e51bdd5a8dc3ce974766f6ce920280c348f94e3e58de45b2fce5cb32d92d7",
+          "verifies draft by draft, so that a step may end at any of them", _REPLAY_UNTIL),
+    Patch("runner v1", "vllm.v1.sample.rejection_sampler:RejectionSampler", "parse_output", "rely",
+          "", "6090d9b983277064f4a03971da5d9311747506b482e6357787f28fbe9c2cb81c",
+          "tokens set to -1 do not go out", _REPLAY_UNTIL),
+    Patch("runner v1", _V1, "_calc_spec_decode_metadata", "rely", "",
+          "6148d63fa0bff183f9189a09911ad22edfc01511fbcc7fab7bc1dd8418fdb053",
+          "says which rows of logits belong to which request", _REPLAY_UNTIL),
     Patch("runner v1", _V1, "execute_model", "override", _OURS_V1,
           "e058bf791a298e988db79e75c180c5474cd4884623d87c8fe600a89b6289d1aa",
           _REPLAY, _REPLAY_UNTIL),
@@ -256,6 +289,13 @@ TABLE: tuple[Patch, ...] = (
           "vllm_gate.runner_v2:GateSampler",
           "8b2c419eca0ec79cbfd937b3de0c2c66a24cae99743d016a60980036322bd9b1",
           _REPLAY, _REPLAY_UNTIL),
+    Patch("runner v2", "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler",
+          "__call__", "override", "vllm_gate.runner_v2:GateRejectionSampler",
+          "e0a7285807218ef3d039ae57266615e01c257829cebf76073739a7fbc6aba475",
+          _REPLAY, _REPLAY_UNTIL),
+    Patch("runner v2", "vllm.v1.worker.gpu.input_batch", "_post_update_kernel", "rely", "",
+          "1f8738a0c9e9928a4759df1b42a864d353daf89966051cc8abd96742fc99d4ec",
+          "takes back the positions of rejected drafts, and a replay's", _REPLAY_UNTIL),
     Patch("runner v2", "vllm.v1.worker.gpu.block_table:BlockTables", "compute_slot_mappings",
           "rely", "",
           "d62049117725d6258ba3151770338ae49b270187aa7bb8893c3aa25eb96b8fbc",
@@ -391,7 +431,7 @@ def _differs(row: Patch, what: str) -> str:
     )
 
 
-_ALL: tuple[Group, ...] = ("cpu", "scheduler", "runner v1", "runner v2", "outputs", "server")
+_ALL: tuple[Group, ...] = get_args(Group)
 
 # ------------------------------------------------------------------------------- what is changed
 

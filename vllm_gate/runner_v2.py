@@ -1,16 +1,16 @@
 """Replay, the worker's half, in vLLM's V2 model runner (GPUs; either kind of scheduling).
 
-A row whose gate opens counts as one rejected draft token: vLLM's own post-processing takes its
-position back, and the next step computes it again, adapter on. That row's slot is -1, at which
-vLLM's kernels write no keys and values; it is set in vLLM's own buffer, which CUDA graphs read. The
-noise that samples is keyed by seed and position, so nothing has to be saved.
+A position whose gate opens counts as a rejected draft token, as do those drafted behind it: vLLM's
+own post-processing takes them back, and the next step computes that position again, adapter on. Its
+slot is -1, at which vLLM's kernels write no keys and values; it is set in vLLM's own buffer, which
+CUDA graphs read. The noise that samples is keyed by seed and position, so nothing has to be saved.
 
 Written for vLLM 0.32 (v1/worker/gpu/model_runner.py, v1/worker/gpu/sample/sampler.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from vllm.distributed.parallel_state import get_tp_group
@@ -20,9 +20,10 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from vllm_gate import patches
-from vllm_gate.base_top_tokens import BaseView, attach, best
+from vllm_gate.base_top_tokens import BaseView, StepViews, attach, best
 from vllm_gate.device_state import GateTable, mask_loras
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
@@ -45,6 +46,15 @@ else:
     Runner = object  # the platform's class is mixed in
 
 
+class Points(NamedTuple):
+    """Where the gate opens in a step, if all drafts before that position hold."""
+
+    first: torch.Tensor  # [R] which of the request's rows of logits; beyond all of them: none
+    row: torch.Tensor  # [R] that row among all rows; anywhere where there is none
+    h: torch.Tensor  # [L] entropies
+    seen: tuple[torch.Tensor, ...]  # [R, ...] what `best` sees there
+
+
 class GateSampler(Sampler):
     """The sampler, behind the gate."""
 
@@ -54,23 +64,40 @@ class GateSampler(Sampler):
         runner = self.runner
         if not runner.plan:
             return super().__call__(logits, input_batch)
-        slots, replays = input_batch.idx_mapping, runner.replays
         # The stock sampler may write to the logits, so they are looked at before.
-        opened, h = runner.table.test(logits, slots, replays)
-        seen = best(logits, any(step.trace for step in runner.plan.values()))
-        if any(step.temperature != 1 for step in runner.plan.values()):
-            logits = runner.table.sharpen(logits, slots, replays)
+        points, logits = runner.test(logits, input_batch)
         output = super().__call__(logits, input_batch)
-        opened &= output.num_sampled > 0  # a prompt that is not finished samples nothing
-        if runner.parallel_config.tensor_parallel_size > 1:
-            # All ranks hold the same logits; rounding must not make them disagree all the same.
-            opened = get_tp_group().broadcast(opened.to(torch.uint8), src=0).bool()
-        positions = input_batch.positions[input_batch.logits_indices]
-        runner.table.note(slots, positions, opened)
-        output.num_sampled = output.num_sampled.masked_fill(opened, 0)
-        output.num_rejected = output.num_rejected.masked_fill(opened, 1)
-        runner.views = [async_copy_to_np(tensor) for tensor in (opened, h, *seen)]
-        return output
+        return runner.end_at_points(output, points, input_batch)
+
+
+class GateRejectionSampler(RejectionSampler):
+    """The rejection sampler, behind the gate: drafts count up to the first decision point."""
+
+    runner: GateV2
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        input_batch: InputBatch,
+        draft_logits: torch.Tensor | None = None,
+        invalid_drafts: torch.Tensor | None = None,
+    ) -> SamplerOutput:
+        runner = self.runner
+        if not runner.plan:
+            return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+        points, logits = runner.test(logits, input_batch)
+        # Verified as a block, drafts before the point would hang on those behind it.
+        behind = input_batch.expanded_local_pos > points.first[_requests(input_batch, logits)]
+        invalid = behind if invalid_drafts is None else behind | invalid_drafts
+        output = super().__call__(logits, input_batch, draft_logits, invalid)
+        return runner.end_at_points(output, points, input_batch)
+
+
+def _requests(batch: InputBatch, logits: torch.Tensor) -> torch.Tensor:
+    """[L] the number, in the batch, of the request that each row of logits belongs to."""
+    counts = batch.cu_num_logits.diff()
+    numbers = torch.arange(len(counts), device=counts.device)
+    return numbers.repeat_interleave(counts, output_size=logits.shape[0])
 
 
 class GateV2(Runner):
@@ -78,17 +105,23 @@ class GateV2(Runner):
 
     plan: Plan = EMPTY
     table: GateTable
-    views: list[np.ndarray] | None = None
+    views: tuple[np.ndarray, list[np.ndarray]] | None = None
     replays: torch.Tensor  # [R], of the step under way
+    _last: torch.Tensor  # [R] each request's last known token among those of the step
     _batch: InputBatch | None = None
 
     def load_model(self, load_dummy_weights: bool = False, *args: Any, **kwargs: Any) -> None:
         super().load_model(load_dummy_weights, *args, **kwargs)
         if type(self.sampler) is not Sampler or self.batch_sharder is not None:
             raise ValueError("the gate does not work with this sampler; serve with --gate off")
-        # The stock method makes the sampler and has no other way in.
+        # The stock method makes the samplers and has no other way in.
         self.sampler.__class__ = GateSampler
         cast("GateSampler", self.sampler).runner = self
+        if self.rejection_sampler is not None:
+            if type(self.rejection_sampler) is not RejectionSampler:
+                raise ValueError("the gate does not work with this sampler; serve with --gate off")
+            self.rejection_sampler.__class__ = GateRejectionSampler
+            cast("GateRejectionSampler", self.rejection_sampler).runner = self
         self.table = GateTable(self.max_num_reqs, self.device)
         if self.lora_config is None:
             return  # no adapters, so no gate that opens
@@ -110,11 +143,11 @@ class GateV2(Runner):
             batch = self._batch
             if not self.plan or batch is None:
                 return
-            counts = batch.query_start_loc[1 : batch.num_reqs + 1].diff(
-                prepend=batch.query_start_loc[:1]
-            )
-            base = self.table.on[batch.idx_mapping] & ~self.replays
-            token = base.repeat_interleave(counts, output_size=batch.num_tokens)
+            starts = batch.query_start_loc[: batch.num_reqs + 1]
+            gated = self.table.on[batch.idx_mapping]
+            base = gated & ~self.replays
+            token = gated.repeat_interleave(starts.diff(), output_size=batch.num_tokens)
+            token[starts[:-1]] = base  # where a request replays, at its first token alone
             mask_loras(wrapper, token, base)
 
         owner = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
@@ -149,7 +182,8 @@ class GateV2(Runner):
         )
         self._batch = batch
         if self.plan:
-            slots, last = batch.idx_mapping, batch.logits_indices
+            slots = batch.idx_mapping
+            last = self._last = batch.logits_indices[batch.cu_num_logits[:-1]]  # before any draft
             positions = batch.positions[last]
             self.replays = self.table.replays(slots, positions)
             # The host, ahead of the device, took a replay of the last prompt token for a decode.
@@ -163,9 +197,47 @@ class GateV2(Runner):
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         blocks, mappings = super().prepare_attn(input_batch)
         if self.plan:
-            last = input_batch.logits_indices
+            last = self._last
             mappings[:, last] = mappings[:, last].masked_fill(self.replays, PAD_SLOT_ID)
         return blocks, mappings
+
+    def test(self, logits: torch.Tensor, batch: InputBatch) -> tuple[Points, torch.Tensor]:
+        """Where the gate opens, and the logits [L, V] to sample from."""
+        slots, place = batch.expanded_idx_mapping, batch.expanded_local_pos
+        request = _requests(batch, logits)
+        replays = self.replays[request] & (place == 0)
+        opens, h = self.table.test(logits, slots, replays)
+        never = torch.iinfo(place.dtype).max
+        first = torch.full_like(self.replays, never, dtype=place.dtype)
+        first.scatter_reduce_(0, request, place.masked_fill(~opens, never), "amin")
+        row = (batch.cu_num_logits[:-1] + first.where(first < never, 0)).long()
+        there = logits[row] if len(row) < len(logits) else logits
+        seen = best(there, any(step.trace for step in self.plan.values()))
+        if any(step.temperature != 1 for step in self.plan.values()):
+            logits = self.table.sharpen(logits, slots, replays)
+        return Points(first, row, h, seen), logits
+
+    def end_at_points(
+        self, output: SamplerOutput, points: Points, batch: InputBatch
+    ) -> SamplerOutput:
+        """The sampler's output without the tokens at and behind a decision point.
+
+        Where a draft before the point was rejected, the step has not reached it: the last token is
+        then another than the draft, which the point's row was computed for. A prompt that is not
+        finished samples nothing, and reaches none.
+        """
+        opened = output.num_sampled > points.first
+        if self.parallel_config.tensor_parallel_size > 1:
+            # All ranks hold the same logits; rounding must not make them disagree all the same.
+            opened = get_tp_group().broadcast(opened.to(torch.uint8), src=0).bool()
+        positions = batch.positions[batch.logits_indices[points.row]]
+        self.table.note(batch.idx_mapping, positions, opened)
+        rejected = batch.cu_num_logits.diff() - points.first
+        output.num_sampled = torch.where(opened, points.first, output.num_sampled)
+        output.num_rejected = torch.where(opened, rejected, output.num_rejected)
+        tensors = (opened, points.row, self.replays, points.h, *points.seen)
+        self.views = batch.cu_num_logits_np, [async_copy_to_np(tensor) for tensor in tensors]
+        return output
 
     def _set_active_loras(
         self,
@@ -194,19 +266,28 @@ class GateV2(Runner):
         return result
 
 
-def _attach(result: AsyncOutput, plan: Plan, views: list[np.ndarray]) -> None:
+def _attach(result: AsyncOutput, plan: Plan, views: tuple[np.ndarray, list[np.ndarray]]) -> None:
     """Have an asynchronous result bring what the base thought at its decision points."""
     stock = result.get_output
+    starts, (opened, rows, replays, h, *seen) = views
+
+    def view(at: int, row: int) -> BaseView:
+        return BaseView(float(h[row]), *(values[at].tolist() for values in seen))
 
     def get_output() -> ModelRunnerOutput:
         output = stock()  # waits for the copies
-        opened, h, *seen = views
         found = {
-            name: BaseView(float(h[row]), *(values[row].tolist() for values in seen))
-            if opened[row]
-            else BaseView(float(h[row]))
-            for row, name in enumerate(output.req_ids)
-            if name in plan and (opened[row] or plan[name].trace > 1)
+            name: StepViews(
+                view(at, rows[at]) if opened[at] else None,
+                [
+                    BaseView(float(h[starts[at] + place]))
+                    for place in range(int(replays[at]), len(output.sampled_token_ids[at]))
+                ]
+                if plan[name].trace > 1
+                else (),
+            )
+            for at, name in enumerate(output.req_ids)
+            if name in plan and (opened[at] or plan[name].trace > 1)
         }
         attach(output, found)
         return output

@@ -12,13 +12,24 @@ the base's. The adapter is named only while `schedule` counts LoRA slots.
 A decision point is known from the step that found it until its replay. A preemption discards it,
 since the cache goes too: the base runs that position again, and so does the gate.
 
+With speculative decoding a step verifies drafts at the positions behind the last known token:
+
+    41 known; 42, 43, 44 drafted; H > tau at 43   the step gives 42 and 43, and nothing for 44
+    43 replayed; 44, 45, 46 drafted               the adapter gives 44, and the base what follows
+
+The step ends at the first decision point that it reaches, as if the drafts behind it had been
+rejected. vLLM then takes the positions back itself, unless that point is the first position and
+the step gives no token at all. A replay may carry drafts too, which the base verifies.
+
 Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.lora.request import LoRARequest
@@ -30,12 +41,12 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from vllm_gate import patches, token_report
-from vllm_gate.base_top_tokens import BaseView, views_of
+from vllm_gate.base_top_tokens import BaseView, StepViews, views_of
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
 from vllm_gate.params import WATCHED, GateParams
 from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
-from vllm_gate.token_report import REPORT
+from vllm_gate.token_report import REPORT, TracedToken
 from vllm_gate.turns import Turns
 
 if TYPE_CHECKING:
@@ -53,15 +64,28 @@ class Gate:
     lora: LoRARequest | None  # None: the base's own, whose gate never opens
     point: int | None = None  # a position
     view: BaseView | None = None  # what the base's distribution was there
+    # Of the prompt, which arrive with a step that gave no token: fields of ModelRunnerOutput.
+    held: dict[str, Any] = field(default_factory=dict)
 
 
-class OutgoingToken(NamedTuple):
-    """A token about to go out."""
+class OutgoingTokens(NamedTuple):
+    """The tokens of a step that are about to go out; the first of them may be gated."""
 
     gate: Gate
-    position: int  # among the generated tokens, from 0
-    gated: bool
-    view: BaseView | None
+    position: int  # of the first among the generated tokens, from 0
+    gated: bool  # it comes from a replay
+    views: Sequence[BaseView | None]  # of the first ones, as far as known
+
+
+class Rollback(NamedTuple):
+    """Positions that a step computed and that gave no token."""
+
+    request: Request
+    computed: int  # its computed tokens while the step was under way
+    positions: int
+
+
+PROMPT_LOGPROBS = ("prompt_logprobs_dict", "prompt_token_id_logprobs_dict")
 
 
 def _become_base(request: Request) -> None:
@@ -134,14 +158,12 @@ class GateMixin(Scheduler):
             start = request.num_computed_tokens - tokens
             if gate.point is not None and (request_id in begun or start < gate.point):
                 gate.point = None  # what the base wrote there is gone
-            replays = gate.point == start
-            samples = not request.is_prefill_chunk
             params = gate.params
             plan[request_id] = Step(
                 params.tau,
                 params.correction_temperature,
-                gates=samples and not replays,
-                replays=replays,
+                samples=not request.is_prefill_chunk,
+                replays=gate.point == start,
                 trace=2 if params.watched else params.trace,
             )
         return plan
@@ -152,54 +174,58 @@ class GateMixin(Scheduler):
         plan = plan_of(scheduler_output)
         if not plan:
             return super().update_from_output(scheduler_output, model_runner_output)
-        opened, answered = self._read(plan, model_runner_output)
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        rollbacks, answered = self._read(plan, model_runner_output, drafts)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request, computed in opened:
+        for request, computed, positions in rollbacks:
             # Where a KV connector failed to load blocks, vLLM has taken more back itself.
             if not request.is_finished() and request.num_computed_tokens == computed:
-                request.num_computed_tokens -= 1
+                request.num_computed_tokens -= positions
                 if request.num_output_placeholders > 0:  # asynchronous scheduling
-                    request.num_output_placeholders -= 1
+                    request.num_output_placeholders -= positions
         self._tell(outputs, answered)
         return outputs
 
     def _read(
-        self, plan: Plan, result: ModelRunnerOutput
-    ) -> tuple[list[tuple[Request, int]], dict[str, OutgoingToken]]:
+        self, plan: Plan, result: ModelRunnerOutput, drafts: dict[str, list[int]]
+    ) -> tuple[list[Rollback], dict[str, OutgoingTokens]]:
         """Note the decision points found in a step.
 
         Returns:
-            The requests to roll back by one position, with their computed tokens; and what is
-            known of those with a token.
+            What is to be rolled back, and what is known of the requests with tokens.
         """
-        opened: list[tuple[Request, int]] = []
-        answered: dict[str, OutgoingToken] = {}
-        views = views_of(result)
-        for request_id, step in plan.items():
+        rollbacks: list[Rollback] = []
+        answered: dict[str, OutgoingTokens] = {}
+        found = views_of(result)
+        for request_id in plan:
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
                 continue  # aborted meanwhile
             stale = request.num_stale_output_tokens > 0
             if stale and request.drop_stale_output:
                 continue  # vLLM throws this result away and computes the position again
-            row = result.req_id_to_index[request_id]
-            if result.sampled_token_ids[row]:
+            opened, shut = found.get(request_id, StepViews())
+            count = len(result.sampled_token_ids[result.req_id_to_index[request_id]])
+            _pass_prompt_logprobs(gate, result, request_id, now=count > 0)
+            if count:
                 gated = gate.point is not None
-                view = gate.view if gated else views.get(request_id)
-                answered[request_id] = OutgoingToken(gate, request.num_output_tokens, gated, view)
+                views = [gate.view, *shut] if gated else shut
+                answered[request_id] = OutgoingTokens(gate, request.num_output_tokens, gated, views)
                 gate.point = None
-            elif step.gates:
-                # What a step samples at is always the last known token, also where asynchronous
-                # scheduling had guessed further.
-                gate.point, gate.view = request.num_tokens - 1, views.get(request_id)
-                if not stale:  # a preemption has already taken everything back
-                    opened.append((request, request.num_computed_tokens))
-        return opened, answered
+            if opened is not None:
+                # The first token that a step samples follows the last known one, also where
+                # asynchronous scheduling had guessed further.
+                gate.point, gate.view = request.num_tokens - 1 + count, opened
+                # Behind a token vLLM rolls back itself, after a preemption it already has.
+                if not count and not stale:
+                    positions = 1 + len(drafts.get(request_id, ()))
+                    rollbacks.append(Rollback(request, request.num_computed_tokens, positions))
+        return rollbacks, answered
 
     def _tell(
         self,
         outputs: dict[int, EngineCoreOutputs],
-        answered: dict[str, OutgoingToken],
+        answered: dict[str, OutgoingTokens],
     ) -> None:
         """Mark the gated tokens that go out."""
         for batch in outputs.values():
@@ -209,23 +235,46 @@ class GateMixin(Scheduler):
                     continue
                 if found.gated and found.gate.lora is not None:
                     count_replay(found.gate.lora.lora_name)
-                told = _told(found, output.new_token_ids[0])
+                told = _told(found, output.new_token_ids)
                 if told:
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), **told}
 
 
-def _told(found: OutgoingToken, token: int) -> dict[str, Any]:
-    """What the front end is told of a token, by keys of `kv_transfer_params`."""
-    gate, position, gated, view = found
+def _told(found: OutgoingTokens, tokens: list[int]) -> dict[str, Any]:
+    """What the front end is told of a step's tokens, by keys of `kv_transfer_params`."""
+    gate, position, gated, views = found
     params = gate.params
     told: dict[str, Any] = {}
-    if params.watched and view is not None:
-        told[WATCHED] = [round(view.entropy, 6)]
-    if params.watched and gate.lora is None:
-        return told  # a request of the base that is only looked at
+    if params.watched:
+        seen = [round(view.entropy, 6) for view in views[: len(tokens)] if view is not None]
+        told |= {WATCHED: seen} if seen else {}
+        if gate.lora is None:
+            return told  # a request of the base that is only looked at
     if gated or not position or params.trace > 1:
-        told[REPORT] = token_report.mark(params.trace, position, token, gated, view)
+        told[REPORT] = _marks(found, tokens)
     return told
+
+
+def _marks(found: OutgoingTokens, tokens: list[int]) -> list[TracedToken]:
+    """The marks of a gated token, and with `trace=2` of every token of a step."""
+    trace = found.gate.params.trace
+    marked = tokens if trace > 1 else tokens[: int(found.gated)]
+    return [
+        token_report.mark(trace, found.position + at, token, found.gated and at == 0, view)
+        for at, (token, view) in enumerate(zip_longest(marked, found.views[: len(marked)]))
+    ]
+
+
+def _pass_prompt_logprobs(
+    gate: Gate, result: ModelRunnerOutput, request_id: str, *, now: bool
+) -> None:
+    """Hold the prompt's logprobs back until a token goes out: vLLM takes them with none before."""
+    for name in PROMPT_LOGPROBS:
+        by_request = getattr(result, name)
+        if now and name in gate.held:
+            by_request[request_id] = gate.held.pop(name)
+        elif not now and request_id in by_request:
+            gate.held[name] = by_request.pop(request_id)
 
 
 class GateScheduler(GateMixin):

@@ -22,8 +22,8 @@ class Step(NamedTuple):
 
     tau: float  # nats
     temperature: float  # divides the logits of a replay
-    gates: bool  # the step samples, and no decision point is known at that position
-    replays: bool  # the step's only token is the replay of a decision point
+    samples: bool  # not so where the step ends within the prompt
+    replays: bool  # the step's first token is the replay of a decision point
     trace: int  # 0; 1: tell of decision points; 2: of every token
 
 

@@ -1,9 +1,9 @@
 """How a gated token is seen outside the engine: by a mark on the request's outputs.
 
-The scheduler marks the token. vLLM carries the mark to the front end in `kv_transfer_params`, the
-one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the marks of a sequence are
-added up. The sum goes out in `RequestOutput.kv_transfer_params`, where `GateReport.of` finds it,
-and into the HTTP answer (answers.py).
+The scheduler marks the tokens of a step. vLLM carries the marks to the front end in
+`kv_transfer_params`, the one free-form field of EngineCoreOutput (v1/engine/__init__.py). There the
+marks of a sequence are added up. The sum goes out in `RequestOutput.kv_transfer_params`, where
+`GateReport.of` finds it, and into the HTTP answer (answers.py).
 
 Every token of every request passes here on its way out, and the answer's context is told of it. So
 what is counted is what the client gets, stop strings, aborts and preemptions included.
@@ -11,7 +11,7 @@ what is counted is what the client gets, stop strings, aborts and preemptions in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -60,19 +60,15 @@ class GateReport:
         told = ((output.kv_transfer_params or {}).get(REPORT) or {}).get(str(index))
         return None if told is None else cls(**told)
 
-    def add(self, mark: TracedToken | dict[str, Any]) -> None:
-        """Add one token's mark; an empty one says only that the request is gated."""
-        if mark:
+    def add(self, marks: Iterable[TracedToken]) -> None:
+        """Add the marks of a step's tokens; none says only that the request is gated."""
+        for mark in marks:
             self.gated_tokens += mark["gated"]
-            self.trace.append(mark)  # type: ignore[arg-type]
+            self.trace.append(mark)
 
 
-def mark(
-    trace: int, position: int, token: int, gated: bool, view: BaseView | None
-) -> TracedToken | dict[str, Any]:
-    """What the scheduler says of a token; nothing where it was not gated and no trace asks."""
-    if not gated and trace < 2:
-        return {}
+def mark(trace: int, position: int, token: int, gated: bool, view: BaseView | None) -> TracedToken:
+    """What the scheduler says of a token, with what the base thought of its position."""
     entry: TracedToken = {"position": position, "gated": gated}
     if view is not None:
         entry["entropy"] = round(view.entropy, 6)
@@ -106,8 +102,8 @@ class AnswerContext:
         self.trace = max(self.trace, int(arguments.get(TRACE) or 0))
         return Sequence(self)
 
-    def tokens(self, sequence: Sequence, count: int, mark: dict[str, Any] | None) -> None:
-        """`count` tokens of a sequence go out now; `mark` is the last one's, if it is gated."""
+    def tokens(self, sequence: Sequence, count: int, marks: list[TracedToken]) -> None:
+        """`count` tokens of a sequence go out now, with the marks of those that have one."""
 
     def headers(self, headers: MutableHeaders) -> None:
         """Complete the headers of the answer."""
@@ -192,7 +188,7 @@ def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., Reques
 
 
 def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Output | None]:
-    """RequestState.make_request_output: tokens on their way out, with the last one's mark."""
+    """RequestState.make_request_output: tokens on their way out, with their marks."""
 
     @wraps(stock)
     def make(
@@ -205,17 +201,17 @@ def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Ou
         *args: Any,
         **kwargs: Any,
     ) -> Output | None:
-        told = None
+        marks: list[TracedToken] = []
         if kv_transfer_params and WATCHED in kv_transfer_params:
             for entropy in kv_transfer_params.pop(WATCHED):
                 if _observe is not None:
                     _observe(entropy)
         if kv_transfer_params and REPORT in kv_transfer_params:
-            told = kv_transfer_params.pop(REPORT)
-            _report(self).add(told)
+            marks = kv_transfer_params.pop(REPORT)
+            _report(self).add(marks)
         sequence = _sequences.get(self)
         if new_token_ids and sequence is not None and sequence.answer is not None:
-            sequence.answer.tokens(sequence, len(new_token_ids), told)
+            sequence.answer.tokens(sequence, len(new_token_ids), marks)
         output = stock(
             self,
             new_token_ids,
@@ -240,7 +236,7 @@ def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Ou
 
 
 def _report(state: RequestState) -> GateReport:
-    """The report of a sequence, begun with its first mark."""
+    """The report of a sequence, begun with its first marks."""
     sequence = _sequences.setdefault(state, Sequence(None))
     if sequence.report is None:
         sequence.report = GateReport()

@@ -238,4 +238,5 @@ async def probe(client: httpx.AsyncClient) -> Target:
         tools=await takes(
             CHAT, model=base["id"], messages=message, tools=[TOOL], tool_choice="required"
         ),
+        bias=await takes(COMPLETIONS, model=base["id"], prompt="1", logit_bias={"1": 1}),
     )

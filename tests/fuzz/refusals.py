@@ -64,9 +64,6 @@ ANY_GATE = (
 
 # What does not go with a gate though it goes without one.
 NOT_GATED: tuple[tuple[str, dict[str, Any], str], ...] = (
-    (CHAT, {"prompt_logprobs": 1}, "prompt_logprobs"),
-    (COMPLETIONS, {"prompt_logprobs": 1}, "prompt_logprobs"),
-    (COMPLETIONS, {"echo": True, "logprobs": 1}, "prompt_logprobs"),
     (CHAT, {"use_beam_search": True, "n": 2, "temperature": 0}, "beam"),
     (COMPLETIONS, {"use_beam_search": True, "n": 2, "temperature": 0}, "beam"),
 )

@@ -55,6 +55,7 @@ class Target:
     ids: tuple[int, ...]  # at least `length` of them: a text in the server's tokens
     overhead: int  # tokens that the chat template adds to a message
     tools: bool  # whether it was started with a parser for them
+    bias: bool = True  # whether it takes logit_bias and min_p: not with speculative decoding
 
     def models(self, mode: str) -> tuple[str, ...]:
         """The names of a mode: base, always or gated."""
@@ -156,14 +157,14 @@ class Draft:
             ("seed", 0.3, random.getrandbits(40)),
             ("n", 0.15, random.randint(2, 4)),
         ):
-            if sampled and self.chance(share, name):
+            if sampled and self.chance(share, name) and (self.target.bias or name != "min_p"):
                 body[name] = value
         for name in ("presence_penalty", "frequency_penalty"):
             if self.chance(0.1, "penalties"):
                 body[name] = random.uniform(-2, 2)
         if self.chance(0.05, "penalties"):
             body["repetition_penalty"] = random.uniform(0.5, 2)
-        if self.chance(0.1, "logit_bias"):
+        if self.target.bias and self.chance(0.1, "logit_bias"):
             ids = self.target.ids
             bias = {str(random.choice(ids)): random.uniform(-100, 100) for _ in range(3)}
             body["logit_bias"] = bias

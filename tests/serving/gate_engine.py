@@ -2,15 +2,16 @@
 
     python gate_engine.py CASE RESULTS
 
-CASE is a JSON file, {"model", "adapters": {name: folder}, "jobs": [...]}; a list of results goes to
-the file RESULTS.
+CASE is a JSON file, {"model", "adapters": {name: folder}, "jobs": [...], "known": what the drafters
+of gate_drafts.py know, or null}; a list of results goes to the file RESULTS.
 
 A job: {"engine": LLM arguments, "waves": [[request, ...], ...], "abort": {step: [index]}, "reset":
 [step], "pending": {"abort": [index], "reset": times, "sleep": times}, "hold": {index:
 [other, tokens]}, "break": name or null}; what stands under "pending" is done while a replay is, and
 a request under "hold" begins when the other one of its wave has given so many tokens. A request:
 {"prompt", "adapter", "tau", "tokens"} and any SamplingParams; with "after": index its prompt goes
-on where that request, of an earlier wave, ended. Waves run to their end before the next begins.
+on where that request, of an earlier wave, ended; "regex" constrains its answer. Waves run to their
+end before the next begins.
 With PROMETHEUS_MULTIPROC_DIR set a result also holds what all processes counted.
 """
 
@@ -19,9 +20,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import gate_drafts
 
 from vllm_gate.token_report import AnswerContext
 
@@ -85,11 +89,37 @@ def _breakages_v2() -> dict[str, Any]:
 
         return mock.patch.multiple(mixin, execute_model=execute_model, add_requests=add_requests)
 
+    def reached(stock: Any) -> Any:
+        def end(self: Any, output: Any, points: Any, batch: Any) -> Any:
+            output.num_sampled = output.num_sampled.where(
+                points.first > self.num_speculative_steps, 1 + points.first
+            )
+            return stock(self, output, points, batch)
+
+        return end
+
+    def first_rows(stock: Any) -> Any:
+        def test(self: Any, logits: Any, batch: Any) -> Any:
+            points, logits = stock(self, logits, batch)
+            never = points.first.new_full((), 2**31 - 1)
+            return points._replace(first=points.first.where(points.first == 0, never)), logits
+
+        return test
+
     return {
         "the replay writes": lambda: mock.patch.object(mixin, "prepare_attn", writes),
         "a preempted point is taken as known": keep_points,
+        "a rejected draft counts as reached": _replaced(mixin, "end_at_points", reached),
+        "drafts are not tested": _replaced(mixin, "test", first_rows),
         "none": contextlib.nullcontext,
     }
+
+
+def _replaced(owner: Any, name: str, ours: Any) -> Any:
+    """A breakage: `owner.name` becomes what `ours` makes of it."""
+    from unittest import mock
+
+    return lambda: mock.patch.object(owner, name, ours(getattr(owner, name)))
 
 
 def _breakages() -> dict[str, Any]:
@@ -112,9 +142,9 @@ def _breakages() -> dict[str, Any]:
             made = stock(self, output)
             for name, step in made.items():
                 position = self.requests[name].num_computed_tokens - 1
-                if step.gates and known.get(name) == position:
+                if step.samples and known.get(name) == position:
                     self._gates[name].point = position
-                    made[name] = step._replace(gates=False, replays=True)
+                    made[name] = step._replace(replays=True)
             return made
 
         return mock.patch.object(mixin, "_plan", plan)
@@ -139,7 +169,59 @@ def _breakages() -> dict[str, Any]:
             "set_active_loras",
             SeededRows.set_active_loras,
         ),
+        **_breakages_of_drafts(),
         "none": contextlib.nullcontext,
+    }
+
+
+def _breakages_of_drafts() -> dict[str, Any]:
+    """The same, for speculative decoding."""
+    from vllm_gate import runner_v1, scheduler
+
+    runner, mixin = runner_v1.GateRunnerV1, scheduler.GateMixin
+
+    def first_rows(stock: Any) -> Any:
+        return lambda self, metadata: {
+            name: rows[:1] for name, rows in stock(self, metadata).items()
+        }
+
+    def reached(stock: Any) -> Any:
+        def end(self: Any, sampled: Any, tested: Any) -> None:
+            for name, (point, _) in tested.items():
+                if point is not None:
+                    tokens = sampled[self.input_batch.req_id_to_index[name]]
+                    tokens[point.place :] = -1
+                    self._views[name] = scheduler.StepViews(point.view)
+
+        return end
+
+    def one_more(stock: Any) -> Any:
+        def end(self: Any, sampled: Any, tested: Any) -> None:
+            whole = sampled.clone()
+            stock(self, sampled, tested)
+            for name, (point, _) in tested.items():
+                row = self.input_batch.req_id_to_index[name]
+                if point is not None and point.place:
+                    sampled[row, point.place] = whole[row, point.place]
+
+        return end
+
+    def whole_rows(stock: Any) -> Any:
+        return lambda rows, counts, replays: rows.repeat(counts)
+
+    def one_position(stock: Any) -> Any:
+        def read(self: Any, *args: Any) -> Any:
+            rollbacks, answered = stock(self, *args)
+            return [one._replace(positions=1) for one in rollbacks], answered
+
+        return read
+
+    return {
+        "drafts are not tested": _replaced(runner, "_rows", first_rows),
+        "a rejected draft counts as reached": _replaced(runner, "_end_at_points", reached),
+        "the base's token stays": _replaced(runner, "_end_at_points", one_more),
+        "a replay's drafts get the adapter": _replaced(runner_v1, "_of_first", whole_rows),
+        "one position is rolled back": _replaced(mixin, "_read", one_position),
     }
 
 
@@ -150,13 +232,14 @@ class Counts(AnswerContext):
         super().__init__()
         self.sums = [0, 0]
 
-    def tokens(self, sequence: Any, count: int, mark: dict[str, Any] | None) -> None:
+    def tokens(self, sequence: Any, count: int, marks: list[Any]) -> None:
         """They go out now."""
         self.sums[0] += count
-        self.sums[1] += bool(mark and mark["gated"])
+        self.sums[1] += sum(mark["gated"] for mark in marks)
 
 
 COUNTS = Counts()
+MOST_STEPS = 3000
 
 
 def replays() -> int:
@@ -185,8 +268,8 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
     gate = job.get("gate", True)
     lora = {"enable_lora": True, "max_lora_rank": 64, "max_loras": 4} if gate else {}
     return LLM(
-        model=case["model"],
         **{
+            "model": case["model"],
             "dtype": "float32",
             "skip_tokenizer_init": True,
             "max_model_len": 256,
@@ -217,8 +300,11 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
     """Put a request into the engine."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import StructuredOutputsParams
 
     asked = dict(given)
+    if "regex" in asked:
+        asked["structured_outputs"] = StructuredOutputsParams(regex=asked.pop("regex"))
     prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
     arguments, temperature = asked.pop("arguments", {}), asked.pop("correction_temperature", 1.0)
     if tau is not None:
@@ -233,6 +319,14 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
         number = 1 + list(case["adapters"]).index(adapter)
         request = LoRARequest(adapter, number, case["adapters"][adapter])
     engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=request)
+
+
+def prompt_logprobs(output: Any) -> list[float] | None:
+    """Of the prompt's tokens but the first, where they were asked for."""
+    if output.prompt_logprobs is None:
+        return None
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [best[token].logprob for token, best in pairs]
 
 
 def disturb(engine: Any, amid: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -252,6 +346,35 @@ def disturb(engine: Any, amid: dict[str, Any], results: list[dict[str, Any]]) ->
         engine.wake_up()
 
 
+def count_drafts(scheduler: Any) -> None:
+    """Count what is drafted, what of it is accepted, and what is drafted behind a replay."""
+    scheduler.drafts_seen = {"drafted": 0, "accepted": 0, "behind a replay": 0}
+    stock = scheduler.make_spec_decoding_stats
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        scheduler.drafts_seen["drafted"] += kwargs["num_draft_tokens"]
+        scheduler.drafts_seen["accepted"] += kwargs["num_accepted_tokens"]
+        return stock(*args, **kwargs)
+
+    scheduler.make_spec_decoding_stats = make
+    stock_schedule = scheduler.schedule
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        output = stock_schedule(*args, **kwargs)
+        scheduler.drafts_seen["behind a replay"] += sum(
+            step.replays and name in output.scheduled_spec_decode_tokens
+            for name, step in getattr(output, "gate_plan", {}).items()
+        )
+        return output
+
+    scheduler.schedule = schedule
+
+
+def drafted(scheduler: Any) -> dict[str, int]:
+    """What `count_drafts` has counted."""
+    return dict(scheduler.drafts_seen)
+
+
 def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     """One job on a fresh engine."""
     from vllm_gate import GateReport
@@ -269,6 +392,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         stock_preempt(*args, **kwargs)
 
     scheduler._preempt_request = preempt
+    count_drafts(scheduler)
     results: list[dict[str, Any]] = []
     asked: list[dict[str, Any]] = []
     steps = 0
@@ -294,6 +418,8 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
             for index in aborts.get(str(steps), []):
                 engine.abort_request([str(index)])
                 results[index]["aborted"] = True
+            if steps > MOST_STEPS:  # an engine that is broken on purpose
+                engine.abort_request([str(index) for index in range(len(results))])
             for output in engine.step():
                 first = output.outputs[0]
                 report = GateReport.of(output)
@@ -311,6 +437,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                         best[token].logprob
                         for token, best in zip(first.token_ids, first.logprobs or [], strict=False)
                     ],
+                    "prompt_logprobs": prompt_logprobs(output),
                 }
             disturb(engine, amid, results)
     leaked = getattr(scheduler, "_gates", {})
@@ -320,6 +447,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "preempted": preempted,
         "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
+        "drafts": drafted(scheduler),
         "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
         "counted": [now - then for now, then in zip(COUNTS.sums, before, strict=True)],
         "replays": replays() - replays_before,
@@ -336,8 +464,14 @@ def main() -> None:
     """All jobs of a case."""
     given, results = map(Path, sys.argv[1:])
     case = json.loads(given.read_text())
+    if case.get("known"):
+        known = given.with_name("known.json")
+        known.write_text(json.dumps(case["known"]))
+        os.environ[gate_drafts.KNOWN] = str(known)
     if case.get("runner", "v1") != "v1":
         _interpret(case["runner"] == "v2 async")
+        if case.get("known"):
+            gate_drafts.instead_of_ngrams()
     from vllm_gate import token_report
 
     token_report.install()

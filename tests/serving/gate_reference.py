@@ -225,6 +225,13 @@ class Reference:
         ]
 
     @torch.no_grad()
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """The base's, of the prompt's tokens but the first."""
+        logits = Sequence().read(self.base, prompt, len(prompt))[:-1]
+        logprobs = logits.log_softmax(-1)
+        return logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+
+    @torch.no_grad()
     def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:
         """Probabilities [V] of the token after `said`, at temperature 1, of a gated request."""
         assert asked.adapter is not None

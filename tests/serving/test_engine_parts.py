@@ -58,7 +58,7 @@ def test_every_override_stands_in_the_table() -> None:
     from vllm_gate.cpu.seeds import SeededRows
     from vllm_gate.cpu.worker import CorrectedCPUWorker
     from vllm_gate.runner_v1 import GateRunnerV1
-    from vllm_gate.runner_v2 import GateRunnerV2, GateSampler, GateV2
+    from vllm_gate.runner_v2 import GateRejectionSampler, GateRunnerV2, GateSampler, GateV2
     from vllm_gate.scheduler import GateMixin
 
     noted = {(row.ours.rpartition(":")[2], row.name) for row in TABLE if row.how == "override"}
@@ -68,6 +68,7 @@ def test_every_override_stands_in_the_table() -> None:
         (GateRunnerV1, SeededRows.__mro__[1]),
         (GateV2, GateRunnerV2.__mro__[2]),
         (GateSampler, GateSampler.__mro__[1]),
+        (GateRejectionSampler, GateRejectionSampler.__mro__[1]),
         (CorrectedCPUWorker, CorrectedCPUWorker.__mro__[1]),
     ):
         shared = {name for name, value in vars(ours).items() if inspect.isfunction(value)}

@@ -58,13 +58,22 @@ class World(NamedTuple):
     reference: Reference
     engine: Command  # gate_engine.py
 
-    def run(self, *jobs: dict[str, Any], runner: str = "v1") -> list[dict[str, Any]]:
-        """The jobs on the real engine, in a process of their own."""
+    def run(
+        self, *jobs: dict[str, Any], runner: str = "v1", known: Any = None
+    ) -> list[dict[str, Any]]:
+        """The jobs on the real engine, in a process of their own.
+
+        Args:
+            jobs: see gate_engine.py.
+            runner: of vLLM.
+            known: what the drafters of gate_drafts.py know.
+        """
         case = {
             "runner": runner,
             "model": str(self.model),
             "adapters": {name: str(path) for name, path in self.adapters.items()},
             "jobs": jobs,
+            "known": known,
         }
         with tempfile.TemporaryDirectory(prefix="case-") as folder:
             given, results = Path(folder) / "case.json", Path(folder) / "results.json"

@@ -149,6 +149,30 @@ def test_logprobs_are_those_of_the_pass_that_gave_the_token(
     assert len(given.token_logprobs) == asked.tokens
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.2, 1e9])
+def test_logprobs_of_the_prompt_are_the_bases(
+    gated: Server, judge: Reference, tokenizer: Any, tau: float
+) -> None:
+    """Also where the gate opens at the prompt's last position, whose step gives no token."""
+    asked = request(tokenizer, PROBLEMS[2], tau, tokens=4)
+    wanted = judge.prompt_logprobs(asked.prompt)
+    answer = complete(gated, asked, {"prompt_logprobs": 2, "echo": True}, logprobs=2)
+    choice = answer.choices[0]
+    for token, best, expected in zip(
+        asked.prompt[1:], choice.prompt_logprobs[1:], wanted, strict=True
+    ):
+        assert abs(best[str(token)]["logprob"] - expected) < TIE
+    # The prompt's tokens come first in what is echoed, and the first of them has no logprob.
+    echoed = choice.logprobs.token_logprobs
+    assert echoed[0] is None
+    assert len(echoed) == len(asked.prompt) + 4
+    for got, expected in zip(echoed[1:], wanted, strict=False):
+        assert abs(got - expected) < TIE
+    assert gated_tokens(answer) == (4 if tau == 0 else 0 if tau > 1 else len(choice.gate_trace))
+    chat = ask(gated, xargs={"gate_tau": tau}, extra_body={"prompt_logprobs": 1})
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
+
+
 def test_bias_and_penalties_change_the_token_and_not_the_gate(
     gated: Server, judge: Reference, tokenizer: Any
 ) -> None:
@@ -314,7 +338,6 @@ def test_the_responses_api(gated: Server) -> None:
         ("/v1/responses", {"vllm_xargs": {"gate_tau": -1}}, 400, "gate_tau"),
         ("/v1/chat/completions/batch", {"messages": [MESSAGES]}, 400, "cannot gate"),
         ("/v1/systemone", {"state": "x", "questions": {}}, (400, 501), ""),
-        ("/v1/completions", {"prompt": "1", "echo": True, "logprobs": 1}, 400, "prompt_logprobs"),
         ("/v1/embeddings", {}, 404, ""),
         ("/pooling", {}, 404, ""),
         ("/v1/score", {"text_1": "1", "text_2": "2"}, 404, ""),

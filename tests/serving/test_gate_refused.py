@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +30,9 @@ def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'),
         ("--pipeline-parallel-size", "2"),
         ("--prefill-context-parallel-size", "2"),
         ("--decode-context-parallel-size", "2"),
-        ("--spec-method", "ngram"),
-        ("--spec-tokens", "4"),
         ("--ubatch-size", "2"),
         ("--watermark-config", '{"key": 1}'),
         ("--scheduler-cls", "theirs.Scheduler"),
@@ -48,6 +46,36 @@ def test_flags(settings: Settings, tmp_path: Path, flag: str, value: str) -> Non
     assert off.scheduler_cls in (None, "theirs.Scheduler")
     assert off.worker_cls in (engine_arguments.CORRECTED, "theirs.Worker")
     assert not off.logits_processors
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"method": "ngram", "num_speculative_tokens": 2}, None),
+        ({"model": "drafter", "num-speculative-tokens": 2}, None),
+        ({"method": "extract_hidden_states"}, "extract_hidden_states.*never verified"),
+        ({"method": "ngram", "rejection-sample-method": "synthetic"}, "synthetic.*a given rate"),
+        ({"method": "dspark", "enable_adaptive_verification": True}, "adaptive_verification"),
+    ],
+)
+def test_ways_to_draft(
+    settings: Settings, tmp_path: Path, told: dict[str, Any], words: str | None
+) -> None:
+    flags = ("--speculative-config", json.dumps(told))
+    if words is None:
+        assert arguments(settings, tmp_path, *flags).scheduler_cls == engine_arguments.SCHEDULER
+        return
+    with pytest.raises(SettingsError, match=f"--speculative-config: .*{words}.*--gate off"):
+        arguments(settings, tmp_path, *flags)
+    plain = {key.replace("-", "_"): value for key, value in told.items()}
+    with pytest.raises(GateError, match=f"speculative decoding, .*{words}.*--gate off"):
+        compat.check(config(speculative_config=SimpleNamespace(**plain)), layers())
+
+
+def test_a_way_to_draft_named_by_a_flag_of_its_own(settings: Settings, tmp_path: Path) -> None:
+    arguments(settings, tmp_path, "--spec-method", "ngram", "--spec-tokens", "2")
+    with pytest.raises(SettingsError, match="extract_hidden_states"):
+        arguments(settings, tmp_path, "--spec-method", "extract_hidden_states")
 
 
 def test_what_goes_in(settings: Settings, tmp_path: Path) -> None:
@@ -153,7 +181,6 @@ def test_the_names_of_those_connectors_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"speculative_config": object()}, "speculative decoding"),
         ({"model_config": SimpleNamespace(enable_prompt_embeds=True)}, "prompt embeddings"),
         ({"watermark_config": object()}, "watermarks"),
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline parallelism"),
@@ -165,7 +192,7 @@ def test_configurations_that_only_the_engine_knows(changes: dict[str, Any], word
         compat.check(config(**changes), layers())
 
 
-def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
+def test_stray_arguments_are_refused_at_admission() -> None:
     from vllm import SamplingParams
 
     from vllm_gate.arguments import GateArguments
@@ -173,9 +200,9 @@ def test_prompt_logprobs_and_stray_arguments_are_refused_at_admission() -> None:
     validate = GateArguments.validate_params
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "gate_trace": 1, "gate_temperature": 1}))
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "correction_temperature": 0.5}))
-    validate(SamplingParams(prompt_logprobs=1, extra_args={"theirs": 1}))
+    validate(SamplingParams(prompt_logprobs=1, extra_args={"gate_tau": 0.5}))
+    validate(SamplingParams(extra_args={"theirs": 1}))
     for more, words in (
-        ({"prompt_logprobs": 1, "extra_args": {"gate_tau": 0.5}}, "prompt_logprobs"),
         ({"extra_args": {"gate_trace": 1}}, "gate_trace"),
         ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
         ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),

@@ -179,7 +179,6 @@ def test_features_work_gated(gated: Server) -> None:
         ("alpha:gated", {"correction_temperature": "1"}, {}, "correction_temperature"),
         ("alpha:gated", {"gate_tally": 1}, {}, "no such argument"),
         ("alpha:gated", {}, {"extra_body": {"use_beam_search": True}}, "beam"),
-        ("alpha:gated", {}, {"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
         ("plain:gated", {}, {}, "threshold"),
     ],
 )
@@ -230,7 +229,7 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
 
 
 def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:
-    flags = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}')
+    flags = ("--pipeline-parallel-size", "2")
     ended = serving.run(["--model", str(base_folder), "--adapters", str(gated_store), *flags])
     assert ended.returncode == 2
-    assert "--speculative-config: not together with the gate" in ended.output
+    assert "--pipeline-parallel-size: not together with the gate" in ended.output

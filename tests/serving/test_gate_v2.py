@@ -68,6 +68,86 @@ def test_every_case_is_the_references(
     assert preempted > 0
 
 
+DRAFTS = {
+    "method": "ngram_gpu",  # with gate_drafts.Oracle in the drafter's place
+    "num_speculative_tokens": 3,
+    "prompt_lookup_min": 1,
+    "prompt_lookup_max": 3,
+}
+
+
+def drafting(given: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A job, on an engine that drafts."""
+    engine = given["engine"] | {"speculative_config": DRAFTS | more}
+    if "max_num_batched_tokens" in engine:  # vLLM asks for as many as all requests may draft
+        engine["max_num_batched_tokens"] = 32 * 4
+    return given | {"engine": engine}
+
+
+def known(here: World, waves: list[list[Asked]]) -> dict[str, Any]:
+    """Prompts with the reference's answers, which the Oracle is to know."""
+    asked = [one for wave in waves for one in wave]
+    return {"sequences": [one.prompt + here.reference.decode(one).tokens for one in asked]}
+
+
+@pytest.mark.parametrize("method", ["standard", "block"])
+@RUNNERS
+def test_every_case_with_drafts(
+    world: Callable[[str], World], runner: str, scheduler: str, method: str
+) -> None:
+    """Verified as a block, a draft counts by what follows it: greedy answers show no difference."""
+    here = world("qwen2")
+    count = 20 if method == "standard" else 8
+    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(71, count)]
+    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, 71)]]
+    disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": [7], "reset": 2}}
+    cases: list[tuple[Any, Any]] = [
+        ([first], job(here, [first], PLAIN, **disturbed)),
+        (turns, job(here, turns, TIGHT)),
+    ]
+    if method == "block":
+        cases = cases[:1]
+    results = here.run(
+        *(drafting(given, rejection_sample_method=method) for _, given in cases),
+        runner=runner,
+        known=known(here, turns),
+    )
+    bad = []
+    for (waves, _), result in zip(cases, results, strict=True):
+        assert result["kind"] == [scheduler, True]
+        assert_tidy(result)
+        bad += bad_cases(here, waves, result)
+    drafts = [result["drafts"] for result in results]
+    total = sum(len(wave) for waves, _ in cases for wave in waves)
+    print(f"{runner} {method}: {total} cases, {drafts}, {len(bad)} bad")
+    assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
+    assert sum(one["accepted"] for one in drafts) > 2 * count
+
+
+@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
+def test_breaking_it_shows_with_drafts(world: Callable[[str], World], runner: str) -> None:
+    here = world("qwen2")
+    batch = [
+        asked._replace(tokens=12, adapter="all", tau=(1.0, 2.0)[index % 2])
+        for index, asked in enumerate(mixed(76, 12))
+    ]
+    given = drafting(job(here, [batch], PLAIN))
+    breakages = (
+        "the replay writes",
+        "a rejected draft counts as reached",
+        "drafts are not tested",
+        "none",
+    )
+    results = here.run(
+        *(given | {"break": breakage} for breakage in breakages),
+        runner=runner,
+        known=known(here, [batch]),
+    )
+    bad = [len(bad_cases(here, [batch], result)) for result in results]
+    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
+    assert all(bad[:-1]) and not bad[-1]
+
+
 @pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
 def test_breaking_it_shows(world: Callable[[str], World], runner: str) -> None:
     here = world("qwen2")

@@ -80,7 +80,7 @@ def test_a_page_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.02, {"gated": True, "entropy": 2.0, "rank": None}),
     ):
         now[0] += after
-        one.tokens(sequence, 1, mark)
+        one.tokens(sequence, 1, [mark] if mark else [])
     one.end(200, aborted=False, broken=False)
     other = RequestContext()
     other.end(404, aborted=False, broken=False)

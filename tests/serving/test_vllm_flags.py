@@ -48,6 +48,8 @@ _PASSED_ON = """
     safetensors_load_strategy safetensors_prefetch_num_threads safetensors_prefetch_block_size
     model_loader_extra_config ignore_patterns use_tqdm_on_load pt_load_map_location
 
+    speculative_config spec_method spec_model spec_tokens
+
     attention_backend mamba_backend mamba_ssu_algorithm enable_mamba_cache_stochastic_rounding
     mamba_cache_philox_rounds reasoning_parser reasoning_parser_plugin
 

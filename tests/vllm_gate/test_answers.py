@@ -86,7 +86,7 @@ async def streamed(request: Request) -> Response:
             return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
 
         yield dumped(delta)
-        answer.reports[0].add(LATER)
+        answer.reports[0].add([LATER])
         yield dumped(delta | {"choices": [{"index": 0, "finish_reason": "stop"}]})
         yield dumped(delta | {"choices": [], "usage": {"completion_tokens": 9}})
         yield "data: [DONE]\n\n"

@@ -81,6 +81,18 @@ def config(**arguments: Any) -> Any:
     )
 
 
+def test_our_check_of_arguments_stands_in_no_drafts_way() -> None:
+    """vLLM's V1 runner takes no logits processor with speculative decoding; ours edits nothing."""
+    pytest.importorskip("vllm")
+    from vllm_gate.arguments import GateArguments, build_logitsprocs
+
+    build = build_logitsprocs(lambda *arguments: arguments[-1])
+    given = [*engine_args("cpu")["logits_processors"], "theirs:Processor", GateArguments]
+    for drafts, wanted in ((None, given), (object(), ("theirs:Processor",))):
+        made = build(SimpleNamespace(speculative_config=drafts), None, False, False, given)
+        assert made == wanted
+
+
 def test_a_gate_with_a_part_missing_does_not_start() -> None:
     pytest.importorskip("vllm")
     from vllm_gate.arguments import GateArguments

@@ -17,6 +17,11 @@ class CorrectedCPUWorker(cpu_worker.CPUWorker):
 
     def init_device(self) -> None:
         patches.install("cpu")
+        drafts = self.vllm_config.speculative_config
+        if drafts is not None and not self.use_v2_model_runner:
+            patches.install("cpu drafts")
+            if drafts.method == "ngram":  # not otherwise: it loads numba
+                patches.install("cpu ngram")
         super().init_device()
         if not self.use_v2_model_runner:
             from vllm_gate.cpu.seeds import SeededRows
@@ -29,7 +34,7 @@ class GateCPUWorker(CorrectedCPUWorker):
 
     def init_device(self) -> None:
         check_parts(self.vllm_config)
-        patches.check("runner v2" if self.use_v2_model_runner else "runner v1")
+        patches.install("runner v2" if self.use_v2_model_runner else "runner v1")
         super().init_device()
         if self.use_v2_model_runner:
             from vllm_gate.runner_v2 import GateV2
