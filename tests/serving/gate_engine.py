@@ -91,9 +91,8 @@ def _breakages_v2() -> dict[str, Any]:
 
     def reached(stock: Any) -> Any:
         def end(self: Any, output: Any, points: Any, batch: Any) -> Any:
-            output.num_sampled = output.num_sampled.where(
-                points.first > self.num_speculative_steps, 1 + points.first
-            )
+            rejected = (output.num_sampled == points.first) & (points.first > 0)
+            output.num_sampled = output.num_sampled + rejected.int()  # the last token's draft was
             return stock(self, output, points, batch)
 
         return end
