@@ -44,7 +44,7 @@ from vllm_gate.params import NEVER
 BASE = "base without LoRA"
 COMPILED = "base without LoRA (compiled)"
 NEVER_OPENS = "gate never opens"
-DRAFTS = ", n-gram drafts"  # with it, the same modes on engines that draft
+DRAFTS = " with n-gram drafts"  # with it, the same modes on engines that draft
 PROMPT = 32  # random tokens, where the model is made up
 
 
