@@ -53,7 +53,7 @@ test: install tools real-model ## all tests, fast ones first
 	$(PYTEST) -n 3 -m unit
 	$(PYTEST) -n 2 -m "not unit"
 
-test-fast: install ## the tests that start no engine (one to two minutes)
+test-fast: install ## the tests that start no engine (some two and a half minutes)
 	$(PYTEST) -n 3 -m unit
 
 test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
