@@ -18,7 +18,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import copy_file, sha256_file, write_blocks
 from adapters.gate import acting
 from adapters.manifest import FILE as MANIFEST
-from adapters.manifest import Gate, Manifest
+from adapters.manifest import Base, Gate, Manifest
 from adapters.peft_config import FILE as CONFIG
 from adapters.peft_config import PeftConfig
 from adapters.peft_folder import (
@@ -357,6 +357,23 @@ class Origin(BaseModel):
 
     changes: list[str] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict, description="File -> its SHA-256.")
+
+
+def first_manifest(
+    folder: Path,
+    name: str,
+    family: str,
+    base: BaseCheckpoint,
+    made_by: dict[str, str] | None = None,
+) -> Manifest:
+    """A manifest for the PEFT folder `folder`, which has none yet: it binds it to `base`."""
+    return Manifest(
+        name=name,
+        family=family,
+        base=Base.of(base),
+        files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
+        made_by=made_by or {},
+    )
 
 
 def read_origin(folder: Path) -> Origin:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from adapters.adapter import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterVersion
+from adapters.adapter import ALONGSIDE, FILES, AdapterVersion, first_manifest
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import copy_file, sha256_file
+from adapters.files import copy_file
 from adapters.manifest import FILE as MANIFEST
-from adapters.manifest import Base, Gate, Manifest
+from adapters.manifest import Gate, Manifest
 from adapters.recipe import look_up
 from adapters.store import Store
 
@@ -56,7 +56,9 @@ def add_gate(
         for file, limit in (FILES | ALONGSIDE).items():
             if (version.path / file).is_file():
                 copy_file(version.path / file, folder / file, limit)
-        before = version.manifest or _bound_to(base, held.reference.name, family, folder)
+        before = version.manifest or first_manifest(
+            folder, held.reference.name, look_up(base, family).recipe.family, base
+        )
         manifest = before.model_copy(
             update={
                 "gate": gate,
@@ -87,18 +89,3 @@ def _tell(card: Path, manifest: Manifest, gate: Gate) -> None:
 
 def _opens_alike(before: Gate | None, now: Gate) -> bool:
     return before is not None and (before.tau, before.temperature) == (now.tau, now.temperature)
-
-
-def _bound_to(base: BaseCheckpoint, name: str, family: str, folder: Path) -> Manifest:
-    """A first manifest of the PEFT folder `folder`."""
-    return Manifest(
-        name=name,
-        family=look_up(base, family).recipe.family,
-        base=Base(
-            model=base.name,
-            revision=base.revision,
-            architecture=base.architecture,
-            fingerprint=base.fingerprint,
-        ),
-        files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
-    )

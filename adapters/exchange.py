@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters import vllm_loader
-from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterVersion, read_origin
+from adapters.adapter import CONFIG, FILES, AdapterVersion, first_manifest, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
-from adapters.manifest import Base, Manifest
 from adapters.model_card import HUB_ID
 from adapters.peft_config import lean
 from adapters.peft_folder import INDEX, SHARDS
@@ -90,18 +89,8 @@ def import_adapter(
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
             place = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
-            manifest = Manifest(
-                name=name,
-                family=known.family,
-                base=Base(
-                    model=base.name,
-                    revision=base.revision,
-                    architecture=base.architecture,
-                    fingerprint=base.fingerprint,
-                ),
-                files={file: sha256_file(copied / file) for file in (CONFIG, WEIGHTS)},
-                made_by={"imported from": place} if place else {},
-            )
+            made_by = {"imported from": place} if place else {}
+            manifest = first_manifest(copied, name, known.family, base, made_by)
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         origin = read_origin(copied)
         return store.publish(copied, name, base=base, alias=alias, by=by, origin=origin)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from adapters.base_checkpoint import BaseCheckpoint
 
 FILE = "manifest.json"
 PROMPT = "prompt sha256"  # in `made_by`: digest of the chat template that it was fitted with
@@ -41,6 +44,16 @@ class Base(_Strict):
         None,
         description="SHA-256 as of adapters.base_checkpoint.fingerprint; None: not checked.",
     )
+
+    @classmethod
+    def of(cls, base: BaseCheckpoint) -> Base:
+        """What a manifest says of `base`."""
+        return cls(
+            model=base.name,
+            revision=base.revision,
+            architecture=base.architecture,
+            fingerprint=base.fingerprint,
+        )
 
 
 class Gate(_Strict):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,12 +121,7 @@ def read_weights(path: Path, digest: hashlib._Hash) -> Iterator[bytes]:
     tensors = sorted(read_tensors(path).items(), key=lambda item: item[1].begin)
     with path.open("rb") as file:
         head = file.read(_data_start(path))
-    digest.update(head)
-    yield head
-    for name, tensor in tensors:
-        for block in _checked(name, tensor):
-            digest.update(block)
-            yield block
+    yield from _hashed(head, tensors, digest)
 
 
 def merged(tensors: Mapping[str, Tensor], digest: hashlib._Hash) -> Iterator[bytes]:
@@ -147,9 +142,16 @@ def merged(tensors: Mapping[str, Tensor], digest: hashlib._Hash) -> Iterator[byt
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = struct.pack("<Q", len(text)) + text
+    yield from _hashed(head, order, digest)
+
+
+def _hashed(
+    head: bytes, tensors: Iterable[tuple[str, Tensor]], digest: hashlib._Hash
+) -> Iterator[bytes]:
+    """`head`, then the checked bytes of `tensors`, each hashed into `digest` on its way."""
     digest.update(head)
     yield head
-    for name, tensor in order:
+    for name, tensor in tensors:
         for block in _checked(name, tensor):
             digest.update(block)
             yield block

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from page import ADAPTER, BASE, check_model, run
+from page import ADAPTER, BASE, check_model, refused, run
 
 QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
 GATED = f"{ADAPTER}:gated"
@@ -118,7 +118,7 @@ def check_responses(client: openai.OpenAI) -> None:
 
 def check_refusals(client: openai.OpenAI) -> None:
     """Each is an error of the right class, with a message and what it is about."""
-    for refused, ask in (
+    for kind, ask in (
         (openai.NotFoundError, lambda: client.embeddings.create(model=GATED, input="x")),
         (openai.NotFoundError, lambda: client.models.retrieve("nobody:gated")),
         (
@@ -132,12 +132,8 @@ def check_refusals(client: openai.OpenAI) -> None:
             ),
         ),
     ):
-        try:
-            ask()
-        except refused as error:
-            assert error.body["message"], error.body
-        else:
-            raise AssertionError(f"not refused as {refused.__name__}")
+        error = refused(kind, ask)
+        assert error.body["message"], error.body
     try:
         openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list()
     except openai.AuthenticationError as error:

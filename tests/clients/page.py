@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def known(code: list[str], more: dict[str, str] | None) -> list[str]:
 def check_model(said: str, asked: str) -> None:
     """That an answer names the model that was asked for."""
     assert said == asked, f"asked for {asked}, the answer says {said}"
+
+
+def refused(kind: type[Exception], act: Callable[[], object]) -> Any:
+    """The error of `kind` with which a client passes a refusal on."""
+    try:
+        act()
+    except kind as error:
+        return error
+    raise AssertionError(f"not refused as {kind.__name__}")
 
 
 def run(section: str, more: dict[str, str] | None = None) -> dict[str, Any]:

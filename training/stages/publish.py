@@ -45,7 +45,7 @@ def publish(run: Run, choice: Choice) -> Path:
     manifest = Manifest(
         name=config.name,
         family=look_up(run.base, config.family).recipe.family,
-        base=_base_of(run.base),
+        base=Base.of(run.base),
         gate=choice.gate,
         scores=[score for one in (choice.base, choice.kept) for score in one.to_scores()],
         seed=config.seed,
@@ -120,7 +120,7 @@ def publish_zeros(output: Path, like: Path, name: str, base: BaseCheckpoint) -> 
     manifest = made.model_copy(
         update={
             "name": name,
-            "base": _base_of(base),
+            "base": Base.of(base),
             "scores": [],
             "made_by": {PROMPT: made.made_by.get(PROMPT, "")},
         }
@@ -134,13 +134,3 @@ def publish_zeros(output: Path, like: Path, name: str, base: BaseCheckpoint) -> 
             {key: np.zeros_like(value) for key, value in weights.items()}, checkpoint / WEIGHTS
         )
         return write_adapter(output, checkpoint, manifest, base, reference, "")
-
-
-def _base_of(base: BaseCheckpoint) -> Base:
-    """What a manifest says of `base`."""
-    return Base(
-        model=base.name,
-        revision=base.revision,
-        architecture=base.architecture,
-        fingerprint=base.fingerprint,
-    )
