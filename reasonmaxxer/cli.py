@@ -52,6 +52,11 @@ COMMANDS = {
         "adapters.__main__",
         "list, publish, roll back, import and export adapters",
     ),
+    "reproduce": Command(
+        "research.reproduce",
+        "measure the paper's claims anew, on real models or miniatures (in a clone)",
+        "research",
+    ),
     "doctor": Command(
         "reasonmaxxer.doctor",
         "print versions, device and what is supported, for bug reports",
@@ -159,7 +164,13 @@ def _not_installed(name: str) -> str | None:
 
 def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
     """The error where the extra is the reason; None where the installation or we are at fault."""
-    if (error.name or "").partition(".")[0] == _command(name).module.partition(".")[0]:
+    package = _command(name).module.partition(".")[0]
+    if (error.name or "").partition(".")[0] == package:
+        if package == "research":
+            return (
+                f"{CONSOLE} {name}: error: its code is in a clone of the repository alone; run it "
+                "from there, after: uv pip install -e '.[research]'"
+            )
         return _install(name, "the command itself")  # an image without training/, say
     return _not_installed(name)
 

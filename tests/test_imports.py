@@ -17,6 +17,8 @@ PACKAGES = sorted(
 )
 # A module's name as text: what `python -m` or importlib is given.
 MODULE = re.compile(r"research(\.[a-z_]+)+")
+# The console script names the command that is there in a clone alone.
+ALLOWED = {"reasonmaxxer/cli.py": ["research.reproduce"]}
 
 
 def mentions(source: str) -> list[str]:
@@ -45,7 +47,7 @@ def test_the_product_does_not_import_research(package: str) -> None:
         for path in files
         if (found := mentions(path.read_text(encoding="utf-8")))
     }
-    assert not wrong
+    assert not {path: found for path, found in wrong.items() if found != ALLOWED.get(path)}
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,22 @@ from adapters.adapter import WEIGHTS
 from adapters.recipe import Lora
 
 
+def lora_config(lora: Lora) -> LoraConfig:
+    """PEFT's configuration of an adapter of this shape."""
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=sorted(lora.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
 def peft_model(model: Any, lora: Lora, seed: int) -> Any:
     """`model` with fresh LoRA layers (B = 0: it still is the base)."""
     set_seed(seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=sorted(lora.target_modules),
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
-    )
+    return get_peft_model(model, lora_config(lora))
 
 
 def load_adapter(model: Any, checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +34,6 @@ import pyarrow.parquet as pq
 from adapters.files import atomic_write, write_json, write_text
 from training.provenance import machine
 
-Kind = Literal["base", "fit", "grpo", "footprint", "intervene", "greedy"]
 Record = dict[str, Any]  # a cell's JSON
 SCHEMA = pa.schema(
     [
@@ -60,7 +59,7 @@ class Cell:
     """
 
     base: str
-    kind: Kind
+    kind: str
     variant: str = ""
     seed: int | None = None
     flags: tuple[str, ...] = field(default=(), hash=False)

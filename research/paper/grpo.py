@@ -4,9 +4,10 @@ r"""The reinforcement-learning baseline: GRPO by TRL, on the same base, problems
     python -m research.paper.grpo --model models/tiny-qwen2 --problems problems.jsonl \
         --output runs/grpo/model
 
-All weights are trained, until the accuracy on held-out problems has stopped rising; the best
-checkpoint is kept, an ordinary model folder. report.json beside it in the run folder counts what it
-cost: generated tokens, optimizer steps, seconds. A killed run goes on from its last checkpoint.
+All weights are trained, or with --lora-rank a LoRA alone, until the accuracy on held-out problems
+has stopped rising. The best checkpoint is kept: an ordinary model folder, or an adapter folder.
+report.json in the run folder counts what it cost: generated tokens, optimizer steps, seconds. A
+killed run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,17 +21,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from peft import LoraConfig
 from pydantic import Field
 from transformers import TrainerCallback
 
+from adapters.adapter import CONFIG
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
-from adapters.recipe import recipe_for
+from adapters.recipe import Recipe, recipe_for
 from research.checkpoints import whole_checkpoints
+from research.paper.measure import untrained
 from training.evaluation import Result, evaluate_generator
-from training.generation import EngineName, SamplingOptions, derive_seed, open_generator
+from training.generation import (
+    Applied,
+    EngineName,
+    SamplingOptions,
+    derive_seed,
+    open_generator,
+)
 from training.grading import Verifier
 from training.hf_model import load_model, open_base
+from training.lora_model import lora_config
 from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
 
@@ -62,7 +73,17 @@ class GrpoConfig(ProblemsConfig):
     every: int = Field(25, ge=1, description="Steps between looks at the held-out problems.")
     patience: int = Field(4, ge=1, description="Looks without a rise after which it stops.")
     max_steps: int = Field(1000, ge=1)
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train a LoRA of the recipe's modules; default: all weights."
+    )
     samples: int = Field(2, ge=1, description="Answers to each held-out problem and look.")
+
+    def lora(self, recipe: Recipe) -> LoraConfig | None:
+        """The LoRA that is trained; None: all weights are."""
+        if self.lora_rank is None:
+            return None
+        shape = {"rank": self.lora_rank, "alpha": 2 * self.lora_rank}
+        return lora_config(recipe.lora.model_copy(update=shape))
 
 
 class Look(NamedTuple):
@@ -123,6 +144,7 @@ def neutral_rewards(correct: Sequence[bool | None], groups: Sequence[int]) -> li
 
 def train(
     config: GrpoConfig,
+    recipe: Recipe,
     folder: Path,
     problems: Sequence[Problem],
     renderer: PromptRenderer,
@@ -154,11 +176,17 @@ def train(
         for number, one in enumerate(problems)
     ]
     batch = config.prompts * config.generations
+    model = load_model(str(folder)).train()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if renderer.stop:  # transformers looks for stop strings in the text of what it generates
+        model.generation_config.stop_strings = list(renderer.stop)
+        model.generate = partial(model.generate, tokenizer=tokenizer)
     trainer = GRPOTrainer(
-        model=load_model(str(folder)).train(),
+        model=model,
+        peft_config=config.lora(recipe),
         reward_funcs=reward,
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=tokenizer,
         callbacks=[heldout],
         args=GRPOConfig(
             output_dir=str(config.run_dir),
@@ -227,11 +255,16 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
     with Verifier() as verifier:
 
         def ask(folder: Path) -> Result:
+            adapter = (folder / CONFIG).exists()
             with open_generator(
-                str(folder), engine=config.engine, max_model_len=longest + max_tokens
+                str(base.folder if adapter else folder),
+                engine=config.engine,
+                max_rank=config.lora_rank if adapter else None,
+                max_model_len=longest + max_tokens,
             ) as generator:
+                applied = Applied(folder) if adapter else None
                 return evaluate_generator(
-                    generator, renderer, asked, options, verifier, label=folder.name
+                    generator, renderer, asked, options, verifier, applied, label=folder.name
                 )
 
         heldout = HeldOut(ask, config.patience, config.run_dir / "looks.json")
@@ -239,12 +272,17 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
         for folder in whole_checkpoints(config.run_dir):  # a kill may have come before the look
             heldout.look(int(folder.name.split("-")[1]), folder)
         if not stopped_rising(heldout.looks, config.patience):
-            train(config, base.folder, problems, renderer, max_tokens, verifier, heldout)
+            train(config, recipe, base.folder, problems, renderer, max_tokens, verifier, heldout)
     last = whole_checkpoints(config.run_dir)[-1]
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     kept = best(heldout.looks)
-    folder = config.run_dir / f"checkpoint-{kept.step}" if kept.step else base.folder
-    write_model(folder, config.output)
+    if kept.step:
+        chosen = config.run_dir / f"checkpoint-{kept.step}"
+    elif config.lora_rank:  # an adapter that changes nothing
+        chosen = untrained(whole_checkpoints(config.run_dir)[0], config.run_dir / "untrained")
+    else:
+        chosen = base.folder
+    write_model(chosen, config.output)
     report = {
         "base": base.name,
         **cost(config, history),

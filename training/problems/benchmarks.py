@@ -67,6 +67,7 @@ class Benchmark:
         keep: which rows belong to it.
         samples: answers per problem by default (the paper's avg@8 for the two smallest).
         trains: it is trained on, not measured by.
+        copy: the benchmark of which it is a part, whose local copy it reads; empty: its own.
     """
 
     dataset: str
@@ -79,6 +80,7 @@ class Benchmark:
     keep: Callable[[dict[str, Any]], bool] = lambda _: True
     samples: int = 1
     trains: bool = False
+    copy: str = ""
 
 
 # Column -> how its value begins, in any case.
@@ -96,6 +98,10 @@ def _open_text_maths(row: dict[str, Any]) -> bool:
     )
 
 
+def _level_1_to_3(row: dict[str, Any]) -> bool:
+    return str(row.get("level")) in ("1", "2", "3")
+
+
 def _level_3_to_5(row: dict[str, Any]) -> bool:
     return row.get("level") in ("Level 3", "Level 4", "Level 5")
 
@@ -107,6 +113,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k": _GSM8K,
     "math500": Benchmark(
         "HuggingFaceH4/MATH-500", "test", ("problem",), "answer", id="unique_id"
+    ),
+    "math500_easy": Benchmark(  # for small models
+        "HuggingFaceH4/MATH-500", "test", ("problem",), "answer", id="unique_id",
+        keep=_level_1_to_3, copy="math500",
     ),
     "minerva_math": Benchmark(
         "knoveleng/Minerva-Math", "train", ("problem",), "solution", extract=boxed
@@ -139,6 +149,8 @@ def benchmark_of(source: str) -> Benchmark | None:
 def local_copy(name: str, data_dir: Path | None = None) -> Path | None:
     """The file NAME.jsonl or NAME.parquet in `data_dir`, or in the folder that DATA_DIR names.
 
+    A part of a benchmark reads the whole one's.
+
     Raises:
         ValueError: the folder does not exist.
     """
@@ -148,5 +160,7 @@ def local_copy(name: str, data_dir: Path | None = None) -> Path | None:
         return None
     if not folder.is_dir():
         raise ValueError(f"{'data-dir' if data_dir else DATA_DIR}: {folder} is not a folder")
-    files = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
+    benchmark = BENCHMARKS.get(name)
+    stem = (benchmark and benchmark.copy) or name
+    files = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)

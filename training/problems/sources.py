@@ -270,7 +270,7 @@ def benchmarks_at_hand(data_dir: Path | None, besides: str) -> dict[str, list[Pr
     named = {part.source.partition(":")[0] for part in parse_mixture(besides)}
     found: dict[str, list[Problem]] = {}
     for name, benchmark in BENCHMARKS.items():
-        if name in named or benchmark.trains:
+        if name in named or benchmark.trains or benchmark.copy:
             continue
         copy = local_copy(name, data_dir)
         if copy is not None:

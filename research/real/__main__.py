@@ -1,0 +1,168 @@
+"""reasonmaxxer reproduce --suite real [--bases ...] [--only PATTERN,...] [--minutes N]
+
+Makes every cell that is not there yet, what answers most first, then writes the report of all that
+are. A killed run goes on where it stopped, within a cell too.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from research.paper.cells import Cell, CellStore
+from research.real.measure import FULL, QUICK, Measurer
+from research.real.plan import RULE, plan
+from research.real.report import write_report
+from research.real.tables import Results
+from training.generation import EngineName
+from training.problems.settings import ProblemsConfig
+
+logger = logging.getLogger("research.real")
+
+BASES = [
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "google/gemma-3-270m",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+]
+
+
+class RealConfig(ProblemsConfig):
+    """Settings of the command."""
+
+    program: ClassVar[str] = "python -m research.real"
+
+    bases: list[str] = Field(BASES, min_length=1, description="Folders or hub ids.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Of the trainings.")
+    only: list[str] = Field(
+        [], description="Make these cells alone, '*/base,*/fit/*' say; report on all."
+    )
+    minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
+    engine: EngineName = Field("auto", description="What samples and answers.")
+    nice: int = Field(10, ge=0, le=19, description="Priority: 0 is normal, 19 the lowest.")
+    quick: bool = Field(False, description="One seed, few problems: does it run?")
+    results: Path = Field(Path("research/results"), description="Report and merged cells.")
+    work: Path = Field(Path("runs/real"), description="New cells, adapters, rollouts, answers.")
+
+    @classmethod
+    def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of --quick."""
+        if not given.get("quick"):
+            return {}
+        work = given.get("work", "runs/real-quick")
+        return {"bases": BASES[:1], "seeds": [0], "work": work, "results": f"{work}/results"}
+
+    @model_validator(mode="after")
+    def _different(self) -> RealConfig:
+        if len({Path(base).name for base in self.bases}) < len(self.bases):
+            raise ValueError("--bases: two of them have the same name")
+        return self
+
+    def store(self) -> CellStore:
+        """The merged cells of `results` and the new ones of `work`."""
+        return CellStore(self.results, self.work / "cells")
+
+    def planned(self, base: str, store: CellStore) -> list[Cell]:
+        """All cells of a base; before the rule is applied, that one."""
+        rule = store.read(Cell(base, RULE))
+        return plan(base, self.seeds, rule["measured"] if rule else [])
+
+
+class Clock:
+    """Says when no further cell may begin."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def over(self) -> bool:
+        """Are the minutes over?"""
+        return self._end is not None and time.monotonic() > self._end
+
+
+def measure(config: RealConfig, model: str, store: CellStore, clock: Clock) -> list[str]:
+    """Make the cells of one base; the ids of those that failed."""
+    base = Path(model).name
+    measurer = Measurer(
+        model, config.work, QUICK if config.quick else FULL, config.engine, config.data_dir
+    )
+    print_of = measurer.base.fingerprint
+    failed: list[str] = []
+
+    def make(cells: list[Cell]) -> None:
+        todo = [cell for cell in cells if store.read(cell, print_of) is None]
+        with tqdm(todo, desc=base, unit="cell") as bar, logging_redirect_tqdm():
+            for cell in bar:
+                if clock.over:
+                    logger.info("--minutes are over; the same command goes on from here")
+                    return
+                bar.set_postfix_str(cell.id)
+                start = time.monotonic()
+                try:
+                    result = measurer.make(cell)
+                except (subprocess.CalledProcessError, RuntimeError) as error:
+                    logger.error("%s failed: %s", cell.id, error)
+                    failed.append(cell.id)
+                    continue
+                store.write(cell, result, time.monotonic() - start, print_of)
+
+    make(config.planned(base, store)[:1])
+    rule = store.read(Cell(base, RULE), print_of)
+    if rule is not None:
+        measurer.names = rule["measured"]
+        wanted = config.planned(base, store)
+        make([cell for cell in wanted if not config.only or _matches(cell, config.only)])
+    return failed
+
+
+def _matches(cell: Cell, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatch(cell.id, one) for one in patterns)
+
+
+def reproduce(config: RealConfig) -> list[str]:
+    """Make the cells of all bases, write the report; the ids of those that failed."""
+    store, clock = config.store(), Clock(config.minutes)
+    failed: list[str] = []
+    for model in config.bases:
+        try:
+            failed += measure(config, model, store, clock)
+        except FileNotFoundError as error:
+            logger.warning("no cells of %s: %s", Path(model).name, error)
+    names = [Path(model).name for model in config.bases]
+    found = {name: Results(config.planned(name, store), store) for name in names}
+    size = QUICK if config.quick else FULL
+    command = f"reasonmaxxer reproduce --suite real{' --quick' if config.quick else ''}"
+    report = write_report(found, config.results, command, size.rule, size.samples)
+    for claim in report["claims"]:
+        print(f"{claim['verdict']}: {claim['text']}")
+        print("".join(f"    {line}\n" for line in claim["measured"]), end="")
+    print(f"\n{config.results / 'real.md'}")
+    if new := len(store.new()):
+        where = f"--work {config.work} --results {config.results}"
+        print(f"{new} cells are not merged yet: python -m research.paper.merge {where}")
+    return failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 2 on bad input, 1 if a cell failed."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config = RealConfig.load(argv)
+    os.nice(config.nice)
+    with config.usage_errors():
+        failed = reproduce(config)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
