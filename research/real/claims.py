@@ -19,6 +19,7 @@ from research.real.tables import (
     GREEDY_ROW,
     GRPO_ROW,
     Results,
+    beyond,
     lines,
 )
 from training.evaluation.statistics import Estimate
@@ -189,8 +190,8 @@ def low_dimensional(bases: dict[str, Results]) -> Claim:
         if above(whole.gains[BASE_ROW], 0) != HOLDS:
             verdicts[name] = OPEN
             continue
-        bound = 0.8 * whole.gains[BASE_ROW].value
-        verdicts[name] = both([above(one.gains[BASE_ROW], bound) for one in parts])
+        kept = [beyond(results, task, one.label, 0.8, GATED_ROW) for one in parts]
+        verdicts[name] = both([above(one, 0) for one in kept])
     return Claim(
         "The change is low-dimensional: rank 1, or o_proj alone, keeps 80 % of the gain.",
         measured,
@@ -218,7 +219,7 @@ def no_loop(bases: dict[str, Results]) -> Claim:
         if above(theirs.gains[BASE_ROW], 0) != HOLDS:
             verdicts[name] = OPEN
             continue
-        enough = above(ours.gains[BASE_ROW], 0.9 * theirs.gains[BASE_ROW].value)
+        enough = above(beyond(results, task, GATED_ROW, 0.9, GRPO_ROW), 0)
         verdicts[name] = both([enough, HOLDS if times >= 10 else FAILS])
     return Claim(
         "No RL loop is needed: 90 % of GRPO's gain with at most a tenth of its generated tokens.",

@@ -126,6 +126,20 @@ def lines(results: Results, task: str) -> dict[str, Line]:
     }
 
 
+def beyond(results: Results, task: str, label: str, share: float, other: str) -> Estimate:
+    """The gain of `label` over the base beyond `share` of the gain of `other`, paired by problem.
+
+    Raises:
+        KeyError: one of them, or the base, was not measured.
+    """
+    scores = {way.label: results.scores(way, task) for way in WAYS}
+    base, one, rival = (scores[name] for name in (BASE_ROW, label, other))
+    if base is None or one is None or rival is None:
+        raise KeyError(f"{task}: {label} or {other} was not measured")
+    plain = base.mean(axis=0)
+    return over_seeds(one - plain - share * (rival.mean(axis=0) - plain))
+
+
 def _mean(values: Floats | None) -> float | None:
     return None if values is None else float(values.mean())
 

@@ -1,0 +1,307 @@
+"""The suite on real models: rule, plan, votes, signal and verdicts by hand; a made-up report."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from research.paper.cells import Cell, CellStore
+from research.real import __main__ as command
+from research.real import plan
+from research.real.claims import FAILS, HOLDS, OPEN, PART, Claim, above, both, judge
+from research.real.measure import figures
+from research.real.report import write_report
+from research.real.sft import target
+from research.real.signal import gradient_lengths, places, share_of_signal
+from research.real.tables import ALONE_ROW, BASE_ROW, GATED_ROW, GREEDY_ROW, Results, lines
+from research.real.tasks import GYM, GYM_TASKS, admitted, candidates, fits_rule
+from research.real.vote import vote, vote_scores
+from training.evaluation import Result
+from training.evaluation.statistics import Estimate
+from training.grading import Verifier
+from training.problems import Problem, load_problems
+
+BASE = "small"
+TASKS = ["chain_sum", "gsm8k"]
+
+
+# --------------------------------------------------------------------------------------- the rule
+
+
+@pytest.mark.parametrize(
+    ("score", "inside"), [(0.149, False), (0.15, True), (0.5, True), (0.85, True), (0.851, False)]
+)
+def test_the_rule_includes_its_bounds(score: float, inside: bool) -> None:
+    assert fits_rule(score) is inside
+
+
+def test_the_first_six_admitted_are_taken_and_two_benchmarks_always() -> None:
+    scores = {name: {"pass@1": 0.5} for name in GYM} | {"gsm8k": {"pass@1": 0.01}}
+    first = sorted(GYM)[0]
+    scores[first] = {"pass@1": 0.9}
+    assert admitted(scores) == [*sorted(GYM)[1 : GYM_TASKS + 1], "gsm8k", "math500"]
+    assert admitted({}) == ["gsm8k", "math500"]
+
+
+def test_every_candidate_draws_problems_and_tests_differ_from_training() -> None:
+    for task in candidates(train=3, test=3).values():
+        if task.name in GYM:
+            train, test = (load_problems(str(one)) for one in (task.train, task.test))
+            assert train and test, task.name
+            assert {one.id for one in train}.isdisjoint(one.id for one in test)
+
+
+# --------------------------------------------------------------------------------------- the plan
+
+
+def test_the_plan_is_the_rule_until_tasks_are_known() -> None:
+    assert plan.plan(BASE, [0, 1, 2], []) == [Cell(BASE, plan.RULE)]
+
+
+def test_the_plan_has_every_cell_once_and_three_seeds_of_ours() -> None:
+    cells = plan.plan(BASE, [0, 1, 2], TASKS)
+    ids = [cell.id for cell in cells]
+    assert len(set(ids)) == len(ids)
+    for seed in range(3):
+        for row in (plan.METHOD, *plan.CONTROLS):
+            assert f"{BASE}/fit/{row}/seed{seed}" in ids
+        for kind in (plan.GATED_GREEDY, plan.ALWAYS, plan.ALONE):
+            assert f"{BASE}/{kind}/method/seed{seed}" in ids
+        assert {f"{BASE}/sft/seed{seed}", f"{BASE}/grpo/seed{seed}"} <= {*ids}
+    assert ids[:3] == [f"{BASE}/rule", f"{BASE}/base", f"{BASE}/greedy"]
+
+
+# ---------------------------------------------------------------------------------------- votes
+
+
+@pytest.mark.parametrize(
+    ("answers", "chosen"),
+    [
+        ([r"\boxed{9}", r"\boxed{7}", r"so \boxed{7.0}"], 1),
+        (["I do not know", r"\boxed{3}"], 1),
+        ([r"\boxed{2}", r"\boxed{5}"], 0),  # of equals the first
+        ([r"\boxed{1,000}", r"\boxed{2}", r"\boxed{1000}"], 0),
+        (["nothing", "else"], None),
+    ],
+)
+def test_most_samples_decide(answers: list[str], chosen: int | None) -> None:
+    assert vote(answers) == chosen
+
+
+def test_a_vote_is_graded_and_none_is_wrong() -> None:
+    problems = [Problem(id=str(n), problem=f"q{n}", answer="7") for n in range(3)]
+    texts = [
+        [r"\boxed{7}", r"\boxed{7}", r"\boxed{1}"],
+        [r"\boxed{1}", r"\boxed{1}", r"\boxed{7}"],
+        ["?", "?", "?"],
+    ]
+    with Verifier() as verifier:
+        assert vote_scores(texts, problems, verifier) == [1.0, 0.0, 0.0]
+
+
+# --------------------------------------------------------------------------------------- signal
+
+
+class Told(torch.nn.Module):
+    """A model of two tokens whose logits are given by the token before."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__()
+        self.lm_head = torch.nn.Linear(2, 2, bias=False)
+        self.lm_head.weight.data = torch.eye(2)
+        self.rows = torch.tensor(logits)
+        self.device = torch.device("cpu")
+
+
+def test_the_gradient_of_a_sure_token_is_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Told([[0.0, 0.0], [5.0, 0.0]])
+    monkeypatch.setattr(
+        "research.real.signal.hidden_states", lambda model, ids, _mask: model.rows[ids]
+    )
+    monkeypatch.setattr("research.real.signal.head", lambda model: model.lm_head)
+    (found,) = gradient_lengths(model, [[0]], [[1, 0]])
+    # First p = (1/2, 1/2): |onehot - p| = sqrt(1/2). Then p(0) = 1 / (1 + e^-5).
+    sure = 1 / (1 + math.exp(-5))
+    assert found == pytest.approx([math.sqrt(0.5), math.sqrt(2) * (1 - sure)], rel=1e-2)
+
+
+def test_signal_and_places_by_hand() -> None:
+    opened = {"entropy": [np.array([True, False, False, True])], "none": [np.ones(4, bool)]}
+    found = share_of_signal(opened, [np.array([3.0, 0.5, 0.5, 1.0])])
+    assert found["entropy"] == {"tokens": 2, "signal_per_token": 2.0, "share": 0.8}
+    assert found["none"]["share"] == 1.0
+    assert places(opened["entropy"]) == [0.5, *[0.0] * 6, 0.5, 0.0, 0.0]
+
+
+def test_the_reference_is_taught_in_a_box() -> None:
+    problem = Problem(id="1", problem="q", answer="$11/23$")
+    assert target(problem) == r"The final answer is $\boxed{11/23}$."
+
+
+# -------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_figure_decides_two_standard_errors_from_its_bound() -> None:
+    assert above(Estimate(0.05, 0.02, 9), 0) == HOLDS
+    assert above(Estimate(0.03, 0.02, 9), 0) == OPEN
+    assert above({"value": -0.05, "stderr": 0.02}, 0) == FAILS
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        ([HOLDS, HOLDS], HOLDS),
+        ([HOLDS, FAILS], PART),
+        ([FAILS, OPEN], FAILS),
+        ([HOLDS, OPEN], OPEN),
+    ],
+)
+def test_a_claim_of_several_parts(parts: list[str], whole: str) -> None:
+    assert both(parts) == whole
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "whole"),
+    [
+        ([], OPEN),
+        ([OPEN, OPEN], OPEN),
+        ([HOLDS, HOLDS], HOLDS),
+        ([HOLDS, OPEN], PART),
+        ([FAILS, OPEN], FAILS),
+        ([FAILS, HOLDS], PART),
+    ],
+)
+def test_the_verdict_over_bases_and_tasks(verdicts: list[str], whole: str) -> None:
+    assert Claim("", [], {str(n): one for n, one in enumerate(verdicts)}).verdict == whole
+
+
+# ---------------------------------------------------------------------------------- a whole report
+
+
+def answers(share: float, row: str, length: int = 100) -> dict[str, Any]:
+    """100 problems on each task, the first `share` of them right; all answers are boxed."""
+    right = np.array([[1.0 if n < 100 * share else 0.0] for n in range(100)])
+    result = Result(
+        *("", "base", "t", 0.6),
+        problem_ids=[str(n) for n in range(100)],
+        correct=right,
+        boxed=np.ones_like(right, dtype=bool),
+        tokens=np.full(right.shape, length),
+        gated=np.full(right.shape, length // 10),
+        truncated=np.zeros_like(right, dtype=bool),
+    )
+    return figures(row, dict.fromkeys(TASKS, result))
+
+
+def made(cell: Cell) -> dict[str, Any]:
+    """The base .3, greedy .35, gated .6, controls .3."""
+    if cell.kind == plan.RULE:
+        found = {"pass@1": 0.3, "stderr": 0.07, "boxed": 1.0, "admitted": True}
+        return {"tasks": dict.fromkeys(TASKS, found), "measured": TASKS}
+    if cell.kind == plan.BASE:
+        votes = {task: {"scores": [1.0] * 40 + [0.0] * 60} for task in TASKS}
+        return answers(0.3, "base") | {"vote": votes}
+    if cell.kind == plan.GREEDY:
+        return answers(0.35, "greedy")
+    cost = {"cost": {"tokens": 1000, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}}
+    if cell.kind == plan.FIT:
+        return answers(0.6 if cell.variant == plan.METHOD else 0.3, "gated") | cost
+    if cell.kind == plan.GRPO:
+        return answers(0.6, "always") | {"cost": {"tokens": 20_000, "seconds": 600.0}}
+    return answers(
+        0.3, {plan.ALONE: "alone", plan.GATED_GREEDY: "gated greedy"}.get(cell.kind, "always")
+    )
+
+
+def store_with(folder: Path, kinds: set[str]) -> CellStore:
+    store = CellStore(folder / "results", folder / "cells")
+    for cell in plan.plan(BASE, [0, 1], TASKS):
+        if cell.kind in kinds:
+            store.write(cell, made(cell), 1.0, "weights")
+    return store
+
+
+MEASURED = {plan.RULE, plan.BASE, plan.GREEDY, plan.FIT, plan.ALONE, plan.GRPO, plan.ALWAYS}
+
+
+def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
+    store = store_with(tmp_path, MEASURED)
+    store.merge()  # through the two files, with what is kept of each answer
+    found = lines(Results(plan.plan(BASE, [0, 1], TASKS), store), "gsm8k")
+    gated = found[GATED_ROW]
+    assert (gated.score.value, gated.seeds, gated.boxed, gated.tokens) == (0.6, 2, 1.0, 100.0)
+    gains = {name: round(one.value, 6) for name, one in gated.gains.items()}
+    assert gains == {BASE_ROW: 0.3, GREEDY_ROW: 0.25, ALONE_ROW: 0.3}
+    # Of 100 paired differences 30 are 1: s^2 = .3 * .7 * 100 / 99.
+    assert gated.gains[BASE_ROW].stderr == pytest.approx(math.sqrt(0.21 / 99))
+    assert gated.finished is not None and gated.finished.value == pytest.approx(0.6)
+    assert gated.matched is not None and gated.matched.value == pytest.approx(0.3)
+    assert found["base, self-consistency"].score.value == pytest.approx(0.4)
+
+
+def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_path: Path) -> None:
+    results = Results(plan.plan(BASE, [0, 1], TASKS), store_with(tmp_path, MEASURED))
+    report = write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
+    verdicts = [claim["verdict"] for claim in report["claims"]]
+    assert verdicts == [HOLDS, OPEN, OPEN, OPEN, FAILS, HOLDS]  # rank 1 gains nothing here
+    text = (tmp_path / "real.md").read_text()
+    assert "### gsm8k" in text
+    assert "**gated** | 0.600" in text
+    assert f"{BASE}/signal/method/seed0" in report["missing"]
+    assert (tmp_path / "real-gains.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "real.json").read_text())["cells"] == report["cells"]
+
+
+def test_before_anything_is_measured_no_claim_can_be_told(tmp_path: Path) -> None:
+    results = Results(plan.plan(BASE, [0], []), CellStore(tmp_path / "r", tmp_path / "c"))
+    assert {claim.verdict for claim in judge({BASE: results})} == {OPEN}
+    write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+class Fake:
+    """Makes cells out of nothing; counts them."""
+
+    calls: list[str] = []  # noqa: RUF012
+
+    def __init__(self, *_: Any) -> None:
+        self.base = type("Base", (), {"fingerprint": "weights"})
+        self.names: list[str] = []
+
+    def make(self, cell: Cell) -> dict[str, Any]:
+        Fake.calls.append(cell.id)
+        if cell.kind == plan.SFT:
+            raise RuntimeError("no memory")
+        return made(cell)
+
+
+def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "Measurer", Fake)
+    monkeypatch.setattr(Fake, "calls", [])
+    monkeypatch.chdir(tmp_path)
+    only = "small/rule,small/base,small/fit/method/*,small/sft/*"
+    argv = ["--bases", BASE, "--only", only, "--nice", "0", "--results", "results"]
+    for expected in (8, 3):  # the second time only what failed is tried again
+        Fake.calls.clear()
+        with pytest.raises(SystemExit) as end:
+            command.main(argv)
+        assert end.value.code == 1
+        assert len(Fake.calls) == expected
+    said = capsys.readouterr()
+    assert f"failed: {BASE}/sft/seed0" in said.err
+    assert "cannot tell: " in said.out
+
+
+def test_two_bases_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(["--bases", "a/small,b/small"])
+    assert end.value.code == 2
+    assert "--bases" in capsys.readouterr().err
