@@ -24,6 +24,7 @@ from training.fit_config import FitConfig
 from training.run import Run
 from training.stages.checkpoint_estimates import CheckpointEstimates
 from training.stages.diagnose import diagnose
+from training.stages.outlook import look_ahead
 from training.stages.publish import publish
 from training.stages.sample import sample_adapter, sample_base
 from training.stages.score import score
@@ -45,8 +46,10 @@ def fit(config: FitConfig) -> Path:
     """
     with Run.open(config) as run:
         first, *later = run.shares
-        rollouts, heldout = (score(run, verify(run, one)) for one in sample_base(run, first))
+        base = sample_base(run, first)
+        rollouts, heldout = (score(run, verify(run, one)) for one in (base.rollouts, base.heldout))
         gate, *others = calibrate_gates(rollouts.entropies, run.config.gate)
+        outlook = look_ahead(run, rollouts, heldout, verify(run, base.greedy), gate)
         estimates = CheckpointEstimates(run, heldout, [gate, *others])
         rounds = [train(run, select_rollouts(run, rollouts, gate), estimates)]
         for number, problems in enumerate(later, start=2):
@@ -56,7 +59,7 @@ def fit(config: FitConfig) -> Path:
             rounds.append(train(run, select_rollouts(run, rollouts, gate), estimates, best))
         choice = select_checkpoint(run, rounds, estimates)
     folder = publish(run, choice)
-    diagnose(run, rounds, heldout, choice)
+    diagnose(run, rounds, heldout, choice, outlook)
     return folder
 
 

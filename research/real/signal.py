@@ -35,7 +35,7 @@ def signal(config: FitConfig, count: int) -> dict[str, Any]:
         "places": share of decision points in each tenth of their answer; "rollouts".
     """
     with Run.open(config) as run:
-        rollouts = score(run, verify(run, sample_base(run, run.shares[0])[0]))
+        rollouts = score(run, verify(run, sample_base(run, run.shares[0]).rollouts))
         gate = calibrate_gates(rollouts.entropies, run.config.gate)[0]
 
         def chosen(which: str) -> dict[int, Any]:

@@ -24,6 +24,7 @@ from training.evaluation import Result
 from training.run import Run
 from training.run_picture import REPORT, draw_if_possible
 from training.stages.checkpoint_estimates import Candidate
+from training.stages.outlook import FEWEST_MIXED, Outlook
 from training.stages.score import Rollouts
 from training.stages.select_checkpoint import Choice
 from training.stages.train import LOG, Trained
@@ -33,28 +34,33 @@ logger = logging.getLogger("training.fit")
 SPIKE = 10.0  # times the run's median |loss|, and no less than SPIKE_FLOOR
 SPIKE_FLOOR = 5.0  # the clipped loss of a healthy run stays below 1
 BINS = 80  # of the histogram of entropies
-FEWEST_MIXED = 20  # problems with right and wrong rollouts
 GATE_RATE_FACTOR = 2.0
 BOXED_FALL = 0.05
 UNGRADED = 0.02  # of the rollouts
 LENGTH_DRIFT = 0.25
 
 
-def diagnose(run: Run, rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> None:
+def diagnose(
+    run: Run, rounds: Sequence[Trained], heldout: Rollouts, choice: Choice, outlook: Outlook
+) -> None:
     """Write report.json and seconds.json, and log the warnings and what was found.
 
     Args:
         heldout: the base's answers to the held-out problems.
+        outlook: what they said before training.
     """
     folder, kept, base = run.config.run_dir, choice.kept, choice.base
     write_json(folder / "seconds.json", run.clock.seconds)
-    values = report(rounds, heldout, choice)
+    values = report(rounds, heldout, choice) | {"outlook": outlook.report()}
     write_json(folder / REPORT, values)
     draw_if_possible(folder)
     for sentence in values["warnings"]:
         logger.warning("%s", sentence)
     gain = kept.against(base).signed
-    logger.info("held out: base %s, %s %s (%s)", base.pass_at_1, kept.mode, kept.pass_at_1, gain)
+    logger.info(
+        "held out: base %s, at temperature 0 %s, %s %s (%s to the base)",
+        base.pass_at_1, outlook.greedy, kept.mode, kept.pass_at_1, gain,
+    )  # fmt: skip
     logger.info("gate: %s", choice.gate)
     logger.info("seconds: %s", run.clock.summary())
 

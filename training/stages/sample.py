@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -49,7 +50,15 @@ class SampledRollouts:
     note: str  # what the log and the clock add to a stage's name: "", " held-out", ", round 2"
 
 
-def sample_base(run: Run, problems: list[Problem]) -> tuple[SampledRollouts, SampledRollouts]:
+class BaseAnswers(NamedTuple):
+    """What the base answers before anything is trained."""
+
+    rollouts: SampledRollouts  # to the problems that are trained on
+    heldout: SampledRollouts  # to the held-out ones
+    greedy: SampledRollouts  # to the same at temperature 0, one each
+
+
+def sample_base(run: Run, problems: list[Problem]) -> BaseAnswers:
     """Rollouts of the base on `problems` and on the held-out ones, from one engine.
 
     Held-out answers are drawn as they are served, but without top_p: nothing that an adapter may
@@ -63,6 +72,7 @@ def sample_base(run: Run, problems: list[Problem]) -> tuple[SampledRollouts, Sam
             "top_p": 1.0,
         }
     )
+    greedy = heldout.model_copy(update={"rollouts": 1, "temperature": 0.0})
     with run.generator(adapter=False) as generator:
 
         def sampled(
@@ -87,9 +97,10 @@ def sample_base(run: Run, problems: list[Problem]) -> tuple[SampledRollouts, Sam
                 )
             return SampledRollouts(stage, asked, table, note)
 
-        return (
+        return BaseAnswers(
             sampled("rollouts", "", problems, config.sampling),
             sampled("heldout", " held-out", run.heldout, heldout),
+            sampled("greedy", " at temperature 0", run.heldout, greedy),
         )
 
 
