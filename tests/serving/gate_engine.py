@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import gate_drafts
+import plain_experts
 
 from vllm_gate.token_report import AnswerContext
 
@@ -471,6 +472,8 @@ def main() -> None:
         _interpret(case["runner"] == "v2 async")
         if case.get("known"):
             gate_drafts.instead_of_ngrams()
+    if "gpt_oss" in (Path(case["model"]) / "config.json").read_text():
+        plain_experts.install()
     from vllm_gate import token_report
 
     token_report.install()

@@ -35,6 +35,16 @@ LLAMA4: dict[str, Any] = {
     "num_local_experts": 1,
     "intermediate_size_mlp": 128,
 }
+GPT_OSS: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {
+        **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "truncate": False},
+        **{"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 256},
+    },
+}
 # name -> (rank, targets): each architecture gets all of them.
 ADAPTERS = {
     "one": (1, ("q_proj", "v_proj")),
@@ -65,6 +75,7 @@ def _config(architecture: str, vocab: int, tied: bool) -> Any:
         ),
         "gemma3": ("Gemma3TextConfig", GEMMA),
         "llama4": ("Llama4TextConfig", LLAMA4),
+        "gpt_oss": ("GptOssConfig", GPT_OSS),
     }[architecture]
     return getattr(transformers, kind)(
         vocab_size=vocab,
@@ -94,6 +105,8 @@ def make_model(architecture: str, folder: Path, vocab: int = VOCAB, *, tied: boo
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(HEAD)
         for name, weight in model.named_parameters():
+            if name.endswith("sinks"):
+                weight.normal_(0, 2.0)
             if architecture.startswith("gemma") and "layernorm" in name and "post" in name:
                 weight.fill_(12.0)  # else the token's own embedding outweighs the layers
     model.save_pretrained(str(folder))
@@ -112,6 +125,8 @@ def make_adapters(
             continue
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if not set(targets) <= {key.rpartition(".")[2] for key, _ in model.named_modules()}:
+            continue  # a mixture of experts has no MLP of its own
         config = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=False
         )
@@ -121,4 +136,4 @@ def make_adapters(
                 if "lora_B" in key:
                     weight.normal_(0, strength / rank**0.5)
         adapted.save_pretrained(str(store / name))
-    return {name: store / name for name in names}
+    return {name: store / name for name in names if (store / name).exists()}

@@ -258,6 +258,23 @@ def test_attention_in_chunks(world: Callable[[str], World]) -> None:
     assert result["counted"][1] > 300
 
 
+def test_attention_with_sinks(world: Callable[[str], World]) -> None:
+    """gpt-oss': a learned sink in every head, and a window in every second layer."""
+    here = world("gpt_oss")
+    first = [
+        Asked(prompt[: 5 + 3 * index], ("one", "attention")[index % 2], (0.0, 1.5, None)[index % 3])
+        for index, prompt in enumerate(prompts(20, 70, 4))
+    ]
+    follow = next_turns(here, first, 4)
+    turns = [first, [asked._replace(adapter=asked.adapter and "attention") for asked in follow]]
+    disturbed = {"reset": [6, 12, 30, 50, 70, 90], "pending": {"reset": 5}}
+    (result,) = here.run(job(here, turns, ROOMY, **disturbed))
+    assert not bad_cases(here, turns, result)
+    assert_tidy(result)
+    assert result["preempted"] >= 20
+    assert result["counted"][1] > 200
+
+
 def test_never_is_the_base_without_lora(world: Callable[[str], World]) -> None:
     here = world("qwen2")
     batch = [
