@@ -24,6 +24,7 @@ from research.real.measure import FULL, QUICK, Measurer
 from research.real.plan import RULE, plan
 from research.real.report import write_report
 from research.real.tables import Results
+from research.real.tasks import candidates
 from training.generation import EngineName
 from training.problems.settings import ProblemsConfig
 
@@ -34,6 +35,7 @@ BASES = [
     "google/gemma-3-270m",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
 ]
+WORK = Path("runs/real")
 
 
 class RealConfig(ProblemsConfig):
@@ -43,6 +45,9 @@ class RealConfig(ProblemsConfig):
 
     bases: list[str] = Field(BASES, min_length=1, description="Folders or hub ids.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Of the trainings.")
+    tasks: list[str] = Field(
+        [], description="Measure these and ask no rule; needs a --work of its own."
+    )
     only: list[str] = Field(
         [], description="Make these cells alone, '*/base,*/fit/*' say; report on all."
     )
@@ -51,7 +56,7 @@ class RealConfig(ProblemsConfig):
     nice: int = Field(10, ge=0, le=19, description="Priority: 0 is normal, 19 the lowest.")
     quick: bool = Field(False, description="One seed, few problems: does it run?")
     results: Path = Field(Path("research/results"), description="Report and merged cells.")
-    work: Path = Field(Path("runs/real"), description="New cells, adapters, rollouts, answers.")
+    work: Path = Field(WORK, description="New cells, adapters, rollouts, answers.")
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -65,16 +70,27 @@ class RealConfig(ProblemsConfig):
     def _different(self) -> RealConfig:
         if len({Path(base).name for base in self.bases}) < len(self.bases):
             raise ValueError("--bases: two of them have the same name")
+        if unknown := set(self.tasks) - candidates(1, 1).keys():
+            known = ", ".join(candidates(1, 1))
+            raise ValueError(f"--tasks: '{min(unknown)}' is unknown; known: {known}")
+        if self.tasks and self.work == WORK:
+            raise ValueError("--tasks: their cells are others; give --work and --results too")
         return self
 
     def store(self) -> CellStore:
         """The merged cells of `results` and the new ones of `work`."""
         return CellStore(self.results, self.work / "cells")
 
-    def planned(self, base: str, store: CellStore) -> list[Cell]:
-        """All cells of a base; before the rule is applied, that one."""
+    def measured(self, base: str, store: CellStore) -> list[str]:
+        """The tasks of a base; empty: the rule is not applied yet."""
         rule = store.read(Cell(base, RULE))
-        return plan(base, self.seeds, rule["measured"] if rule else [])
+        return self.tasks or (rule["measured"] if rule else [])
+
+    def results_of(self, base: str, store: CellStore) -> Results:
+        """What is planned and what is there."""
+        tasks = self.measured(base, store)
+        cells = plan(base, self.seeds, tasks)
+        return Results(cells[1:] if self.tasks else cells, store, tasks)
 
 
 class Clock:
@@ -115,11 +131,11 @@ def measure(config: RealConfig, model: str, store: CellStore, clock: Clock) -> l
                     continue
                 store.write(cell, result, time.monotonic() - start, print_of)
 
-    make(config.planned(base, store)[:1])
-    rule = store.read(Cell(base, RULE), print_of)
-    if rule is not None:
-        measurer.names = rule["measured"]
-        wanted = config.planned(base, store)
+    if not config.tasks:
+        make([Cell(base, RULE)])
+    measurer.names = config.measured(base, store)
+    if measurer.names:
+        wanted = config.results_of(base, store).cells
         make([cell for cell in wanted if not config.only or _matches(cell, config.only)])
     return failed
 
@@ -138,7 +154,7 @@ def reproduce(config: RealConfig) -> list[str]:
         except FileNotFoundError as error:
             logger.warning("no cells of %s: %s", Path(model).name, error)
     names = [Path(model).name for model in config.bases]
-    found = {name: Results(config.planned(name, store), store) for name in names}
+    found = {name: config.results_of(name, store) for name in names}
     size = QUICK if config.quick else FULL
     command = f"reasonmaxxer reproduce --suite real{' --quick' if config.quick else ''}"
     report = write_report(found, config.results, command, size.rule, size.samples)

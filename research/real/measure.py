@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ class Measurer:
             plan.TEMPLATE: self.template,
             plan.OVERLAP: self.overlap,
             plan.SFT: self.sft,
+            plan.PAPER: self.paper,
             plan.GRPO: self.grpo,
         }[cell.kind](cell)
         return made
@@ -214,6 +215,11 @@ class Measurer:
             **figures("gated", self._ask(self._asked, applied, renderer=renderer)),
             "instruction": OTHER_INSTRUCTION,
         }
+
+    def paper(self, cell: Cell) -> dict[str, Any]:
+        """The paper's own fit, at every position, served at every step."""
+        folder = self.adapter(replace(cell, flags=("--mode", "always")))
+        return figures("always", self._ask(self._asked, Applied(folder)))
 
     # ----------------------------------------------------------------------------- other methods
 

@@ -17,6 +17,7 @@ RULE, BASE, GREEDY = "rule", "base", "greedy"
 GATED_GREEDY, ALWAYS, ALONE = "gated-greedy", "always", "base-behind-the-gate"
 FIT, SFT, GRPO = "fit", "sft", "grpo"
 SIGNAL, FOOTPRINT, INTERVENE = "signal", "footprint", "intervene"
+PAPER = "paper"  # fitted at every position, served at every step
 TRANSFER, TEMPLATE, OVERLAP = "transfer", "template", "overlap"
 
 # Variant -> flags of `training.fit`. All train on the same rollouts.
@@ -58,5 +59,5 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
         *(Cell(base, TRANSFER, task, start) for task in tasks[:2]),
         Cell(base, TEMPLATE, METHOD, start),
     ]
-    others = [Cell(base, kind, "", seed) for seed in seeds for kind in (SFT, GRPO)]
+    others = [Cell(base, kind, "", seed) for seed in seeds for kind in (SFT, PAPER, GRPO)]
     return [*first, *main, *explain, *others]

@@ -48,6 +48,7 @@ WAYS = (
     Way("fitted on right answers alone", plan.FIT, "right-answers-alone", "gated"),
     Way("rank 1", plan.FIT, "rank-1", "gated"),
     Way("o_proj alone", plan.FIT, "o-only", "gated"),
+    Way("fitted at every position, always-on", plan.PAPER, "", "always"),
     Way("supervised, on the references", plan.SFT, "", "always"),
     Way(GRPO_ROW, plan.GRPO, "", "always"),
 )
@@ -55,10 +56,14 @@ AGAINST = (BASE_ROW, GREEDY_ROW, ALONE_ROW)
 
 
 class Results:
-    """The cells of one base that are there."""
+    """The cells of one base that are there.
 
-    def __init__(self, cells: Sequence[Cell], store: CellStore) -> None:
-        self.cells = list(cells)
+    Attributes:
+        tasks: those that are measured; empty: the rule was not applied yet.
+    """
+
+    def __init__(self, cells: Sequence[Cell], store: CellStore, tasks: Sequence[str]) -> None:
+        self.cells, self.tasks = list(cells), list(tasks)
         self.found = {cell: result for cell in cells if (result := store.read(cell)) is not None}
 
     def of(self, kind: str, variant: str = "") -> list[dict[str, Any]]:
@@ -68,12 +73,6 @@ class Results:
             for cell, result in self.found.items()
             if (cell.kind, cell.variant) == (kind, variant)
         ]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Those that are measured; empty: the rule was not applied yet."""
-        rule = self.of(plan.RULE)
-        return list(rule[0]["measured"]) if rule else []
 
     def scores(self, way: Way, task: str) -> Floats | None:
         """[seeds, problems]; None: not measured."""

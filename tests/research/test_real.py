@@ -231,7 +231,7 @@ MEASURED = {plan.RULE, plan.BASE, plan.GREEDY, plan.FIT, plan.ALONE, plan.GRPO, 
 def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
     store = store_with(tmp_path, MEASURED)
     store.merge()  # through the two files, with what is kept of each answer
-    found = lines(Results(plan.plan(BASE, [0, 1], TASKS), store), "gsm8k")
+    found = lines(Results(plan.plan(BASE, [0, 1], TASKS), store, TASKS), "gsm8k")
     gated = found[GATED_ROW]
     assert (gated.score.value, gated.seeds, gated.boxed, gated.tokens) == (0.6, 2, 1.0, 100.0)
     gains = {name: round(one.value, 6) for name, one in gated.gains.items()}
@@ -244,7 +244,8 @@ def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_path: Path) -> None:
-    results = Results(plan.plan(BASE, [0, 1], TASKS), store_with(tmp_path, MEASURED))
+    store = store_with(tmp_path, MEASURED)
+    results = Results(plan.plan(BASE, [0, 1], TASKS), store, TASKS)
     report = write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
     verdicts = [claim["verdict"] for claim in report["claims"]]
     assert verdicts == [HOLDS, OPEN, OPEN, OPEN, FAILS, HOLDS]  # rank 1 gains nothing here
@@ -257,7 +258,7 @@ def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_
 
 
 def test_before_anything_is_measured_no_claim_can_be_told(tmp_path: Path) -> None:
-    results = Results(plan.plan(BASE, [0], []), CellStore(tmp_path / "r", tmp_path / "c"))
+    results = Results(plan.plan(BASE, [0], []), CellStore(tmp_path / "r", tmp_path / "c"), [])
     assert {claim.verdict for claim in judge({BASE: results})} == {OPEN}
     write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
 
@@ -298,6 +299,16 @@ def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
     said = capsys.readouterr()
     assert f"failed: {BASE}/sft/seed0" in said.err
     assert "cannot tell: " in said.out
+
+
+@pytest.mark.parametrize("argv", [["--tasks", "gcd"], ["--tasks", "sums", "--work", "elsewhere"]])
+def test_tasks_of_ones_own_need_a_place_and_names(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(argv)
+    assert end.value.code == 2
+    assert "--tasks" in capsys.readouterr().err
 
 
 def test_two_bases_of_one_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
