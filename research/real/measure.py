@@ -357,6 +357,7 @@ class Measurer:
             *("--run-dir", str(run), "--output", str(self._folder(cell))),
             *("--seed", "0", "--training-seed", str(cell.seed), "--base-cache.keep"),
             *("--sampling.max-tokens", str(self._size.max_tokens), "--engine", self._engine),
+            *(("--data-dir", str(self._data)) if self._data else ()),
             *cell.flags,
             *self._size.fit,
         ]
