@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
 from research.real import __main__ as command
 from research.real import plan
 from research.real.claims import FAILS, HOLDS, OPEN, PART, Claim, above, both, judge
-from research.real.measure import figures
+from research.real.measure import QUICK, Measurer, figures
 from research.real.report import write_report
 from research.real.sft import target
 from research.real.signal import gradient_lengths, places, share_of_signal
@@ -261,6 +263,28 @@ def test_before_anything_is_measured_no_claim_can_be_told(tmp_path: Path) -> Non
     results = Results(plan.plan(BASE, [0], []), CellStore(tmp_path / "r", tmp_path / "c"), [])
     assert {claim.verdict for claim in judge({BASE: results})} == {OPEN}
     write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
+
+
+# -------------------------------------------------------------------------------- a real base
+
+
+def test_a_base_votes_and_answers_greedily(tmp_path: Path) -> None:
+    rows = [puzzle.problem for puzzle in islice(puzzles(25, "train"), 12)]
+    for name, part in (("gsm8k", rows[:4]), ("gsm8k_train", rows[3:])):
+        lines = [{"question": one.problem, "answer": f"#### {one.answer}"} for one in part]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    measurer = Measurer("models/tiny-qwen2-hurried", tmp_path, QUICK, "transformers", tmp_path)
+    measurer.names = ["gsm8k"]
+    base = measurer.make(Cell(BASE, plan.BASE))
+    assert len(base["base"]["gsm8k"]["scores"]) == len(base["vote"]["gsm8k"]["scores"]) == 4
+    assert len(base["base/tokens"]["gsm8k"]["scores"]) == 4 * QUICK.samples
+    again = measurer.make(Cell(BASE, plan.BASE))  # read back, not asked again
+    assert again == base
+    greedy = measurer.make(Cell(BASE, plan.GREEDY))
+    assert set(greedy["greedy"]["gsm8k"]["scores"]) <= {0.0, 1.0}
+    overlap = measurer.make(Cell(BASE, plan.OVERLAP))
+    assert overlap == {"shared": {"gsm8k": 1}, "of": {"gsm8k": 4}}
 
 
 # ------------------------------------------------------------------------------------ the command
