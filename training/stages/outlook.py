@@ -1,7 +1,7 @@
 """Is it worth going on? What the base's answers say before anything is trained.
 
-    outlook: held out, base .346, at temperature 0 .367, best of 8 .712; 61 % of the problems are
-    mixed; 71 % of the uncertainty lies at decision points. Worth training.
+    outlook: held out, base 0.310, at temperature 0 0.300, best of 8 0.617; 151 of 180 problems are
+    mixed; 78% of the uncertainty lies at decision points. Worth training.
 
 The method moves answers from those that the base sometimes gives to those that are right. So it
 needs problems that are sometimes right (mixed), room between one sample and the best of several
