@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -119,7 +120,7 @@ def run(name: str, arguments: list[str]) -> int:
     command = _command(name)
     sys.argv[:] = [f"{CONSOLE} {name}", *arguments]
     asks_help = bool({"-h", "--help"} & set(arguments))
-    missing = None if asks_help else _not_installed(name)
+    missing = _not_packaged(name) or (None if asks_help else _not_installed(name))
     if missing:  # better now than after an hour
         print(missing, file=sys.stderr)
         return 1
@@ -150,6 +151,17 @@ def _unknown(name: str) -> str:
     return f"{CONSOLE}: error: '{name}' is no command; {hint}there are {known}"
 
 
+def _not_packaged(name: str) -> str | None:
+    """The error for a command of the repository that the installed package lacks."""
+    package = _command(name).module.partition(".")[0]
+    if package != "research" or importlib.util.find_spec(package) is not None:
+        return None
+    return (
+        f"{CONSOLE} {name}: error: this command is in a clone of the repository, not in the "
+        "package; clone it and, there, uv pip install -e '.[research]'"
+    )
+
+
 def _not_installed(name: str) -> str | None:
     """The error for packages of the command's extra that are not there; None where all are."""
     extra = _command(name).extra
@@ -164,13 +176,7 @@ def _not_installed(name: str) -> str | None:
 
 def _not_importable(name: str, error: ModuleNotFoundError) -> str | None:
     """The error where the extra is the reason; None where the installation or we are at fault."""
-    package = _command(name).module.partition(".")[0]
-    if (error.name or "").partition(".")[0] == package:
-        if package == "research":
-            return (
-                f"{CONSOLE} {name}: error: its code is in a clone of the repository alone; run it "
-                "from there, after: uv pip install -e '.[research]'"
-            )
+    if (error.name or "").partition(".")[0] == _command(name).module.partition(".")[0]:
         return _install(name, "the command itself")  # an image without training/, say
     return _not_installed(name)
 

@@ -61,6 +61,7 @@ def test_the_console_script_is_declared() -> None:
         ("grade", "training.grade"),
         ("serve", "serving.__main__"),
         ("store", "adapters.__main__"),
+        ("reproduce", "research.reproduce"),
         ("doctor", "reasonmaxxer.doctor"),
     ],
 )
@@ -108,6 +109,8 @@ def test_the_module_keeps_its_own_name(capsys: pytest.CaptureFixture[str]) -> No
         (["grade", "no-such.jsonl"], "reasonmaxxer grade: error: no-such.jsonl"),
         (["serve", "--port", "eight"], "reasonmaxxer serve: --port"),
         (["store", "list", "--store", "/no/store"], "reasonmaxxer store: error: --store"),
+        (["reproduce", "--suite", "ideal"], "reasonmaxxer reproduce: error: argument --suite"),
+        (["reproduce", "--suite", "real", "--nice", "-1"], "reasonmaxxer reproduce: error: "),
         (["doctor", "--loud"], "reasonmaxxer doctor: error: unrecognized"),
     ],
 )
@@ -131,6 +134,15 @@ def test_a_command_that_is_not_there_is_named_with_what_installs_it(
     assert main(["fit"]) == 1
     err = capsys.readouterr().err
     assert re.match(r"reasonmaxxer fit: error: .*the command itself; pip install .*\[train\]", err)
+
+
+@pytest.mark.parametrize("argv", [["reproduce", "--suite", "real"], ["reproduce", "--help"]])
+def test_a_command_of_the_repository_says_where_it_is(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert main(argv) == 1
+    assert "in a clone of the repository" in capsys.readouterr().err
 
 
 def test_help_that_needs_a_missing_package_names_the_extra(
