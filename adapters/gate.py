@@ -26,7 +26,9 @@ WAYS_OUT = (
     "NAME`; a server with --default-gate-rate RATE measures one itself"
 )
 LN2 = math.log(2)
-CACHED = 2**16  # logits of one pass on a CPU: 256 KiB in float32, a fraction of a core's L2
+# Logits of one pass. On a CPU 256 KiB in float32, a fraction of a core's L2; elsewhere 128 MiB, so
+# that what many rows need on the way is bounded.
+CACHED, BOUNDED = 2**16, 2**25
 
 
 def acting(modules: Iterable[str]) -> list[str]:
@@ -46,12 +48,10 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows = logits.reshape(-1, logits.shape[-1])
-    if logits.device.type == "cpu":
-        # A few at a time, so that what is computed on the way stays in the cache.
-        parts = [_sums(part) for part in rows.split(max(1, CACHED // rows.shape[-1]))]
-        total, product = (torch.cat(sums) for sums in zip(*parts, strict=True))
-    else:
-        total, product = _sums(rows)
+    # A few rows at a time, so that what is computed on the way stays in the cache.
+    at_once = CACHED if logits.device.type == "cpu" else BOUNDED
+    parts = [_sums(part) for part in rows.split(max(1, at_once // rows.shape[-1]))]
+    total, product = (torch.cat(sums) for sums in zip(*parts, strict=True))
     return (total.log() - product / total).view(logits.shape[:-1])
 
 

@@ -141,6 +141,7 @@ class RequestContext(AnswerContext):
                 series.gated += 1
                 if "entropy" in mark:
                     series.entropy.observe(mark["entropy"])
+                if "rank" in mark:
                     series.rank.observe(mark["rank"] or DEPTH + 1)
 
     # --------------------------------------------------------------------------- the answer

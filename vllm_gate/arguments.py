@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as ProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
-from vllm_gate import patches
+from vllm_gate import guidance, patches
 from vllm_gate.engine_arguments import ARGUMENTS
 from vllm_gate.params import GateParams
 
@@ -33,8 +33,11 @@ class GateArguments(ProcessorV1, ProcessorV2):  # type: ignore[misc]
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raise ValueError where gating cannot work."""
-        if GateParams.of(sampling_params.extra_args) is None:
+        params = GateParams.of(sampling_params.extra_args)
+        if params is None:
             return
+        if params.guided:
+            guidance.check_engine()
         # The first gated request: from here on this process's outputs carry reports.
         patches.install("outputs")
 

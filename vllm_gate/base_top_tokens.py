@@ -1,7 +1,8 @@
 """What is kept of a decision point: the entropy, and the most likely tokens of the base.
 
 The entropy and the rank of the token taken go into the metrics; a request that asks for a trace
-gets the base's best with their probabilities as well.
+gets the base's best with their probabilities as well. On a GPU, which would have to sort all rows
+in every step, only a trace has ranks.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class StepViews(NamedTuple):
     """
 
     opened: BaseView | None = None  # the decision point at which the step ended
+    corrected: BaseView | None = None  # the one whose token the step gives, from a second row
     shut: Sequence[BaseView] = ()  # with `trace=2`: the positions before it where the gate is shut
 
 

@@ -14,6 +14,7 @@ import torch
 from adapters.gate import entropy, opens
 
 if TYPE_CHECKING:
+    from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
     from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
 
@@ -69,3 +70,53 @@ def mask_loras(wrapper: PunicaWrapperBase, token: torch.Tensor, row: torch.Tenso
     """
     wrapper._token_lora_indices[: token.shape[0]].masked_fill_(token, -1)
     wrapper._sampler_indices[: row.shape[0]].masked_fill_(row, -1)
+
+
+class Unmasked:
+    """vLLM's mapping of a batch, before a mask, for steps in which only the mask is another.
+
+    vLLM makes the mapping in a loop over tokens, and anew only for another batch.
+    """
+
+    def __init__(self, wrapper: PunicaWrapperBase) -> None:
+        self.wrapper = wrapper
+        self.key: object = None
+        self.saved: tuple[torch.Tensor, ...] = ()
+
+    def _buffers(self) -> tuple[torch.Tensor, ...]:
+        tokens, samples = self.wrapper.indices_len[:2]
+        return self.wrapper._token_lora_indices[:tokens], self.wrapper._sampler_indices[:samples]
+
+    def save(self, key: object) -> None:
+        """Keep what the buffers hold, which vLLM has made of `key`."""
+        self.key, self.saved = key, tuple(buffer.clone() for buffer in self._buffers())
+
+    def restore(self, key: object) -> bool:
+        """Write it back, where it was made of the same; False: of something else."""
+        if key != self.key:
+            return False
+        for buffer, saved in zip(self._buffers(), self.saved, strict=True):
+            buffer.copy_(saved)
+        return True
+
+
+def prepare_on_device(meta: LoRAKernelMeta, mapping: torch.Tensor, slots: torch.Tensor) -> None:
+    """LoRAKernelMeta.prepare_tensors, for which the host does not wait.
+
+    vLLM's asks the device whether any token has a LoRA, and which ones there are. This one lists all
+    slots; the kernels leave at once where a slot has no token (lora/ops/triton_ops/lora_shrink_op.py).
+
+    Args:
+        mapping: [T] slots, -1: no LoRA.
+        slots: -1, 0, 1, ... up to the last one; made once.
+    """
+    count = mapping.shape[0]
+    meta.token_lora_mapping[:count].copy_(mapping)
+    meta.token_indices_sorted_by_lora_ids[:count].copy_(mapping.argsort(stable=True))
+    tokens = (mapping[None] == slots[:, None]).sum(1, dtype=torch.int32)
+    meta.num_tokens_per_lora.copy_(tokens)
+    meta.active_lora_ids.copy_(slots)
+    meta.lora_token_start_loc[:1].zero_()
+    meta.lora_token_start_loc[1:].copy_(tokens.cumsum(0))
+    meta.no_lora_flag_cpu.fill_(False)  # the host's; which rows have a LoRA only the device knows
+    meta.num_active_loras_cpu.fill_(slots.shape[0])

@@ -9,6 +9,9 @@ our server sends, in `vllm_xargs`, with a model NAME:gated:
                                      of the manifest's; before the request's own temperature
     {"gate_trace": 1}                say which tokens were gated, and why; 2: the entropy at every
                                      token
+    {"guidance_scale": 1.5}          at decision points, go away from what would be said after the
+                                     guidance prompt; 1: no guidance
+    {"guidance_prompt": [5, 6]}      its tokens, or for our server its text
 
 A client of plain `vllm serve` sends the same, without `gate_rate`, with the adapter's own name.
 """
@@ -31,16 +34,20 @@ TAU = "gate_tau"
 RATE = "gate_rate"
 TEMPERATURE = "correction_temperature"
 TRACE = "gate_trace"
+SCALE = "guidance_scale"
+PROMPT = "guidance_prompt"
 OLD_TEMPERATURE = "gate_temperature"  # deprecated: TEMPERATURE's name until version 0.2
 
 # A threshold that no vocabulary's entropy reaches, nats.
 NEVER = 1e9
 
-CLIENTS = (TAU, RATE, TEMPERATURE, TRACE)  # a client of our server may send
-ENGINES = (TAU, TEMPERATURE, TRACE)  # the engine takes
-PREFIX = "gate_"
+CLIENTS = (TAU, RATE, TEMPERATURE, TRACE, SCALE, PROMPT)  # a client of our server may send
+ENGINES = (TAU, TEMPERATURE, TRACE, SCALE, PROMPT)  # the engine takes
+PREFIXES = ("gate_", "guidance_")
+WIDEST = 20.0  # guidance scale
+LONGEST = 16  # tokens of a guidance prompt: each guided token costs a step of as many
 # Of our server to its engine: report the base's entropy of every token to the server's process.
-WATCHED = f"{PREFIX}watched"
+WATCHED = f"{PREFIXES[0]}watched"
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class GateParams:
 
         SamplingParams(extra_args=GateParams(tau=0.8).extra_args())
 
-    The request names its adapter as any LoRA request does. Without an adapter only a gate that
-    never opens is one (`GateParams(NEVER, trace=2)`): it reports the base's entropies.
+    The request names its adapter as any LoRA request does. Without an adapter a gate either guides
+    the base (`guidance_scale`), or never opens: `GateParams(NEVER, trace=2)` reports its entropies.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,17 +67,29 @@ class GateParams:
     correction_temperature: float = 1.0  # divides the logits of decision points
     trace: int = 0  # 1: report each decision point; 2: report the base's entropy at every token
     watched: bool = False  # report every entropy to the process (token_report.install) alone
+    guidance_scale: float = 1.0  # 1: no guidance (guidance.py)
+    guidance_prompt: tuple[int, ...] = ()  # its tokens
 
     def __post_init__(self) -> None:
         _number(TAU, self.tau)
         _number(TEMPERATURE, self.correction_temperature, HOTTEST, COLDEST)
         if self.trace not in (0, 1, 2):
             raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {self.trace!r}")
+        _number(SCALE, self.guidance_scale, WIDEST)
+        _token_ids(self.guidance_prompt)
+        if self.guided != bool(self.guidance_prompt):
+            raise ValueError(f"{SCALE} and {PROMPT}: a scale other than 1 goes with a prompt")
 
-    def extra_args(self) -> dict[str, float | int]:
+    @property
+    def guided(self) -> bool:
+        """Whether decision points are guided."""
+        return self.guidance_scale != 1
+
+    def extra_args(self) -> dict[str, Any]:
         """For `SamplingParams.extra_args`."""
         told = {TAU: self.tau, TEMPERATURE: self.correction_temperature, TRACE: self.trace}
-        return told | ({WATCHED: 1} if self.watched else {})
+        guidance = {SCALE: self.guidance_scale, PROMPT: list(self.guidance_prompt)}
+        return told | (guidance if self.guided else {}) | ({WATCHED: 1} if self.watched else {})
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> GateParams | None:
@@ -93,13 +112,15 @@ class GateParams:
             _number(TEMPERATURE, arguments.get(TEMPERATURE, 1.0), HOTTEST, COLDEST),
             arguments.get(TRACE) or 0,
             bool(arguments.get(WATCHED)),
+            _number(SCALE, arguments.get(SCALE, 1.0), WIDEST),
+            _token_ids(arguments.get(PROMPT, ())),
         )
 
 
 def given(arguments: Mapping[str, Any] | None) -> list[str]:
     """The gate's arguments among a request's."""
     return sorted(
-        name for name in arguments or {} if name.startswith(PREFIX) or name == TEMPERATURE
+        name for name in arguments or {} if name.startswith(PREFIXES) or name == TEMPERATURE
     )
 
 
@@ -129,6 +150,15 @@ def _number(name: str, value: Any, high: float = math.inf, low: float = 0) -> fl
         span = "a number >= 0, in nats" if high == math.inf else between
         raise ValueError(f"{name}: must be {span}, not {reprlib.repr(value)}")
     return number
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    good = isinstance(value, list | tuple) and len(value) <= LONGEST
+    if not good or any(type(one) is not int or one < 0 for one in value):
+        raise ValueError(
+            f"{PROMPT}: must be a list of at most {LONGEST} token ids, not {reprlib.repr(value)}"
+        )
+    return tuple(value)
 
 
 def resolve(

@@ -27,6 +27,7 @@ from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID
 from adapters.gate import entropy, opens
 from vllm_gate.base_top_tokens import BaseView, BaseViews, StepViews, attach, best
 from vllm_gate.cpu.seeds import SeededRows
+from vllm_gate.guidance import guide
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
 
 if TYPE_CHECKING:
@@ -102,12 +103,37 @@ class GateRunnerV1(SeededRows):
         tokens = _of_first(rows, num_scheduled_tokens, replays)
         used = np.unique(tokens)  # the others need no slot in this step
         known = input_batch.lora_id_to_lora_request
+        guided = self._guided()
+        heads = rows.copy()
+        heads[guided] = 0  # their rows of logits follow the guidance prompt; further ones are added
+        sampled = _of_first(heads, num_sampled_tokens, replays).tolist() + rows[guided].tolist()
         self._set_active_loras(
-            tuple(_of_first(rows, num_sampled_tokens, replays).tolist()),
+            tuple(sampled),
             tuple(tokens.tolist()),
             {known[lora] for lora in used.tolist() if lora},
             mapping_type,
         )
+
+    def _guided(self) -> list[int]:
+        """The requests, by their number in the batch, whose replay is guided in this step."""
+        index = self.input_batch.req_id_to_index
+        return [index[name] for name, step in self._plan.items() if step.guidance is not None]
+
+    def _prepare_inputs(
+        self, scheduler_output: SchedulerOutput, num_scheduled_tokens: np.ndarray
+    ) -> tuple[torch.Tensor, SpecDecodeMetadata | None, int]:
+        batch = self.input_batch
+        for name, step in self._plan.items():
+            if step.guidance is not None:
+                row, prompt = batch.req_id_to_index[name], step.guidance.prompt
+                first = batch.num_computed_tokens_cpu[row] + 1
+                batch.token_ids_cpu[row, first : first + len(prompt)] = prompt
+        indices, drafts, most = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        guided = self._guided()
+        if guided:  # the logits of the replays themselves come after all others
+            replayed = torch.from_numpy(self.query_start_loc.np[guided]).to(indices)
+            indices = torch.cat([indices, replayed])
+        return indices, drafts, most
 
     def _get_slot_mappings(
         self,
@@ -134,9 +160,13 @@ class GateRunnerV1(SeededRows):
         if logits is None or not self._plan:
             return super()._sample(logits, spec_decode_metadata)
         rows = self._rows(spec_decode_metadata)
+        logits = self._guide(logits, rows)
         self._sharpen(logits, rows)
         tested = self._test(logits, rows)
         index = self.input_batch.req_id_to_index
+        for name, step in self._plan.items():
+            if step.replays and not step.samples:
+                self.discard_request_mask.np[index[name]] = True
         for name, (opened, _) in tested.items():
             if opened is not None and opened.place == 0:  # with no drafts vLLM looks here alone
                 self.discard_request_mask.np[index[name]] = True
@@ -152,6 +182,19 @@ class GateRunnerV1(SeededRows):
         ends = np.cumsum(np.array(spec_decode_metadata.num_draft_tokens) + 1)
         starts = np.concatenate([[0], ends])
         return {name: range(starts[index[name]], ends[index[name]]) for name in self._plan}
+
+    def _guide(self, logits: torch.Tensor, rows: dict[str, range]) -> torch.Tensor:
+        """The logits without the rows that `_prepare_inputs` added, those of replays guided."""
+        guided = [
+            (rows[name][0], step.guidance.scale)
+            for name, step in self._plan.items()
+            if step.guidance is not None
+        ]
+        count = logits.shape[0] - len(guided)
+        logits, replayed = logits[:count], logits[count:]
+        for (row, scale), conditional in zip(guided, replayed, strict=True):
+            logits[row] = guide(conditional, logits[row], scale)
+        return logits
 
     def _sharpen(self, logits: torch.Tensor, rows: dict[str, range]) -> None:
         """Divide the logits of replays, in place."""
@@ -219,7 +262,7 @@ class GateRunnerV1(SeededRows):
                 tokens[point.place :] = PLACEHOLDER_TOKEN_ID
             untested = int(self._plan[name].replays)  # the replay's own token
             count = int((tokens >= 0).sum()) - untested if shut else 0
-            self._views[name] = StepViews(opened, shut[: max(count, 0)])
+            self._views[name] = StepViews(opened, shut=shut[: max(count, 0)])
 
     # vLLM's decorator is a class, whose type says nothing of the method.
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Result:  # type: ignore[override]

@@ -45,9 +45,10 @@ from vllm_gate.base_top_tokens import BaseView, StepViews, views_of
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
 from vllm_gate.params import WATCHED, GateParams
-from vllm_gate.step_plan import Plan, Step, attach, gate_of, plan_of
+from vllm_gate.step_plan import Guidance, Plan, Step, attach, gate_of, plan_of
 from vllm_gate.token_report import REPORT, TracedToken
 from vllm_gate.turns import Turns
+from vllm_gate.two_rows import TwoRows, past_rate
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -64,6 +65,9 @@ class Gate:
     lora: LoRARequest | None  # None: the base's own, whose gate never opens
     point: int | None = None  # a position
     view: BaseView | None = None  # what the base's distribution was there
+    decodes: bool = False  # it has given a token since it was last scheduled anew
+    tokens: int = 0
+    corrected: int = 0  # of them
     # Of the prompt, which arrive with a step that gave no token: fields of ModelRunnerOutput.
     held: dict[str, Any] = field(default_factory=dict)
 
@@ -105,6 +109,7 @@ class GateMixin(Scheduler):
         self.lora_config = copy(self.vllm_config.lora_config)
         slots = self.lora_config.max_loras if self.lora_config else 0
         self._turns = Turns(slots, shares_slots(self.vllm_config))
+        self._two_rows = TwoRows.of(self.vllm_config)
 
     def add_request(self, request: Request) -> None:
         params = gate_of(request.sampling_params, request.lora_request)
@@ -128,6 +133,8 @@ class GateMixin(Scheduler):
             request = self.requests[name]
             if not self._turns.shared or gate.point == request.num_computed_tokens:
                 request.lora_request = gate.lora
+            if gate.point == request.num_computed_tokens and self._can_guide(gate):
+                request.spec_token_ids = list(gate.params.guidance_prompt)  # drafts, to vLLM
         if self.lora_config:
             self.lora_config.max_loras = self._turns.take(
                 self.running, self.waiting, self.current_step
@@ -142,8 +149,43 @@ class GateMixin(Scheduler):
         for new in output.scheduled_new_reqs:
             if new.req_id in self._gates:
                 new.lora_request = self._gates[new.req_id].lora
-        attach(output, self._plan(output))
+        plan = self._plan(output)
+        for name in self._second_rows(output, plan):
+            plan[name] = plan[name]._replace(two_rows=True)
+        attach(output, plan)
         return output
+
+    def _second_rows(self, output: SchedulerOutput, plan: Plan) -> set[str]:
+        """Requests whose token base and adapter compute side by side, in a step that decodes."""
+        rows = len(output.num_scheduled_tokens)
+        if not self._two_rows.rows or output.total_num_scheduled_tokens != rows:
+            return set()
+        past = [
+            (name, past_rate(self._gates[name].corrected, self._gates[name].tokens))
+            for name, step in plan.items()
+            if self._gates[name].decodes and not step.replays and self._gates[name].lora is not None
+        ]
+        return self._two_rows.choose(past, rows)
+
+    def _can_guide(self, gate: Gate) -> bool:
+        """Whether the guidance prompt fits behind the request's decision point."""
+        tokens = 1 + len(gate.params.guidance_prompt)
+        if not gate.params.guided or gate.point is None:
+            return False
+        config = self.scheduler_config
+        most = min(
+            self.max_num_scheduled_tokens,
+            config.long_prefill_token_threshold or self.max_num_scheduled_tokens,
+            self.max_model_len - gate.point - 1,
+        )
+        return tokens <= most
+
+    def _guidance(self, gate: Gate, request_id: str, output: SchedulerOutput) -> Guidance | None:
+        """The guidance of a replay; its prompt is taken out of the step's drafts."""
+        if not self._can_guide(gate):
+            return None
+        scheduled = output.scheduled_spec_decode_tokens.pop(request_id, [])
+        return Guidance(gate.params.guidance_scale, tuple(scheduled))
 
     def _plan(self, output: SchedulerOutput) -> Plan:
         plan: Plan = {}
@@ -158,13 +200,18 @@ class GateMixin(Scheduler):
             start = request.num_computed_tokens - tokens
             if gate.point is not None and (request_id in begun or start < gate.point):
                 gate.point = None  # what the base wrote there is gone
-            params = gate.params
+            gate.decodes = gate.decodes and request_id not in begun
+            params, replays = gate.params, gate.point == start
+            guidance = self._guidance(gate, request_id, output) if replays else None
+            # A step that has no room for the whole guidance prompt is tried again.
+            whole = guidance is None or guidance.prompt == params.guidance_prompt
             plan[request_id] = Step(
                 params.tau,
                 params.correction_temperature,
-                samples=not request.is_prefill_chunk,
-                replays=gate.point == start,
+                samples=not request.is_prefill_chunk and whole,
+                replays=replays,
                 trace=2 if params.watched else params.trace,
+                guidance=guidance,
             )
         return plan
 
@@ -197,21 +244,27 @@ class GateMixin(Scheduler):
         rollbacks: list[Rollback] = []
         answered: dict[str, OutgoingTokens] = {}
         found = views_of(result)
-        for request_id in plan:
+        for request_id, step in plan.items():
             gate, request = self._gates.get(request_id), self.requests.get(request_id)
             if gate is None or request is None or request.is_finished():
                 continue  # aborted meanwhile
             stale = request.num_stale_output_tokens > 0
             if stale and request.drop_stale_output:
                 continue  # vLLM throws this result away and computes the position again
-            opened, shut = found.get(request_id, StepViews())
+            opened, corrected, shut = found.get(request_id, StepViews())
             count = len(result.sampled_token_ids[result.req_id_to_index[request_id]])
             _pass_prompt_logprobs(gate, result, request_id, now=count > 0)
+            if step.guidance is not None and not stale:
+                # The prompt's positions, and without a token the replay itself.
+                positions = len(step.guidance.prompt) + (not count)
+                rollbacks.append(Rollback(request, request.num_computed_tokens, positions))
             if count:
-                gated = gate.point is not None
-                views = [gate.view, *shut] if gated else shut
+                replayed = gate.point is not None
+                gated = replayed or corrected is not None
+                views = [gate.view if replayed else corrected, *shut] if gated else shut
                 answered[request_id] = OutgoingTokens(gate, request.num_output_tokens, gated, views)
-                gate.point = None
+                gate.point, gate.decodes = None, not stale
+                gate.tokens, gate.corrected = gate.tokens + count, gate.corrected + gated
             if opened is not None:
                 # The first token that a step samples follows the last known one, also where
                 # asynchronous scheduling had guessed further.

@@ -17,14 +17,23 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 
+class Guidance(NamedTuple):
+    """A replay's further tokens (guidance.py)."""
+
+    scale: float
+    prompt: tuple[int, ...]  # token ids, at the positions behind the replay's
+
+
 class Step(NamedTuple):
     """One gated request in one step."""
 
     tau: float  # nats
     temperature: float  # divides the logits of a replay
-    samples: bool  # not so where the step ends within the prompt
+    samples: bool  # not so where the step ends within the prompt, or a guidance prompt
     replays: bool  # the step's first token is the replay of a decision point
     trace: int  # 0; 1: tell of decision points; 2: of every token
+    guidance: Guidance | None = None  # of a replay
+    two_rows: bool = False  # base and adapter compute the step's token side by side (two_rows.py)
 
 
 Plan = dict[str, Step]  # by request id; requests that are not gated are absent
@@ -44,9 +53,10 @@ def plan_of(output: SchedulerOutput) -> Plan:
 def gate_of(params: SamplingParams | None, lora_request: LoRARequest | None) -> GateParams | None:
     """The gate of a request that is gated, None of one that is not.
 
-    A request of the base has no adapter to run; it counts as gated where its gate never opens.
+    A request of the base has no adapter to run; it counts as gated where its gate never opens, or
+    is guided.
     """
     gate = GateParams.of(params.extra_args) if params is not None else None
-    if gate is None or (lora_request is None and gate.tau < NEVER):
+    if gate is None or (lora_request is None and gate.tau < NEVER and not gate.guided):
         return None
     return gate

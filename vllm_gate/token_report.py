@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Required, TypeAlias, TypedDict, cast
 from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
+from vllm_gate.guidance import check_prompt
 from vllm_gate.params import TAU, TRACE, WATCHED
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class TracedToken(TypedDict, total=False):
     position: Required[int]  # among the generated tokens, from 0
     gated: Required[bool]
     entropy: float  # of the base there, in nats
-    rank: int | None  # of the token for the base, from 1; None beyond 20; gated tokens only
+    # Of the token for the base, from 1; None beyond 20. Gated tokens only, on a GPU with a trace.
+    rank: int | None
     token_id: int  # with a trace
     base_top: list[TopToken]  # the base's five most likely tokens; gated tokens with a trace
 
@@ -72,7 +74,7 @@ def mark(trace: int, position: int, token: int, gated: bool, view: BaseView | No
     entry: TracedToken = {"position": position, "gated": gated}
     if view is not None:
         entry["entropy"] = round(view.entropy, 6)
-        if gated:
+        if gated and view.ids:
             entry["rank"] = view.rank(token)
     if trace:
         entry["token_id"] = token
@@ -177,6 +179,8 @@ def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., Reques
         *args: Any,
         **kwargs: Any,
     ) -> RequestState:
+        if request.sampling_params is not None:
+            check_prompt(request.sampling_params.extra_args, tokenizer)
         state = stock(cls, tokenizer, request, *args, **kwargs)
         answer = ANSWER.get()
         sequence = answer.begin(request) if answer is not None else None

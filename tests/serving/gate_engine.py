@@ -170,6 +170,7 @@ def _breakages() -> dict[str, Any]:
             SeededRows.set_active_loras,
         ),
         **_breakages_of_drafts(),
+        **_breakages_of_guidance(),
         "none": contextlib.nullcontext,
     }
 
@@ -222,6 +223,43 @@ def _breakages_of_drafts() -> dict[str, Any]:
         "the base's token stays": _replaced(runner, "_end_at_points", one_more),
         "a replay's drafts get the adapter": _replaced(runner_v1, "_of_first", whole_rows),
         "one position is rolled back": _replaced(mixin, "_read", one_position),
+    }
+
+
+def _breakages_of_guidance() -> dict[str, Any]:
+    """The same, for guidance at decision points."""
+    from vllm_gate import runner_v1, scheduler
+
+    runner, mixin = runner_v1.GateRunnerV1, scheduler.GateMixin
+
+    def writes_nothing(stock: Any) -> Any:
+        def mappings(self: Any, *args: Any) -> Any:
+            by_group, by_layer = stock(self, *args)
+            for row in self._guided():
+                for slots in by_group.values():
+                    slots[self.query_start_loc.np[row] : self.query_start_loc.np[row + 1]] = -1
+            return by_group, by_layer
+
+        return mappings
+
+    def stays(stock: Any) -> Any:
+        def read(self: Any, plan: Any, *args: Any) -> Any:
+            rollbacks, answered = stock(self, plan, *args)
+            guided = [name for name, step in plan.items() if step.guidance is not None]
+            kept = [one for one in rollbacks if one.request.request_id not in guided]
+            return kept, answered
+
+        return read
+
+    def whole_rows(stock: Any) -> Any:
+        return lambda rows, counts, replays: rows.repeat(counts)
+
+    return {
+        "a guidance prompt writes nothing": _replaced(
+            runner, "_get_slot_mappings", writes_nothing
+        ),
+        "its positions stay computed": _replaced(mixin, "_read", stays),
+        "the adapter reads the guidance prompt": _replaced(runner_v1, "_of_first", whole_rows),
     }
 
 
@@ -307,8 +345,11 @@ def submit(engine: Any, case: dict[str, Any], name: str, given: dict[str, Any]) 
         asked["structured_outputs"] = StructuredOutputsParams(regex=asked.pop("regex"))
     prompt, adapter, tau = asked.pop("prompt"), asked.pop("adapter"), asked.pop("tau")
     arguments, temperature = asked.pop("arguments", {}), asked.pop("correction_temperature", 1.0)
+    guidance = {name: asked.pop(f"guidance_{name}", None) for name in ("scale", "prompt")}
     if tau is not None:
         arguments = arguments | {"gate_tau": tau, "correction_temperature": temperature}
+        if guidance["prompt"]:
+            arguments |= {f"guidance_{name}": value for name, value in guidance.items()}
     params = SamplingParams(
         **{"temperature": 0.0, "ignore_eos": True, "detokenize": False}
         | {"max_tokens": asked.pop("tokens"), "extra_args": arguments or None}

@@ -27,6 +27,8 @@ class Asked(NamedTuple):
     tau: float | None = None  # None: the adapter at every step
     tokens: int = 40
     correction_temperature: float = 1.0
+    guidance_scale: float = 1.0
+    guidance_prompt: tuple[int, ...] = ()
 
 
 class Decoded(NamedTuple):
@@ -77,6 +79,12 @@ class Sequence:
             logits_to_keep=last,
         )
         return output.logits[0].double()
+
+    def aside(self, network: Any, ids: list[int]) -> torch.Tensor:
+        """Logits [V] of `network` after `ids`, which leave the cache as it is."""
+        (logits,) = self.read(network, ids)
+        self.cache.crop(-len(ids))
+        return logits
 
     def reread(self, network: Any, ids: list[int], positions: list[int]) -> torch.Tensor:
         """Logits [len(ids), V] of `network` after `ids`, which the cache has at `positions`.
@@ -144,7 +152,7 @@ class Reference:
 
     @torch.no_grad()
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
-        prompt, adapter, tau, count, temperature = asked
+        prompt, adapter, tau, count, temperature = asked[:5]
         adapted = self.adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
@@ -158,7 +166,8 @@ class Reference:
             return logits
 
         made = Decoded([], [], [], [], [])
-        logits = admissible(sequence.read(model, prompt)[0])
+        unmasked = sequence.read(model, prompt)[0]
+        logits = admissible(unmasked)
         while len(said) < count:
             opened = False
             if tau is not None:
@@ -169,7 +178,13 @@ class Reference:
                 opened = h > tau
             if opened:
                 last = [*prompt, *said]
-                (again,) = sequence.reread(adapted, last[-1:], [len(last) - 1])
+                if adapted is not None:
+                    (again,) = sequence.reread(adapted, last[-1:], [len(last) - 1])
+                else:
+                    again = unmasked
+                if asked.guidance_prompt:
+                    away = sequence.aside(self.base, list(asked.guidance_prompt))
+                    again = away + asked.guidance_scale * (again - away)
                 logits = admissible(again) / temperature
             free = logits
             if change is not None:
@@ -187,7 +202,8 @@ class Reference:
             said.append(token)
             if grammar is not None and token in self.ends:
                 break
-            logits = admissible(sequence.read(model, [token])[0])
+            unmasked = sequence.read(model, [token])[0]
+            logits = admissible(unmasked)
         made.tokens.extend(said)
         return made
 
@@ -197,7 +213,7 @@ class Reference:
 
         One pass of the base and one of the adapter: on a real model a fraction of `decode`'s time.
         """
-        prompt, adapter, tau, _, temperature = asked
+        prompt, adapter, tau, _, temperature = asked[:5]
         adapted = self.adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
