@@ -103,8 +103,8 @@ class Unmasked:
 def prepare_on_device(meta: LoRAKernelMeta, mapping: torch.Tensor, slots: torch.Tensor) -> None:
     """LoRAKernelMeta.prepare_tensors, for which the host does not wait.
 
-    vLLM's asks the device whether any token has a LoRA, and which ones there are. This one lists all
-    slots; the kernels leave at once where a slot has no token (lora/ops/triton_ops/lora_shrink_op.py).
+    vLLM's asks the device whether any token has a LoRA, and which ones there are. This one lists
+    all slots; where a slot has no token the kernels (lora/ops/triton_ops) leave at once.
 
     Args:
         mapping: [T] slots, -1: no LoRA.

@@ -1,18 +1,18 @@
 """Guidance at decision points: away from what would be said after a negative prompt.
 
-MTI (arXiv 2510.13940) needs no training. Where the base is unsure, it appends a short negative prompt to
-the text so far and takes the two distributions apart:
+MTI (arXiv 2510.13940) needs no training. Where the base is unsure, it appends a short negative
+prompt to the text so far and takes the two distributions apart:
 
     position 41, known       its logits, c: of the adapter, or without one of the base
     42, 43: "OUTPUT ERROR"   the logits behind it, u: of the base
     token 42                 sampled from u + scale (c - u)
 
-Both come from one step, the replay of position 41 with the negative prompt behind it. Its keys and values
-lie where those of drafts do: in the request's own next slots, which the next step writes over. So the
-negative prompt sees itself and the base's cache, and nothing that comes later sees it.
+Both come from one step, the replay of position 41 with the negative prompt behind it. Its keys and
+values lie where those of drafts do: in the request's own next slots, which the next step writes
+over. So the negative prompt sees itself and the base's cache, and nothing later sees it.
 
-That takes a step whose tokens the scheduler knows beforehand, which asynchronous scheduling and the V2
-runner do not have (docs/limits.md).
+That takes a step whose tokens the scheduler knows beforehand. Asynchronous scheduling and the V2
+runner have none such (docs/limits.md).
 """
 
 from __future__ import annotations

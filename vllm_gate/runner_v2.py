@@ -15,6 +15,7 @@ Written for vLLM 0.32 (v1/worker/gpu/model_runner.py, v1/worker/gpu/sample/sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.lora.layers import LoRAMappingType
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu import model_runner
-from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
@@ -134,7 +135,7 @@ class GateV2(Runner):
     table: GateTable
     views: Views | None = None
     replays: torch.Tensor  # [R], of the step under way
-    second_rows: list[str] = []  # requests that have one in the step under way
+    second_rows: Sequence[str] = ()  # requests that have one in the step under way
     profiling = False  # the memory that a step takes is being measured
     _last: torch.Tensor  # [R] each request's last known token among those of the step
     _batch: InputBatch | None = None

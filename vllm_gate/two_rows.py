@@ -3,18 +3,18 @@
     row 0     position 41, base      writes its keys and values; its logits give the entropy
     row 1     position 41, adapter   slot -1: reads the base's cache, writes nothing
 
-In every layer vLLM writes the keys and values of all rows before any row attends. So row 1 reads what
-row 0 has written in the same step, and is the replay that would have come one step later. The device
-takes the token from row 1 where the gate is open at row 0, and from row 0 elsewhere.
+In every layer vLLM writes the keys and values of all rows before any row attends. So row 1 reads
+what row 0 has written in the same step, and is the replay that would have come one step later. The
+device takes the token from row 1 where the gate is open at row 0, and from row 0 elsewhere.
 
-A second row costs the work of a row in every step, also where the gate stays shut. It pays where rows
-are nearly free, in small batches, and for requests whose gate opens often. So it is off unless the
-engine is told otherwise, in vLLM's own way:
+A second row costs the work of a row in every step, also where the gate stays shut. It pays where
+rows are nearly free, in small batches, and for requests whose gate opens often. So it is off unless
+the engine is told otherwise, in vLLM's own way:
 
     --additional-config '{"gate_two_rows": {"rows": 32, "rate": 0.05}}'
 
-`rows` is the largest step, second rows included, and `rate` the past gate rate from which on a request
-gets one. Works with the V2 model runner, in steps that decode one token for every request.
+`rows` is the largest step, second rows included, and `rate` the past gate rate from which on a
+request gets one. Works with the V2 model runner, in steps that decode one token for every request.
 """
 
 from __future__ import annotations

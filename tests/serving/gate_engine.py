@@ -106,11 +106,25 @@ def _breakages_v2() -> dict[str, Any]:
 
         return test
 
+    def always(stock: Any) -> Any:
+        def take(self: Any, points: Any, *args: Any) -> Any:
+            return stock(self, points._replace(first=points.first * 0), *args)
+
+        return take
+
+    def base_rows(stock: Any) -> Any:
+        def mask(wrapper: Any, token: Any, row: Any) -> None:
+            stock(wrapper, token | True, row | True)
+
+        return mask
+
     return {
         "the replay writes": lambda: mock.patch.object(mixin, "prepare_attn", writes),
         "a preempted point is taken as known": keep_points,
         "a rejected draft counts as reached": _replaced(mixin, "end_at_points", reached),
         "drafts are not tested": _replaced(mixin, "test", first_rows),
+        "a second row always gives the token": _replaced(mixin, "take_second", always),
+        "second rows run the base": _replaced(runner_v2, "mask_loras", base_rows),
         "none": contextlib.nullcontext,
     }
 
@@ -228,13 +242,13 @@ def _breakages_of_drafts() -> dict[str, Any]:
 
 def _breakages_of_guidance() -> dict[str, Any]:
     """The same, for guidance at decision points."""
-    from vllm_gate import runner_v1, scheduler
+    from vllm_gate import runner_v1
 
-    runner, mixin = runner_v1.GateRunnerV1, scheduler.GateMixin
+    runner = runner_v1.GateRunnerV1
 
     def writes_nothing(stock: Any) -> Any:
-        def mappings(self: Any, *args: Any) -> Any:
-            by_group, by_layer = stock(self, *args)
+        def mappings(self: Any, *args: Any, **kwargs: Any) -> Any:
+            by_group, by_layer = stock(self, *args, **kwargs)
             for row in self._guided():
                 for slots in by_group.values():
                     slots[self.query_start_loc.np[row] : self.query_start_loc.np[row + 1]] = -1
@@ -242,23 +256,15 @@ def _breakages_of_guidance() -> dict[str, Any]:
 
         return mappings
 
-    def stays(stock: Any) -> Any:
-        def read(self: Any, plan: Any, *args: Any) -> Any:
-            rollbacks, answered = stock(self, plan, *args)
-            guided = [name for name, step in plan.items() if step.guidance is not None]
-            kept = [one for one in rollbacks if one.request.request_id not in guided]
-            return kept, answered
-
-        return read
+    def unguided(stock: Any) -> Any:
+        return lambda conditional, unconditional, scale: conditional
 
     def whole_rows(stock: Any) -> Any:
         return lambda rows, counts, replays: rows.repeat(counts)
 
     return {
-        "a guidance prompt writes nothing": _replaced(
-            runner, "_get_slot_mappings", writes_nothing
-        ),
-        "its positions stay computed": _replaced(mixin, "_read", stays),
+        "a guidance prompt writes nothing": _replaced(runner, "_get_slot_mappings", writes_nothing),
+        "guidance prompts change nothing": _replaced(runner_v1, "guide", unguided),
         "the adapter reads the guidance prompt": _replaced(runner_v1, "_of_first", whole_rows),
     }
 
@@ -398,13 +404,16 @@ def count_drafts(scheduler: Any) -> None:
         return stock(*args, **kwargs)
 
     scheduler.make_spec_decoding_stats = make
+    scheduler.second_rows = 0
     stock_schedule = scheduler.schedule
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
         output = stock_schedule(*args, **kwargs)
+        plan = getattr(output, "gate_plan", {})
+        scheduler.second_rows += sum(step.two_rows for step in plan.values())
         scheduler.drafts_seen["behind a replay"] += sum(
             step.replays and name in output.scheduled_spec_decode_tokens
-            for name, step in getattr(output, "gate_plan", {}).items()
+            for name, step in plan.items()
         )
         return output
 
@@ -489,6 +498,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
         "drafts": drafted(scheduler),
+        "second rows": scheduler.second_rows,
         "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
         "counted": [now - then for now, then in zip(COUNTS.sums, before, strict=True)],
         "replays": replays() - replays_before,

@@ -49,7 +49,7 @@ def test_every_guided_case_is_the_references(
 ) -> None:
     here = world(architecture)
     first, second = guided(60, 32), guided(61, 32)
-    # 18 tokens a step: a guidance prompt seldom fits whole.
+    # 40 tokens a step: there is seldom room for a whole guidance prompt.
     tight = CRAMPED | {"max_num_batched_tokens": 40}
     disturbed = {"reset": [5, 11, 30], "abort": {"6": [2, 3]}, "pending": {"reset": 4}}
     plain, disturbed_result = here.run(
@@ -93,7 +93,7 @@ def test_breaking_guidance_shows(world: Callable[[str], World]) -> None:
     given = job(here, [batch], PLAIN)
     breakages = (
         "a guidance prompt writes nothing",
-        "its positions stay computed",
+        "guidance prompts change nothing",
         "the adapter reads the guidance prompt",
         "none",
     )

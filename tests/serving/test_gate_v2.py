@@ -68,6 +68,75 @@ def test_every_case_is_the_references(
     assert preempted > 0
 
 
+TWO_ROWS = {"additional_config": {"gate_two_rows": {"rows": 32, "rate": 0.0}}}
+
+
+@RUNNERS
+def test_every_case_with_two_rows(
+    world: Callable[[str], World], runner: str, scheduler: str
+) -> None:
+    """A batch that fits twice, and one in which some requests get a second row."""
+    here = world("qwen2")
+    few = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(77, 14)]
+    many = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(78, 24)]
+    cases: list[tuple[Any, Any]] = [
+        ([few], job(here, [few], PLAIN | TWO_ROWS, abort={"6": [2]}, reset=[9])),
+        ([many], job(here, [many], TIGHT | TWO_ROWS, pending={"reset": 1})),
+    ]
+    results = here.run(*(given for _, given in cases), runner=runner)
+    bad = []
+    for (waves, _), result in zip(cases, results, strict=True):
+        assert result["kind"] == [scheduler, True]
+        assert_tidy(result)
+        bad += bad_cases(here, waves, result)
+    second = [result["second rows"] for result in results]
+    print(f"{runner}: {len(few) + len(many)} cases, {second} second rows, {len(bad)} bad")
+    assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
+    assert all(rows > 40 for rows in second)
+    assert results[1]["preempted"] > 0
+
+
+@RUNNERS
+def test_a_gated_token_costs_no_step_with_two_rows(
+    world: Callable[[str], World], runner: str, scheduler: str
+) -> None:
+    here = world("qwen2")
+    asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0, 20)
+    points = here.reference.decode(asked).points
+    always, often = (
+        {"additional_config": {"gate_two_rows": {"rows": 8, "rate": rate}}} for rate in (0.0, 0.1)
+    )
+    one, two, later = here.run(
+        *(job(here, [[asked]], PLAIN | more) for more in ({}, always, often)), runner=runner
+    )
+    at_the_prompt = int(points[0] == len(asked.prompt) - 1)  # which has no second row
+    assert len(points) > 4
+    assert one["steps"] - two["steps"] == len(points) - at_the_prompt
+    assert two["steps"] < later["steps"] < one["steps"]
+    assert later["second rows"] < two["second rows"]
+    assert not any(bad_cases(here, [[asked]], result) for result in (one, two, later))
+
+
+@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
+def test_breaking_it_shows_with_two_rows(world: Callable[[str], World], runner: str) -> None:
+    here = world("qwen2")
+    batch = [
+        asked._replace(tokens=12, adapter="all", tau=(1.0, 2.0)[index % 2])
+        for index, asked in enumerate(mixed(79, 12))
+    ]
+    given = job(here, [batch], PLAIN | TWO_ROWS)
+    breakages = (
+        "the replay writes",
+        "a second row always gives the token",
+        "second rows run the base",
+        "none",
+    )
+    results = here.run(*(given | {"break": breakage} for breakage in breakages), runner=runner)
+    bad = [len(bad_cases(here, [batch], result)) for result in results]
+    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
+    assert all(bad[:-1]) and not bad[-1]
+
+
 DRAFTS = {
     "method": "ngram_gpu",  # with gate_drafts.Oracle in the drafter's place
     "num_speculative_tokens": 3,
@@ -187,6 +256,6 @@ def test_ends_and_seeds(world: Callable[[str], World], runner: str, scheduler: s
     for one, other in zip(alone["results"], together["results"], strict=False):
         assert one["tokens"] == other["tokens"]
         # Entropies may differ in the last digit: another batch rounds otherwise.
-        ranks = [[(at["position"], at["rank"]) for at in got["trace"]] for got in (one, other)]
-        assert ranks[0] == ranks[1]
+        points = [[at["position"] for at in got["trace"]] for got in (one, other)]
+        assert points[0] == points[1]
     assert sum(got["gated"] for got in alone["results"]) > len(seeded)

@@ -59,6 +59,8 @@ def batch_of(cases: list[Case]) -> Any:
     slots = torch.arange(len(cases)).flip(0)
     places = torch.cat([torch.arange(int(count)) for count in counts]).int()
     return SimpleNamespace(
+        req_ids=[str(number) for number in range(len(cases))],
+        has_structured_output_reqs=False,
         cu_num_logits=starts,
         cu_num_logits_np=starts.numpy(),
         idx_mapping=slots,
@@ -80,6 +82,7 @@ def runner_of(cases: list[Case], trace: int) -> Any:
     """A runner in the middle of a step."""
     runner: Any = GateV2()
     runner.parallel_config = SimpleNamespace(tensor_parallel_size=1)
+    runner.device = torch.device("cpu")
     runner.table = GateTable(len(cases), torch.device("cpu"))
     runner.plan = {}
     for number, (slot, case) in enumerate(zip(reversed(range(len(cases))), cases, strict=True)):
@@ -136,8 +139,67 @@ def test_tokens_that_are_left(cases: list[Case]) -> None:
 def test_views_that_nobody_asks_for() -> None:
     _, _, views = step(CASES, trace=0)
     assert set(views) == {str(n) for n, case in enumerate(CASES) if case.opened is not None}
-    assert not any(view.shut or view.opened.probabilities for view in views.values())
-    assert all(view.opened.ids for view in views.values())
+    assert not any(view.shut or view.opened.ids for view in views.values())
+
+
+def test_a_trace_is_of_the_requests_that_ask_for_it() -> None:
+    """The rows of one are not the other's."""
+    batch, runner = batch_of(CASES), runner_of(CASES, 0)
+    number = next(n for n, case in enumerate(CASES) if case.opened == 1)
+    runner.plan[str(number)] = runner.plan[str(number)]._replace(trace=1)
+    logits = logits_of(CASES)
+    row = int(batch.cu_num_logits[number]) + 1
+    logits[row, 5] += 0.1  # the best at that decision point
+    points, _ = runner.test(logits, batch)
+    ids, probabilities = points.seen
+    assert ids.shape == probabilities.shape == (1, VOCAB)
+    assert int(ids[0, 0]) == 5
+
+
+TWO_ROWS = [
+    Case([UNSURE], sampled=1, left=1, opened=None),  # its second row gives the token
+    Case([UNSURE], sampled=1, left=0, opened=0),  # has no second row
+    Case([SURE], sampled=1, left=1, opened=None),
+    Case([UNSURE], sampled=1, left=1, opened=None, replays=True),
+    Case([UNSURE], sampled=1, left=1, opened=None, gated=False),
+]
+
+
+def test_a_second_row_gives_the_token_where_the_gate_opens() -> None:
+    batch, runner, logits = batch_of(TWO_ROWS), runner_of(TWO_ROWS, 1), logits_of(TWO_ROWS)
+    runner.second_rows = ["2", "0", "3"]
+    second = torch.arange(3.0)[:, None].expand(3, VOCAB) + 100
+    runner.table.temperature[:] = 0.5
+    runner.plan["0"] = runner.plan["0"]._replace(temperature=0.5)
+    points, changed = runner.test(logits, batch)
+    before = changed.clone()
+    points, chosen = runner.take_second(points, changed, second, batch)
+    assert points.corrected.tolist() == [True, False, False, False, False]
+    assert (chosen[0] == 101 / 0.5).all()  # the second of the three, made sharper
+    assert (chosen[1:] == before[1:]).all()
+    sampled = torch.ones(len(TWO_ROWS), dtype=torch.int32)
+    output = SimpleNamespace(num_sampled=sampled, num_rejected=torch.zeros_like(sampled))
+    runner.end_at_points(output, points, batch)
+    assert output.num_sampled.tolist() == [case.left for case in TWO_ROWS]
+    told = SimpleNamespace(
+        req_ids=batch.req_ids, sampled_token_ids=[[1] * case.left for case in TWO_ROWS]
+    )
+    result = SimpleNamespace(get_output=lambda: told)
+    runner_v2._attach(result, runner.plan, runner.views)
+    views = result.get_output().gate_views
+    assert set(views) == {"0", "1"}
+    assert views["0"].opened is None and views["1"].corrected is None
+    assert views["0"].corrected.entropy == pytest.approx(np.log(VOCAB))
+
+
+def test_a_grammar_masks_second_rows_too() -> None:
+    batch, runner, logits = batch_of(TWO_ROWS), runner_of(TWO_ROWS, 0), logits_of(TWO_ROWS)
+    batch.has_structured_output_reqs = True
+    logits[0, 3] = -torch.inf
+    runner.second_rows = ["0"]
+    points, logits = runner.test(logits, batch)
+    _, chosen = runner.take_second(points, logits, torch.zeros(1, VOCAB), batch)
+    assert chosen[0].isneginf().nonzero()[:, 0].tolist() == [3]
 
 
 def test_only_a_replay_itself_is_made_sharper() -> None:
