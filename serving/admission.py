@@ -33,7 +33,18 @@ from serving.metrics import GATED as GATED_MODE
 from serving.request import RequestContext
 from serving.slots import QueueFullError
 from vllm_gate import model_check
-from vllm_gate.params import NEVER, RATE, TAU, WATCHED, GateParams, given, resolve
+from vllm_gate.params import (
+    LONGEST,
+    NEVER,
+    PROMPT,
+    RATE,
+    SCALE,
+    TAU,
+    WATCHED,
+    GateParams,
+    given,
+    resolve,
+)
 
 RETRY_AFTER = 1  # seconds; a slot is free when the shortest answer is over
 
@@ -71,7 +82,8 @@ class Admission:
         if mine is not None and (mine.watched is not None if base else plain == mine.version):
             return  # vLLM asks twice on some ways
         arguments = _arguments(request)
-        if self.gated and not gated and given(arguments):
+        guided = self.gated and base and SCALE in (arguments or {})
+        if self.gated and not gated and not guided and given(arguments):
             raise ValueError(
                 f"{given(arguments)[0]}: only a gated model takes it (an adapter's name with "
                 f"'{GATED}' behind it)"
@@ -79,10 +91,13 @@ class Admission:
         if base:
             if mine is not None:
                 mine.bind(name, None, BASE, models.base_model_paths[0].name)
-                mine.watched = self._looks() and can_be_watched(request)
+                mine.watched = not guided and self._looks() and can_be_watched(request)
                 if mine.watched:
                     looking = GateParams(NEVER, watched=True).extra_args()
                     request.vllm_xargs = {**(arguments or {}), **looking}
+            if guided:
+                check_can_gate(request, name)
+                request.vllm_xargs = self._with_tokens(resolve(arguments, None, None))
             return
         if gated:
             check_can_gate(request, plain)
@@ -105,8 +120,19 @@ class Admission:
         if default is not None and found.gate is None and not known:
             await default.ready()
             found = self.aliases.threshold(name, own)
-        told = resolve(arguments, found.gate, found.tau)
+        told = self._with_tokens(resolve(arguments, found.gate, found.tau))
         return told | ({WATCHED: 1} if self._looks() else {})
+
+    def _with_tokens(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The same arguments, where a guidance prompt that is a text has become tokens."""
+        text = told.get(PROMPT)
+        if not isinstance(text, str):
+            return told
+        tokenizer = self.aliases.cache.models.renderer.get_tokenizer()
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if not 0 < len(tokens) <= LONGEST:
+            raise ValueError(f"{PROMPT}: {len(tokens)} tokens; between 1 and {LONGEST} are needed")
+        return told | {PROMPT: tokens}
 
     def _looks(self) -> bool:
         """Whether the server measures the base's entropies at this request."""

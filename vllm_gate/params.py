@@ -44,6 +44,7 @@ NEVER = 1e9
 CLIENTS = (TAU, RATE, TEMPERATURE, TRACE, SCALE, PROMPT)  # a client of our server may send
 ENGINES = (TAU, TEMPERATURE, TRACE, SCALE, PROMPT)  # the engine takes
 PREFIXES = ("gate_", "guidance_")
+NEGATIVE = "OUTPUT ERROR"  # the guidance prompt of a client of our server that names none
 WIDEST = 20.0  # guidance scale
 LONGEST = 16  # tokens of a guidance prompt: each guided token costs a step of as many
 # Of our server to its engine: report the base's entropy of every token to the server's process.
@@ -161,6 +162,21 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _resolve_guidance(told: dict[str, Any]) -> None:
+    """Complete a client's guidance, whose prompt may be a text; leave none that changes nothing."""
+    if PROMPT in told and SCALE not in told:
+        raise ValueError(f"{PROMPT}: goes with {SCALE}")
+    if SCALE not in told:
+        return
+    prompt = told.setdefault(PROMPT, NEGATIVE)
+    if not prompt:
+        raise ValueError(f"{PROMPT}: is empty; leave it out for '{NEGATIVE}'")
+    if not isinstance(prompt, str):
+        _token_ids(prompt)
+    if _number(SCALE, told[SCALE], WIDEST) == 1:
+        del told[SCALE], told[PROMPT]
+
+
 def resolve(
     arguments: Mapping[str, Any] | None, gate: Gate | None, tau: float | None = None
 ) -> dict[str, Any]:
@@ -192,4 +208,5 @@ def resolve(
     told[TEMPERATURE] = _number(TEMPERATURE, temperature, HOTTEST, COLDEST)
     if told.setdefault(TRACE, 0) not in (0, 1, 2):
         raise ValueError(f"{TRACE}: must be 0, 1 or 2, not {told[TRACE]!r}")
+    _resolve_guidance(told)
     return told

@@ -160,13 +160,14 @@ def request_arguments() -> set[str]:
     for name in ("vllm_gate/params.py", "serving/arguments.py", "adapters/engine.py"):
         if (ROOT / name).exists():
             source = (ROOT / name).read_text()
-            found |= set(re.findall(r'^[A-Z_]+ = "((?:gate|correction)_[a-z]+)"', source, re.M))
+            name_of_one = r'^[A-Z_]+ = "((?:gate|correction|guidance)_[a-z]+)"'
+            found |= set(re.findall(name_of_one, source, re.M))
     return found
 
 
 def test_every_request_argument() -> None:
     found = request_arguments()
-    assert {"gate_tau", "gate_rate", "gate_trace"} <= found
+    assert {"gate_tau", "gate_rate", "gate_trace", "guidance_scale"} <= found
     for name in found:
         assert f"| `{name}` |" in page("serving"), name
 

@@ -175,6 +175,8 @@ LEGAL = {
     "gate_trace": {"0"},
     "correction_temperature": {"1.5"},
     "gate_temperature": {"1.5"},
+    "guidance_scale": {"0", "1.5"},
+    "guidance_prompt": set(),  # goes with a scale
 }
 
 

@@ -221,6 +221,58 @@ def test_a_trace_shows_the_entropy_of_the_admissible_tokens(
     assert 0 < gates < total
 
 
+@pytest.mark.parametrize("adapter", ["alpha", None], ids=["adapter", "base"])
+def test_guidance_at_decision_points(
+    gated: Server, judge: Reference, tokenizer: Any, adapter: str | None
+) -> None:
+    """The prompt as a text and as tokens; the adapter's logits, or the base's own."""
+    text = "8 - 8"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    model = f"{adapter}:gated" if adapter else gated.base.name
+    changed = 0
+    for problem in PROBLEMS[:3]:
+        asked = request(tokenizer, problem, 0.1)._replace(
+            adapter=adapter, guidance_scale=2.5, guidance_prompt=tuple(ids)
+        )
+        wanted = judge.decode(asked)
+        for prompt in (text, ids):
+            guidance = {"guidance_scale": 2.5, "guidance_prompt": prompt}
+            arguments = {"gate_tau": 0.1, "gate_trace": 1} | guidance
+            answer = complete(gated, asked, {"vllm_xargs": arguments}, model=model)
+            compared(answer, asked, wanted)
+        plain = asked._replace(guidance_scale=1.0, guidance_prompt=())
+        changed += wanted.tokens != judge.decode(plain).tokens
+    assert changed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"guidance_scale": "wide"}, "guidance_scale"),
+        ({"guidance_scale": 21}, "guidance_scale"),
+        ({"guidance_scale": -1}, "guidance_scale"),
+        ({"guidance_prompt": "wrong"}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": []}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": [5] * 17}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": "1 " * 100}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": [-1]}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": [10**6]}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": [1.5]}, "guidance_prompt"),
+        ({"guidance_scale": 2, "guidance_prompt": 7}, "guidance_prompt"),
+        ({"guidance_strength": 2}, "guidance_strength"),
+    ],
+    ids=str,
+)
+def test_guidance_that_does_not_fit(gated: Server, arguments: Any, field: str) -> None:
+    for model in ("alpha:gated", gated.base.name):
+        body = {"model": model, "prompt": "3 + 4", "max_tokens": 2}
+        told = {"vllm_xargs": {"gate_tau": 0} | arguments}
+        status, answer = post(gated, "/v1/completions", body | told)
+        assert status == 400, answer
+        assert field in answer["error"]["message"]
+    assert ask(gated, xargs={"gate_tau": 0, "guidance_scale": 1}).choices
+
+
 def test_structured_output(gated: Server) -> None:
     asked = {"xargs": {"gate_tau": 0.05}, "max_tokens": 80, "response_format": JSON_SCHEMA}
     answer = ask(gated, **asked)
