@@ -15,9 +15,17 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-Shape = Literal["31m", "98m"]
+Shape = Literal["tiny", "31m", "98m", "1.5b"]
 # Qwen2 with tied embeddings; parameters are counted and printed when the model is made.
 SHAPES: dict[Shape, dict[str, int]] = {
+    "tiny": {
+        "vocab_size": 1024,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
     "31m": {
         "vocab_size": 8192,
         "hidden_size": 512,
@@ -33,6 +41,14 @@ SHAPES: dict[Shape, dict[str, int]] = {
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
         "num_key_value_heads": 12,
+    },
+    "1.5b": {  # Qwen2.5-1.5B's
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
     },
 }
 RANK = 32
@@ -55,7 +71,9 @@ def prepare(threads: int = 1) -> None:
     token_report.install()
 
 
-def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, list[Path], int]:
+def make_model(
+    folder: Path, shape: Shape, adapters: int = 1, dtype: str = "float32"
+) -> tuple[Path, list[Path], int]:
     """(base, adapters, parameters): random, with entropies that vary; rank 32 on q, k, v, o."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -68,7 +86,7 @@ def make_model(folder: Path, shape: Shape, adapters: int = 1) -> tuple[Path, lis
         tie_word_embeddings=True,
         initializer_range=0.1,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     parameters = sum(p.numel() for p in model.parameters())
     base = folder / "base"
     model.save_pretrained(str(base))
@@ -107,20 +125,24 @@ def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) 
     vLLM's CPU build compiles nothing where LoRA is on.
     """
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     from vllm_gate import engine_args
 
-    with_gate: dict[str, Any] = engine_args("cpu") | {
+    with_gate: dict[str, Any] = engine_args(current_platform.device_type) | {
         "enable_lora": True,
         "max_lora_rank": RANK,
         "max_loras": adapters,
     }
-    eager: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 2**30,
+    }
     return LLM(
         model=str(base),
         skip_tokenizer_init=True,
-        block_size=32,
-        kv_cache_memory_bytes=2**30,
         disable_log_stats=True,
-        **(eager | (with_gate if gate else {}) | arguments),
+        **(settings | (with_gate if gate else {}) | arguments),
     )

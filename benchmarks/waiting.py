@@ -1,0 +1,94 @@
+"""How often the host waits for the device, and which lines of code make it.
+
+On a GPU torch's own debug mode warns at each operation that waits. On a CPU, where nothing waits,
+the operations that would are counted as they are called.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
+
+
+class Line(NamedTuple):
+    """A line of code."""
+
+    file: str
+    number: int
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is the gate's."""
+        return "vllm_gate" in self.file
+
+    def __str__(self) -> str:
+        shown = self.file.split("site-packages/")[-1].rpartition("/work/")[-1]
+        return f"{shown}:{self.number}"
+
+
+class Waits:
+    """How often each line has made the host wait."""
+
+    def __init__(self) -> None:
+        self.lines: Counter[Line] = Counter()
+
+    def figures(self, steps: int) -> dict[str, Any]:
+        """Waits of a step: all, the gate's own, and by line."""
+        ours = sum(count for line, count in self.lines.items() if line.ours)
+        return {
+            "steps": steps,
+            "waits_per_step": self.lines.total() / max(1, steps),
+            "waits_per_step_in_the_gate": ours / max(1, steps),
+            "lines": {str(line): count for line, count in self.lines.most_common(12)},
+        }
+
+
+@contextmanager
+def counted() -> Iterator[Waits]:
+    """Count what waits within."""
+    waits = Waits()
+    with _on_gpu(waits) if torch.cuda.is_available() else _on_cpu(waits):
+        yield waits
+
+
+@contextmanager
+def _on_gpu(waits: Waits) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for one in warned:
+        if "synchronizing CUDA operation" in str(one.message):
+            waits.lines[Line(one.filename, one.lineno)] += 1
+
+
+@contextmanager
+def _on_cpu(waits: Waits) -> Iterator[None]:
+    class Count(TorchDispatchMode):
+        """Looks at each operation."""
+
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function.overloadpacket.__name__ in WAITING:
+                frames = traceback.extract_stack(limit=12)[:-1]
+                inside = [one for one in frames if "/torch/" not in one.filename]
+                last = inside[-1] if inside else frames[-1]
+                waits.lines[Line(last.filename, last.lineno or 0)] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        yield
