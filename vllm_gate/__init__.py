@@ -17,6 +17,8 @@ docs/vllm-plugin.md shows the same with `vllm serve`.
     answers.py           ASGI middleware: the report in OpenAI answers
     compat.py            what the gate cannot work with
     scheduler.py         replay: decision points, and positions taken back
+    guidance.py          away from a negative prompt, at decision points
+    two_rows.py          base and adapter side by side in one step
     turns.py             more adapters than LoRA slots; pins.py which keep theirs
     step_plan.py         what the scheduler tells the workers about gated requests
     runner_v1.py         replay in the model runner of the CPU build

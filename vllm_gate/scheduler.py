@@ -170,8 +170,8 @@ class GateMixin(Scheduler):
     def _can_guide(self, gate: Gate) -> bool:
         """Whether the guidance prompt fits behind the request's decision point."""
         tokens = 1 + len(gate.params.guidance_prompt)
-        if not gate.params.guided or gate.point is None:
-            return False
+        if not gate.params.guided or gate.point is None or not self._turns.shared:
+            return False  # `guidance.check_engine` refuses what needs another engine
         config = self.scheduler_config
         most = min(
             self.max_num_scheduled_tokens,

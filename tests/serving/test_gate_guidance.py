@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from gate_models import ADAPTERS, VOCAB, prompts
 from gate_reference import Asked
+from test_gate_drafts import ORACLE, sequences, with_drafts
 from test_gate_exact import CRAMPED, PLAIN, TAUS, World, assert_tidy, bad_cases, job, mixed
 
 from vllm_gate.params import LONGEST
@@ -48,21 +49,34 @@ def test_every_guided_case_is_the_references(
     world: Callable[[str], World], architecture: str
 ) -> None:
     here = world(architecture)
-    first, second = guided(60, 32), guided(61, 32)
+    batch = guided(61, 32)
     # 40 tokens a step: there is seldom room for a whole guidance prompt.
     tight = CRAMPED | {"max_num_batched_tokens": 40}
     disturbed = {"reset": [5, 11, 30], "abort": {"6": [2, 3]}, "pending": {"reset": 4}}
-    plain, disturbed_result = here.run(
-        job(here, [first], PLAIN), job(here, [second], tight, **disturbed)
-    )
-    bad = bad_cases(here, [first], plain) + bad_cases(here, [second], disturbed_result)
+    (result,) = here.run(job(here, [batch], tight, **disturbed))
+    bad = bad_cases(here, [batch], result)
     assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
-    assert_counted(plain, first)
-    assert disturbed_result["preempted"] > 0
-    assert disturbed_result["left"] == [0, 0, 0.0]
+    assert result["preempted"] > 0
+    assert result["left"] == [0, 0, 0.0]
+
+
+def test_guidance_beside_drafts(world: Callable[[str], World]) -> None:
+    """A guidance prompt takes the place of the drafts behind a replay."""
+    here = world("qwen2")
+    batch = guided(60, 32)
+    given = job(here, [batch], PLAIN)
+    plain, drafting = here.run(
+        given, with_drafts(given, ORACLE), known={"sequences": sequences(here, [batch])}
+    )
+    for result in (plain, drafting):
+        bad = bad_cases(here, [batch], result)
+        assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
+        assert_counted(result, batch)
+    assert drafting["drafts"]["accepted"] > 100
+    assert drafting["steps"] < plain["steps"]
     changed = [
         asked
-        for asked in first
+        for asked in batch
         if asked.guidance_prompt
         and here.reference.decode(asked).tokens
         != here.reference.decode(asked._replace(guidance_scale=1.0, guidance_prompt=())).tokens
