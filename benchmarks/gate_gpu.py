@@ -77,7 +77,8 @@ def main() -> None:
             for engine in config.engines:
                 if engine == "gate, two rows" and not (config.rows and gpu):
                     continue  # the V2 runner's, which a CPU has under an interpreter alone
-                told = {"engine": engine, "graphs": graphs, "base": base, "adapter": adapter}
+                told: dict[str, Any] = {"engine": engine, "graphs": graphs}
+                told |= {"base": str(base), "adapter": str(adapter)}
                 found += run_child(config, Path(folder), told)
     settings = config.model_dump(mode="json", exclude={"config", "child", "engines"})
     report(found)
@@ -89,7 +90,7 @@ def run_child(config: GpuConfig, folder: Path, told: dict[str, Any]) -> list[dic
     given, results = folder / "child.json", folder / "results.json"
     results.unlink(missing_ok=True)
     settings = config.model_dump(mode="json", exclude={"config", "child"})
-    write_json(given, {key: str(value) for key, value in told.items()} | {"settings": settings})
+    write_json(given, told | {"settings": settings})
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.gate_gpu", "--child", str(given)], check=False
     )
@@ -114,7 +115,7 @@ def measure_engine(config: GpuConfig, given: Path) -> None:
         "max_model_len": longest,
         "max_num_batched_tokens": max(2048, sequences * 8),
         "enable_prefix_caching": False,
-        "enforce_eager": told["graphs"] != "True",
+        "enforce_eager": not told["graphs"],
         "kv_cache_memory_bytes": kv_bytes(config, sequences * (longest + 64)),
     }
     if engine == "gate, two rows":
@@ -123,7 +124,7 @@ def measure_engine(config: GpuConfig, given: Path) -> None:
     found = []
     for batch in config.batch:
         for name, figures in measure(config, llm, engine, adapter, batch).items():
-            where = {"engine": engine, "graphs": told["graphs"] == "True", "batch": batch}
+            where = {"engine": engine, "graphs": told["graphs"], "batch": batch}
             found.append(where | {"mode": name} | figures)
             print(json.dumps(found[-1]), flush=True)
     write_json(given.with_name("results.json"), found)

@@ -16,7 +16,25 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
+WAITING = (
+    "local_scalar_dense",  # item(), int(), bool(), and an `if` on a tensor
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+    "bincount",
+)
+
+
+def waits(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation of torch's makes the host wait for a device."""
+    name = operation.overloadpacket.__name__.lstrip("_")
+    if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple):
+        # By a mask: how many there are is not known beforehand.
+        return any(isinstance(at, torch.Tensor) and at.dtype == torch.bool for at in args[1])
+    if name == "repeat_interleave":
+        return not kwargs.get("output_size")
+    return name.startswith(WAITING)
 
 
 class Line(NamedTuple):
@@ -55,13 +73,13 @@ class Waits:
 @contextmanager
 def counted() -> Iterator[Waits]:
     """Count what waits within."""
-    waits = Waits()
-    with _on_gpu(waits) if torch.cuda.is_available() else _on_cpu(waits):
-        yield waits
+    found = Waits()
+    with _on_gpu(found) if torch.cuda.is_available() else _on_cpu(found):
+        yield found
 
 
 @contextmanager
-def _on_gpu(waits: Waits) -> Iterator[None]:
+def _on_gpu(found: Waits) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -72,22 +90,22 @@ def _on_gpu(waits: Waits) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode(before)
     for one in warned:
         if "synchronizing CUDA operation" in str(one.message):
-            waits.lines[Line(one.filename, one.lineno)] += 1
+            found.lines[Line(one.filename, one.lineno)] += 1
 
 
 @contextmanager
-def _on_cpu(waits: Waits) -> Iterator[None]:
+def _on_cpu(found: Waits) -> Iterator[None]:
     class Count(TorchDispatchMode):
         """Looks at each operation."""
 
         def __torch_dispatch__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            if function.overloadpacket.__name__ in WAITING:
+            if waits(function, args, kwargs or {}):
                 frames = traceback.extract_stack(limit=12)[:-1]
                 inside = [one for one in frames if "/torch/" not in one.filename]
                 last = inside[-1] if inside else frames[-1]
-                waits.lines[Line(last.filename, last.lineno or 0)] += 1
+                found.lines[Line(last.filename, last.lineno or 0)] += 1
             return function(*args, **(kwargs or {}))
 
     with Count():

@@ -109,9 +109,9 @@ def test_a_gated_token_costs_no_step_with_two_rows(
     one, two, later = here.run(
         *(job(here, [[asked]], PLAIN | more) for more in ({}, always, often)), runner=runner
     )
-    at_the_prompt = int(points[0] == len(asked.prompt) - 1)  # which has no second row
-    assert len(points) > 4
-    assert one["steps"] - two["steps"] == len(points) - at_the_prompt
+    assert len(points) > 6
+    # The prompt's step has none, nor has the next one where it is scheduled before the result.
+    assert len(points) - 2 <= one["steps"] - two["steps"] <= len(points)
     assert two["steps"] < later["steps"] < one["steps"]
     assert later["second rows"] < two["second rows"]
     assert not any(bad_cases(here, [[asked]], result) for result in (one, two, later))

@@ -18,16 +18,8 @@ pytest.importorskip("vllm")
 import test_runner_v2 as by_hand
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
+from benchmarks.waiting import waits
 from vllm_gate.device_state import GateTable, mask_loras, prepare_on_device
-
-WAITS = (
-    "_local_scalar_dense",  # item(), tolist(), int(), bool(), and an `if` on a tensor
-    "nonzero",  # indexing by a mask as well
-    "masked_select",
-    "unique",
-    "equal",
-    "bincount",
-)
 
 
 class WaitedError(Exception):
@@ -56,19 +48,9 @@ class NoWaiting(TorchDispatchMode):
         super().__exit__(*args)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        name = function.overloadpacket.__name__
-        masked = name.startswith("index") and any(
-            isinstance(at, torch.Tensor) and at.dtype == torch.bool for at in _indices(args)
-        )
-        # Where the size of what comes out is in a tensor.
-        sized = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
-        if masked or sized or any(name.lstrip("_").startswith(w.lstrip("_")) for w in WAITS):
-            raise WaitedError(name)
+        if waits(function, args, kwargs or {}):
+            raise WaitedError(str(function))
         return function(*args, **(kwargs or {}))
-
-
-def _indices(args: Any) -> list[Any]:
-    return list(args[1]) if len(args) > 1 and isinstance(args[1], list | tuple) else []
 
 
 @pytest.mark.parametrize("trace", [0, 2])
@@ -122,7 +104,7 @@ def test_the_mapping_of_adapters_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "waits",
+    "wait",
     [
         lambda x: x.sum().item(),
         lambda x: x[x > 1],
@@ -133,9 +115,9 @@ def test_the_mapping_of_adapters_does_not_wait() -> None:
         lambda x: x.unique(),
     ],
 )
-def test_what_waits_is_found(waits: Any) -> None:
+def test_what_waits_is_found(wait: Any) -> None:
     with pytest.raises(WaitedError), NoWaiting():
-        waits(torch.arange(4.0))
+        wait(torch.arange(4.0))
 
 
 def touched(meta: LoRAKernelMeta, slots: int) -> dict[int, int]:
