@@ -60,28 +60,33 @@ def test_every_guided_case_is_the_references(
     assert result["left"] == [0, 0, 0.0]
 
 
-def test_guidance_beside_drafts(world: Callable[[str], World]) -> None:
+BREAKAGES = (
+    "a guidance prompt writes nothing",
+    "guidance prompts change nothing",
+    "the adapter reads the guidance prompt",
+)
+
+
+def test_guidance_beside_drafts_and_broken_on_purpose(world: Callable[[str], World]) -> None:
     """A guidance prompt takes the place of the drafts behind a replay."""
     here = world("qwen2")
-    batch = guided(60, 32)
+    batch = guided(60, 20)
     given = job(here, [batch], PLAIN)
-    plain, drafting = here.run(
-        given, with_drafts(given, ORACLE), known={"sequences": sequences(here, [batch])}
+    plain, drafting, *broken = here.run(
+        given,
+        with_drafts(given, ORACLE),
+        *(given | {"break": breakage} for breakage in BREAKAGES),
+        known={"sequences": sequences(here, [batch])},
     )
     for result in (plain, drafting):
         bad = bad_cases(here, [batch], result)
         assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
         assert_counted(result, batch)
-    assert drafting["drafts"]["accepted"] > 100
+    assert drafting["drafts"]["accepted"] > 50
     assert drafting["steps"] < plain["steps"]
-    changed = [
-        asked
-        for asked in batch
-        if asked.guidance_prompt
-        and here.reference.decode(asked).tokens
-        != here.reference.decode(asked._replace(guidance_scale=1.0, guidance_prompt=())).tokens
-    ]
-    assert len(changed) > 5, "guidance changes nothing here"
+    bad_ones = [len(bad_cases(here, [batch], result)) for result in broken]
+    print(f"bad cases: {dict(zip(BREAKAGES, bad_ones, strict=True))}")
+    assert all(bad_ones)
 
 
 def test_near_the_end_of_the_context_nothing_guides(world: Callable[[str], World]) -> None:
@@ -99,19 +104,3 @@ def test_near_the_end_of_the_context_nothing_guides(world: Callable[[str], World
     assert said[:known] == here.reference.decode(asked).tokens[:known]
     follow = plain._replace(prompt=prompt + said[:known], tokens=20 - known)
     assert said[known:] == here.reference.decode(follow).tokens
-
-
-def test_breaking_guidance_shows(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
-    batch = guided(63, 24)
-    given = job(here, [batch], PLAIN)
-    breakages = (
-        "a guidance prompt writes nothing",
-        "guidance prompts change nothing",
-        "the adapter reads the guidance prompt",
-        "none",
-    )
-    results = here.run(*(given | {"break": breakage} for breakage in breakages))
-    bad = [len(bad_cases(here, [batch], result)) for result in results]
-    print(f"bad cases: {dict(zip(breakages, bad, strict=True))}")
-    assert all(bad[:-1]) and not bad[-1]

@@ -77,8 +77,8 @@ def test_every_case_with_two_rows(
 ) -> None:
     """A batch that fits twice, and one in which some requests get a second row."""
     here = world("qwen2")
-    few = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(77, 14)]
-    many = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(78, 24)]
+    few = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(77, 12)]
+    many = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(78, 20)]
     cases: list[tuple[Any, Any]] = [
         ([few], job(here, [few], PLAIN | TWO_ROWS, abort={"6": [2]}, reset=[9])),
         ([many], job(here, [many], TIGHT | TWO_ROWS, pending={"reset": 1})),
@@ -121,20 +121,15 @@ def test_a_gated_token_costs_no_step_with_two_rows(
 def test_breaking_it_shows_with_two_rows(world: Callable[[str], World], runner: str) -> None:
     here = world("qwen2")
     batch = [
-        asked._replace(tokens=12, adapter="all", tau=(1.0, 2.0)[index % 2])
-        for index, asked in enumerate(mixed(79, 12))
+        asked._replace(tokens=8, adapter="all", tau=(1.0, 2.0)[index % 2])
+        for index, asked in enumerate(mixed(79, 8))
     ]
     given = job(here, [batch], PLAIN | TWO_ROWS)
-    breakages = (
-        "the replay writes",
-        "a second row always gives the token",
-        "second rows run the base",
-        "none",
-    )
+    breakages = ("a second row always gives the token", "second rows run the base")
     results = here.run(*(given | {"break": breakage} for breakage in breakages), runner=runner)
     bad = [len(bad_cases(here, [batch], result)) for result in results]
     print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
-    assert all(bad[:-1]) and not bad[-1]
+    assert all(bad)
 
 
 DRAFTS = {
