@@ -21,6 +21,9 @@ The step ends at the first decision point that it reaches, as if the drafts behi
 rejected. vLLM then takes the positions back itself, unless that point is the first position and
 the step gives no token at all. A replay may carry drafts too, which the base verifies.
 
+A guided replay carries its guidance prompt where drafts would be (guidance.py). In a step that
+decodes only, base and adapter may compute a position side by side: two_rows.py.
+
 Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler.py).
 """
 
@@ -62,7 +65,7 @@ class Gate:
     """A gated request's gate, and its decision point while that awaits the replay."""
 
     params: GateParams
-    lora: LoRARequest | None  # None: the base's own, whose gate never opens
+    lora: LoRARequest | None  # None: the base's own, whose gate never opens or which is guided
     point: int | None = None  # a position
     view: BaseView | None = None  # what the base's distribution was there
     decodes: bool = False  # it has given a token since it was last scheduled anew
