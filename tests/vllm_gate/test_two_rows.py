@@ -6,11 +6,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
+
 from vllm_gate.errors import GateError
-from vllm_gate.two_rows import TwoRows, past_rate
+from vllm_gate.step_plan import Step, attach, plan_of
+from vllm_gate.two_rows import (
+    SECOND,
+    TwoRows,
+    past_rate,
+    with_second_rows,
+    without_second_rows,
+)
 
 
 def config(told: Any, **more: Any) -> Any:
@@ -68,3 +80,31 @@ def test_a_rate_begins_at_zero() -> None:
     assert past_rate(0, 0) == 0
     assert past_rate(1, 1) < 0.06
     assert past_rate(50, 1000) == pytest.approx(0.05, abs=0.001)
+
+
+def test_a_step_becomes_wider_and_a_batch_narrow_again() -> None:
+    output = SchedulerOutput.make_empty()
+    output.num_scheduled_tokens, output.total_num_scheduled_tokens = {"a": 1, "b": 1, "c": 1}, 3
+    attach(output, {"b": Step(0.5, 1.0, True, False, 0, two_rows=True)})
+    wider = with_second_rows(output, ["b", "a"])
+    assert list(wider.num_scheduled_tokens) == ["a", "b", "c", "b" + SECOND, "a" + SECOND]
+    assert wider.total_num_scheduled_tokens == 5
+    assert plan_of(wider) == plan_of(output)
+    assert output.total_num_scheduled_tokens == len(output.num_scheduled_tokens) == 3
+    # vLLM sorts a step that decodes, and second rows stay behind.
+    assert sort_batch_req_ids(wider.num_scheduled_tokens, {}, 1) == list(wider.num_scheduled_tokens)
+
+    batch = InputBatch.make_dummy(5, 5, InputBuffers(8, 8, torch.device("cpu")))
+    narrow = without_second_rows(batch, 3)
+    assert narrow.num_reqs == narrow.num_tokens == narrow.num_reqs_after_padding == 3
+    for name, of_batch in vars(batch).items():
+        by_row = hasattr(of_batch, "__len__") and len(of_batch) in (5, 6)
+        kept = {
+            "positions",
+            "input_ids",
+            "is_padding",
+            "logits_indices",
+        }  # by token, and all logits
+        if by_row and name not in kept:
+            assert len(getattr(narrow, name)) == len(of_batch) - 2, name
+    assert len(narrow.logits_indices) == 5
