@@ -72,13 +72,34 @@ TWO_ROWS = {"additional_config": {"gate_two_rows": {"rows": 32, "rate": 0.0}}}
 
 
 @RUNNERS
+def test_a_gated_token_costs_no_step_with_two_rows(
+    world: Callable[[str], World], runner: str, scheduler: str
+) -> None:
+    here = world("qwen2")
+    asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0, 16)
+    points = here.reference.decode(asked).points
+    always, often = (
+        {"additional_config": {"gate_two_rows": {"rows": 8, "rate": rate}}} for rate in (0.0, 0.1)
+    )
+    one, two, later = here.run(
+        *(job(here, [[asked]], PLAIN | more) for more in ({}, always, often)), runner=runner
+    )
+    assert len(points) > 4
+    # The prompt's step has none, nor has the next one where it is scheduled before the result.
+    assert len(points) - 2 <= one["steps"] - two["steps"] <= len(points)
+    assert two["steps"] < later["steps"] < one["steps"]
+    assert later["second rows"] < two["second rows"]
+    assert not any(bad_cases(here, [[asked]], result) for result in (one, two, later))
+
+
+@RUNNERS
 def test_every_case_with_two_rows(
     world: Callable[[str], World], runner: str, scheduler: str
 ) -> None:
     """A batch that fits twice, and one in which some requests get a second row."""
     here = world("qwen2")
-    few = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(77, 12)]
-    many = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(78, 20)]
+    few = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(77, 10)]
+    many = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(78, 18)]
     cases: list[tuple[Any, Any]] = [
         ([few], job(here, [few], PLAIN | TWO_ROWS, abort={"6": [2]}, reset=[9])),
         ([many], job(here, [many], TIGHT | TWO_ROWS, pending={"reset": 1})),
@@ -92,29 +113,8 @@ def test_every_case_with_two_rows(
     second = [result["second rows"] for result in results]
     print(f"{runner}: {len(few) + len(many)} cases, {second} second rows, {len(bad)} bad")
     assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
-    assert all(rows > 40 for rows in second)
+    assert all(rows > 20 for rows in second)
     assert results[1]["preempted"] > 0
-
-
-@RUNNERS
-def test_a_gated_token_costs_no_step_with_two_rows(
-    world: Callable[[str], World], runner: str, scheduler: str
-) -> None:
-    here = world("qwen2")
-    asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0, 20)
-    points = here.reference.decode(asked).points
-    always, often = (
-        {"additional_config": {"gate_two_rows": {"rows": 8, "rate": rate}}} for rate in (0.0, 0.1)
-    )
-    one, two, later = here.run(
-        *(job(here, [[asked]], PLAIN | more) for more in ({}, always, often)), runner=runner
-    )
-    assert len(points) > 6
-    # The prompt's step has none, nor has the next one where it is scheduled before the result.
-    assert len(points) - 2 <= one["steps"] - two["steps"] <= len(points)
-    assert two["steps"] < later["steps"] < one["steps"]
-    assert later["second rows"] < two["second rows"]
-    assert not any(bad_cases(here, [[asked]], result) for result in (one, two, later))
 
 
 @pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
