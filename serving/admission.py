@@ -33,6 +33,7 @@ from serving.metrics import GATED as GATED_MODE
 from serving.request import RequestContext
 from serving.slots import QueueFullError
 from vllm_gate import model_check
+from vllm_gate.guidance import check_prompt
 from vllm_gate.params import (
     LONGEST,
     NEVER,
@@ -126,9 +127,12 @@ class Admission:
     def _with_tokens(self, told: dict[str, Any]) -> dict[str, Any]:
         """The same arguments, where a guidance prompt that is a text has become tokens."""
         text = told.get(PROMPT)
-        if not isinstance(text, str):
+        if text is None:
             return told
         tokenizer = self.aliases.cache.models.renderer.get_tokenizer()
+        if not isinstance(text, str):
+            check_prompt(told, tokenizer)
+            return told
         tokens = tokenizer.encode(text, add_special_tokens=False)
         if not 0 < len(tokens) <= LONGEST:
             raise ValueError(f"{PROMPT}: {len(tokens)} tokens; between 1 and {LONGEST} are needed")
