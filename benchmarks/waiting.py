@@ -10,7 +10,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ WAITING = (
     "equal",
     "bincount",
 )
+COPIES = ("tolist", "cpu")  # no operation of torch's on CPU tensors
 
 
 def waits(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -108,5 +110,18 @@ def _on_cpu(found: Waits) -> Iterator[None]:
                 found.lines[Line(last.filename, last.lineno or 0)] += 1
             return function(*args, **(kwargs or {}))
 
-    with Count():
+    def counting(stock: Any) -> Any:
+        @wraps(stock)
+        def copy(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            caller = traceback.extract_stack(limit=2)[0]
+            found.lines[Line(caller.filename, caller.lineno or 0)] += 1
+            return stock(self, *args, **kwargs)
+
+        return copy
+
+    copies = {name: getattr(torch.Tensor, name) for name in COPIES}
+    with Count(), ExitStack() as patched:
+        for name, stock in copies.items():
+            patched.callback(setattr, torch.Tensor, name, stock)
+            setattr(torch.Tensor, name, counting(stock))
         yield
