@@ -108,7 +108,9 @@ def _breakages_v2() -> dict[str, Any]:
 
     def always(stock: Any) -> Any:
         def take(self: Any, points: Any, *args: Any) -> Any:
-            return stock(self, points._replace(first=points.first * 0), *args)
+            made, logits = stock(self, points._replace(first=points.first * 0), *args)
+            never = points.first.new_full((), 2**31 - 1)
+            return made._replace(first=points.first.where(~made.corrected, never)), logits
 
         return take
 
