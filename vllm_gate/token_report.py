@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from vllm_gate import patches
 from vllm_gate.guidance import check_prompt
-from vllm_gate.params import TAU, TRACE, WATCHED
+from vllm_gate.params import PROMPT, TAU, TRACE, WATCHED
 
 if TYPE_CHECKING:
     from starlette.datastructures import MutableHeaders
@@ -180,7 +180,7 @@ def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., Reques
         **kwargs: Any,
     ) -> RequestState:
         if request.sampling_params is not None:
-            check_prompt(request.sampling_params.extra_args, tokenizer)
+            _check(request.sampling_params.extra_args, tokenizer)
         state = stock(cls, tokenizer, request, *args, **kwargs)
         answer = ANSWER.get()
         sequence = answer.begin(request) if answer is not None else None
@@ -189,6 +189,16 @@ def from_new_request(stock: Callable[..., RequestState]) -> Callable[..., Reques
         return state
 
     return begin
+
+
+def _check(arguments: dict[str, Any] | None, tokenizer: TokenizerLike | None) -> None:
+    """What admission could not know, which has no tokenizer; vLLM answers 400."""
+    try:
+        check_prompt(arguments, tokenizer)
+    except ValueError as error:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(error), parameter=PROMPT) from error
 
 
 def make_request_output(stock: Callable[..., Output | None]) -> Callable[..., Output | None]:

@@ -10,8 +10,10 @@ import torch
 
 pytest.importorskip("vllm")
 
+from vllm.exceptions import VLLMValidationError
+
 from adapters.manifest import Gate
-from vllm_gate import guidance
+from vllm_gate import guidance, token_report
 from vllm_gate.params import LONGEST, NEGATIVE, GateParams, resolve
 from vllm_gate.step_plan import gate_of
 
@@ -78,3 +80,13 @@ def test_tokens_that_the_model_does_not_know() -> None:
     guidance.check_prompt(None, tokenizer)
     with pytest.raises(ValueError, match="guidance_prompt: token 10"):
         guidance.check_prompt({"guidance_prompt": [9, 10]}, tokenizer)
+
+
+def test_plain_vllm_refuses_them_as_the_clients_fault() -> None:
+    begin = token_report.from_new_request(lambda *_: None)  # type: ignore[arg-type,return-value]
+    request: Any = SimpleNamespace(
+        sampling_params=SimpleNamespace(extra_args={"guidance_prompt": [10]})
+    )
+    with pytest.raises(VLLMValidationError, match="guidance_prompt: token 10"):
+        begin(object, SimpleNamespace(max_token_id=9), request)  # type: ignore[arg-type]
+    assert begin(object, SimpleNamespace(max_token_id=10), request) is None  # type: ignore[arg-type]
