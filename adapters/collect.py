@@ -44,6 +44,12 @@ def collect(
         AdapterError: an alias cannot be read; then nothing is taken, as it might need anything.
         StoreError: the store cannot be written.
     """
+    from adapters.bucket.store import BucketStore
+
+    if isinstance(store, BucketStore):
+        from adapters.bucket.collect import collect as collect_in_bucket
+
+        return collect_in_bucket(store, keep, grace, dry_run)
     gone: list[Reference] = []
     kept = wanted(store, keep)
     for name in _folders(store):
