@@ -36,6 +36,7 @@ CACHE_VARIABLE = "REASONMAXXER_STORE_CACHE"
 CACHE_SIZE_VARIABLE = "REASONMAXXER_STORE_CACHE_GIB"
 CACHE_GIB = 20.0
 BUCKETS = ("s3", "gs", "az")
+_SECRETIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://[^\s'\"]*[@?#][^\s'\"]*")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 IN_WORKING_DIRECTORY = Path("adapters", "store")
 # The source checkout has a store beside this file and a base model beside this package.
@@ -93,7 +94,9 @@ def parse_place(place: Path | str) -> Path | str:
     try:
         parts = urlsplit(text)
     except ValueError:
-        raise ValueError(f"this {scheme}:// address cannot be read; write {scheme}://BUCKET/PREFIX") from None
+        raise ValueError(
+            f"this {scheme}:// address cannot be read; write {scheme}://BUCKET/PREFIX"
+        ) from None
     if "@" in text or "?" in text or "#" in text:
         raise ValueError(
             f"this {scheme}:// address holds more than a bucket and a prefix; credentials belong "
@@ -101,7 +104,9 @@ def parse_place(place: Path | str) -> Path | str:
         )
     prefix = [part for part in parts.path.split("/") if part]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
-        raise ValueError(f"this {scheme}:// address names no bucket; write {scheme}://BUCKET/PREFIX")
+        raise ValueError(
+            f"this {scheme}:// address names no bucket; write {scheme}://BUCKET/PREFIX"
+        )
     if any(part in (".", "..") or not part.isprintable() for part in prefix):
         raise ValueError(f"this {scheme}:// address has a prefix with '.' or '..'; leave them out")
     return f"{scheme}://" + "/".join([parts.netloc, *prefix])
@@ -112,6 +117,27 @@ def _folder(url: str) -> Path:
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise ValueError("a file:// address names a folder of this machine: file:///FOLDER")
     return Path(unquote(parts.path))
+
+
+def shown(value: object) -> str:
+    """`value` for an error message: of an address that may hold credentials, the scheme alone."""
+    return _SECRETIVE.sub(r"\1://...", repr(value))
+
+
+def check_writable(place: Path | str) -> None:
+    """Raise ValueError where nothing could be published, hours before there is anything."""
+    if isinstance(place, Path):
+        folder = place.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder} cannot be written")
+        return
+    from adapters.bucket.objects import Objects
+
+    try:
+        Objects.open(place).now()  # writes, reads and deletes
+    except OSError as error:
+        raise ValueError(f"{place} cannot be written: {error}") from error
 
 
 # For settings and flags: a folder as a Path, a bucket as the text of its URL.
@@ -141,8 +167,9 @@ def open_store(
     limit = cache_gib if cache_gib is not None else _cache_gib()
     objects = Objects.open(place)
     # One bucket's name means another bucket at another endpoint.
-    address = f"{place} {os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')}"
-    folder = (cache or cache_folder()) / hashlib.sha256(address.encode()).hexdigest()[:16]
+    endpoints = [os.environ.get(f"AWS_ENDPOINT_URL{which}", "") for which in ("_S3", "")]
+    address = " ".join([place, *endpoints]).encode()
+    folder = (cache or cache_folder()) / hashlib.sha256(address).hexdigest()[:16]
     try:
         store = BucketStore(objects, folder, int(limit * 2**30))
     except OSError as error:

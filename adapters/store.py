@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,21 @@ class Store:
         return self.root.is_dir()
 
     # ---------------------------------------------------------------------------------- the seam
+
+    def refresh(self) -> None:
+        """Look at the storage, where not every question does.
+
+        Raises:
+            OSError: it cannot be reached.
+            DamagedHistoryError: what is there cannot be read.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root} is no folder")
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Requests to the storage so far, by kind; a folder has none."""
+        return {}
 
     def last_move(self, name: str) -> Move | None:
         """The move that says where the alias `name` points; None where there is none yet.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 
-from adapters.bucket.objects import AwayError, ConflictError, Entry
+from adapters.bucket.objects import AwayError, ConflictError
 from adapters.bucket.store import BucketStore
 from adapters.bucket.versions import CONTENT, files_prefix, record_key
 from adapters.collect import wanted
@@ -36,15 +36,14 @@ def collect(store: BucketStore, keep: int, grace: float, dry_run: bool) -> list[
     with store.writes("gc"):
         now = store.objects.now()
         if dry_run:
-            return [reference for reference, _ in _candidates(store, keep, grace, now)]
+            return _candidates(store, keep, grace, now)
         with _alone(store, now):
             return _collect(store, keep, grace, now)
 
 
 def _collect(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
-    marked = [
-        reference for reference, _ in _candidates(store, keep, grace, now) if _mark(store, reference)
-    ]
+    candidates = _candidates(store, keep, grace, now)
+    marked = [reference for reference in candidates if _mark(store, reference)]
     # From here on nobody begins to use a marked one; some may have done so before.
     needed = _needed(store, keep, store.objects.now()) if marked else set()
     gone = []
@@ -52,7 +51,7 @@ def _collect(store: BucketStore, keep: int, grace: float, now: datetime) -> list
         if reference in needed:
             _unmark(store, reference)
             continue
-        files = [entry.key for entry in store.objects.list(files_prefix(reference))]
+        files = [entry.key for entry in store.objects.under(files_prefix(reference))]
         store.objects.delete(files)
         store.objects.delete([record_key(reference)])
         gone.append(reference)
@@ -71,14 +70,12 @@ def _needed(store: BucketStore, keep: int, now: datetime) -> set[Reference]:
     return wanted(store, keep) | set(map(Reference.parse_version, held))
 
 
-def _candidates(
-    store: BucketStore, keep: int, grace: float, now: datetime
-) -> list[tuple[Reference, Entry]]:
+def _candidates(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
     # The records first: what is published meanwhile is none of them.
     entries = list(store.all_versions.entries())
     needed = _needed(store, keep, now)
     return [
-        (reference, entry)
+        reference
         for reference, entry in entries
         if reference not in needed
         and ((now - entry.modified).total_seconds() >= grace or _is_marked(store, reference))
@@ -116,7 +113,7 @@ def _sweep(store: BucketStore, now: datetime) -> None:
     """Delete what killed publishers have left, and leases that ran out long ago."""
     store.leases.sweep(now)
     old = []
-    for entry in store.objects.list(CONTENT):
+    for entry in store.objects.under(CONTENT):
         parts = entry.key.removeprefix(f"{CONTENT}/").split("/")
         ours = len(parts) == 3 and is_name(parts[0]) and is_hash(parts[1])
         if ours and (now - entry.modified).total_seconds() > UNFINISHED:

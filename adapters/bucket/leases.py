@@ -114,7 +114,7 @@ class Leases:
             ValueError: a lease cannot be read, so it might name anything.
         """
         found: set[str] = set()
-        for entry in self._objects.list(LEASES):
+        for entry in self._objects.under(LEASES):
             lease = self._objects.get(entry.key)
             if lease is None:
                 continue
@@ -132,7 +132,7 @@ class Leases:
         """Delete leases that ran out long ago. Raises AwayError."""
         old = [
             entry.key
-            for entry in self._objects.list(LEASES)
+            for entry in self._objects.under(LEASES)
             if (now - entry.modified).total_seconds() > 10 * SECONDS
         ]
         self._objects.delete(old)

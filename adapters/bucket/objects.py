@@ -132,7 +132,7 @@ class Objects:
         with self._told(f"{key} cannot be read"):
             return bytes(obstore.get_range(self._patient, key, start=start, length=length))
 
-    def list(self, prefix: str) -> list[Entry]:
+    def under(self, prefix: str) -> list[Entry]:
         """Every object under `prefix/`.
 
         Raises:
@@ -244,8 +244,8 @@ def _client(url: str, timeout: int, connect: int, retries: int) -> ObjectStore:
             "base": 2,
         },
     }
-    made = from_url(url, client_options=cast("Any", options), retry_config=cast("Any", retry), **more)
-    return made
+    more |= {"client_options": options, "retry_config": retry}
+    return from_url(url, **more)
 
 
 def _s3_options() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +62,19 @@ class BucketStore(Store):
     def exists(self) -> bool:
         """A bucket that holds nothing yet is an empty store."""
         return True
+
+    def refresh(self) -> None:
+        """Look where the aliases point: one conditional read.
+
+        Raises:
+            AwayError, DamagedHistoryError: as the index says.
+        """
+        self.index.refresh()
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Requests to the bucket so far, by kind."""
+        return self.objects.calls
 
     # ------------------------------------------------------------------------------ what is there
 

@@ -91,7 +91,7 @@ class Versions:
 
     def entries(self, name: str = "") -> Iterator[tuple[Reference, Entry]]:
         """Every record. Raises AwayError."""
-        for entry in self._objects.list(f"{RECORDS}/{name}" if name else RECORDS):
+        for entry in self._objects.under(f"{RECORDS}/{name}" if name else RECORDS):
             owner, _, file = entry.key.removeprefix(f"{RECORDS}/").partition("/")
             digest = file.removesuffix(".json")
             if is_name(owner) and is_hash(digest):

@@ -6,6 +6,7 @@ The proxy hands requests on one at a time, as moto checks a condition and writes
 from __future__ import annotations
 
 import http.client
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ KEYS = {
     "AWS_REGION": "us-east-1",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+
+OWN_HEADERS = {"transfer-encoding", "connection", "content-length", "date", "server"}
 
 
 @dataclass
@@ -59,7 +63,13 @@ class Cloud:
 
     def client(self) -> Any:
         """boto3's, past the proxy."""
-        return boto3.client("s3", endpoint_url=self.upstream)
+        return boto3.client(
+            "s3",
+            endpoint_url=self.upstream,
+            region_name=KEYS["AWS_REGION"],
+            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        )
 
     def store(self, prefix: str, cache: Path, gib: float = 1.0) -> BucketStore:
         """The store under a prefix, with a cache of its own: one machine's."""
@@ -120,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+            if name.lower() not in OWN_HEADERS:
                 self.send_header(name, value)
         size = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
         self.send_header("Content-Length", size or "0")
@@ -150,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running_cloud() -> Iterator[Cloud]:
-    """The storage with an empty bucket, while this is open. The environment has its keys."""
+    """The storage with an empty bucket, while this is open."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
