@@ -110,6 +110,8 @@ def once(fault: Fault, times: int = 1) -> Fault:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body in one piece
     cloud: Cloud
     turn = threading.Lock()
 
@@ -143,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = fault(asked)
             if found == "cut":
                 with suppress(OSError):
+                    self.wfile.flush()
                     self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
                 return True

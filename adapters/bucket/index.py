@@ -89,9 +89,12 @@ class Index:
             field = ".".join(map(str, first["loc"])) or "content"
             raise DamagedHistoryError(f"{INDEX}: {field}: {first['msg']}") from error
         self.aliases, self._etag = content.aliases, found.etag
-        with suppress(OSError), atomic_write(self._kept) as temporary:  # a full disk is no news
-            temporary.write_bytes(found.content)
+        self._keep(found.content)
         return True
+
+    def _keep(self, content: bytes) -> None:
+        with suppress(OSError), atomic_write(self._kept) as temporary:  # a full disk is no news
+            temporary.write_bytes(content)
 
     def history(self, name: str) -> list[Move]:
         """Every move of the alias, oldest first; looks at the storage.
@@ -149,6 +152,7 @@ class Index:
             raise AwayError(f"{error}; look whether it has moved (store show {name})") from error
         self.aliases = content.aliases
         self.looked = time.monotonic()
+        self._keep(written)
 
     def _write_down(self, name: str, last: Move) -> None:
         """Make `last` the last line of the history, where it is not."""

@@ -299,6 +299,12 @@ class BucketStore(Store):
         self.index.refresh()
         yield
 
+    def rollback(self, name: str, *, by: str | None = None, trusted: str | None = None) -> Move:
+        """As a folder does, from a fresh look: the alias may be younger than the last one."""
+        with self.writes(name):
+            self.index.refresh()
+        return super().rollback(name, by=by, trusted=trusted)
+
     def _append(self, name: str, move: Move, after: Move | None) -> None:
         self.index.move(name, move, after)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cloud import BUCKET
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
 from fleet import Engine, answered, completion, make_admission, settled
@@ -236,7 +236,7 @@ def test_health_says_how_the_store_is_and_no_more(
     engine_status = 200
 
     @app.get("/health")
-    async def vllms_own() -> Response:
+    async def vllms_own(request: Request) -> Response:
         return Response(status_code=engine_status)
 
     app.state.follower = one
