@@ -356,7 +356,11 @@ STORE = [
         "Requests a second of each server by kind: one get while nothing moves. Repetitions after "
         "an error are not counted. A store in a folder makes none.",
         "reqps",
-        [Query(f"sum by (instance, kind) ({rate('store_requests_total')})", "{{instance}} {{kind}}")],
+        [
+            Query(
+                f"sum by (instance, kind) ({rate('store_requests_total')})", "{{instance}} {{kind}}"
+            )
+        ],
         width=6,
     ),
     Panel(
