@@ -159,7 +159,8 @@ def ask(server: Running, options: argparse.Namespace) -> dict[str, Any]:
 
 def serve(url: str, cache: Path, label: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start a server; with `options.idle` it is asked too."""
-    flags = ("--model", str(BASE), "--adapters", url, "--store-cache", str(cache))
+    flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", url)
+    flags += ("--store-cache", str(cache))
     flags += ("--dtype", "float32", "--max-num-seqs", "16", "--max-model-len", "512")
     start = time.perf_counter()
     with running_server(*flags, log=cache.parent / f"{label}.log") as server:
@@ -177,6 +178,8 @@ def main() -> int:
     end_as_asked()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="an empty prefix of a bucket; default: a server of our own")
+    parser.add_argument("--filled", action="store_true", help="by an earlier run with this --url")
+    parser.add_argument("--fill-only", action="store_true", help="for a run with --filled")
     parser.add_argument("--adapters", type=int, default=1000)
     parser.add_argument("--cold", type=int, default=12, help="adapters that are asked for")
     parser.add_argument("--idle", type=float, default=60, help="seconds without a request")
@@ -185,15 +188,22 @@ def main() -> int:
     result: dict[str, Any] = {"adapters": options.adapters}
     with tempfile.TemporaryDirectory() as folder, storage(options.url) as url:
         work = Path(folder)
-        result |= fill(f"{url}/one", 1, work / "filled")
-        result = {"adapters": options.adapters}  # of one it was the warm-up
-        result |= fill(f"{url}/all", options.adapters, work)
+        if not options.filled:
+            fill(f"{url}/one", 1, work / "warm-up")
+            result |= fill(f"{url}/all", options.adapters, work)
+        if options.fill_only:
+            return report("bucket-fill", result)
         result |= list_in_process(f"{url}/all", work / "listed")
         result |= serve(f"{url}/one", work / "cache", "of one adapter", options)
         result |= serve(f"{url}/all", work / "cache", "knowing nothing", options)
         result |= serve(f"{url}/all", work / "cache", "knowing all", options)
+    return report("bucket", result)
+
+
+def report(name: str, result: dict[str, Any]) -> int:
+    """Show and write the figures."""
     print_table(["", ""], [[name, str(value)] for name, value in result.items()])
-    save("bucket", result)
+    save(name, result)
     return 0
 
 

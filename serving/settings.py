@@ -58,10 +58,12 @@ class Settings(BaseSettings):
         description="Folder for versions of a store in a bucket; default: in the user's cache.",
     )
     store_cache_gib: float = Field(
-        CACHE_GIB, gt=0, description="Of them, so much stays on this machine; what is served, too."
+        CACHE_GIB,
+        gt=0,
+        description="GiB of them that stay on this machine; what is served stays anyway.",
     )
     store_poll_seconds: float = Field(
-        1.0, ge=0.1, le=60, description="Between two looks at the store for moved aliases."
+        1.0, ge=0.1, le=60, description="Seconds between two looks at the store for moved aliases."
     )
     family: str | None = Field(
         None,

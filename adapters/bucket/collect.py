@@ -16,8 +16,8 @@ from datetime import datetime
 from adapters.bucket.objects import AwayError, ConflictError
 from adapters.bucket.store import BucketStore
 from adapters.bucket.versions import CONTENT, files_prefix, record_key
-from adapters.collect import wanted
 from adapters.manifest import is_name
+from adapters.needed import wanted
 from adapters.reference import Reference, is_hash
 from adapters.store import StoreError
 
