@@ -104,7 +104,7 @@ class EngineCache:
                 loaded = await self._add(found, lease)
             except BaseException:
                 LOADS.labels("refused").inc()
-                lease.close()
+                await asyncio.shield(asyncio.to_thread(lease.close))
                 raise
             LOADS.labels("loaded").inc()
             LOAD_SECONDS.observe(time.perf_counter() - start)
@@ -223,5 +223,5 @@ class EngineCache:
             await self.engine.remove_lora(loaded.lora.lora_int_id)  # type: ignore[attr-defined]
         except Exception:
             logger.exception("the engine could not drop %s", loaded.version)
-        loaded.lease.close()
+        await asyncio.to_thread(loaded.lease.close)  # in a bucket it asks the network
         logger.info("dropped %s", loaded.version)

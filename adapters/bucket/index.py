@@ -25,6 +25,7 @@ from adapters.store import MovedMeanwhileError
 
 INDEX = "index.json"
 KEPT = ".index.json"  # the copy on this machine
+BELIEVED = 3.0  # seconds for which a storage that was away is taken to be so
 _TRIES = 50
 
 
@@ -50,8 +51,7 @@ class Index:
         self._etag: Etag | None = None
         self._lock = threading.RLock()  # what is known and its etag belong together
         self.aliases: dict[str, Move] = {}
-        self.looked: float | None = None  # the last good look, by the monotonic clock
-        self.error: str | None = None  # why the one after that was none
+        self._failed: tuple[float, AwayError] | None = None  # the last look, and when
         with suppress(OSError, ValueError):
             self.aliases = Content.model_validate_json(self._kept.read_bytes()).aliases
 
@@ -63,14 +63,22 @@ class Index:
             DamagedHistoryError: the object is no index, or is gone.
         """
         with self._lock:
-            start = time.monotonic()
             try:
                 changed = self._refresh()
-            except (AwayError, DamagedHistoryError) as error:
-                self.error = str(error)
+            except AwayError as error:
+                self._failed = time.monotonic(), error
                 raise
-            self.looked, self.error = start, None
+            self._failed = None
             return changed
+
+    def check_near(self) -> None:
+        """Raise AwayError at once where a look has just found the storage away.
+
+        A thousand questions then take no thousand timeouts.
+        """
+        failed = self._failed
+        if failed is not None and time.monotonic() - failed[0] < BELIEVED:
+            raise failed[1]
 
     def _refresh(self) -> bool:
         try:
@@ -151,7 +159,6 @@ class Index:
                     return
             raise AwayError(f"{error}; look whether it has moved (store show {name})") from error
         self.aliases = content.aliases
-        self.looked = time.monotonic()
         self._keep(written)
 
     def _write_down(self, name: str, last: Move) -> None:

@@ -51,14 +51,14 @@ class Leases:
         self._lock = threading.Lock()  # of what is held, and of the thread
         self._writing = threading.Lock()  # so that the newest is written last
         self._written: frozenset[str] = frozenset()
+        self._begun = False  # there may be an object
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
 
-    def hold(self, reference: Reference) -> None:
-        """Name a version in this process's lease; each call needs one `release`.
+    def count(self, reference: Reference) -> None:
+        """A version is used once more; each call needs one `release`.
 
-        Raises:
-            AwayError: it could not be written. It is held all the same from the next renewal on.
+        The lease names it from the next renewal on, or from `write` on.
         """
         with self._lock:
             self._held[str(reference)] += 1
@@ -68,11 +68,14 @@ class Leases:
                     target=self._renew, args=(self._over,), name="leases", daemon=True
                 )
                 self._thread.start()
+
+    def write(self, reference: Reference) -> None:
+        """Have the lease name a version that was counted. Raises AwayError."""
         if str(reference) not in self._written:
             self._write()
 
     def release(self, reference: Reference) -> None:
-        """It is used once less. With the last one the lease goes."""
+        """It is used once less. With the last one the lease goes, which asks the network."""
         with self._lock:
             self._held[str(reference)] -= 1
             self._held = +self._held
@@ -81,8 +84,8 @@ class Leases:
             self._over.set()
             self._thread = None
         with self._writing, suppress(AwayError):  # it would run out by itself
-            if not self._held:
-                self._written = frozenset()
+            if not self._held and self._begun:
+                self._begun, self._written = False, frozenset()
                 self._objects.delete([self._key])
 
     def _write(self) -> None:
@@ -92,6 +95,7 @@ class Leases:
             if not held:
                 return
             content = Holder(by=whoami(), versions=sorted(held)).model_dump_json().encode()
+            self._begun = True
             self._objects.put(self._key, content)
             self._written = held
 

@@ -195,7 +195,7 @@ class Objects:
             return
         self.calls["delete"] += 1 + len(keys) // PAGE
         with self._told(f"{keys[0]} cannot be deleted"), suppress(FileNotFoundError):
-            obstore.delete(self._patient, keys)
+            obstore.delete(self._quick if len(keys) == 1 else self._patient, keys)
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:

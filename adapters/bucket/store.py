@@ -21,7 +21,7 @@ from adapters.bucket.cache import Cache
 from adapters.bucket.index import Index
 from adapters.bucket.leases import BucketLease, Leases
 from adapters.bucket.objects import AwayError, ConflictError, Objects
-from adapters.bucket.versions import Versions
+from adapters.bucket.versions import Record, Versions
 from adapters.lease import Lease
 from adapters.manifest import is_name
 from adapters.moves import DamagedHistoryError, Move
@@ -146,6 +146,7 @@ class BucketStore(Store):
         if any(folder.is_dir() for folder in here):
             return asked
         with self._reading(reference):
+            self.index.check_near()
             known = self.all_versions.record(asked)
             if known is None or known.record.collecting:
                 raise KeyError(reference)
@@ -186,6 +187,7 @@ class BucketStore(Store):
             self._list(reference)
 
     def _list(self, reference: Reference) -> Path:
+        self.index.check_near()
         known = self.all_versions.record(reference)
         if known is None:
             return self.path(reference)  # which is not there
@@ -195,26 +197,21 @@ class BucketStore(Store):
         if not hashes:
             return self._listed_here(reference) or self._list(reference)
         if not self.path(reference).is_dir():
+            self.index.check_near()
             known = self.all_versions.record(reference)
             if known is not None:
-                self._fetch(reference)
+                self._fetch(reference, known.record)
         return self.path(reference)
 
-    def _fetch(self, reference: Reference) -> Path:
+    def _fetch(self, reference: Reference, record: Record) -> None:
         """Have the version in the cache. Raises AwayError, AdapterError, OSError."""
         with self._fetching:
             if self.path(reference).is_dir():
-                return self.path(reference)
-            known = self.all_versions.record(reference)
-            if known is None:
-                raise AdapterError(str(reference), "its version is gone from the bucket")
-            place = self.all_versions.fetch(reference, known.record)
-            lease = Lease.take(place)
-            if lease is None:
-                return place
-            with lease, suppress(OSError):  # not this one: it is about to be used
-                self.cache.shrink()
-        return place
+                return
+            lease = Lease.take(self.all_versions.fetch(reference, record))
+            if lease is not None:
+                with lease, suppress(OSError):  # not this one: it is about to be used
+                    self.cache.shrink()
 
     def _read(
         self,
@@ -270,13 +267,15 @@ class BucketStore(Store):
 
     def _held(self, reference: Reference) -> Lease | None:
         """A lease of the version; None: it has been collected, or is just being so."""
-        known = True
+        there = True
+        self.leases.count(reference)
         try:
-            self.leases.hold(reference)
-            record = self.all_versions.record(reference)
-            known = record is not None and not record.record.collecting
-            if known:
-                self._fetch(reference)
+            self.index.check_near()
+            self.leases.write(reference)
+            known = self.all_versions.record(reference)
+            there = known is not None and not known.record.collecting
+            if known is not None and there:
+                self._fetch(reference, known.record)
         except AwayError:
             if not self.path(reference).is_dir():
                 self.leases.release(reference)
@@ -284,7 +283,7 @@ class BucketStore(Store):
         except BaseException:
             self.leases.release(reference)
             raise
-        here = Lease.take(self.path(reference)) if known else None
+        here = Lease.take(self.path(reference)) if there else None
         if here is None:
             self.leases.release(reference)
             return None
@@ -319,14 +318,10 @@ class BucketStore(Store):
         built = self.cache.here.publish(source, name, base=base, alias=False, origin=origin)
         reference = Reference(name, built.hash)
         here = self.cache.here.lease(str(reference)).lease
+        self.leases.count(reference)
+        lease = BucketLease(here, self.leases, reference)
         try:
-            self.leases.hold(reference)
-            lease = BucketLease(here, self.leases, reference)
-        except BaseException:
-            self.leases.release(reference)
-            here.close()
-            raise
-        try:
+            self.leases.write(reference)
             self._upload(reference)
             self.forget_hashes()
             self.cache.shrink()

@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from adapters import places, vllm_loader
 from adapters.__main__ import main
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.audit import verify
-from adapters.bucket import leases as leases_module
 from adapters.bucket import objects as objects_module
-from adapters.bucket.leases import Leases
+from adapters.bucket.leases import SECONDS, Leases
 from adapters.bucket.objects import AwayError, Objects, UnchangedError
 from adapters.bucket.store import BucketStore
+from adapters.calibration import add_gate
 from adapters.collect import collect
 from adapters.exchange import export_adapter
+from adapters.manifest import Gate
 from adapters.moves import Move
 from adapters.places import open_store, parse_place
 from adapters.reference import Reference
@@ -417,19 +419,42 @@ def test_collection_leaves_what_another_machine_uses(
     assert verify(machine("c")) == []
 
 
-def test_a_lease_ends_by_the_storages_clock(
-    machine: Machines, sources: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_ends_by_the_storages_clock(machine: Machines, sources: list[Path]) -> None:
     ours, theirs = machine("a"), machine("b")
     ids = [ours.publish(source, "alpha").id for source in sources[:2]]
-    monkeypatch.setattr(leases_module.Holder.model_fields["seconds"], "default", 1e-6)
-    monkeypatch.setattr(ours.objects, "now", lambda: pytest.fail("no clock was asked"))
-    monkeypatch.undo()
     now = ours.objects.now()
     with theirs.lease(ids[0]).lease:
         assert ours.leases.everybodys(now) == {ids[0]}
-        later = now.replace(year=now.year + 1)
-        assert ours.leases.everybodys(later) == set()
+        assert ours.leases.everybodys(now + timedelta(seconds=SECONDS + 60)) == set()
+        ours.leases.sweep(now + timedelta(seconds=20 * SECONDS))
+        assert ours.leases.everybodys(now) == set()
+
+
+def test_a_lease_is_renewed_while_it_is_held(
+    cloud: Cloud, machine: Machines, sources: list[Path]
+) -> None:
+    version = machine("a").publish(sources[0], "alpha").id
+    store = machine("b")
+    store.leases = Leases(store.objects, renewal=0.01)
+    renewed = threading.Event()
+    lease = store.lease("alpha").lease
+    cloud.asked.clear()
+
+    def count(asked: Asked) -> None:
+        if "/leases/" in asked.path and asked.method == "PUT" and asked.answered:
+            renewed.set()
+
+    with cloud.failing(count):
+        assert renewed.wait(30)
+        # What could not be written for a while is written again.
+        with cloud.away():
+            store.leases.count(Reference.parse(version))
+        renewed.clear()
+        assert renewed.wait(30)
+    assert store.leases.everybodys(store.objects.now()) == {version}
+    store.leases.release(Reference.parse(version))
+    lease.close()
+    assert store.leases.everybodys(store.objects.now()) == set()
 
 
 def test_a_version_that_is_being_collected_is_gone_for_new_users(
@@ -438,7 +463,6 @@ def test_a_version_that_is_being_collected_is_gone_for_new_users(
     ours, theirs = machine("a"), machine("b")
     ids = [ours.publish(source, "alpha").id for source in sources[:2]]
     everybodys, asked = Leases.everybodys, []
-    late: list[Any] = []
 
     def look(leases: Leases, now: Any) -> set[str]:
         found = everybodys(leases, now)
@@ -454,7 +478,6 @@ def test_a_version_that_is_being_collected_is_gone_for_new_users(
     monkeypatch.setattr(Leases, "everybodys", look)
     assert list(map(str, collect(ours, 0, 0))) == [ids[0]]
     assert len(asked) == 2
-    assert late == []
     assert theirs.publish(sources[0], "alpha").id == ids[0]
     assert verify(ours) == []
 
@@ -646,6 +669,51 @@ def test_an_export_needs_no_more_than_the_bucket(
 ) -> None:
     version = machine("a").publish(sources[0], "alpha")
     assert export_adapter(machine("b"), "alpha", tmp_path / "out").id == version.id
+
+
+def test_a_gate_for_an_adapter_in_a_bucket(
+    machine: Machines, sources: list[Path], tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "base")
+    machine("a").publish(sources[0], "alpha", base=base)
+    gate = Gate(tau=0.5, rate=0.1, tokens=100)
+    there = machine("b")
+    added = add_gate(there, "alpha", gate, base, family="qwen2.5")
+    assert machine("c").get("alpha", base, hashes=False).gate == gate
+    assert len(there.history("alpha")) == 2
+    assert there.history("alpha")[-1].version == added.id
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fit_asks_first_whether_it_may_publish(cloud: Cloud, prefix: str) -> None:
+    url = f"s3://{BUCKET}/{prefix}"
+    places.check_writable(url)
+    assert cloud.keys(prefix) == []
+    refused = cloud.failing(lambda asked: 403 if asked.method == "PUT" else None)
+    with refused, pytest.raises(ValueError, match=f"{url} cannot be written"):
+        places.check_writable(url)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_thousand_questions_take_no_thousand_timeouts(
+    cloud: Cloud, machine: Machines, sources: list[Path]
+) -> None:
+    for number in range(3):
+        machine("a").publish(sources[0], f"adapter-{number}")
+    store = machine("b")
+    with cloud.away():
+        with pytest.raises(AwayError):
+            store.refresh()
+        cloud.asked.clear()
+        store.bring_records(store.names())
+        refused = store.listing(hashes=False).refused
+        assert [type(error) for error in refused.values()] == [StoreAwayError] * 3
+        for reference in ("adapter-0", "adapter-0@000000000000"):
+            with pytest.raises(StoreAwayError):
+                store.get(reference)
+        with pytest.raises(StoreAwayError):
+            store.lease("adapter-0")
+        assert cloud.asked == []
 
 
 def test_the_default_store_may_be_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
