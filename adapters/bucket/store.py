@@ -101,6 +101,7 @@ class BucketStore(Store):
         asked, found = self._hashes
         if time.monotonic() - asked >= FRESH:
             start = time.monotonic()
+            self.index.check_near()
             found = self.all_versions.hashes()
             self._hashes = start, found
         return found
@@ -267,28 +268,36 @@ class BucketStore(Store):
 
     def _held(self, reference: Reference) -> Lease | None:
         """A lease of the version; None: it has been collected, or is just being so."""
-        there = True
         self.leases.count(reference)
         try:
-            self.index.check_near()
-            self.leases.write(reference)
-            known = self.all_versions.record(reference)
-            there = known is not None and not known.record.collecting
-            if known is not None and there:
-                self._fetch(reference, known.record)
-        except AwayError:
-            if not self.path(reference).is_dir():
-                self.leases.release(reference)
-                raise
+            here = self._held_here(reference)
         except BaseException:
             self.leases.release(reference)
             raise
-        here = Lease.take(self.path(reference)) if there else None
         if here is None:
             self.leases.release(reference)
             return None
         self.cache.used(reference)
         return BucketLease(here, self.leases, reference)
+
+    def _held_here(self, reference: Reference) -> Lease | None:
+        """A lease of the version in the cache, where the bucket has it; None: it does not."""
+        try:
+            self.index.check_near()
+            self.leases.write(reference)
+            while True:
+                known = self.all_versions.record(reference)
+                if known is None or known.record.collecting:
+                    return None
+                self._fetch(reference, known.record)
+                here = Lease.take(self.path(reference))
+                if here is not None:  # else it went for another version's sake
+                    return here
+        except AwayError:
+            here = Lease.take(self.path(reference)) if self.path(reference).is_dir() else None
+            if here is None:
+                raise
+            return here
 
     # ----------------------------------------------------------------------------------- to write
 
