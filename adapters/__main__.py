@@ -8,7 +8,7 @@
     verify                           check every version, alias and history; exit code 1 if unsound
     gc [--keep K]                    delete versions that no alias points at and nobody uses
     calibrate NAME[@HASH]            measure its gate: `reasonmaxxer store calibrate`
-    import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
+    import SOURCE --base MODEL       a PEFT folder, s3:// of one, or hub id becomes a version
     export NAME[@HASH] FOLDER        a plain PEFT folder again; FILE.gguf: an adapter for llama.cpp
     push NAME[@HASH] OWNER/REPO      to a repository of the hub
     pull OWNER/REPO --base MODEL     from the hub; as import, which takes folders too
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     # Only to be named: it needs the base model, so `training.calibrate` has it.
     command("calibrate").add_argument("name")
     imported = command("import", unaliased)
-    imported.add_argument("source", help="PEFT folder or hub id")
+    imported.add_argument("source", help="PEFT folder, s3:// and the like of one, or hub id")
     _import_flags(imported)
     pulled = command("pull", unaliased)
     pulled.add_argument("source", metavar="OWNER/REPO")

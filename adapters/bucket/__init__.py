@@ -2,12 +2,12 @@
 
 objects.py   the calls against a bucket: conditional reads and writes
 index.py     where every alias points, in one small object; histories
-versions.py  versions: uploaded whole before they are named, downloaded whole before they are
-             used
+versions.py  versions: whole before they are named, whole before they are used
 cache.py     the versions on this machine: a folder of limited size
 leases.py    who uses a version, for machines that share nothing but the bucket
 store.py     `BucketStore`, of these
 collect.py   garbage collection
+peft_source.py   somebody else's PEFT folder, for an import
 
 PREFIX/index.json                the last move of every alias
 PREFIX/history/NAME.jsonl        the moves before, one line each

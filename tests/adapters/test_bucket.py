@@ -17,15 +17,16 @@ from tiny import make_adapter, make_base, served
 
 from adapters import places, vllm_loader
 from adapters.__main__ import main
-from adapters.adapter import WEIGHTS, AdapterError
+from adapters.adapter import CONFIG, WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.bucket import objects as objects_module
+from adapters.bucket import peft_source
 from adapters.bucket.leases import SECONDS, Leases
 from adapters.bucket.objects import AwayError, Objects, UnchangedError
 from adapters.bucket.store import BucketStore
 from adapters.calibration import add_gate
 from adapters.collect import collect
-from adapters.exchange import export_adapter
+from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.manifest import Gate
 from adapters.moves import Move
 from adapters.places import open_store, parse_place
@@ -714,6 +715,39 @@ def test_a_thousand_questions_take_no_thousand_timeouts(
         with pytest.raises(StoreAwayError):
             store.lease("adapter-0")
         assert cloud.asked == []
+
+
+def test_an_import_from_a_folder_in_a_bucket(
+    cloud: Cloud, sources: list[Path], tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_loader, "bring_in", lambda: None)
+    store = Store(tmp_path / "store")
+    url = f"s3://{BUCKET}/{prefix}/theirs"
+    with pytest.raises(SourceError, match="holds no adapter"):
+        import_adapter(store, url, "alpha", base=None)
+    for name in (CONFIG, WEIGHTS):
+        content = (sources[0] / name).read_bytes()
+        cloud.client().put_object(Bucket=BUCKET, Key=f"{prefix}/theirs/{name}", Body=content)
+    for name in ("optimizer.pt", "deeper/adapter_config.json"):
+        cloud.client().put_object(Bucket=BUCKET, Key=f"{prefix}/theirs/{name}", Body=b"x")
+    version = import_adapter(store, url, "alpha", base=None)
+    assert version.hash == Store(tmp_path / "other").publish(sources[0], "alpha").hash
+    base = make_base(tmp_path / "base")
+    bound = import_adapter(store, url, "beta", base=base, family="qwen2.5")
+    assert bound.manifest is not None
+    assert bound.manifest.made_by == {"imported from": url}
+    for wrong, told in ((f"{url}?key=secret", "credentials"), ("ftp://a/b", "no storage")):
+        with pytest.raises(SourceError, match=told) as caught:
+            import_adapter(store, wrong, "alpha", base=None)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(SourceError, match="revisions"):
+        import_adapter(store, url, "alpha", base=None, revision="main")
+    monkeypatch.setattr(objects_module, "PATIENT", {"timeout": 1, "connect": 1, "retries": 0})
+    with cloud.away(), pytest.raises(SourceError, match="cannot be listed"):
+        import_adapter(store, url, "alpha", base=None)
+    monkeypatch.setitem(peft_source.LIMITS, CONFIG, 3)
+    with pytest.raises(SourceError, match="larger than 3 bytes"):
+        import_adapter(store, url, "alpha", base=None)
 
 
 def test_the_default_store_may_be_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
