@@ -48,7 +48,8 @@ class Asked:
         return self.method == "PUT" and self.path.partition("?")[0].endswith(key)
 
 
-# What to do with a request: nothing (None), answer with a status, or "cut" the connection.
+# What to do with a request: nothing (None), answer with a status, "cut" the connection, or cut it
+# in the middle of the answer ("half").
 Fault = Callable[[Asked], int | str | None]
 
 
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             content = answer.read()
             connection.close()
-        if self._fails(answered=True):
+        if self._fails(answered=True, content=content):
             return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
@@ -139,11 +140,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _fails(self, answered: bool) -> bool:
+    def _fails(self, answered: bool, content: bytes = b"") -> bool:
         asked = Asked(self.command, self.path, dict(self.headers.items()), answered)
         for fault in list(self.cloud.faults):
             found = fault(asked)
-            if found == "cut":
+            if found == "half" and answered:
+                self.send_response(206 if "Range" in self.headers else 200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2])
+            if found in ("cut", "half"):
                 with suppress(OSError):
                     self.wfile.flush()
                     self.connection.shutdown(socket.SHUT_RDWR)

@@ -62,7 +62,8 @@ class CalibrateConfig(Config):
         "default: 40 shipped prompts.",
     )
     store: Place | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     model: str | None = Field(
         None, description="Its base: a folder or a hub id; default: as its manifest says."

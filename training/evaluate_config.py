@@ -29,7 +29,8 @@ class EvaluateConfig(ColumnsConfig):
     models: list[str] = Field([], description="With --url: several names, the first the baseline.")
     adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
     store: Place | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     mode: list[Mode] = Field(
         [], description="In process: base, always, gated. With --url: what the models are."

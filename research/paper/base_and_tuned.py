@@ -28,7 +28,8 @@ class PairConfig(ProblemsConfig):
     model: str = Field(description="Base model: a folder or a hub id.")
     tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
     store: Place | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     family: str = Field("", description="Default: by the model's name.")
     problems: str = Field(description="As of training.evaluate.")

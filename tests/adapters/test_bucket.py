@@ -32,6 +32,7 @@ from adapters.moves import Move
 from adapters.places import open_store, parse_place
 from adapters.reference import Reference
 from adapters.store import MovedMeanwhileError, Store, StoreAwayError, StoreError
+from reasonmaxxer import doctor
 
 if TYPE_CHECKING:
     from cloud import Asked, Cloud
@@ -230,6 +231,27 @@ def test_one_fault_changes_nothing(
         second = store.publish(sources[1], "alpha").id
     assert [move.version for move in machine("b").history("alpha")] == [first, second]
     assert verify(machine("b")) == []
+
+
+@pytest.mark.parametrize("what", [*FAULTS, "half"])
+def test_a_fault_while_reading_is_gone_with_the_next_try(
+    cloud: Cloud, machine: Machines, sources: list[Path], what: str
+) -> None:
+    version = machine("a").publish(sources[0], "alpha")
+
+    def fault(asked: Asked) -> int | str | None:
+        if asked.method != "GET" or WEIGHTS not in asked.path:
+            return None
+        return FAULTS[what](asked) if what in FAULTS else ("half" if asked.answered else None)
+
+    there = machine("b")
+    with cloud.failing(once(fault)):
+        try:
+            found = there.get("alpha")
+        except StoreAwayError:  # named, and nothing half is in the cache
+            assert not there.path(Reference("alpha", version.hash)).exists()
+            found = there.get("alpha")
+    assert (found.path / WEIGHTS).read_bytes() == (sources[0] / WEIGHTS).read_bytes()
 
 
 @pytest.fixture
@@ -660,7 +682,11 @@ def test_commands(
     assert "REASONMAXXER_STORE_CACHE_GIB: 'much'" in run("list", code=2)
     monkeypatch.delenv(places.CACHE_SIZE_VARIABLE)
     monkeypatch.setattr(objects_module, "QUICK", {"timeout": 1, "connect": 1, "retries": 0})
+    monkeypatch.setenv(places.STORE_VARIABLE, url)
+    state = doctor.look_at_store()
+    assert (state.path, state.exists, state.writable, state.adapters) == (url, True, True, 3)
     with cloud.away():
+        assert not doctor.look_at_store().writable
         assert f"{url} cannot be written" in run("alias", "prod", first, code=1)
         assert first in run("list")
 
