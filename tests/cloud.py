@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(self.command, self.path, dict(self.headers.items()), answered)
         for fault in list(self.cloud.faults):
             found = fault(asked)
-            if found == "half" and answered:
+            if found == "half" and content:
                 self.send_response(206 if "Range" in self.headers else 200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

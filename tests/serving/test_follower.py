@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,7 @@ from fleet import Engine, answered, completion, make_admission, settled
 from support import make_adapter
 from test_admin import BEARER, application
 
+from adapters.audit import verify
 from adapters.bucket import objects
 from adapters.bucket.store import BucketStore
 from adapters.collect import collect
@@ -31,7 +34,7 @@ from serving.metrics_page import Gauges
 from serving.models_api import model_cards, router
 
 if TYPE_CHECKING:
-    from cloud import Cloud
+    from cloud import Asked, Cloud
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,44 @@ async def refusal(follower: Follower, model: str) -> dict[str, Any]:
     serving: Any = BaseServing.__new__(BaseServing)
     found: Any = await admission(follower).check(serving, completion(model))
     return dict(found.error.model_dump())
+
+
+def test_two_replicas_through_faults(
+    replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
+) -> None:
+    """Three move, while one request in twelve fails somehow: no wrong version after a look."""
+    versions = [move.version for move in elsewhere.history("alpha")]
+    random, made = Random(7), []
+
+    def unwell(asked: Asked) -> int | str | None:
+        if random.random() > 1 / 24:  # before the storage, and once more behind it
+            return None
+        return random.choice([500, 503, "cut", "half"])
+
+    async def story() -> None:
+        replicas = [replica("one"), replica("two")]
+        movers = [elsewhere, *(one.aliases.store for one in replicas)]
+        for one in replicas:
+            assert await ask(one, "alpha") == versions[-1]
+        truth = versions[-1]
+        for turn in range(24):
+            with cloud.failing(unwell), suppress(StoreAwayError):
+                mover = random.choice(movers)
+                version = next(one for one in versions if one != truth)
+                made.append(await asyncio.to_thread(mover.alias, "alpha", version, by=str(turn)))
+            truth = elsewhere.history("alpha")[-1].version
+            for one in replicas:
+                with cloud.failing(unwell):
+                    await look(one)
+                await look(one)
+                assert await ask(one, "alpha") == truth
+
+    asyncio.run(story())
+    history = elsewhere.history("alpha")
+    assert verify(elsewhere) == []
+    assert len({move.by for move in made}) >= 3
+    assert [history.count(move) for move in made] == [1] * len(made)
+    assert len(set(history)) == len(history)
 
 
 def test_a_server_starts_from_its_cache_while_the_store_is_away(
