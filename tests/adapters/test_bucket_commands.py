@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -233,3 +234,35 @@ def test_the_default_store_may_be_a_bucket(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(places.STORE_VARIABLE, "file:///some/folder")
     assert places.default_store() == Path("/some/folder")
     assert open_store("file:///some/folder") == Store(Path("/some/folder"))
+
+
+def test_a_fit_publishes_the_same_version_into_a_bucket(
+    cloud: Cloud, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.stages.publish import publish
+
+    monkeypatch.setenv(places.CACHE_VARIABLE, str(tmp_path / "cache"))
+    base = make_base(tmp_path / "base")
+    scores = SimpleNamespace(to_scores=list)
+    choice: Any = SimpleNamespace(
+        gate=Gate(tau=0.5, rate=0.1, tokens=10),
+        base=scores,
+        kept=scores,
+        checkpoint=make_adapter(tmp_path / "checkpoint"),
+    )
+
+    def run(store: Path | str) -> Any:
+        config = SimpleNamespace(
+            **dict.fromkeys(("name", "publish", "model"), "alpha"),
+            **{"output": None, "family": "qwen2.5", "seed": 0, "store": store},
+            run_dir=tmp_path / "run",
+            to_yaml=str,
+        )
+        return SimpleNamespace(config=config, base=base, renderer=SimpleNamespace(digest="0"))
+
+    in_folder = publish(run(tmp_path / "store"), choice)
+    in_bucket = publish(run(f"s3://{BUCKET}/{prefix}"), choice)
+    assert in_bucket.name == in_folder.name
+    found = cloud.store(prefix, tmp_path / "elsewhere").get("alpha", base)
+    assert found.hash == in_folder.name
+    assert found.gate == choice.gate
