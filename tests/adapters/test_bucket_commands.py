@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cloud import BUCKET
-from tiny import make_base
+from tiny import make_adapter, make_base
 
 from adapters import places, vllm_loader
 from adapters.__main__ import main
