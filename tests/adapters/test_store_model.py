@@ -101,9 +101,13 @@ class StoreModel(RuleBasedStateMachine):
     def gc(self, keep: int) -> None:
         kept = {version for path in self.paths.values() for version in path[-1 - keep :]}
         kept |= {str(held.reference) for held in self.leases}
+        self.before_gc()
         gone = {str(reference) for reference in collect(self.store, keep, grace=0)}
         assert gone == self.there - kept
         self.there &= kept
+
+    def before_gc(self) -> None:
+        """What has been let go is free at once."""
 
     @rule(pick=st.randoms(use_true_random=False))
     def lease(self, pick) -> None:
@@ -142,6 +146,12 @@ class BucketModel(StoreModel):
     def make(self, name: str) -> Store:
         """One machine's."""
         return BucketStore(Objects("memory://", self.bucket), self.folder / name, limit=2000)
+
+    def before_gc(self) -> None:
+        """What has been let go is free with the next renewal, a minute later."""
+        for machine in self.made:
+            assert isinstance(machine, BucketStore)
+            machine.leases.renew()
 
     @property
     def store(self) -> Store:
