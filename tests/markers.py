@@ -4,7 +4,9 @@
     pytest -m "server or browser"     # all that asks a real server
 
 A test starts a server by the fixture `start_server`, its own or that of a fixture, and vLLM's
-engine by the fixture `engine`. Those that no fixture gives away bear their marker by hand.
+engine by the fixture `engine`. The fixture `serving` runs `python -m serving` for what it refuses
+to start: no request is sent, but vLLM's server is imported in a process of its own. Those that no
+fixture gives away bear their marker by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import pytest
 FIXTURES: dict[str, set[str]] = {
     "fuzz": set(),
     "browser": {"browser"},
-    "server": {"start_server"},
+    "server": {"start_server", "serving"},
     "engine": {"engine", "fit", "fitted", "generator", "exact"},
     "unit": set(),
 }
