@@ -24,9 +24,11 @@ from test_gate_exact import (
     PLAIN,
     ROOMY,
     ROUNDS,
+    Case,
     World,
     assert_tidy,
     bad_cases,
+    disturbed_case,
     job,
     mixed,
     next_turns,
@@ -103,7 +105,7 @@ class Asks(NamedTuple):
     """All that the jobs of the default run ask."""
 
     turns: list[list[Asked]]  # for engines that are short of memory
-    disturbed: tuple[list[list[Asked]], dict[str, Any]]
+    disturbed: Case
     plain: list[Asked]  # for traces, stops, penalties and breakages
     penalised: list[Decoded]
     grammar: Grammar
@@ -180,7 +182,7 @@ def asks(world: Callable[[str], World], base_folder: Path, gated_store: Path) ->
     plain = [asked for asked in plain if len(here.reference.decode(asked).tokens) > 5]
     return Asks(
         turns=[first, next_turns(here, first, 140)],
-        disturbed=scenarios(here, 100)[-1],
+        disturbed=disturbed_case(here, 100),
         plain=plain,
         penalised=[here.reference.decode(asked, change=change) for asked in plain],
         grammar=grammar_of(base_folder, gated_store, here.engine),
@@ -216,7 +218,7 @@ def ran(world: Callable[[str], World], asks: Asks) -> dict[str, dict[str, Any]]:
     broken = {key: value for key, value in ROOMY.items() if key != "max_loras"}
     jobs = {
         "cramped": with_drafts(cramped, ORACLE),
-        "disturbed": with_drafts(asks.disturbed[1], ORACLE),
+        "disturbed": with_drafts(asks.disturbed.job, ORACLE),
         "ngram": with_drafts(cramped, NGRAM),
         "draft_model": with_drafts(cramped, draft_model(here)),
         "traced": with_drafts(traced, ORACLE),
@@ -231,7 +233,7 @@ def ran(world: Callable[[str], World], asks: Asks) -> dict[str, dict[str, Any]]:
             for name in BREAKAGES
         },
     }
-    known = sequences(here, [*asks.turns, *asks.disturbed[0], asks.plain])
+    known = sequences(here, [*asks.turns, *asks.disturbed.waves, asks.plain])
     for prompts_, decoded in (
         (asks.plain, asks.penalised),
         (grammar.asked, grammar.wanted),
@@ -259,7 +261,7 @@ def test_every_case_is_the_references(
 ) -> None:
     """Preemption, pieces of prompts, prefix cache, further turns, aborts and resets included."""
     here, result = world("qwen2"), ran[name]
-    waves = asks.disturbed[0] if name == "disturbed" else asks.turns
+    waves = asks.disturbed.waves if name == "disturbed" else asks.turns
     bad = bad_cases(here, waves, result)
     print(f"{name}: {result['drafts']}, {result['preempted']} preemptions, {len(bad)} bad")
     assert not bad, f"{len(bad)} cases:\n" + "\n".join(bad[:5])
