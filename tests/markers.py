@@ -4,7 +4,8 @@
     pytest -m "server or browser"     # all that asks a real server
 
 A test starts a server by the fixture `start_server`, its own or that of a fixture, and vLLM's
-engine by the fixture `engine`. The fixture `serving` runs `python -m serving` for what it refuses
+engine by the fixture `engine`. The fixtures `fit` and `train` train a model, with real steps, and
+`generator` and `exact` ask one. The fixture `serving` runs `python -m serving` for what it refuses
 to start: no request is sent, but vLLM's server is imported in a process of its own. Those that no
 fixture gives away bear their marker by hand.
 """
@@ -22,7 +23,7 @@ FIXTURES: dict[str, set[str]] = {
     "fuzz": set(),
     "browser": {"browser"},
     "server": {"start_server", "serving"},
-    "engine": {"engine", "fit", "fitted", "generator", "exact"},
+    "engine": {"engine", "fit", "fitted", "generator", "exact", "train"},
     "unit": set(),
 }
 # Fixtures for tests of several files, which therefore run in one process.

@@ -553,6 +553,7 @@ def test_an_adapter_that_is_nowhere(
     assert "--adapter: 'nope' is neither" in capsys.readouterr().err
 
 
+@pytest.mark.engine  # a whole run, in a process of its own
 def test_command_survives_kill_9(server: FakeServer, tmp_path: Path) -> None:
     """What was written before the kill is not asked again."""
     problems = tmp_path / "problems.jsonl"
