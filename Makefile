@@ -60,7 +60,7 @@ test-clients: install ## every client of docs/clients.md; some are slow to insta
 	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
-	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py -s
+	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py tests/serving/test_gate_sampling.py -s
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s

@@ -1,7 +1,8 @@
 """Speculative decoding behind the gate: token for token what it is without drafts.
 
 The reference is the one of test_gate_exact.py and knows nothing of drafts. By default some 250
-cases, all in one process; REASONMAXXER_GATE_CASES=full runs 4,000 (`make test-gate`).
+cases, all in one process; REASONMAXXER_GATE_CASES=full runs 4,000, and ten times the draws
+(`make test-gate`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ BREAKAGES = (
     "one position is rolled back",
     "the replay writes",
 )
-DRAWS = 20_000 if FULL else 4_000
+DRAWS = 20_000 if FULL else 2_000
 
 
 def draft_model(here: World, **more: Any) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def draws_of(here: World) -> Draws:
                 for three in range(VOCAB)
             }
         drafts[str(one)] = [likely[0], *drafts[f"{one},{likely[0]}"]]
-    expected = {cell: count for cell, count in expected.items() if count >= 8}
+    expected = {cell: count for cell, count in expected.items() if count >= 5}
     return Draws(asked, expected, {"prompt": len(prompt), "drafts": drafts})
 
 
@@ -353,7 +354,7 @@ def assert_distributed(draws: Draws, result: dict[str, Any]) -> None:
     chi, freedom = chi_square(draws, result["results"])
     # Mean and deviation of chi-square; five deviations are one case in millions.
     print(f"chi-square {chi:.0f} at {freedom} degrees of freedom; {result['drafts']}")
-    assert freedom > 50
+    assert freedom > 40
     assert chi < freedom + 5 * (2 * freedom) ** 0.5
     gated = Counter(got["gated"] for got in result["results"])
     assert len(gated) > 1, "every draw gated alike: the test shows little"
