@@ -25,7 +25,7 @@ from faults import (
     steps_of,
 )
 from safetensors.numpy import load_file, save_file
-from tiny import contents, make_adapter, served
+from tiny import contents, make_adapter
 
 from adapters import vllm_loader
 from adapters.__main__ import main
@@ -36,6 +36,14 @@ from adapters.moves import FILE, LINE_LIMIT
 from adapters.store import Store
 
 Operation = Callable[[Store, Path], object]
+
+
+def served(store: Store) -> dict[str, str]:
+    """What each name gives: the hash of its content, which `verify` holds against it."""
+    return {
+        name: store.resolve(name).hash or store.get(name).hash  # a plain folder has none yet
+        for name in store.names()
+    }
 
 
 def oldest(store: Store) -> str:
