@@ -1,7 +1,7 @@
 """A command's settings: one pydantic model, filled by flags.
 
     class Collect(CommandLine):
-        \"\"\"Delete versions that nobody uses.\"\"\"
+        "Delete versions that nobody uses."
 
         program: ClassVar[str] = "python -m adapters gc"
         keep: int = Field(1, ge=0, description="Roll-backs that stay possible.")

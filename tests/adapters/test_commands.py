@@ -19,6 +19,7 @@ from adapters.__main__ import main
 from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.commands import COMMANDS
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.moves import FILE as MOVES
 from adapters.peft_folder import INDEX, SHARDS
@@ -136,6 +137,14 @@ def test_bad_input_is_named(
     folder = make_adapter(tmp_path / "folder")
     assert message in console(*(text.format(folder=folder) for text in argv), code=2)
     assert contents(console.store.root) == {}
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out or f"\n    {name}\n" in out for name in COMMANDS)
 
 
 def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console) -> None:
