@@ -7,7 +7,8 @@ A test starts a server by the fixture `start_server`, its own or that of a fixtu
 engine by the fixture `engine`. The fixtures `fit` and `train` train a model, with real steps, and
 `generator` and `exact` ask one. The fixture `serving` runs `python -m serving` for what it refuses
 to start: no request is sent, but vLLM's server is imported in a process of its own. Those that no
-fixture gives away bear their marker by hand.
+fixture gives away bear their marker by hand: `engine` for a whole run too, of a load test, say, or
+of an evaluation that is killed.
 """
 
 from __future__ import annotations

@@ -167,6 +167,7 @@ def run(host: str, out: Path, *flags: str) -> tuple[int, str, dict[str, Any]]:
     return ended.returncode, said, json.loads((out / "summary.json").read_text())
 
 
+@pytest.mark.engine  # a whole run of locust
 def test_every_way_to_fail_is_a_failure(misbehaving: str, tmp_path: Path) -> None:
     flags = ("steady", "--users", "8", "--seconds", "1", "--rate", "80")
     code, said, summary = run(misbehaving, tmp_path, *flags)
@@ -183,6 +184,7 @@ def test_every_way_to_fail_is_a_failure(misbehaving: str, tmp_path: Path) -> Non
     assert "a check failed" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.engine
 def test_a_ramp_ends_where_more_users_add_nothing(misbehaving: str, tmp_path: Path) -> None:
     flags = ("ramp", "--users", "16", "--seconds", "0.5", "--mix", "good=1")
     code, said, summary = run(misbehaving, tmp_path, *flags)
