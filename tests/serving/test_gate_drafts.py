@@ -1,6 +1,6 @@
 """Speculative decoding behind the gate: token for token what it is without drafts.
 
-The reference is the one of test_gate_exact.py and knows nothing of drafts. By default some 220
+The reference is the one of test_gate_exact.py and knows nothing of drafts. By default some 230
 cases, all in one process; REASONMAXXER_GATE_CASES=full runs 4,000, ten times the draws, and all
 deliberate breakages (`make test-gate`).
 """
