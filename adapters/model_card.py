@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from adapters.manifest import PROMPT, Manifest, Score
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_CACHE = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
@@ -107,7 +110,7 @@ def metadata(manifest: Manifest, base: BaseFacts) -> str:
     return f"{data.to_yaml()}\n"
 
 
-def _results(scores: Sequence[Score]) -> list[Any]:
+def _results(scores: Sequence[Score]) -> list[EvalResult]:
     """The scores as the hub's `model-index` lists them; the base's own are not this model's."""
     from huggingface_hub import EvalResult
 

@@ -97,7 +97,7 @@ def _data_start(path: Path) -> int:
     return 8 + struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("dtype"), str)
@@ -107,7 +107,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
@@ -202,17 +202,16 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 def as_float32(tensor: Tensor) -> npt.NDArray[np.float32]:
     """The numbers of a tensor, in its shape."""
     count = math.prod(tensor.shape)
-    values: npt.NDArray[np.float32] = _as_floats(tensor, count)(0, count)
-    return values.reshape(tensor.shape)
+    return _as_floats(tensor, count)(0, count).reshape(tensor.shape)
 
 
-def _as_floats(tensor: Tensor, count: int) -> Callable[[int, int], Any]:
+def _as_floats(tensor: Tensor, count: int) -> Callable[[int, int], npt.NDArray[np.float32]]:
     """A function that gives elements [start, stop) of a tensor as float32."""
     bits = np.memmap(
         tensor.file, _EXPONENTS[tensor.dtype][0], mode="r", offset=tensor.begin, shape=(count,)
     )
 
-    def read(start: int, stop: int) -> Any:
+    def read(start: int, stop: int) -> npt.NDArray[np.float32]:
         piece = np.ascontiguousarray(bits[start:stop])
         if tensor.dtype == "BF16":
             return (piece.astype("<u4") << 16).view("<f4")

@@ -17,9 +17,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.peft_helper import PEFTHelper
 
 _HEAVY = "vllm.config"  # what takes the time
+
+
+class Loader(NamedTuple):
+    """What of vLLM is asked: its reader of adapter_config.json, and limits that refuse nothing."""
+
+    helper: type[PEFTHelper]
+    limits: LoRAConfig
 
 
 def bring_in() -> bool:
@@ -35,12 +46,11 @@ def refusal(config: dict[str, Any]) -> str | None:
 
     Whatever vLLM's check raises is its answer.
     """
-    helper = _helper(_HEAVY in sys.modules)
-    if helper is None:
+    loader = _helper(_HEAVY in sys.modules)
+    if loader is None:
         return None
-    peft_helper, limits = helper
     try:
-        peft_helper.from_dict(config).validate_legal(limits)
+        loader.helper.from_dict(config).validate_legal(loader.limits)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         return f"vLLM would not load it: {text[:600]}"
@@ -84,31 +94,31 @@ def refused_quantisation(method: str | None) -> str | None:
     return f"quantised base: vLLM knows no quantisation '{method[:50]}'; use the base it came from"
 
 
-def _helper(wanted: bool) -> tuple[Any, Any] | None:
-    """vLLM's reader of adapter_config.json, and limits that are no reason to refuse."""
+def _helper(wanted: bool) -> Loader | None:
     return _import_helper() if wanted else None
 
 
 @cache
-def _import_helper() -> tuple[Any, Any] | None:
+def _import_helper() -> Loader | None:
     try:
         from vllm.config import lora
         from vllm.lora.peft_helper import PEFTHelper
 
         ranks = get_args(getattr(lora, "MaxLoRARanks", None)) or (256,)
-        return PEFTHelper, lora.LoRAConfig(max_lora_rank=max(ranks))
+        return Loader(PEFTHelper, lora.LoRAConfig(max_lora_rank=max(ranks)))
     except Exception as error:  # a vLLM that is broken, or has moved these
         logging.getLogger(__name__).debug("vLLM's loader cannot be asked: %s", error)
         return None
 
 
-def _model_class(architecture: str) -> Any:
+def _model_class(architecture: str) -> type | None:
     """vLLM's class of that name; None where there is none, or it cannot be imported here."""
     try:
         from vllm.model_executor.models.registry import ModelRegistry
 
         with _quiet():
-            return ModelRegistry.models[architecture].load_model_cls()
+            found: type = ModelRegistry.models[architecture].load_model_cls()
+            return found
     except Exception:
         return None
 

@@ -8,7 +8,6 @@ theirs, in turns on one server. Random LoRAs of the shipped miniature, float32, 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import statistics
@@ -16,10 +15,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
+from pydantic import Field
 
+from adapters.command_line import CommandLine
 from adapters.store import Store
 from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
@@ -30,8 +31,21 @@ from demo.server import end_as_asked, running_server
 TOKENS = 48
 
 
+class CapacityConfig(CommandLine):
+    """Measure what more adapters than slots cost, and how long the longest waits."""
+
+    program: ClassVar[str] = "python -m benchmarks.capacity"
+
+    adapters: int = Field(64, ge=1, description="Adapters that are asked.")
+    slots: int = Field(4, ge=1, description="Adapters that fit into one batch.")
+    users: int = Field(64, ge=1, description="Requests at a time.")
+    requests: int = Field(512, ge=1, description="Requests of each run.")
+    runs: int = Field(5, ge=1, description="Runs, after one that is not counted.")
+    gated: bool = Field(False, description="Ask NAME:gated.")
+
+
 async def round_of(
-    client: httpx.AsyncClient, names: list[str], options: Any, seed: int
+    client: httpx.AsyncClient, names: list[str], options: CapacityConfig, seed: int
 ) -> tuple[float, list[Answer]]:
     """(tokens per second, answers) of `options.requests` requests, `options.users` at a time."""
     choose = random.Random(seed)
@@ -49,7 +63,7 @@ async def round_of(
     return sum(len(one.arrivals) for one in answers) / seconds, answers
 
 
-async def measure(url: str, names: list[str], options: Any) -> dict[str, Any]:
+async def measure(url: str, names: list[str], options: CapacityConfig) -> dict[str, Any]:
     few, many = names[: options.slots], names
     speeds: dict[str, list[float]] = {"resident": [], "through the slots": []}
     waits: dict[str, list[float]] = {"resident": [], "through the slots": []}
@@ -87,15 +101,8 @@ async def measure(url: str, names: list[str], options: Any) -> dict[str, Any]:
 
 def main() -> int:
     """Measure; exit code 1 if a request failed."""
+    options = CapacityConfig.load()
     end_as_asked()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--adapters", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--users", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=512, help="of each run")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--gated", action="store_true")
-    options = parser.parse_args()
     environment()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder, "store"))

@@ -33,11 +33,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import psutil
 from pydantic import Field, model_validator
 
+from adapters.command_line import usage_error
 from adapters.gate import calibrate
 from benchmarks import startup
 from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
-from training.config import Config, usage_error
+from training.config import Config
 from vllm_gate import GateReport, engine_args
 from vllm_gate.params import NEVER
 

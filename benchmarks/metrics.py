@@ -10,18 +10,19 @@ idle and with eight clients streaming.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import httpx
+from pydantic import Field
 
+from adapters.command_line import CommandLine
 from adapters.store import Store
 from benchmarks.adapters import make_random_adapter
 from benchmarks.engines import make_engine, prepare
@@ -34,6 +35,15 @@ from vllm_gate.token_report import ANSWER, AnswerContext
 BATCH, TOKENS = 16, 64
 TAU = 0.4  # nats; gates about 6 % of the miniature's tokens
 PROBLEMS = [f"What is {number}-11*7+{number % 20}?" for number in range(64)]
+
+
+class MetricsConfig(CommandLine):
+    """Measure what the metrics cost: throughput with and without them, and a scrape."""
+
+    program: ClassVar[str] = "python -m benchmarks.metrics"
+
+    runs: int = Field(15, ge=1, description="Runs with and without, by turns; and scrapes.")
+    adapters: int = Field(200, ge=1, description="Adapters of the server that is scraped.")
 
 
 class Counting(AnswerContext):
@@ -162,11 +172,8 @@ async def scrapes(url: str, adapters: int, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both."""
+    options = MetricsConfig.load()
     end_as_asked()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--adapters", type=int, default=200)
-    options = parser.parse_args()
     prepare()
     counting = Counting()
     ANSWER.set(counting)

@@ -9,7 +9,6 @@ Random LoRAs of the shipped miniature, float32, greedy.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import sys
@@ -17,10 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
+from pydantic import Field
 
+from adapters.command_line import CommandLine
 from adapters.store import SHIPPED, Store
 from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save
@@ -30,6 +31,19 @@ from demo.server import Running, end_as_asked, running_server
 BASE = SHIPPED.parents[1] / "models" / "tiny-qwen2"
 ADMIN_KEY = "the benchmark's own"
 NAME, VERSIONS, PROMPTS, TOKENS = "moving", 5, 8, 48
+
+
+class SwapConfig(CommandLine):
+    """Measure what moving an alias costs those who are being served."""
+
+    program: ClassVar[str] = "python -m benchmarks.swap"
+
+    users: int = Field(32, ge=1, description="Streams at a time.")
+    moves: int = Field(1000, ge=0, description="Moves of the alias.")
+    answers: int = Field(0, ge=0, description="Go on moving until there are so many answers.")
+    quiet: float = Field(30, ge=0, description="Seconds without moves.")
+    pause: float = Field(0.1, ge=0, description="Seconds between moves.")
+    gated: bool = Field(False, description="Ask NAME:gated.")
 
 
 class Load:
@@ -105,7 +119,11 @@ async def until_idle(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def measure(
-    server: Running, versions: list[str], options: Any, key: str = "", admin_key: str = ADMIN_KEY
+    server: Running,
+    versions: list[str],
+    options: SwapConfig,
+    key: str = "",
+    admin_key: str = ADMIN_KEY,
 ) -> dict[str, Any]:
     """The figures; `versions` are those of NAME, the alias stands at the last."""
 
@@ -174,15 +192,8 @@ async def measure(
 
 def main() -> int:
     """Measure; exit code 1 if an answer failed or was another version's."""
+    options = SwapConfig.load()
     end_as_asked()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--users", type=int, default=32)
-    parser.add_argument("--moves", type=int, default=1000)
-    parser.add_argument("--answers", type=int, default=0, help="move until there are so many")
-    parser.add_argument("--quiet", type=float, default=30, help="seconds without moves")
-    parser.add_argument("--pause", type=float, default=0.1, help="seconds between moves")
-    parser.add_argument("--gated", action="store_true", help="ask NAME:gated")
-    options = parser.parse_args()
     environment(REASONMAXXER_ADMIN_KEY=ADMIN_KEY)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder, "store"))

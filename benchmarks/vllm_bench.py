@@ -16,7 +16,6 @@ has every run. Exit code 1: a request failed, so that the figures are of no use.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -28,13 +27,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import Field, ValidationInfo, field_validator
 
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.command_line import CommandLine
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from adapters.store import SHIPPED, Store
@@ -57,6 +58,62 @@ FIGURES = {
 HEADER = ["users", "system", *FIGURES.values(), "tokens/s to plain base", "to plain LoRA"]
 
 
+CORES = list(range(os.cpu_count() or 1))
+
+
+class BenchConfig(CommandLine):
+    """Run `vllm bench serve` on plain vLLM and on this project's server, side by side."""
+
+    program: ClassVar[str] = "python -m benchmarks.vllm_bench"
+
+    runs: int = Field(3, ge=1, description="Runs of each system, by turns.")
+    requests: int = Field(8, ge=1, description="Requests per user and run.")
+    users: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 8, 32], min_length=1, description="Users at a time, one after the other: 1,8,32."
+    )
+    max_tokens: int = Field(64, ge=2, description="Tokens of an answer, on average.")
+    temperature: float = Field(0.6, ge=0, description="Sampling temperature.")
+    model: Path = Field(BASE, description="Folder of the base.")
+    adapters: Path = Field(SHIPPED, description="The store.")
+    adapter: str = Field("", description="Adapter of the store; default: its first.")
+    dtype: str = Field("float32", description="What both servers compute in.")
+    max_num_seqs: int = Field(64, ge=1, description="Requests in one batch of a server.")
+    kv_cache_bytes: int = Field(2**28, ge=1, description="KV cache of each server.")
+    server_cores: list[int] = Field(
+        CORES[:1] if len(CORES) > 1 else [], description="Cores of the servers, such as 0,1."
+    )
+    client_cores: list[int] = Field(CORES[1:2], description="Cores of the client.")
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_model(cls, value: Path) -> Path:
+        if not (value / "config.json").is_file():
+            raise ValueError("no folder of a model")
+        return value
+
+    @field_validator("adapters")
+    @classmethod
+    def _has_adapters(cls, value: Path) -> Path:
+        if not value.is_dir() or not Store(value).names():
+            raise ValueError("no store with an adapter in it")
+        return value
+
+    @field_validator("adapter")
+    @classmethod
+    def _is_in_the_store(cls, value: str, info: ValidationInfo) -> str:
+        names = Store(info.data["adapters"]).names() if "adapters" in info.data else []
+        if value and names and value not in names:
+            raise ValueError(f"there are {', '.join(names)}")
+        return value
+
+    @field_validator("server_cores", "client_cores")
+    @classmethod
+    def _are_there(cls, value: list[int]) -> list[int]:
+        if not set(value) <= set(CORES):
+            raise ValueError(f"this machine has {CORES}")
+        return value
+
+
 class BenchError(RuntimeError):
     """A request failed, or an answer has another length; the message says how many."""
 
@@ -68,7 +125,7 @@ class System(NamedTuple):
     model: str
 
 
-def server_flags(options: argparse.Namespace) -> list[str]:
+def server_flags(options: BenchConfig) -> list[str]:
     """The flags that both servers share."""
     return [
         *("--dtype", options.dtype, "--max-model-len", "512"),
@@ -114,7 +171,7 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def running_systems(options: argparse.Namespace) -> Iterator[dict[str, System]]:
+def running_systems(options: BenchConfig) -> Iterator[dict[str, System]]:
     """Start both servers: name of a system -> where it is asked.
 
     Raises:
@@ -168,9 +225,7 @@ def bench_serve(*flags: str) -> dict[str, Any]:
         return main(parser.parse_args(list(flags)))
 
 
-def bench_flags(
-    system: System, users: int, prompts: Path, options: argparse.Namespace
-) -> list[str]:
+def bench_flags(system: System, users: int, prompts: Path, options: BenchConfig) -> list[str]:
     """The flags of `vllm bench serve` for one run."""
     return [
         *("--backend", "openai", "--base-url", system.host, "--model", system.model),
@@ -266,7 +321,7 @@ class Comparison(dict[tuple[int, str], list[dict[str, Any]]]):
         ]
 
 
-def compare(options: argparse.Namespace) -> Comparison:
+def compare(options: BenchConfig) -> Comparison:
     """Measure all systems in turn.
 
     Raises:
@@ -299,59 +354,18 @@ def compare(options: argparse.Namespace) -> Comparison:
     return comparison
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line; exit with 2 if it is wrong."""
-    cores = list(range(os.cpu_count() or 1))
-
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(",") if part]
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vllm_bench", allow_abbrev=False)
-    parser.description = (__doc__ or "").splitlines()[0]
-    parser.add_argument("--runs", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--requests", type=int, default=8, help="per user and run (%(default)s)")
-    parser.add_argument("--users", type=numbers, default=[1, 8, 32], help="at a time (1,8,32)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="mean per answer (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="(%(default)s)")
-    parser.add_argument("--model", type=Path, default=BASE, help="folder of the base (shipped)")
-    parser.add_argument("--adapters", type=Path, default=SHIPPED, help="store (shipped)")
-    parser.add_argument("--adapter", default="", help="its name (the first)")
-    parser.add_argument("--dtype", default="float32", help="(%(default)s)")
-    parser.add_argument("--max-num-seqs", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--kv-cache-bytes", type=int, default=2**28, help="(%(default)s)")
-    parser.add_argument(
-        "--server-cores", type=numbers, default=cores[:1] if len(cores) > 1 else [], metavar="N,N"
-    )
-    parser.add_argument("--client-cores", type=numbers, default=cores[1:2], metavar="N,N")
-    options = parser.parse_args(argv)
-    if options.runs < 1 or options.requests < 1 or options.max_tokens < 2:
-        parser.error("--runs and --requests must be above 0, --max-tokens 2 or more")
-    if not options.users or min(options.users) < 1:
-        parser.error("--users: numbers of users, such as 1,8,32")
-    if not set(options.server_cores + options.client_cores) <= set(cores):
-        parser.error(f"--server-cores, --client-cores: this machine has {cores}")
-    store = Store(options.adapters)
-    if not (options.model / "config.json").is_file():
-        parser.error(f"--model {options.model}: no folder of a model")
-    if not options.adapters.is_dir() or not store.names():
-        parser.error(f"--adapters {options.adapters}: no store with an adapter in it")
-    if options.adapter and options.adapter not in store.names():
-        parser.error(f"--adapter {options.adapter}: there are {', '.join(store.names())}")
-    return options
-
-
 def main(argv: list[str]) -> int:
     """Compare. Returns the exit code."""
-    options = parse(argv)
+    options = BenchConfig.load(argv)
     end_as_asked()
     try:
         comparison = compare(options)
     except RuntimeError as error:
-        print(f"python -m benchmarks.vllm_bench: {error}", file=sys.stderr)
+        print(f"{options.called()}: {error}", file=sys.stderr)
         return 1
     print()
     print_table(HEADER, comparison.table())
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    settings = options.model_dump(mode="json")
     flags = server_flags(options)
     save("vllm_bench", {"settings": settings, "flags": flags, "rows": comparison.result()})
     return 0

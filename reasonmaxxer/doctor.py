@@ -8,19 +8,21 @@ It loads no vLLM and no model. torch is imported, to ask for GPUs, and may be mi
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import Field
+
+from adapters.command_line import CommandLine
 from adapters.places import check_writable, default_store, open_store
-from adapters.program import program
 from reasonmaxxer import extras
 
 LIBRARIES = ("torch", "transformers", "peft")
@@ -286,16 +288,19 @@ def show(found: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+class DoctorConfig(CommandLine):
+    """Print versions, device and what is supported here, for bug reports."""
+
+    program: ClassVar[str] = "python -m reasonmaxxer.doctor"
+
+    as_json: bool = Field(False, alias="json", description="Print one JSON object, for programs.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the diagnosis. Returns the exit code: 0, for what is missing may not be needed."""
-    parser = argparse.ArgumentParser(
-        prog=program("python -m reasonmaxxer.doctor"),
-        description="Print versions, device and what is supported here, for bug reports.",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
-    args = parser.parse_args(argv)
+    config = DoctorConfig.load(argv)
     found = diagnose()
-    print(found.to_json() if args.json else show(found))
+    print(found.to_json() if config.as_json else show(found))
     return 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adapters.program import program
 from serving import vllm_versions
@@ -25,7 +25,7 @@ class Refusal(NamedTuple):
     """Why a flag is refused, and what to do instead."""
 
     why: str
-    but: tuple[Any, ...] = ()  # values that are harmless, beside vLLM's default
+    but: tuple[object, ...] = ()  # values that are harmless, beside vLLM's default
 
 
 _ONE_PROCESS = "the server is one process; start several behind a load balancer"

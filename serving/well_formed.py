@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.dependencies.utils import get_parameterless_sub_dependant, solve_dependencies
@@ -37,7 +36,7 @@ INTEGERS = range(-(2**63), 2**64)  # as msgpack has them
 OTHER_ERRORS = (AttributeError, LookupError, AssertionError, RecursionError)
 
 
-def check(request: Any) -> None:
+def check(request: object) -> None:
     """Look at a request of vLLM's before the engine gets it.
 
     Raises:
@@ -54,7 +53,7 @@ def check(request: Any) -> None:
                 raise ValueError(f"{field}: integers must have at most 64 bits")
 
 
-def _members(value: Any) -> list[tuple[str, Any]]:
+def _members(value: object) -> list[tuple[str, object]]:
     """(name, value) of an object's fields."""
     return [
         (name, member)
@@ -66,7 +65,7 @@ def _members(value: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _parts(name: str, value: Any) -> Iterator[tuple[str, str | int]]:
+def _parts(name: str, value: object) -> Iterator[tuple[str, str | int]]:
     """The strings and integers in a value, keys included, each with its field as `a.b`.
 
     Bodies are not deeper than a parser.
@@ -87,7 +86,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str | int]]:
             rest += [(f"{field}.{key}", member) for key, member in _members(one)]
 
 
-def _shown(key: Any) -> str:
+def _shown(key: object) -> str:
     """A key of the client's as a message can bear it: short, and not itself ill-formed."""
     return str(key).encode("ascii", "backslashreplace").decode()[:40]
 

@@ -4,7 +4,11 @@
     pytest -m "server or browser"     # all that asks a real server
 
 A test starts a server by the fixture `start_server`, its own or that of a fixture, and vLLM's
-engine by the fixture `engine`. Those that no fixture gives away bear their marker by hand.
+engine by the fixture `engine`. The fixtures `fit` and `train` train a model, with real steps, and
+`generator` and `exact` ask one. The fixture `serving` runs `python -m serving` for what it refuses
+to start: no request is sent, but vLLM's server is imported in a process of its own. Those that no
+fixture gives away bear their marker by hand: `engine` for a whole run too, of a load test, say, or
+of an evaluation that is killed.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ import pytest
 FIXTURES: dict[str, set[str]] = {
     "fuzz": set(),
     "browser": {"browser"},
-    "server": {"start_server"},
-    "engine": {"engine", "fit", "fitted", "generator", "exact"},
+    "server": {"start_server", "serving"},
+    "engine": {"engine", "fit", "fitted", "generator", "exact", "train"},
     "unit": set(),
 }
 # Fixtures for tests of several files, which therefore run in one process.

@@ -11,7 +11,6 @@ names what the file has and the folder cannot hold. Bad input ends with exit cod
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
@@ -20,13 +19,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from adapters.command_line import CommandLine, usage_error
 from adapters.files import atomic_directory, write_json
 
 logger = logging.getLogger("training.gguf")
 
-PROGRAM = "python -m training.gguf"
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 MAGIC = b"GGUF"
@@ -377,28 +379,38 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
+class GgufConfig(CommandLine):
+    """Write a base-model folder out of a GGUF file.
+
+        uv pip install -e '.[gguf]'
+        python -m training.gguf SmolLM2-135M-Instruct.Q4_1.gguf --out models/SmolLM2-135M-Instruct
+
+    transformers de-quantises the weights. The command names what the file has and the folder cannot
+    hold.
+    """
+
+    program: ClassVar[str] = "python -m training.gguf"
+
+    file: CliPositionalArg[Path] = Field(description="GGUF file of a language model.")
+    out: Path = Field(description="Folder to be made.")
+    dtype: Dtype = Field("bfloat16", description="What the weights are stored in.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, help="GGUF file of a language model")
-    parser.add_argument("--out", type=Path, required=True, help="folder to be made")
-    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="%(default)s")
-    args = parser.parse_args(argv)
+    config = GgufConfig.load(argv)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is in the file
     try:
-        notes = convert(args.file, args.out, args.dtype)
+        notes = convert(config.file, config.out, config.dtype)
     except (GgufError, FileExistsError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
+        usage_error(config.called(), str(error))
     except OSError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{config.called()}: {error}", file=sys.stderr)
         return 1
     for note in notes:
         print(f"note: {note}")
-    print(args.out)
+    print(config.out)
     return 0
 
 

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("solution", pa.string()),
     ]
 )
+ROWS = 10_000  # written at a time
 
 
 class CorpusConfig(BaseModel):
@@ -84,7 +85,7 @@ def write_corpus(config: CorpusConfig, path: Path) -> None:
     # One iterator: tqdm ends for good when an iteration over it is dropped.
     stream = iter(tqdm(documents(config), total=config.documents, desc="corpus", unit="doc"))
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        while rows := list(islice(stream, 10_000)):
+        while rows := list(islice(stream, ROWS)):
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 

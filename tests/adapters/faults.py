@@ -18,9 +18,10 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import IO, Any, NamedTuple, Protocol
 
 # Every call of the os module with which the store changes anything on the disk.
@@ -228,15 +229,32 @@ class Uncounted(BaseException):
     """Something was written past the counted calls."""
 
 
+def steps_of(operation: Callable[[], Any]) -> list[str]:
+    """The names of its steps, undisturbed. The caller puts the disk back."""
+    outcome = run_apart(operation, KillBefore(-1))
+    assert not outcome.killed and outcome.error is None
+    return outcome.steps
+
+
 def every_step(operation: Callable[[], Any], fault: Callable[[int], Fault]) -> Iterator[Outcome]:
     """Run `operation` under `fault(1)`, `fault(2)`, ... until it gets through undisturbed.
 
     The caller puts the disk back between two.
     """
-    n = 1
-    while True:
+    for n in count(1):
         outcome = run_apart(operation, fault(n))
         yield outcome
         if not outcome.killed and len(outcome.steps) < n:
             return
-        n += 1
+
+
+def every_write(
+    operation: Callable[[], Any], fault: Callable[[int], Fault], steps: Sequence[str]
+) -> Iterator[Outcome]:
+    """The same under faults of the writes among its `steps`.
+
+    It is for faults that come halfway: at any other step they are those of a whole step.
+    """
+    for n, name in enumerate(steps, 1):
+        if name == "write":
+            yield run_apart(operation, fault(n))

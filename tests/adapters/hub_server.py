@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 Repositories = dict[str, dict[str, bytes]]  # OWNER/NAME -> file -> content
 
@@ -109,13 +109,22 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "file", "path": path, "size": len(content), "oid": oid}
 
 
+class Hub(NamedTuple):
+    """A hub that is running."""
+
+    url: str
+    repositories: Repositories
+    metadata: list[str]  # that it was asked to validate
+
+
 @contextmanager
-def running_hub() -> Iterator[tuple[str, Repositories, list[str]]]:
-    """Its address, its repositories, and the metadata that it was asked to validate."""
-    handler = type("Hub", (Handler,), {"repositories": {}, "metadata": []})
+def running_hub() -> Iterator[Hub]:
+    """Run a hub without repositories."""
+    handler = type("Handler", (Handler,), {"repositories": {}, "metadata": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handler.repositories, handler.metadata
+        url = f"http://127.0.0.1:{server.server_port}"
+        yield Hub(url, handler.repositories, handler.metadata)
         server.shutdown()
         thread.join()

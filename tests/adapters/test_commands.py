@@ -19,6 +19,7 @@ from adapters.__main__ import main
 from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.commands import COMMANDS
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.moves import FILE as MOVES
 from adapters.peft_folder import INDEX, SHARDS
@@ -116,12 +117,17 @@ def test_modules_without_effect_behind_the_gate_are_named(
         (("publish", "/nowhere/at-all"), "no such folder"),
         (("publish", "{folder}", "--name", "No"), "--name: 'No' is not a name"),
         (("publish", "{folder}", "--base", "/nowhere"), "/nowhere: neither a folder nor"),
-        (("gc", "--keep", "-1"), "--keep: -1 is negative"),
-        (("gc", "--keep", "x"), "argument --keep: invalid int value"),
-        (("import", "{folder}"), "one of the arguments --base --no-base is required"),
+        (("gc", "--keep", "-1"), "--keep: Input should be greater than or equal to 0 (got '-1')"),
+        (("gc", "--keep", "x"), "--keep: Input should be a valid integer"),
+        (("import", "{folder}"), "give one of --base MODEL and --no-base"),
         (("import", "nothing", "--no-base"), "'nothing' is neither a folder nor a hub id"),
         (("export", "absent", "{folder}-new"), "'absent' is not in"),
-        (("fly",), "invalid choice: 'fly'"),
+        (("import", "{folder}", "--no-base", "--base", "b"), "give one of --base MODEL and"),
+        (("prompt", "1 + 1"), "--model: Field required"),
+        (("show",), "the following arguments are required: REFERENCE"),
+        (("list", "--keep", "1"), "unrecognized arguments: --keep"),
+        (("exprt",), "'exprt' is no command; did you mean 'export'?"),
+        (("calibrate", "a"), "run `reasonmaxxer store calibrate`"),
     ],
 )
 def test_bad_input_is_named(
@@ -131,6 +137,14 @@ def test_bad_input_is_named(
     folder = make_adapter(tmp_path / "folder")
     assert message in console(*(text.format(folder=folder) for text in argv), code=2)
     assert contents(console.store.root) == {}
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out or f"\n    {name}\n" in out for name in COMMANDS)
 
 
 def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console) -> None:

@@ -6,32 +6,36 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import Repositories, running_hub
+from hub_server import Hub, running_hub
 from huggingface_hub import EvalResult, ModelCard
 from support import ROOT
 from tiny import contents, make_adapter, make_base, write_manifest
 
+from adapters.__main__ import main
 from adapters.adapter import CONFIG
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import export_adapter, import_adapter
 from adapters.manifest import Base, Gate, Manifest, Score
 from adapters.model_card import BaseFacts, base_facts, model_card
 from adapters.peft_config import DEFAULTS, REQUIRED, lean
 from adapters.store import SHIPPED, Store
 
+ENVIRONMENT = {"HF_TOKEN": "hf_right", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-def run(home: Path, endpoint: str, *arguments: object, token: str = "hf_right") -> tuple[int, str]:
-    """A store command in a process of its own: huggingface_hub reads its settings at import."""
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": token}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
+
+def run_apart(home: Path, endpoint: str, *arguments: object) -> tuple[int, str]:
+    """A store command in a process of its own, told of the hub by its environment."""
+    environment = os.environ | ENVIRONMENT | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(
         [sys.executable, "-m", "adapters", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=environment | {"HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -39,47 +43,87 @@ def run(home: Path, endpoint: str, *arguments: object, token: str = "hf_right") 
     return done.returncode, done.stdout + done.stderr
 
 
-def test_what_is_pushed_can_be_pulled(tmp_path: Path) -> None:
-    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
-    base = make_base(tmp_path / "base")
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The hub of this process, whose huggingface_hub has read its settings long ago."""
+    from huggingface_hub import constants
+
+    with running_hub() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        path = template[template.index("/{repo_id}") :]
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{found.url}{path}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """A store command in this process."""
+    capsys.readouterr()
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseCheckpoint:
+    return make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def here(tmp_path: Path, base: BaseCheckpoint) -> Store:
+    """A store with the adapter `mine`."""
     made = make_adapter(tmp_path / "mine")
     (made / CONFIG).write_text(json.dumps(json.loads((made / CONFIG).read_text()) | {"x": None}))
     write_manifest(made, base)
-    here.publish(made, "mine")
-    with running_hub() as (endpoint, repositories, metadata):
-        code, told = run(tmp_path / "home", endpoint, "push", "mine", "someone/math",
-                         "--store", here.root)  # fmt: skip
-        assert code == 0, told
-        assert told.startswith(f"{here.get('mine').id} -> someone/math@")
-        pushed = repositories["someone/math"]
-        assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= pushed.keys()
-        assert "x" not in json.loads(pushed["adapter_config.json"])
-        assert metadata and "library_name: peft" in metadata[0]
-
-        code, told = run(tmp_path / "home", endpoint, "pull", "someone/math", "--name", "theirs",
-                         "--base", base.folder, "--store", there.root)  # fmt: skip
-        assert code == 0, told
-        assert there.get("theirs", base).gate == here.get("mine").gate
-        refused(tmp_path, endpoint, there, repositories)
+    store = Store(tmp_path / "here")
+    store.publish(made, "mine")
+    return store
 
 
-def refused(work: Path, endpoint: str, store: Store, repositories: Repositories) -> None:
-    """What cannot be pushed or pulled ends with one line."""
-    before = repositories["someone/math"].copy()
-    cases = [
-        (("push", "theirs", "nowhere"), "'nowhere' is no repository", 2),
-        (("push", "absent", "someone/math"), "'absent' is not in", 2),
-        (("pull", "/etc", "--no-base"), "'/etc' is no repository", 2),
-        (("pull", "someone/absent", "--no-base", "--name", "x"), "cannot be fetched from the", 2),
-    ]
-    for arguments, message, wanted in cases:
-        code, told = run(work / "home", endpoint, *arguments, "--store", store.root)
-        assert (code, message in told, "Traceback" in told) == (wanted, True, False), told
-    code, told = run(work / "home", endpoint, "push", "theirs", "someone/math",
-                     "--store", store.root, token="hf_wrong")  # fmt: skip
+def test_what_is_pushed_can_be_pulled(
+    hub: Hub, here: Store, base: BaseCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = run_apart(
+        tmp_path / "home", hub.url, "push", "mine", "someone/math", "--store", here.root
+    )
+    assert code == 0, told
+    assert told.startswith(f"{here.get('mine').id} -> someone/math@")
+    pushed = hub.repositories["someone/math"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= pushed.keys()
+    assert "x" not in json.loads(pushed["adapter_config.json"])
+    assert hub.metadata and "library_name: peft" in hub.metadata[0]
+
+    there = Store(tmp_path / "there")
+    flags = ("--name", "theirs", "--base", base.folder, "--store", there.root)
+    code, told = run(capsys, "pull", "someone/math", *flags)
+    assert code == 0, told
+    assert there.get("theirs", base).gate == here.get("mine").gate
+
+
+def test_what_cannot_be_pushed_or_pulled_ends_with_one_line(
+    hub: Hub, here: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        (("push", "mine", "nowhere"), "'nowhere' is no repository"),
+        (("push", "absent", "someone/math"), "'absent' is not in"),
+        (("pull", "/etc", "--no-base"), "'/etc' is no repository"),
+        (("pull", "someone/absent", "--no-base", "--name", "x"), "cannot be fetched from the"),
+    ]:
+        code, told = run(capsys, *arguments, "--store", here.root)
+        assert (code, message in told) == (2, True), told
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    code, told = run(capsys, "push", "mine", "someone/math", "--store", here.root)
     assert code == 1
     assert "'someone/math' cannot be pushed to: " in told
-    assert repositories["someone/math"] == before
+    assert hub.repositories == {}
 
 
 # --------------------------------------------------------------------------- what the hub reads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import threading
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from benchmarks.vllm_bench import (
     PLAIN_BASE,
     PLAIN_LORA,
     SYSTEMS,
+    BenchConfig,
     BenchError,
     Comparison,
     System,
     check,
-    parse,
     turns,
 )
 
@@ -87,7 +86,7 @@ def test_vllm_takes_the_flags_and_its_result_has_the_figures(tmp_path: Path) -> 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     system = System(f"http://127.0.0.1:{server.server_port}", "a:gated")
     prompts = tmp_path / "prompts.jsonl"
-    options = parse(["--requests", "2", "--max-tokens", "8"])
+    options = BenchConfig.load(["--requests", "2", "--max-tokens", "8"])
     try:
         tokens = vllm_bench.write_prompts(prompts, vllm_bench.BASE, 6, options.max_tokens, seed=0)
         flags = vllm_bench.bench_flags(system, 3, prompts, options)
@@ -105,7 +104,7 @@ def test_every_system_is_measured_in_every_run(
     asked: list[str] = []
 
     @contextmanager
-    def running_systems(_: argparse.Namespace) -> Any:
+    def running_systems(_: BenchConfig) -> Any:
         yield {name: System("http://x", name) for name in SYSTEMS}
 
     def bench_serve(*flags: str) -> dict[str, Any]:
@@ -160,9 +159,9 @@ def test_ratios_are_of_runs_side_by_side() -> None:
 
 
 def test_defaults() -> None:
-    options = parse([])
+    options = BenchConfig.load([])
     assert (options.runs, options.requests, options.users) == (3, 8, [1, 8, 32])
-    assert parse(["--users", "1,8", "--server-cores", "0"]).users == [1, 8]
+    assert BenchConfig.load(["--users", "1,8", "--server-cores", "0"]).users == [1, 8]
     flags = vllm_bench.server_flags(options)
     assert flags[flags.index("--max-num-seqs") + 1] == "64"
 
@@ -177,14 +176,14 @@ def test_defaults() -> None:
         (["--users", "one"], "--users"),
         (["--max-tokens", "1"], "--max-tokens"),
         (["--server-cores", "4096"], "this machine has"),
-        (["--model", "nowhere"], "--model nowhere"),
-        (["--adapters", "nowhere"], "--adapters nowhere"),
-        (["--adapter", "nobody"], "--adapter nobody"),
+        (["--model", "nowhere"], "--model: no folder"),
+        (["--adapters", "nowhere"], "--adapters: no store"),
+        (["--adapter", "nobody"], "--adapter: there are"),
         (["--color"], "--color"),
     ],
 )
 def test_bad_arguments(argv: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(argv)
+        BenchConfig.load(argv)
     assert stop.value.code == 2
     assert word in capsys.readouterr().err

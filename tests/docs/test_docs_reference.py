@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from io import StringIO
 from typing import Any
 
 import prometheus_client
@@ -14,7 +16,7 @@ import yaml
 from pages import DOCS, GENERATED, ROOT, WRITTEN, commands
 from pydantic import BaseModel
 
-from adapters.__main__ import parser as store_parser
+from adapters.commands import COMMANDS as STORE_COMMANDS
 from docs import configuration
 from training.calibrate import CalibrateConfig
 
@@ -56,23 +58,6 @@ def test_every_setting_has_a_row_with_a_meaning(title: str, settings: type[BaseM
     assert [name for name, meaning in rows.items() if not meaning.strip()] == []
 
 
-def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """(sub-command, long option) of a parser and of its sub-commands."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, below in action.choices.items():
-                yield from ((name, option) for _, option in options(below))
-        else:
-            yield from (("", o) for o in action.option_strings if o.startswith("--"))
-
-
-def test_every_command_and_flag_of_the_store() -> None:
-    text = page("store")
-    for name, option in options(store_parser()):
-        assert not name or re.search(rf"^\| `{name}\b", text, re.MULTILINE), name
-        assert option == "--help" or mentions(text, option), f"store {name} {option}"
-
-
 def help_of(main: Any, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit):
         main([*argv, "--help"])
@@ -81,6 +66,26 @@ def help_of(main: Any, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def flags_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
+
+
+@cache
+def store_flags() -> dict[str, set[str]]:
+    """The flags of each sub-command of the store."""
+    found = {}
+    for name, command in STORE_COMMANDS.items():
+        with redirect_stdout(StringIO()) as said, suppress(SystemExit):
+            command.load(["--help"])
+        found[name] = flags_in(said.getvalue().partition("\n\n")[0])  # of the usage line
+    return found
+
+
+def test_every_command_and_flag_of_the_store() -> None:
+    text = page("store")
+    for name, flags in store_flags().items():
+        assert "--store" in flags
+        assert re.search(rf"^\| `{name}\b", text, re.MULTILINE), name
+        for flag in flags:
+            assert mentions(text, flag), f"store {name} {flag}"
 
 
 def test_every_flag_of_the_load_tests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +149,10 @@ def test_examples_use_flags_that_exist(name: str) -> None:
 def test_examples_of_the_store_are_parsed() -> None:
     calls = [(place, words) for place, words in commands("reasonmaxxer store") if words]
     assert len(calls) > 5
-    known = {option for _, option in options(store_parser())} | flags_of(CalibrateConfig)
-    names = {name for name, _ in options(store_parser())}
+    known = store_flags() | {"calibrate": flags_of(CalibrateConfig)}
     for place, words in calls:
-        assert words[0] in names, f"{place}: {words}"
-        assert set(given_flags(words)) <= known, f"{place}: {words}"
+        assert words[0] in known, f"{place}: {words}"
+        assert set(given_flags(words)) <= known[words[0]] | {"--help"}, f"{place}: {words}"
 
 
 # ------------------------------------------------------------- requests, metrics, alerts, panels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -94,8 +95,25 @@ def test_a_chart_is_the_same_each_time() -> None:
     assert line_chart("t", "", lines, doubling=True) == line_chart("t", "", lines, doubling=True)
 
 
-def result(folder: Path, scenario: str = "steady", ms: float = 10.0, length: int = 20) -> Path:
-    """The folder of a made-up run."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where made-up runs lie, each of which is made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def result(
+    runs: Path, target: Path, scenario: str = "steady", ms: float = 10.0, length: int = 20
+) -> Path:
+    """The folder `target` of a made-up run."""
+    made = runs / f"{scenario}-{ms}-{length}"
+    if not made.exists():
+        make(made, scenario, ms, length)
+    shutil.copytree(made, target)
+    return target
+
+
+def make(folder: Path, scenario: str, ms: float, length: int) -> None:
+    """Save a made-up run in `folder`."""
     plan = Plan(scenario, "http://x", 4, length, 0, {"m": 1.0, "n:gated": 1.0}, "p.jsonl")
     more: dict[str, Any] = {"status": 200, "ttft": 5 * ms, "gaps": [ms] * 9, "tokens": 10}
     answers = [Answer(at / 4, "m", **more) for at in range(4 * length)]
@@ -106,25 +124,26 @@ def result(folder: Path, scenario: str = "steady", ms: float = 10.0, length: int
     folder.mkdir()
     seconds = figures.by_second(answers, phases, samples)
     run.save(folder, run.summarize(plan, ran), seconds)
-    return folder
 
 
 @pytest.mark.parametrize("scenario", ["steady", "ramp", "hostile", "soak"])
-def test_the_page_of_a_run(tmp_path: Path, scenario: str) -> None:
-    page = (result(tmp_path / "a", scenario) / "report.html").read_text()
+def test_the_page_of_a_run(runs: Path, tmp_path: Path, scenario: str) -> None:
+    page = (result(runs, tmp_path / "a", scenario) / "report.html").read_text()
     Strict(page)
     assert page.count("<figure>") == 7 + 3 * (scenario == "ramp")
     assert "n:gated" in page and "10.0%" in page
     assert ("a check failed" in page) == (scenario == "hostile")  # nobody was refused
 
 
-def test_long_runs_are_shown_in_minutes(tmp_path: Path) -> None:
-    page = (result(tmp_path / "a", length=600) / "report.html").read_text()
+def test_long_runs_are_shown_in_minutes(runs: Path, tmp_path: Path) -> None:
+    page = (result(runs, tmp_path / "a", length=600) / "report.html").read_text()
     assert ">min</text>" in page and ">s</text>" not in page
 
 
-def test_two_runs_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b = result(tmp_path / "a"), result(tmp_path / "b", ms=20.0)
+def test_two_runs_beside_each_other(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = result(runs, tmp_path / "a"), result(runs, tmp_path / "b", ms=20.0)
     assert report.main([str(a), str(b)]) == 0
     said = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said]
@@ -135,11 +154,11 @@ def test_two_runs_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "<span class=worse>2.00</span>" in page
 
 
-def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_results(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 2
     assert "no results of a load test" in capsys.readouterr().err
     assert report.main([]) == 2
     assert report.main(["--help"]) == 0
-    damaged = result(tmp_path / "a")
+    damaged = result(runs, tmp_path / "a")
     (damaged / "seconds.csv").write_text("second\nx\n")
     assert report.main([str(damaged)]) == 2

@@ -167,8 +167,9 @@ def run(host: str, out: Path, *flags: str) -> tuple[int, str, dict[str, Any]]:
     return ended.returncode, said, json.loads((out / "summary.json").read_text())
 
 
+@pytest.mark.engine  # a whole run of locust
 def test_every_way_to_fail_is_a_failure(misbehaving: str, tmp_path: Path) -> None:
-    flags = ("steady", "--users", "8", "--seconds", "2", "--rate", "60")
+    flags = ("steady", "--users", "8", "--seconds", "1", "--rate", "80")
     code, said, summary = run(misbehaving, tmp_path, *flags)
     assert code == 1, said
     assert "FAILED  every good request is answered" in said
@@ -183,12 +184,13 @@ def test_every_way_to_fail_is_a_failure(misbehaving: str, tmp_path: Path) -> Non
     assert "a check failed" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.engine
 def test_a_ramp_ends_where_more_users_add_nothing(misbehaving: str, tmp_path: Path) -> None:
-    flags = ("ramp", "--users", "64", "--seconds", "1", "--mix", "good=1")
+    flags = ("ramp", "--users", "16", "--seconds", "0.5", "--mix", "good=1")
     code, said, summary = run(misbehaving, tmp_path, *flags)
     phases = read_lines(tmp_path / "phases.jsonl", Phase)
     assert [phase.users for phase in phases] == [2**step for step in range(len(phases))]
-    assert summary["saturation"]["reached"] == (phases[-1].users < 64 or code == 0), said
+    assert summary["saturation"]["reached"] == (phases[-1].users < 16 or code == 0), said
     assert summary["models"]["good"]["failures"] == 0, said
     assert summary["saturation"]["requests_per_second"] > 0
     assert "Throughput by users" in (tmp_path / "report.html").read_text()

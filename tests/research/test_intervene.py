@@ -1,6 +1,7 @@
 """Interventions against a walk without caches, against generate, and as a command."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,17 +46,24 @@ def batch(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+@cache  # the policies' walks begin alike
+def both(pair: Pair, ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [V] after `ids`, of the base and of the tuned model."""
+    with torch.inference_mode():
+        with pair.base() as model:
+            base = model(torch.tensor([ids])).logits[0, -1]
+        with pair.tuned() as model:
+            tuned = model(torch.tensor([ids])).logits[0, -1]
+    return base, tuned
+
+
 def slow(pair: Pair, prompt: list[int], policy: Policy, limit: int) -> tuple[list[int], list[bool]]:
     """The same without a cache or a batch."""
-    ids, taken = torch.tensor([prompt]), []
+    ids, taken = list(prompt), []
     with pair.base() as model:
         ends = end_tokens(model)
     for _ in range(limit):
-        with torch.inference_mode():
-            with pair.base() as model:
-                base = model(ids).logits[0, -1]
-            with pair.tuned() as model:
-                tuned = model(ids).logits[0, -1]
+        base, tuned = both(pair, tuple(ids))
         here = {
             "base": False,
             "tuned": True,
@@ -64,10 +72,10 @@ def slow(pair: Pair, prompt: list[int], policy: Policy, limit: int) -> tuple[lis
         }[policy]
         token = int((tuned if here else base).argmax())
         taken.append(here)
-        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+        ids.append(token)
         if token in ends:
             break
-    return ids[0, len(prompt) :].tolist(), taken
+    return ids[len(prompt) :], taken
 
 
 @pytest.mark.parametrize("policy", ["base", "tuned", "oracle", "entropy"])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from fleet import Engine, answered, make_admission, settled
@@ -190,6 +189,8 @@ def test_every_action_is_logged_with_who_and_what(
 
 def test_no_body_or_path_makes_it_fail(admission: Admission) -> None:
     """schemathesis over the API's own schema: whatever is sent, never a 500, always as declared."""
+    import schemathesis  # slow to import, and used here alone
+
     schema = schemathesis.openapi.from_asgi("/openapi.json", application(admission))
     with TestClient(
         application(admission), headers=BEARER, raise_server_exceptions=False

@@ -40,6 +40,7 @@ WANTED = {
 }
 
 
+@pytest.mark.engine
 def test_temperature_top_k_and_top_p_of_drafted_rows(found: dict[str, Any]) -> None:
     assert found["first engine"] == "ready"
     for name, wanted in WANTED.items():
@@ -47,6 +48,7 @@ def test_temperature_top_k_and_top_p_of_drafted_rows(found: dict[str, Any]) -> N
         assert found["rows of ours"][name] == pytest.approx(wanted)
 
 
+@pytest.mark.engine
 def test_a_second_engine_once_numba_is_loaded(found: dict[str, Any]) -> None:
     assert not found["numba at first"]
     assert found["second engine"] == "AttributeError", "vLLM is right now"
@@ -54,6 +56,7 @@ def test_a_second_engine_once_numba_is_loaded(found: dict[str, Any]) -> None:
     assert found["kernel"] == "KernelOverride"
 
 
+@pytest.mark.engine
 def test_drafts_without_threads_and_without_a_compiler(found: dict[str, Any]) -> None:
     assert found["compiled at the start"] == 0, "vLLM compiles at its start now"
     assert found["compiled by the first request"] > 0
@@ -63,6 +66,7 @@ def test_drafts_without_threads_and_without_a_compiler(found: dict[str, Any]) ->
     assert found["in place"]
 
 
+@pytest.mark.engine
 def test_the_drafts_are_vllms(found: dict[str, Any]) -> None:
     assert found["other drafts"] == []
     assert 100 < found["with drafts"] < found["cases"]

@@ -51,7 +51,7 @@ def ends(world: World, count: int, seed: int, length: int = 40) -> list[tuple[En
             by_stop = end(asked, decoded)
             if by_stop is not None:
                 chosen.append((by_stop, asked._asdict() | {"stop_token_ids": [by_stop.stop]}))
-        if with_eos >= count // 2 and len(chosen) - with_eos >= count:
+        if with_eos >= count // 4 and len(chosen) - with_eos >= count:
             return chosen
     raise AssertionError(f"only {with_eos} of {len(chosen)} ends by end-of-sequence")
 

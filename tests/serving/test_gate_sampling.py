@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from gate_models import VOCAB, prompts
 from gate_reference import Asked
-from test_gate_exact import CRAMPED, PLAIN, World
+from test_gate_exact import CRAMPED, FULL, PLAIN, World
 
-DRAWS = 20_000
+DRAWS = 20_000 if FULL else 5_000
 
 
 def test_a_seed_gives_the_same_tokens_in_any_company(world: Callable[[str], World]) -> None:
@@ -45,7 +45,7 @@ def test_two_tokens_are_distributed_as_the_references(world: Callable[[str], Wor
     for one in first.topk(20).indices.tolist():
         second = reference.distribution(asked, [one])
         wanted |= {(one, two): float(first[one] * second[two]) * DRAWS for two in range(VOCAB)}
-    wanted = {cell: expected for cell, expected in wanted.items() if expected >= 8}
+    wanted = {cell: expected for cell, expected in wanted.items() if expected >= 5}
     request = asked._asdict() | {"temperature": 1.0}
     (result,) = here.run({"engine": PLAIN | {"max_num_seqs": 256}, "waves": [[request] * DRAWS]})
     seen = Counter(tuple(got["tokens"]) for got in result["results"])

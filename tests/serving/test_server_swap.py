@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
 from support import ADMIN_KEY, KEY, Server, make_adapter
 
 from adapters.store import Store
-from benchmarks.swap import NAME, measure
+from benchmarks.swap import NAME, SwapConfig, measure
 from demo.server import Running
 
 
@@ -24,7 +23,7 @@ def test_moves_under_streams(
     made = [make_adapter(tmp_path, f"s{n}", base_folder, seed=30 + n) for n in range(3)]
     try:
         versions = [store.publish(folder, NAME).id for folder in made]
-        options = SimpleNamespace(gated=gated, quiet=0.5, users=8, moves=30, answers=30, pause=0.0)
+        options = SwapConfig(gated=gated, quiet=0.5, users=8, moves=30, answers=30, pause=0.0)
         running = Running(server.url, server.process.pid)
         found = asyncio.run(measure(running, versions, options, KEY, ADMIN_KEY))
     finally:

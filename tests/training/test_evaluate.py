@@ -33,7 +33,8 @@ from training.evaluation import (
 )
 from training.generation import Applied, Completion, Generator, SamplingOptions, derive_seed
 from training.grading import Verifier
-from training.problems import Problem, load_problems
+from training.gym.draw import draw_here
+from training.problems import Problem, load_problems, sources
 
 PROBLEMS = [Problem(id=f"p{i}", problem=f"{i} + 1", answer=str(i + 1)) for i in range(8)]
 OPTIONS = SamplingOptions(n=4, temperature=0.6, top_p=0.95, max_tokens=64, seed=3)
@@ -519,10 +520,15 @@ def test_command_in_process(
 
 
 def test_command_on_a_mixture(
-    tiny: Path, problems_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    problems_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Graded by both graders, reported by source, and stored so that it can be graded again."""
     pytest.importorskip("reasoning_gym")
+    monkeypatch.setattr(sources, "draw", draw_here)  # test_gym.py has it in a process of its own
     mixture = f"reasoning_gym:chain_sum,seed=5+2*{problems_file}"
     args = f"--model {tiny} --engine transformers --max-tokens 4 --limit 6 --output {tmp_path}"
     main([*args.split(), "--problems", mixture])
@@ -547,6 +553,7 @@ def test_an_adapter_that_is_nowhere(
     assert "--adapter: 'nope' is neither" in capsys.readouterr().err
 
 
+@pytest.mark.engine  # a whole run, in a process of its own
 def test_command_survives_kill_9(server: FakeServer, tmp_path: Path) -> None:
     """What was written before the kill is not asked again."""
     problems = tmp_path / "problems.jsonl"

@@ -207,7 +207,9 @@ def test_damaged_files_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[
         path = tmp_path / f"{name}.gguf"
         if content is not None:
             path.write_bytes(content)
-        assert main([str(path), "--out", str(tmp_path / out)]) == 2, name
+        with pytest.raises(SystemExit) as stop:
+            main([str(path), "--out", str(tmp_path / out)])
+        assert stop.value.code == 2, name
         assert said in capsys.readouterr().err, name
     assert not (tmp_path / "out").exists()
 

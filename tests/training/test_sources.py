@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluate_config import EvaluateConfig
+from training.grading import Verifier
 from training.gym.draw import draw_here
 from training.problems import (
     DATA_DIR,
@@ -26,8 +27,9 @@ from training.problems.mixture import Part, interleave, parse_mixture
 
 @pytest.fixture(autouse=True)
 def _no_workers_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw in this process; nothing of the machine's own data."""
+    """Draw and grade in this process; nothing of the machine's own data."""
     monkeypatch.setattr(sources, "draw", draw_here)
+    monkeypatch.setattr(Verifier, "_ask", lambda _, asked: {one: one.decide() for one in asked})
     monkeypatch.delenv(DATA_DIR, raising=False)
 
 
@@ -85,7 +87,7 @@ def test_what_cannot_be_graded_is_left_out(
 
 
 def test_plain_references_take_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.grading.verifier.Verifier._start", None)
+    monkeypatch.setattr(Verifier, "_ask", None)
     assert len(load_problems(sums(tmp_path / "p.jsonl", 2000))) == 2000
 
 

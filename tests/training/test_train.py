@@ -93,7 +93,7 @@ LORA = Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"])
 BOTH = pytest.mark.parametrize("positions", ["decisions", "all"])
 
 
-def run(
+def run_training(
     folder: Path,
     rows,
     positions="decisions",
@@ -123,39 +123,45 @@ def run(
     )
 
 
+@pytest.fixture(scope="session")
+def train():
+    """The training stage, with real steps; a test that asks for it bears the marker `engine`."""
+    return run_training
+
+
 def weights(checkpoint: Path) -> bytes:
     return (checkpoint / "adapter_model.safetensors").read_bytes()
 
 
 @BOTH
 def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
-    tmp_path, rows, positions
+    train, tmp_path, rows, positions
 ) -> None:
-    first = run(tmp_path / "a", rows, positions)
+    first = train(tmp_path / "a", rows, positions)
     assert [path.name for path in first] == [f"checkpoint-{n}" for n in (2, 4, 6)]
-    assert weights(first[-1]) == weights(run(tmp_path / "b", rows, positions)[-1])
+    assert weights(first[-1]) == weights(train(tmp_path / "b", rows, positions)[-1])
     from safetensors.torch import load
 
     larger = {"batch_size": 4, "accumulation": 1}
-    whole = load(weights(run(tmp_path / "c", rows, positions, **larger)[-1]))
+    whole = load(weights(train(tmp_path / "c", rows, positions, **larger)[-1]))
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*/training-*-base-cache"))  # given back
 
 
-def test_a_later_training_reads_the_kept_caches(tmp_path, rows, monkeypatch) -> None:
+def test_a_later_training_reads_the_kept_caches(train, tmp_path, rows, monkeypatch) -> None:
     kept = tmp_path / "kept"
-    first = run(tmp_path / "a", rows, kept=kept)
+    first = train(tmp_path / "a", rows, kept=kept)
     monkeypatch.setattr(
         "training.base_cache.compute_caches", lambda *_: pytest.fail("the base ran again")
     )
-    later = run(tmp_path / "b", rows, kept=kept)
+    later = train(tmp_path / "b", rows, kept=kept)
     assert weights(first[-1]) == weights(later[-1])
-    other = run(tmp_path / "c", rows, kept=kept, learning_rate=1e-3)
+    other = train(tmp_path / "c", rows, kept=kept, learning_rate=1e-3)
     assert weights(first[-1]) != weights(other[-1])
 
 
-def test_always_on_batches_are_of_like_length(tmp_path) -> None:
+def test_always_on_batches_are_of_like_length(train, tmp_path) -> None:
     # Rollouts of four lengths, shuffled.
     many = []
     for number in range(48):
@@ -178,7 +184,7 @@ def test_always_on_batches_are_of_like_length(tmp_path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EveryPositionTrainer, "collate", collate_and_look)
         changes = {"batch_size": 3, "accumulation": 1, "epochs": 1.0, "order": "shuffled"}
-        run(tmp_path, many, "all", **changes)
+        train(tmp_path, many, "all", **changes)
     assert len(seen) == 16 and all(len(lengths) <= 2 for lengths in seen)
 
 
@@ -220,7 +226,7 @@ def lora_of(model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n}
 
 
-def test_every_checkpoint_is_told_of_while_the_model_has_it_on(tmp_path, rows) -> None:
+def test_every_checkpoint_is_told_of_while_the_model_has_it_on(train, tmp_path, rows) -> None:
     told = []
 
     def on_checkpoint(model, folder: Path) -> CheckpointNote:
@@ -229,7 +235,7 @@ def test_every_checkpoint_is_told_of_while_the_model_has_it_on(tmp_path, rows) -
         )
         return CheckpointNote("noted")
 
-    made = run(tmp_path, rows, on_checkpoint=on_checkpoint)
+    made = train(tmp_path, rows, on_checkpoint=on_checkpoint)
     assert [name for name, _ in told] == [path.name for path in made]
     model = peft_model(
         load_model(BASE), Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"]), 1
@@ -240,10 +246,10 @@ def test_every_checkpoint_is_told_of_while_the_model_has_it_on(tmp_path, rows) -
         assert all(torch.equal(now[name], value) for name, value in then.items())
 
 
-def test_a_later_round_goes_on_from_the_adapter_that_sampled(tmp_path, rows) -> None:
-    first = run(tmp_path / "first", rows)[-1]
+def test_a_later_round_goes_on_from_the_adapter_that_sampled(train, tmp_path, rows) -> None:
+    first = train(tmp_path / "first", rows)[-1]
     # Without a step to speak of it stays where it began.
-    still = run(tmp_path / "still", rows, start=first, learning_rate=1e-12)[-1]
+    still = train(tmp_path / "still", rows, start=first, learning_rate=1e-12)[-1]
     from safetensors.torch import load
 
     for name, tensor in load(weights(first)).items():
@@ -252,7 +258,7 @@ def test_a_later_round_goes_on_from_the_adapter_that_sampled(tmp_path, rows) -> 
     log = json.loads((still.parent / "log.json").read_text())
     first_batch = [rows[index]["advantages"][0] for index in Order(rows, True).indices[:4]]
     assert log[0]["loss"] == pytest.approx(-np.mean(first_batch), abs=1e-3)
-    against_base = run(tmp_path / "base", rows, learning_rate=1e-12)[-1]
+    against_base = train(tmp_path / "base", rows, learning_rate=1e-12)[-1]
     assert weights(against_base) != weights(still)
 
 
@@ -262,9 +268,9 @@ class Killed(BaseException):
 
 @BOTH
 def test_training_goes_on_from_its_last_whole_checkpoint(
-    tmp_path, rows, monkeypatch, positions
+    train, tmp_path, rows, monkeypatch, positions
 ) -> None:
-    reference = run(tmp_path / "reference", rows, positions)
+    reference = train(tmp_path / "reference", rows, positions)
     save = ContrastiveTrainer._save_checkpoint
 
     def dies_in_the_second(self, *args, **kwargs):
@@ -275,11 +281,11 @@ def test_training_goes_on_from_its_last_whole_checkpoint(
 
     monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", dies_in_the_second)
     with pytest.raises(Killed):
-        run(tmp_path / "a", rows, positions)
+        train(tmp_path / "a", rows, positions)
     monkeypatch.undo()
     first = next((tmp_path / "a").glob("training-*/checkpoint-2"))
     before = first.stat().st_mtime_ns
-    resumed = run(tmp_path / "a", rows, positions)
+    resumed = train(tmp_path / "a", rows, positions)
     assert first.stat().st_mtime_ns == before  # not redone
     assert [weights(path) for path in resumed] == [weights(path) for path in reference]
 
@@ -297,14 +303,14 @@ def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:
             assert torch.equal(wrapped(ids).logits, base)
 
 
-def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(tmp_path, rows) -> None:
+def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(train, tmp_path, rows) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracking = Tracking(["tensorboard"], "my-adapter", {"gate_tau": 0.5, "rollouts_trained_on": 6})
 
     def on_checkpoint(_model, folder: Path) -> CheckpointNote:
         return CheckpointNote("", {"eval_gain": int(folder.name.split("-")[1]) / 100})
 
-    tracked = run(tmp_path / "a", rows, tracking=tracking, on_checkpoint=on_checkpoint)
+    tracked = train(tmp_path / "a", rows, tracking=tracking, on_checkpoint=on_checkpoint)
     (events,) = (tmp_path / "a").rglob("events.out.tfevents.*")
     seen = accumulators.EventAccumulator(str(events)).Reload()
     scalars = set(seen.Tags()["scalars"])
@@ -313,6 +319,6 @@ def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(tmp_path, row
     gains = [(one.step, round(one.value, 4)) for one in seen.Scalars("eval/gain")]
     assert gains == [(2, 0.02), (4, 0.04), (6, 0.06)]
     assert "my-adapter" in seen.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
-    untracked = run(tmp_path / "b", rows)
+    untracked = train(tmp_path / "b", rows)
     assert weights(tracked[-1]) == weights(untracked[-1])
     assert not list((tmp_path / "b").rglob("events.*"))
