@@ -25,13 +25,16 @@ class SourceError(ValueError):
 
 
 @contextmanager
-def opened(source: str, revision: str | None = None) -> Iterator[Path]:
+def opened(source: str, revision: str | None = None, *, hub: bool = False) -> Iterator[Path]:
     """The folder `source`, or that of the hub id `source`, downloaded for as long as this is open.
+
+    Args:
+        hub: it is a hub id, also where a folder has the same name.
 
     Raises:
         SourceError: it is neither, or the hub cannot be reached.
     """
-    if Path(source).is_dir():
+    if not hub and Path(source).is_dir():
         yield Path(source)
         return
     if not HUB_ID.fullmatch(source):
@@ -61,6 +64,7 @@ def import_adapter(
     revision: str | None = None,
     alias: bool = True,
     by: str | None = None,
+    place: str | None = None,
 ) -> AdapterVersion:
     """Publish somebody else's adapter as a version of `name`.
 
@@ -73,6 +77,7 @@ def import_adapter(
         base: what it was made for; None: it is checked against each base by shapes alone.
         family: default: the one found for the base.
         revision: of the hub repository.
+        place: where a folder was copied from; default: a folder tells nobody, a hub id does.
 
     Raises:
         SourceError: there is no such folder or hub id.
@@ -88,7 +93,8 @@ def import_adapter(
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
-            place = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
+            if place is None and not Path(source).is_dir():
+                place = f"{source}@{revision or 'main'}"
             made_by = {"imported from": place} if place else {}
             manifest = first_manifest(copied, name, known.family, base, made_by)
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

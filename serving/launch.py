@@ -156,6 +156,7 @@ def vllm_arguments(
     args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    args.controller_sources = settings.controller_sources
     args.max_waiting = settings.max_waiting
     args.default_gate_rate = settings.default_gate_rate
     args.sampling_temperature = base.temperature

@@ -57,21 +57,35 @@ async def http_error(_: Request, caught: HTTPException) -> JSONResponse:
     return error_response(status, str(caught.detail), status.phrase, caught.headers)
 
 
-class ApiKey:
-    """ASGI middleware: a bearer token equal to `key`, or 401."""
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+
+class ApiKey:
+    """ASGI middleware: a bearer token equal to `key`, or 401.
+
+    Args:
+        also: paths with a key of their own: another that opens them too, or None where the route
+            asks for it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, key: str, also: Mapping[str, str | None] | None = None
+    ) -> None:
         self.app = app
-        self._digest = hashlib.sha256(key.encode()).digest()
+        self._digest = _digest(key)
+        self._also = {path: _digest(one) if one else None for path, one in (also or {}).items()}
 
     def _admits(self, scope: Scope) -> bool:
         if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             return True  # OPTIONS: a browser's preflight carries no key
-        if scope["path"] in OPEN or scope["path"].startswith(ADMIN):
+        path = scope["path"]
+        if path in OPEN or path.startswith(ADMIN) or self._also.get(path, b"") is None:
             return True
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
-        digest = hashlib.sha256(token.encode()).digest()
-        return scheme.lower() == "bearer" and secrets.compare_digest(digest, self._digest)
+        keys = [self._digest, *filter(None, [self._also.get(path)])]
+        fits = [secrets.compare_digest(_digest(token), key) for key in keys]
+        return scheme.lower() == "bearer" and any(fits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
