@@ -14,6 +14,7 @@ import hashlib
 import logging
 import secrets
 import signal
+import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -108,17 +109,23 @@ class Drain:
         """Notice when vLLM's signal handler shuts `engine` down."""
         loop = asyncio.get_running_loop()
         shutdown = engine.shutdown
+        # Elsewhere Python takes no handlers, and whoever runs the loop there ends it.
+        signals = (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ()
 
         @functools.wraps(shutdown)
         def noticing(*args: Any, **kwargs: Any) -> Any:  # in a thread of vLLM's
             if not self.begun:
                 self.begun = True
                 logger.info("shutting down: requests in flight finish, new ones are refused")
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in signals:
                     loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
             return shutdown(*args, **kwargs)
 
         patches.wrap_instance("vllm.v1.engine.async_llm:AsyncLLM", "shutdown", engine, noticing)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _end_now() -> None:

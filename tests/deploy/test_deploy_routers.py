@@ -1,0 +1,290 @@
+"""Two real replicas behind nginx, vllm-router and the LiteLLM proxy (`make test-routers`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from routers import KINDS, Kind, Router, running
+from support import ADMIN_KEY, ROOT, Server, StartServer, make_adapter
+
+from adapters.store import Store
+from demo.server import free_port
+
+QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
+XARGS = {"gate_tau": 0.05, "gate_trace": 1}
+MISSING = [kind.name for kind in KINDS if kind.find() is None]
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(
+        len(MISSING) == len(KINDS), reason="no router is installed; `make test-routers` gets them"
+    ),
+]
+
+
+@dataclass
+class Replicas:
+    """Two servers over one store, each of which can be restarted at its address."""
+
+    start: StartServer
+    base: Path
+    store: Path
+    work: Path
+    ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
+    servers: list[Server] = field(default_factory=list)
+    _running: list[AbstractContextManager[Server]] = field(default_factory=list)
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"http://127.0.0.1:{port}" for port in self.ports]
+
+    def begin(self, number: int) -> None:
+        """Start a replica, as the last one of the lists or in the place of the one before."""
+        port = str(self.ports[number])
+        context = self.start(self.base, self.store, self.work, "--port", port)
+        server = context.__enter__()
+        server.url = self.urls[number]
+        if number < len(self.servers):
+            self.servers[number], self._running[number] = server, context
+        else:
+            self.servers.append(server)
+            self._running.append(context)
+
+    def end(self, number: int) -> None:
+        """SIGTERM: what it answers is finished."""
+        self._running[number].__exit__(None, None, None)
+
+    def counted(self, **labels: str) -> list[float]:
+        """Requests that each replica has answered, with these labels."""
+        wanted = {f'{name}="{value}"' for name, value in labels.items()} | {'outcome="ok"'}
+        totals = []
+        for url in self.urls:
+            page = urllib.request.urlopen(f"{url}/metrics").read().decode()
+            lines = [one for one in page.splitlines() if one.startswith("reasonmaxxer_requests_")]
+            totals.append(
+                sum(float(one.rpartition(" ")[2]) for one in lines if all(w in one for w in wanted))
+            )
+        return totals
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    start_server: StartServer, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replicas]:
+    work = tmp_path_factory.mktemp("replicas")
+    store = work / "store"
+    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
+    for seed in range(2):
+        folder = make_adapter(work, f"v{seed}", base_folder, seed=seed)
+        Store(store).publish(folder, "moving")
+    fleet = Replicas(fixed_port(start_server), base_folder, store, work)
+    try:
+        for number in range(2):
+            fleet.begin(number)
+        yield fleet
+    finally:
+        for number in range(len(fleet.servers)):
+            fleet.end(number)
+
+
+def fixed_port(start: StartServer) -> StartServer:
+    """`start`, which waits at the port that its flags name."""
+
+    def at(base: Path, store: Path, work: Path, *flags: str) -> AbstractContextManager[Server]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("support.free_port", lambda: int(flags[1]))
+            context = start(base, store, work)
+            entered = context.__enter__()
+
+        class Entered(AbstractContextManager[Server]):
+            """It runs already, since the port was chosen as it began."""
+
+            def __enter__(self) -> Server:
+                return entered
+
+            def __exit__(self, *error: object) -> None:
+                context.__exit__(*error)  # type: ignore[arg-type]
+
+        return Entered()
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def all_routers(
+    replicas: Replicas, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Router]]:
+    """Every router that is installed."""
+    work = tmp_path_factory.mktemp("routers")
+    with ExitStack() as stack:
+        yield {
+            kind.name: stack.enter_context(running(kind, replicas.urls, work / kind.name))
+            for kind in KINDS
+            if kind.find() is not None
+        }
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def router(request: pytest.FixtureRequest, all_routers: dict[str, Router]) -> Router:
+    kind: Kind = request.param
+    if kind.name not in all_routers:
+        pytest.skip(f"{kind.name} is not installed; `make test-routers` gets it")
+    return all_routers[kind.name]
+
+
+def client(router: Router, **headers: str) -> httpx.Client:
+    bearer = {"Authorization": f"Bearer {router.key}"} | headers
+    return httpx.Client(base_url=router.url, headers=bearer, timeout=120)
+
+
+def chat(asking: httpx.Client, model: str, **more: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": QUESTION, "max_tokens": 12, "temperature": 0} | more
+    answer = asking.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_every_name_answers_as_without_a_router(router: Router, replicas: Replicas) -> None:
+    direct = Router("direct", replicas.urls[0], replicas.servers[0].key, None)
+    version = str(Store(replicas.store).resolve("tiny-math"))
+    with client(router) as asking, client(direct) as straight:
+        for name in ("tiny-qwen2", "tiny-math", "tiny-math:gated", version, f"{version}:gated"):
+            seen, wanted = chat(asking, name), chat(straight, name)
+            assert seen["choices"][0]["message"]["content"] == (
+                wanted["choices"][0]["message"]["content"]
+            )
+            assert seen["model"] == name
+        traced = chat(asking, "tiny-math:gated", vllm_xargs=XARGS)
+        details = traced["usage"]["completion_tokens_details"]
+        choice = traced["choices"][0]
+        fields = choice["message"].get("provider_specific_fields") or {}
+        trace = choice.get("gate_trace") or fields.get("gate_trace")
+        trace = trace or (choice.get("provider_specific_fields") or {}).get("gate_trace")
+        assert len(trace) == details["gated_tokens"] > 0
+        refused = asking.post(
+            "/v1/chat/completions", json={"model": "no-such", "messages": QUESTION}
+        )
+        assert 400 <= refused.status_code < 500
+
+
+def test_streams_come_in_pieces(router: Router) -> None:
+    body = {"model": "tiny-math:gated", "messages": QUESTION, "max_tokens": 12, "stream": True}
+    with client(router) as asking:
+        whole = chat(asking, "tiny-math:gated")["choices"][0]["message"]["content"]
+        with asking.stream("POST", "/v1/chat/completions", json=body | {"temperature": 0}) as got:
+            lines = [line.removeprefix("data: ") for line in got.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    said = "".join(
+        one["choices"][0]["delta"].get("content") or "" for one in chunks if one["choices"]
+    )
+    assert said == whole
+    assert len(chunks) > 2
+
+
+def test_the_other_routes(router: Router) -> None:
+    routes: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"model": "tiny-math:gated", "prompt": "1+1=", "max_tokens": 4},
+        "/v1/responses": {"model": "tiny-math", "input": "1+1=", "max_output_tokens": 4},
+        "/v1/messages": {"model": "tiny-math", "messages": QUESTION, "max_tokens": 4},
+        "/tokenize": {"model": "tiny-math", "prompt": "1+1="},
+    }
+    if router.name == "litellm":
+        del routes["/tokenize"]  # the proxy has no such route
+    with client(router) as asking:
+        for path, body in routes.items():
+            answer = asking.post(path, json=body)
+            assert answer.status_code == 200, f"{path}: {answer.text}"
+        listed = {one["id"] for one in asking.get("/v1/models").json()["data"]}
+        if router.name != "litellm":  # which lists what its own configuration names
+            assert {"tiny-math", "tiny-math:gated", "moving"} <= listed
+
+
+def test_an_alias_moves_for_all_replicas(router: Router, replicas: Replicas) -> None:
+    """By the admin API through the router, or of one replica; the store tells the other."""
+    first, second = (move.version for move in Store(replicas.store).history("moving")[:2])
+    now = str(Store(replicas.store).resolve("moving"))
+    to = first if now == second else second
+    through = router.url if router.name == "nginx" else replicas.urls[0]
+    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    moved = httpx.post(
+        f"{through}/admin/adapters/moving/alias", json={"version": to}, headers=bearer, timeout=60
+    )
+    assert moved.status_code == 200, moved.text
+    for server in replicas.servers:
+        versions = []
+        for _ in range(50):  # a replica may still load it while it answers with the other
+            answer = server.client().completions.with_raw_response.create(
+                model="moving", prompt="1+1=", max_tokens=1
+            )
+            versions.append(answer.headers["X-ReasonMaxxer-Version"])
+            if versions[-1] == to:
+                break
+        assert versions[-1] == to
+
+
+def test_a_header_keeps_a_name_at_one_replica(router: Router, replicas: Replicas) -> None:
+    if router.sticky is None:
+        pytest.skip(f"{router.name} knows no sticky header")
+    before = replicas.counted()
+    with client(router, **{router.sticky: "tiny-math"}) as asking:
+        for _ in range(8):
+            chat(asking, "tiny-math", max_tokens=1)
+    rises = [now - then for now, then in zip(replicas.counted(), before, strict=True)]
+    assert sorted(rises) == [0, 8]
+
+
+def test_rolling_restart_loses_no_request(
+    all_routers: dict[str, Router], replicas: Replicas
+) -> None:
+    """Both replicas are ended and started again, one after the other, under load by each router."""
+    over = threading.Event()
+    failed: dict[str, list[str]] = {name: [] for name in all_routers}
+    answered: Counter[str] = Counter()
+
+    def load(router: Router, number: int) -> None:
+        names = ("tiny-qwen2", "tiny-math", "tiny-math:gated")
+        with client(router) as asking:
+            turn = number
+            while not over.is_set():
+                turn += 1
+                body = {"model": names[turn % 3], "prompt": "1+1=", "max_tokens": 8}
+                try:
+                    answer = asking.post("/v1/completions", json=body)
+                except httpx.HTTPError as error:
+                    failed[router.name].append(repr(error))
+                    continue
+                if answer.status_code == 200:
+                    answered[router.name] += 1
+                else:
+                    failed[router.name].append(f"{answer.status_code} {answer.text[:300]}")
+
+    threads = [
+        threading.Thread(target=load, args=(router, number))
+        for router in all_routers.values()
+        for number in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(2):
+            replicas.end(number)
+            replicas.begin(number)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    print({"answered": dict(answered), "failed": {name: len(all_) for name, all_ in failed.items()}})
+    assert {name: errors[:3] for name, errors in failed.items() if errors} == {}
+    assert all(answered[name] > 10 for name in all_routers)
