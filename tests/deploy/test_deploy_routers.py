@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,28 +43,22 @@ class Replicas:
     store: Path
     work: Path
     ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
-    servers: list[Server] = field(default_factory=list)
-    _running: list[AbstractContextManager[Server]] = field(default_factory=list)
+    servers: dict[int, Server] = field(default_factory=dict)
+    _running: dict[int, AbstractContextManager[Server]] = field(default_factory=dict)
 
     @property
     def urls(self) -> list[str]:
         return [f"http://127.0.0.1:{port}" for port in self.ports]
 
     def begin(self, number: int) -> None:
-        """Start a replica, as the last one of the lists or in the place of the one before."""
-        port = str(self.ports[number])
-        context = self.start(self.base, self.store, self.work, "--port", port)
-        server = context.__enter__()
-        server.url = self.urls[number]
-        if number < len(self.servers):
-            self.servers[number], self._running[number] = server, context
-        else:
-            self.servers.append(server)
-            self._running.append(context)
+        """Start a replica, again at the address that it had before."""
+        context = self.start(self.base, self.store, self.work, port=self.ports[number])
+        self.servers[number] = context.__enter__()
+        self._running[number] = context
 
     def end(self, number: int) -> None:
         """SIGTERM: what it answers is finished."""
-        self._running[number].__exit__(None, None, None)
+        self._running.pop(number).__exit__(None, None, None)
 
     def counted(self, **labels: str) -> list[float]:
         """Requests that each replica has answered, with these labels."""
@@ -88,37 +83,14 @@ def replicas(
     for seed in range(2):
         folder = make_adapter(work, f"v{seed}", base_folder, seed=seed)
         Store(store).publish(folder, "moving")
-    fleet = Replicas(fixed_port(start_server), base_folder, store, work)
+    fleet = Replicas(start_server, base_folder, store, work)
     try:
-        for number in range(2):
-            fleet.begin(number)
+        with ThreadPoolExecutor() as both:
+            list(both.map(fleet.begin, range(2)))
         yield fleet
     finally:
-        for number in range(len(fleet.servers)):
+        for number in list(fleet._running):
             fleet.end(number)
-
-
-def fixed_port(start: StartServer) -> StartServer:
-    """`start`, which waits at the port that its flags name."""
-
-    def at(base: Path, store: Path, work: Path, *flags: str) -> AbstractContextManager[Server]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("support.free_port", lambda: int(flags[1]))
-            context = start(base, store, work)
-            entered = context.__enter__()
-
-        class Entered(AbstractContextManager[Server]):
-            """It runs already, since the port was chosen as it began."""
-
-            def __enter__(self) -> Server:
-                return entered
-
-            def __exit__(self, *error: object) -> None:
-                context.__exit__(*error)  # type: ignore[arg-type]
-
-        return Entered()
-
-    return at
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +133,9 @@ def test_every_name_answers_as_without_a_router(router: Router, replicas: Replic
     with client(router) as asking, client(direct) as straight:
         for name in ("tiny-qwen2", "tiny-math", "tiny-math:gated", version, f"{version}:gated"):
             seen, wanted = chat(asking, name), chat(straight, name)
-            assert seen["choices"][0]["message"]["content"] == (
-                wanted["choices"][0]["message"]["content"]
+            assert (
+                seen["choices"][0]["message"]["content"]
+                == (wanted["choices"][0]["message"]["content"])
             )
             assert seen["model"] == name
         traced = chat(asking, "tiny-math:gated", vllm_xargs=XARGS)
@@ -222,7 +195,7 @@ def test_an_alias_moves_for_all_replicas(router: Router, replicas: Replicas) -> 
         f"{through}/admin/adapters/moving/alias", json={"version": to}, headers=bearer, timeout=60
     )
     assert moved.status_code == 200, moved.text
-    for server in replicas.servers:
+    for server in replicas.servers.values():
         versions = []
         for _ in range(50):  # a replica may still load it while it answers with the other
             answer = server.client().completions.with_raw_response.create(
@@ -285,6 +258,8 @@ def test_rolling_restart_loses_no_request(
         over.set()
         for thread in threads:
             thread.join()
-    print({"answered": dict(answered), "failed": {name: len(all_) for name, all_ in failed.items()}})
+    print(
+        {"answered": dict(answered), "failed": {name: len(all_) for name, all_ in failed.items()}}
+    )
     assert {name: errors[:3] for name, errors in failed.items() if errors} == {}
     assert all(answered[name] > 10 for name in all_routers)
