@@ -161,6 +161,9 @@ def main(argv: list[str]) -> int:
     address = HTTPOptions(host=options.pop("host"), port=options.pop("port"))
     if options["max_replicas"] is None:
         options["max_replicas"] = options["replicas"]
+    # Ray's own five seconds for its proxy to import itself are too few on a busy machine.
+    for name in ("READY_CHECK", "HEALTH_CHECK"):
+        os.environ.setdefault(f"RAY_SERVE_PROXY_{name}_TIMEOUT_S", "60")
     # Workers find this module and the working copy as this process does.
     paths = os.pathsep.join(filter(None, sys.path))
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, include_dashboard=False)
