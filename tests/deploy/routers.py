@@ -35,6 +35,7 @@ class Router:
     url: str
     key: str  # what clients send
     sticky: str | None  # the header by which it sends a name to one replica
+    keyless: tuple[str, ...] = ()  # routes on which the client's key does not reach the replica
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Kind:
     health: str
     key: str = KEY
     sticky: str | None = None
+    keyless: tuple[str, ...] = ()
     where: str = ""  # an environment of `make test-routers`
 
     def find(self) -> str | None:
@@ -95,6 +97,7 @@ KINDS = (
     Kind(
         *("vllm-router", "vllm-router", _vllm_router, "/health"),
         sticky="X-Session-ID",
+        keyless=("/v1/responses", "/v1/messages", "/tokenize"),
         where=".venv-routers",
     ),
     Kind(
@@ -128,7 +131,7 @@ def running(kind: Kind, replicas: list[str], work: Path) -> Iterator[Router]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(process, url + kind.health)
-        yield Router(kind.name, url, kind.key, kind.sticky)
+        yield Router(kind.name, url, kind.key, kind.sticky, kind.keyless)
     except BaseException:
         print(f"the end of the log of {kind.name}:")
         print("\n".join((work / "log").read_text(errors="replace").splitlines()[-40:]))
