@@ -20,7 +20,7 @@ FROM common AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 libgomp1 g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN uv pip install --python /opt/venv --no-cache --torch-backend cpu \
-        --override overrides-cpu.txt -e '.[serve,cpu]'
+        --override overrides-cpu.txt -e '.[serve,cloud,cpu]'
 COPY models models
 ENV VLLM_CPU_KVCACHE_SPACE=1
 USER server
@@ -31,7 +31,7 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["reasonmaxxer", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM common AS gpu
-RUN uv pip install --python /opt/venv --no-cache --torch-backend auto -e '.[serve,gpu]'
+RUN uv pip install --python /opt/venv --no-cache --torch-backend auto -e '.[serve,cloud,gpu]'
 COPY models models
 USER server
 EXPOSE 8000

@@ -12,8 +12,10 @@
     reference.py         NAME and NAME@HASH
     store.py             versions and the aliases that point at them (moves.py: their history)
     lease.py             who uses a version, and who writes
-    collect.py           garbage collection
+    collect.py           garbage collection (needed.py: what it must leave)
     audit.py             whether a store is sound
+    bucket/              the store in object storage
+    places.py            where a store is: a folder or a bucket
     exchange.py          import and export
     calibration.py       another gate for an adapter, as a new version
     calibration_prompts.py  prompts on which entropies are measured by default

@@ -8,7 +8,7 @@
     verify                           check every version, alias and history; exit code 1 if unsound
     gc [--keep K]                    delete versions that no alias points at and nobody uses
     calibrate NAME[@HASH]            measure its gate: `reasonmaxxer store calibrate`
-    import SOURCE --base MODEL       a PEFT folder or hub id from elsewhere becomes a version
+    import SOURCE --base MODEL       a PEFT folder, s3:// of one, or hub id becomes a version
     export NAME[@HASH] FOLDER        a plain PEFT folder again; FILE.gguf: an adapter for llama.cpp
     push NAME[@HASH] OWNER/REPO      to a repository of the hub
     pull OWNER/REPO --base MODEL     from the hub; as import, which takes folders too
@@ -36,7 +36,7 @@ from adapters.exchange import export_adapter, import_adapter
 from adapters.gguf_adapter import SUFFIX, write_gguf
 from adapters.manifest import Score, is_name
 from adapters.model_card import HUB_ID
-from adapters.places import default_store
+from adapters.places import STORE_VARIABLE, default_store, open_store, parse_place
 from adapters.program import program
 from adapters.prompt import show_prompt
 from adapters.reference import Reference
@@ -47,8 +47,14 @@ PROGRAM = "python -m adapters"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    try:
+        default = default_store()
+    except ValueError as error:
+        fail(f"{STORE_VARIABLE}: {error}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--store", type=Path, default=default_store(), help="default: %(default)s")
+    common.add_argument(
+        "--store", type=_place, default=default, help="folder or bucket; default: %(default)s"
+    )
     readable = argparse.ArgumentParser(add_help=False)
     readable.add_argument("--json", action="store_true", help="for programs")
     unaliased = argparse.ArgumentParser(add_help=False)
@@ -86,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     # Only to be named: it needs the base model, so `training.calibrate` has it.
     command("calibrate").add_argument("name")
     imported = command("import", unaliased)
-    imported.add_argument("source", help="PEFT folder or hub id")
+    imported.add_argument("source", help="PEFT folder, s3:// and the like of one, or hub id")
     _import_flags(imported)
     pulled = command("pull", unaliased)
     pulled.add_argument("source", metavar="OWNER/REPO")
@@ -131,7 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "`python -m training.calibrate`"
         )
     args = parser().parse_args(given)
-    store = Store(args.store)
+    try:
+        store = open_store(args.store)
+    except ValueError as error:
+        fail(f"--store: {error}")
+    except OSError as error:
+        print(f"{program(PROGRAM)}: {error}", file=sys.stderr)
+        return 1
     try:
         return int(COMMANDS[args.command](store, args) or 0)
     except StoreError as error:
@@ -139,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyError as error:
         known = ", ".join(store.names()) or "none"
-        fail(f"{error.args[0]!r} is not in {store.root} (there: {known})")
+        fail(f"{error.args[0]!r} is not in {store.place} (there: {known})")
     except (AdapterError, ValueError, FileNotFoundError, FileExistsError) as error:
         fail(str(error))
     except OSError as error:
@@ -159,6 +171,7 @@ def fail(message: str) -> NoReturn:
 def list_adapters(store: Store, args: argparse.Namespace) -> None:
     _existing(store)
     _ask_vllm_of_plain_folders(store, store.names())
+    store.bring_records(store.names())
     rows = [_row(store, name) for name in store.names()]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -331,9 +344,17 @@ def _ask_vllm_of_plain_folders(store: Store, names: Sequence[str]) -> None:
         vllm_loader.bring_in()
 
 
+def _place(text: str) -> Path | str:
+    """A store, for argparse, which would quote what it cannot read."""
+    try:
+        return parse_place(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _existing(store: Store) -> None:
-    if not store.root.is_dir():
-        fail(f"--store: {store.root} is no folder")
+    if not store.exists():
+        fail(f"--store: {store.place} is no folder")
 
 
 def _name(given: str | None, default: str) -> str:

@@ -16,11 +16,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from adapters import moves
+from adapters.bucket.collect import collect as collect_in_bucket
+from adapters.bucket.store import BucketStore
 from adapters.files import fsync, remove_tree
 from adapters.lease import Lease, writing
+from adapters.needed import own_folders, wanted
 from adapters.reference import Reference
 from adapters.store import BUILDING, TRASH, Store
 
@@ -44,9 +47,11 @@ def collect(
         AdapterError: an alias cannot be read; then nothing is taken, as it might need anything.
         StoreError: the store cannot be written.
     """
+    if isinstance(store, BucketStore):
+        return collect_in_bucket(store, keep, grace, dry_run)
     gone: list[Reference] = []
     kept = wanted(store, keep)
-    for name in _folders(store):
+    for name in own_folders(store):
         with store.writes(name), ExitStack() as held:
             candidates = []
             for reference in (Reference(name, digest) for digest in store.versions(name)):
@@ -75,21 +80,6 @@ def collect(
             with store.writes(name):
                 _sweep(store, name)
     return gone
-
-
-def wanted(store: Store, keep: int) -> set[Reference]:
-    """What the aliases point at, and would after each of their next `keep` roll-backs."""
-    found: set[Reference] = set()
-    for name in _folders(store):
-        with suppress(KeyError):  # removed between the two looks
-            path = moves.path_back(store.history(name))
-            found.update(map(Reference.parse_version, path[-1 - keep :]))
-    return found
-
-
-def _folders(store: Store) -> list[str]:
-    """The store's own; where a link leads, nothing is taken, and nothing served needs it."""
-    return [name for name in store.folders() if not (store.root / name).is_symlink()]
 
 
 def _age(path: os.PathLike[str]) -> float:

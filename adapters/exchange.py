@@ -11,11 +11,13 @@ from pathlib import Path
 from adapters import vllm_loader
 from adapters.adapter import CONFIG, FILES, AdapterVersion, first_manifest, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.bucket.peft_source import download
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.model_card import HUB_ID
 from adapters.peft_config import lean
 from adapters.peft_folder import INDEX, SHARDS
+from adapters.places import parse_place
 from adapters.recipe import recipe_for
 from adapters.store import Store
 
@@ -26,16 +28,21 @@ class SourceError(ValueError):
 
 @contextmanager
 def opened(source: str, revision: str | None = None, *, hub: bool = False) -> Iterator[Path]:
-    """The folder `source`, or that of the hub id `source`, downloaded for as long as this is open.
+    """The folder `source`, downloaded for as long as this is open if it is not on this machine.
 
     Args:
+        source: a folder, the URL of one in a bucket, or a hub id.
         hub: it is a hub id, also where a folder has the same name.
 
     Raises:
-        SourceError: it is neither, or the hub cannot be reached.
+        SourceError: it is none of them, or cannot be reached.
     """
     if not hub and Path(source).is_dir():
         yield Path(source)
+        return
+    if "://" in source:
+        with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
+            yield _downloaded(source, revision, Path(folder))
         return
     if not HUB_ID.fullmatch(source):
         raise SourceError(f"'{source}' is neither a folder nor a hub id")
@@ -52,6 +59,20 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
             reason = str(error).strip().splitlines()[0]
             raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
         yield Path(folder)
+
+
+def _downloaded(source: str, revision: str | None, folder: Path) -> Path:
+    """The PEFT folder at a URL."""
+    try:
+        place = parse_place(source)
+        if isinstance(place, Path):
+            return place
+        if revision:
+            raise SourceError(f"--revision: '{place}' is a folder in a bucket, without revisions")
+        download(place, folder)
+    except (ValueError, OSError) as error:
+        raise SourceError(str(error)) from error
+    return folder
 
 
 def import_adapter(
@@ -73,7 +94,7 @@ def import_adapter(
     (adapters/calibration.py).
 
     Args:
-        source: a PEFT folder or a hub id.
+        source: a PEFT folder, the URL of one in a bucket, or a hub id.
         base: what it was made for; None: it is checked against each base by shapes alone.
         family: default: the one found for the base.
         revision: of the hub repository.
@@ -94,7 +115,7 @@ def import_adapter(
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
             if place is None and not Path(source).is_dir():
-                place = f"{source}@{revision or 'main'}"
+                place = source if "://" in source else f"{source}@{revision or 'main'}"
             made_by = {"imported from": place} if place else {}
             manifest = first_manifest(copied, name, known.family, base, made_by)
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

@@ -111,7 +111,16 @@ def read_all(folder: Path) -> list[Move]:
     with open(fd, "rb") as file:
         if os.fstat(fd).st_size > HISTORY_LIMIT:
             raise DamagedHistoryError(f"{FILE} is larger than {HISTORY_LIMIT} bytes")
-        lines = file.read(HISTORY_LIMIT).split(b"\n")[:-1]
+        return parse_lines(file.read(HISTORY_LIMIT))
+
+
+def parse_lines(content: bytes) -> list[Move]:
+    """The moves of a history; what follows the last end of line is none.
+
+    Raises:
+        DamagedHistoryError: a whole line is no move.
+    """
+    lines = content.split(b"\n")[:-1]
     return [_parse(line, f"line {number}") for number, line in enumerate(lines, 1)]
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,14 @@ class StoreError(AdapterError):
     """The store could not be written: a full disk, a read-only folder."""
 
 
+class StoreAwayError(StoreError):
+    """The storage behind the store cannot be reached now; the same may work later."""
+
+
+class MovedMeanwhileError(Exception):
+    """Another writer has moved the alias since it was looked at."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a store offers to one base: the adapters that fit, and why the others do not."""
@@ -80,14 +88,75 @@ class Leased:
     lease: Lease
 
 
-@dataclass(frozen=True)
+@dataclass
 class Store:
     """A folder of adapters. Holds no state: every question looks afresh, from any process.
 
-    Wherever a `reference` is asked for, NAME and NAME@HASH will do.
+    Wherever a `reference` is asked for, NAME and NAME@HASH will do. A store in a bucket differs in
+    the methods under "the seam" and in those that read a folder of a name (adapters/bucket/).
     """
 
     root: Path
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for people."""
+        return str(self.root)
+
+    def exists(self) -> bool:
+        """Whether there is a store; one that nothing was published into yet may not be."""
+        return self.root.is_dir()
+
+    # ---------------------------------------------------------------------------------- the seam
+
+    def refresh(self) -> None:
+        """Look at the storage, where not every question does.
+
+        Raises:
+            OSError: it cannot be reached.
+            DamagedHistoryError: what is there cannot be read.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root} is no folder")
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Requests to the storage so far, by kind; a folder has none."""
+        return {}
+
+    def last_move(self, name: str) -> Move | None:
+        """The move that says where the alias `name` points; None where there is none yet.
+
+        Raises:
+            DamagedHistoryError, OSError: the history cannot be read.
+        """
+        return moves.read_last(self.root / name)
+
+    def identity(self, reference: Reference) -> int | None:
+        """What differs when a version was deleted and put in place again; None: it is gone."""
+        try:
+            return self.path(reference).stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def bring_records(self, names: list[str]) -> None:
+        """Have at hand what `get` needs of these names without hashes; a folder has it."""
+
+    def _files(self, reference: Reference, hashes: bool) -> Path:  # noqa: ARG002
+        """The folder to read a version from; without `hashes` its weights may be a header alone."""
+        return self.path(reference)
+
+    def _turn(self, name: str) -> AbstractContextManager[None]:
+        """Keep other writers of `name` waiting, where that is possible."""
+        return writing(self.root / name)
+
+    def _append(self, name: str, move: Move, after: Move | None) -> None:  # noqa: ARG002
+        """Make `move` the last one, in the caller's turn and with a lease of its version.
+
+        Raises:
+            MovedMeanwhileError: `after` is not the last any more. A turn rules that out here.
+        """
+        moves.append(self.root / name, move)
 
     # ----------------------------------------------------------------------------------- reading
 
@@ -132,10 +201,7 @@ class Store:
             KeyError: there is no such folder.
             AdapterError: there is none before, or the history is damaged.
         """
-        path = moves.path_back(self.history(name))
-        if len(path) < 2:
-            raise AdapterError(name, "has no version before this one to roll back to")
-        return path[-2]
+        return _before(name, self.history(name))
 
     def resolve(self, reference: str) -> Reference:
         """The version that `reference` means now; without a hash if it is a plain folder.
@@ -156,7 +222,7 @@ class Store:
                 raise KeyError(reference)
             return asked
         with self._reading(asked.name):
-            last = moves.read_last(folder)
+            last = self.last_move(asked.name)
         if last is not None:
             return Reference.parse_version(last.version)
         if not self._means_something(asked.name):
@@ -349,20 +415,28 @@ class Store:
             AdapterError: there is none before, or it is gone or damaged; nothing has moved.
             StoreError: the store cannot be written.
         """
-        folder = self._folder(name) if is_name(name) else None
-        if folder is None or self.resolve(name).hash is None:
+        if not is_name(name) or self.resolve(name).hash is None:
             raise KeyError(name)
-        with self.writes(name), writing(folder):
-            before = self.previous(name)
-            try:
-                held = self.lease(before)
-            except KeyError:
-                raise AdapterError(
-                    name, f"{before}, which it would roll back to, is gone; alias another version"
-                ) from None
-            with held.lease:
-                self.get(before, hashes=before != trusted)
-                return self._append(name, held.reference, "rollback", by)
+        with self.writes(name), self._turn(name):
+            for _ in range(_TRIES):
+                with suppress(MovedMeanwhileError):
+                    return self._roll_back(name, by, trusted)
+        raise StoreError(name, "others move this alias all the time; try again")
+
+    def _roll_back(self, name: str, by: str | None, trusted: str | None) -> Move:
+        lines = self.history(name)
+        before = _before(name, lines)
+        try:
+            held = self.lease(before)
+        except KeyError:
+            raise AdapterError(
+                name, f"{before}, which it would roll back to, is gone; alias another version"
+            ) from None
+        with held.lease:
+            self.get(before, hashes=before != trusted)
+            move = Move.now(held.reference, lines[-1], "rollback", by)
+            self._append(name, move, lines[-1])
+        return move
 
     def _build(
         self,
@@ -437,19 +511,17 @@ class Store:
         return self._point(name, to, action, by)
 
     def _point(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
-        home = self.root / name
-        with writing(home):
-            last = moves.read_last(home)
-            if last is not None and last.version == str(to):
-                return last
-            return self._append(name, to, action, by)
-
-    def _append(self, name: str, to: Reference, action: Action, by: str | None) -> Move:
-        """The caller holds the name's lock and a lease of `to`."""
-        home = self.root / name
-        move = Move.now(to, moves.read_last(home), action, by)
-        moves.append(home, move)
-        return move
+        """Have the alias point at `to`, of which the caller holds a lease."""
+        with self._turn(name):
+            for _ in range(_TRIES):
+                last = self.last_move(name)
+                if last is not None and last.version == str(to):
+                    return last
+                move = Move.now(to, last, action, by)
+                with suppress(MovedMeanwhileError):
+                    self._append(name, move, last)
+                    return move
+        raise StoreError(name, "others move this alias all the time; try again")
 
     def _adopt(self, name: str, by: str | None) -> AdapterVersion:
         home = self.root / name
@@ -505,7 +577,7 @@ class Store:
         max_rank: int | None,
         hashes: bool,
     ) -> AdapterVersion:
-        path = self.path(found)
+        path = self._files(found, hashes)
         if found.hash is not None and not _is_folder(path):
             raise AdapterError(reference, f"its version {found} is gone; move the alias, or verify")
         self._check_links(reference, path)
@@ -584,8 +656,15 @@ class Store:
             raise AdapterError(name, str(error)) from error
         except OSError as error:
             raise StoreError(
-                name, f"the store {self.root} cannot be written: {error.strerror or error}"
+                name, f"the store {self.place} cannot be written: {error.strerror or error}"
             ) from error
+
+
+def _before(name: str, lines: list[Move]) -> str:
+    path = moves.path_back(lines)
+    if len(path) < 2:
+        raise AdapterError(name, "has no version before this one to roll back to")
+    return path[-2]
 
 
 def _own(folder: Path) -> list[os.DirEntry[str]]:

@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters.places import default_store
+from adapters.places import check_writable, default_store, open_store
 from adapters.program import program
-from adapters.store import Store
 from reasonmaxxer import extras
 
 LIBRARIES = ("torch", "transformers", "peft")
@@ -213,18 +212,25 @@ def gate_support(serving: Support) -> Support:
 
 def look_at_store() -> StoreState:
     """The default store."""
-    store = Store(default_store())
     try:
+        place = default_store()
+    except ValueError as error:
+        return StoreState(str(error), False, False, 0)
+    try:
+        store = open_store(place)
         count = len(store.names())
-    except OSError:  # a folder that this user may not read
-        count = 0
-    return StoreState(str(store.root), store.root.is_dir(), _writable(store.root), count)
+    except (OSError, ValueError):  # a folder that this user may not read, a bucket out of reach
+        return StoreState(str(place), isinstance(place, Path) and place.is_dir(), False, 0)
+    return StoreState(store.place, store.exists(), _writable(place), count)
 
 
-def _writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or the folder itself where it does not exist."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+def _writable(place: Path | str) -> bool:
+    """Whether something can be published there."""
+    try:
+        check_writable(place)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: str) -> str:

@@ -18,6 +18,7 @@ PURPOSES = {
     "gpu": "vLLM for GPUs",
     "cpu": "vLLM for CPUs; never together with gpu",
     "train": "fit, evaluate and grade",
+    "cloud": "a store of adapters in a bucket",
     "gym": "problems from Reasoning Gym",
     "gguf": "GGUF files as base models",
     "load": "load tests with locust",

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.adapter import AdapterError
 from adapters.manifest import NAME_PATTERN, Score
-from adapters.store import StoreError
+from adapters.store import StoreAwayError, StoreError
 from serving.aliases import Aliases
 from serving.default_gate import Source
 
@@ -137,6 +137,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin key is missing or wrong."},
     404: {"description": "The store has no such name or version."},
     409: {"description": "Not now, or not any more."},
+    503: {"description": "The storage behind the store is out of reach."},
 }
 router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSALS)
 
@@ -242,6 +243,8 @@ class _refusing:  # noqa: N801
         )
         if isinstance(error, KeyError):
             raise HTTPException(404, f"name: the store has no {error.args[0]}") from error
+        if isinstance(error, StoreAwayError):
+            raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
         if isinstance(error, StoreError):
             raise HTTPException(409, str(error)) from error
         if isinstance(error, ValueError):  # AdapterError is one

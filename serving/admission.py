@@ -25,6 +25,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 
 from adapters.adapter import AdapterError
 from adapters.manifest import Gate
+from adapters.store import StoreAwayError
 from serving import well_formed
 from serving.aliases import Aliases
 from serving.engine_cache import GATED
@@ -36,6 +37,7 @@ from vllm_gate import model_check
 from vllm_gate.params import NEVER, RATE, TAU, WATCHED, GateParams, given, resolve
 
 RETRY_AFTER = 1  # seconds; a slot is free when the shortest answer is over
+AWAY_RETRY_AFTER = 5  # seconds; a store that is away is looked for each second
 
 # What asks for no token: a gated name stands for its adapter there.
 TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)
@@ -118,14 +120,16 @@ class Admission:
         try:
             well_formed.check(request)
             await self.admit(request)
+        except StoreAwayError as error:
+            _have_retried(AWAY_RETRY_AFTER)
+            kind, status = "ServiceUnavailableError", HTTPStatus.SERVICE_UNAVAILABLE
+            return serving.create_error_response(str(error), kind, status, param="model")
         except AdapterError as error:
             return serving.create_error_response(str(error), param="model")
         except ValueError as error:
             return serving.create_error_response(str(error), param=str(error).partition(":")[0])
         except QueueFullError as error:
-            mine = RequestContext.current()
-            if mine is not None:
-                mine.retry_after = RETRY_AFTER
+            _have_retried(RETRY_AFTER)
             kind = "RateLimitError" if error.status == 429 else "ServiceUnavailableError"
             return serving.create_error_response(
                 str(error), kind, HTTPStatus(error.status), param="model"
@@ -142,6 +146,13 @@ class Admission:
     def install(self) -> None:
         """Have vLLM ask before it looks up the model that a request names."""
         model_check.install(self.check)
+
+
+def _have_retried(seconds: int) -> None:
+    """Tell the client when to ask again."""
+    mine = RequestContext.current()
+    if mine is not None:
+        mine.retry_after = seconds
 
 
 def add_stop(request: Any, stop: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from adapters.adapter import AdapterError, AdapterVersion
 from adapters.manifest import Gate
-from adapters.store import Listing, Plain, Store
+from adapters.store import Listing, Plain, Store, StoreAwayError
 from serving.default_gate import DefaultGate, Threshold, threshold
 from serving.engine_cache import EngineCache, LoadedVersion
 from serving.metrics import MOVE_SECONDS, MOVES
@@ -38,7 +38,7 @@ class Look(NamedTuple):
 
     plain: Plain | None  # its plain folder, where it has one
     version: str | None  # NAME@HASH; None: the plain folder is all there is
-    folder: int | None  # the inode of the version's folder, where that is there
+    folder: int | None  # the store's identity of the version, where it has one
 
 
 class Serving(NamedTuple):
@@ -121,11 +121,7 @@ class Aliases:
         found = self.store.resolve(name)
         if found.hash is None:
             return Look(plain, None, None)
-        try:
-            folder = self.store.path(found).stat().st_ino
-        except FileNotFoundError:
-            folder = None
-        return Look(plain, str(found), folder)
+        return Look(plain, str(found), self.store.identity(found))
 
     async def version(self, name: str) -> str:
         """The version that serves `name`; the first time it is loaded for that.
@@ -151,6 +147,39 @@ class Aliases:
             self._begin_switch(name)
         return serving.version
 
+    async def follow(self) -> list[str]:
+        """Begin to load what has moved in the store since it was loaded.
+
+        Returns:
+            Names that are served by another version than their alias points at.
+        """
+        names = [name for name in self._serving if "@" not in name]
+        late = []
+        for name, now in (await asyncio.to_thread(self._looks, names)).items():
+            serving = self._serving.get(name)
+            if serving is None or isinstance(now, AdapterError):
+                continue
+            if now is None:
+                self._forget(name)
+                continue
+            if now.version != serving.version:
+                late.append(name)
+            if serving.seen != now and not self._is_refused(name, now):
+                self._begin_switch(name)
+        return late
+
+    def _looks(self, names: list[str]) -> dict[str, Look | AdapterError | None]:
+        """In a thread: what the store means by each name now; None: nothing."""
+        looks: dict[str, Look | AdapterError | None] = {}
+        for name in names:
+            try:
+                looks[name] = self._look(name)
+            except KeyError:
+                looks[name] = None
+            except AdapterError as error:
+                looks[name] = error
+        return looks
+
     def _is_refused(self, name: str, now: Look) -> bool:
         seen = self._refused.get(name)
         return seen is not None and seen[0] == now
@@ -165,6 +194,7 @@ class Aliases:
         del self._switching[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             level = logging.WARNING if isinstance(error, KeyError | AdapterError) else logging.ERROR
+            level = logging.DEBUG if isinstance(error, StoreAwayError) else level  # the follower
             logger.log(level, "'%s' stays as it was: %s", name, error)
 
     async def switch(self, name: str) -> str:
@@ -191,6 +221,8 @@ class Aliases:
             start = time.perf_counter()
             try:
                 loaded = await self.cache.load(now.version, name)
+            except StoreAwayError:
+                raise  # says nothing of the version
             except AdapterError as error:
                 self._refused[name] = now, error.reason
                 logger.warning("refused: %s", error)
@@ -224,6 +256,10 @@ class Aliases:
     def threshold(self, name: str, own: Gate | None) -> Threshold:
         """What NAME:gated opens at where a request does not say; `own`: its calibration."""
         return threshold(own, self.taus.get(name), self.default_gate)
+
+    def served(self) -> list[str]:
+        """Names of aliases that something serves."""
+        return [name for name in list(self._serving) if "@" not in name]
 
     def serving(self, name: str) -> str | None:
         """The version that serves `name` now."""
@@ -341,9 +377,9 @@ class Aliases:
     def listing(self) -> Listing:
         """Every adapter of the store, checked against the base; unchanged ones only once."""
         listing = Listing({}, {})
-        for name in self.store.names():
-            if name in self.withdrawn:
-                continue
+        names = [name for name in self.store.names() if name not in self.withdrawn]
+        self.store.bring_records(names)
+        for name in names:
             try:
                 seen = self.checked(name)
             except KeyError:
@@ -373,7 +409,9 @@ class Aliases:
             return broken or AdapterError(name, "is being written; ask again")
         seen = self._checked.get(name)
         if seen is None or seen[0] != now:
-            seen = self._checked[name] = now, self._check(name)
+            seen = now, self._check(name)
+            if not isinstance(seen[1], StoreAwayError):
+                self._checked[name] = seen
         return seen[1]
 
     def described(self, name: str) -> tuple[str, Gate | None]:

@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from adapters.adapter import FILES
 from adapters.exchange import SourceError, opened
@@ -155,11 +154,12 @@ class Sources:
             with opened("/".join(source.parts), source.revision, hub=True) as folder:
                 yield folder
             return
+        if source.scheme != "file":
+            with opened(str(source)) as folder:
+                yield folder
+            return
         with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as copy:
-            if source.scheme == "file":
-                _copy_folder(entry, source, Path(copy))
-            else:
-                _copy_objects(source, Path(copy))
+            _copy_folder(entry, source, Path(copy))
             yield Path(copy)
 
 
@@ -226,47 +226,3 @@ def _copy_file(folder: int, name: str, target: Path, source: Place) -> None:
         while left > 0 and (block := file.read(min(_BLOCK, left))):
             copy.write(block)
             left -= len(block)
-
-
-# -------------------------------------------------------------------------------------- objects
-
-
-def open_bucket(source: Place) -> Any:
-    """The object store at `source`; credentials come from the environment, as the library reads it.
-
-    Raises:
-        SourceError: the library is not installed.
-    """
-    try:
-        from obstore.store import from_url
-    except ImportError as error:
-        raise SourceError(
-            f"lora_path: '{source}' needs the package obstore (`pip install obstore`)"
-        ) from error
-    return from_url(str(source))
-
-
-def _copy_objects(source: Place, target: Path) -> None:
-    """Copy an adapter's files from below a prefix."""
-    bucket = open_bucket(source)
-    try:
-        objects = bucket.list_with_delimiter()["objects"]
-        wanted = [one for one in objects if _limit(one["path"]) is not None]
-        if not wanted:
-            raise MissingSourceError(f"lora_path: '{source}' holds no adapter")
-        for one in wanted:
-            name, limit = str(one["path"]), _limit(one["path"]) or 0
-            if one["size"] > limit:
-                raise SourceError(f"lora_path: '{source}': {name} has over {limit} bytes")
-            left = limit
-            with (target / name).open("xb") as copy:
-                for block in bucket.get(name).stream(min_chunk_size=_BLOCK):
-                    left -= len(block)
-                    if left < 0:
-                        raise SourceError(f"lora_path: '{source}': {name} has over {limit} bytes")
-                    copy.write(block)
-    except SourceError:
-        raise
-    except Exception as error:  # the library's own, of several types
-        reason = str(error).strip().splitlines()[0][:300]
-        raise SourceError(f"lora_path: '{source}' cannot be read: {reason}") from error

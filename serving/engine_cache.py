@@ -23,7 +23,7 @@ from adapters.adapter import AdapterError, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.lease import Lease
 from adapters.manifest import Gate
-from adapters.store import Store
+from adapters.store import Store, StoreAwayError
 from serving.metrics import EVICTIONS, LOAD_SECONDS, LOADS
 from serving.plain_folders import PlainFolders
 
@@ -104,7 +104,7 @@ class EngineCache:
                 loaded = await self._add(found, lease)
             except BaseException:
                 LOADS.labels("refused").inc()
-                lease.close()
+                await asyncio.shield(asyncio.to_thread(lease.close))
                 raise
             LOADS.labels("loaded").inc()
             LOAD_SECONDS.observe(time.perf_counter() - start)
@@ -134,7 +134,8 @@ class EngineCache:
                 asked, f"its version {version} is gone; move the alias, or verify"
             ) from None
         except AdapterError as error:
-            raise AdapterError(asked, error.reason) from error  # as the client calls it
+            kind = StoreAwayError if isinstance(error, StoreAwayError) else AdapterError
+            raise kind(asked, error.reason) from error  # as the client calls it
         except (OSError, ValueError) as error:
             raise AdapterError(asked, f"cannot be read: {error}") from error
 
@@ -222,5 +223,5 @@ class EngineCache:
             await self.engine.remove_lora(loaded.lora.lora_int_id)  # type: ignore[attr-defined]
         except Exception:
             logger.exception("the engine could not drop %s", loaded.version)
-        loaded.lease.close()
+        await asyncio.to_thread(loaded.lease.close)  # in a bucket it asks the network
         logger.info("dropped %s", loaded.version)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.places import user_store
+from adapters.places import open_store, user_store
 from adapters.recipe import look_up
+from adapters.store import Store
 from serving import logs, starting, vllm_flags, vllm_versions
 from serving.base_files import BaseFiles
 from serving.prompts import ServedPrompt
@@ -152,7 +153,7 @@ def vllm_arguments(
     else:
         compat.leave_out(args)
     # For serving.routes, which vLLM hands `args`.
-    args.adapters = str(settings.adapters)
+    args.store_poll_seconds = settings.store_poll_seconds
     args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
@@ -165,6 +166,24 @@ def vllm_arguments(
     if any(hasattr(args, name) for name in vllm_flags.LOGGING):
         vllm_flags.configure_logging(args)
     return args
+
+
+def find_store(settings: Settings) -> Store:
+    """The store to serve.
+
+    Raises:
+        SettingsError: there is none, or it is out of reach and nothing is known of it here.
+    """
+    place = settings.adapters
+    if isinstance(place, Path):
+        if place == user_store():
+            make_store(place)
+        if not place.is_dir():
+            raise SettingsError(f"--adapters {place}: no such folder")
+    try:
+        return open_store(place, settings.store_cache, settings.store_cache_gib)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--adapters: {error}") from error
 
 
 def make_store(folder: Path) -> None:
@@ -221,10 +240,7 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     """
     logs.configure(settings.log_format)
     vllm_versions.check(settings.gate == "on")
-    if settings.adapters == user_store():
-        make_store(settings.adapters)
-    if not settings.adapters.is_dir():
-        raise SettingsError(f"--adapters {settings.adapters}: no such folder")
+    store = find_store(settings)
     set_environment(settings.model)
     # The scheduler's counters stand in the engine's process; /metrics gathers them here.
     # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
@@ -233,6 +249,7 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     base = look_at_base(settings, engine_flags)
     args = vllm_arguments(settings, engine_flags, base, folder / "chat_template.jinja")
+    args.store = store
     shown = settings.model_dump(mode="json", exclude={"engine"})
     logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
     logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")

@@ -58,6 +58,11 @@ QUEUE_SECONDS = prometheus_client.Histogram(
     "Waits of requests for their adapter's slot.",
     buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
+POLLS = prometheus_client.Counter(
+    "reasonmaxxer_store_polls", "Looks at the store for moved aliases, by outcome.", ["outcome"]
+)
+for _outcome in ("ok", "failed"):
+    POLLS.labels(_outcome)
 for _outcome in ("loaded", "refused"):
     LOADS.labels(_outcome)
 for _reason in ("capacity", "retired"):

@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import Response
 
 from serving.aliases import Aliases
+from serving.follower import Follower
 from serving.metrics import METRICS, PREFIX, UNKNOWN, Labels, head
 from serving.router_metrics import REPLACED, RouterSeries
 
@@ -87,9 +88,9 @@ def without_what_is_gone(families: Iterable[Metric], versions: Collection[str]) 
 class Gauge:
     """One metric: its samples in Prometheus' text format."""
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, kind: str = "gauge") -> None:
         self.name = name
-        self.parts = [head(name, "gauge", text)]
+        self.parts = [head(name, kind, text)]
 
     def add(self, labels: str, value: float) -> None:
         """One more sample; `labels` as between the braces, of names that need no escaping."""
@@ -104,8 +105,9 @@ class Gauge:
 class Gauges:
     """The server's gauges."""
 
-    def __init__(self, aliases: Aliases) -> None:
+    def __init__(self, aliases: Aliases, follower: Follower | None = None) -> None:
         self.aliases = aliases
+        self.follower = follower
         self._names: list[str] = []
         self._looked = -float(LOOK_SECONDS)
 
@@ -124,6 +126,20 @@ class Gauges:
             rate.set(default.rate if default else 0),
             tokens.set(default.sample.seen if default else 0),
         )
+
+    def _store(self) -> tuple[Gauge, ...]:
+        """How the server follows its store."""
+        calls = Gauge("store_requests_total", "Requests to the bucket, by kind.", "counter")
+        for kind, count in sorted(self.aliases.store.calls.items()):
+            calls.add(f'kind="{kind}"', count)
+        if self.follower is None:
+            return (calls,)
+        age = Gauge("store_age_seconds", "Since the last good look at the store.")
+        behind = Gauge("adapter_behind_seconds", "For which another version serves than aliased.")
+        late = self.follower.behind()
+        for name in self.aliases.served():
+            behind.add(f'adapter="{name}"', late.get(name, 0))
+        return calls, age.set(self.follower.age), behind
 
     def page(self) -> str:
         """All of them as they are now."""
@@ -163,6 +179,7 @@ class Gauges:
         gauges = (
             *(info, flying, tau, rate, adapters),
             *self._default_gate(),
+            *self._store(),
             Gauge("slots", "LoRA slots of the engine (--max-loras).").set(aliases.slots.count),
             Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
             Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
 
 from adapters.adapter import AdapterError
+from adapters.store import StoreAwayError
 from serving.aliases import Aliases
 from serving.engine_cache import GATED
 from serving.middleware import error_response
@@ -77,6 +78,9 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     state = request.app.state
     try:
         card = await asyncio.to_thread(model_card, state.aliases, model, state.args.gate)
+    except StoreAwayError as error:
+        kind, headers = "ServiceUnavailableError", {"Retry-After": "5"}
+        return error_response(503, str(error), kind, headers, param="model")
     except AdapterError as error:
         return error_response(400, str(error), "BadRequestError", param="model")
     except KeyError:

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import logging
 from argparse import Namespace
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -21,6 +20,7 @@ from adapters.store import Store
 from serving import (
     admin_api,
     controller_api,
+    health,
     metrics_page,
     models_api,
     playground,
@@ -30,6 +30,7 @@ from serving.admission import Admission
 from serving.aliases import Aliases
 from serving.controller_sources import Sources
 from serving.engine_cache import EngineCache
+from serving.follower import Follower
 from serving.metrics import METRICS
 from serving.metrics_page import Gauges
 from serving.middleware import ApiKey, Drain, Draining, http_error
@@ -59,6 +60,7 @@ class ModelsEndpoint:
             for route in app.router.routes
             if not (isinstance(route, Route | Mount) and route.path in (*CLOSED, "/metrics"))
         ]
+        health.install(app)
         app.include_router(metrics_page.router)
         app.include_router(models_api.router)
         app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ class ModelsEndpoint:
     ) -> None:
         """Build what answers; say which adapters are served, and which not and why."""
         assert engine_client is not None, "required_tasks leaves out servers without an engine"
-        store = Store(Path(args.adapters))
+        store: Store = args.store
         cache = EngineCache(
             store=store,
             base=args.base,
@@ -102,7 +104,8 @@ class ModelsEndpoint:
         state.aliases = aliases
         if default_gate is not None:
             token_report.install(default_gate.observe)
-        state.gauges = Gauges(aliases)
+        state.follower = Follower(aliases, args.store_poll_seconds)
+        state.gauges = Gauges(aliases, state.follower)
         state.router_series = RouterSeries(aliases, args.gate)
         METRICS.live = aliases.live
         Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
@@ -117,3 +120,4 @@ class ModelsEndpoint:
             len(listing.offered),
             ", ".join(listing.offered) or "none yet",
         )
+        state.follower.start()

@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from adapters.gate import RATES
-from adapters.places import default_model, default_store
+from adapters.places import CACHE_GIB, Place, default_model, default_store, shown
 from adapters.program import program
 
 PREFIX = "REASONMAXXER_"
@@ -49,7 +49,22 @@ class Settings(BaseSettings):
     model: str = Field(
         default_factory=default_model, validate_default=True, description="Folder or hub id."
     )
-    adapters: Path = Field(default_factory=default_store, description="The store of adapters.")
+    adapters: Place = Field(
+        default_factory=default_store,
+        description="The store of adapters: a folder, or a bucket as s3://, gs:// or az://.",
+    )
+    store_cache: Path | None = Field(
+        None,
+        description="Folder for versions of a store in a bucket; default: in the user's cache.",
+    )
+    store_cache_gib: float = Field(
+        CACHE_GIB,
+        gt=0,
+        description="GiB of them that stay on this machine; what is served stays anyway.",
+    )
+    store_poll_seconds: float = Field(
+        1.0, ge=0.1, le=60, description="Seconds between two looks at the store for moved aliases."
+    )
     family: str | None = Field(
         None,
         description="Recipe whose prompt is served, by name or as a YAML file; default: found for "
@@ -206,8 +221,8 @@ def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
         said = f"--{flag}" if name in flags else f"{name} (--{flag}, {PREFIX}{name.upper()})"
         if problem["type"] == "extra_forbidden":
             said, problem["msg"] = name, "no such setting; vLLM's own flags belong under 'engine'"
-        shown = not name.endswith("_key") and problem["input"] != ""
-        given = f", not {problem['input']!r}" if shown else ""
+        told = not name.endswith("_key") and problem["input"] != ""
+        given = f", not {shown(problem['input'])}" if told else ""
         lines.append(f"{said}: {problem['msg']}{given}")
     return "\n".join(lines)
 

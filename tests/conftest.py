@@ -11,11 +11,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
 
 from adapters.adapter import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from cloud import Cloud
 
 pytest_plugins = ("markers",)
 PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
@@ -59,6 +63,18 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     (store / "empty").mkdir()
     (store / "empty" / "README.md").write_text("to be filled\n")
     return store
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Cloud]:
+    """A real S3 over HTTP behind a proxy that can fail; the environment has its keys."""
+    from cloud import KEYS, running_cloud
+
+    with pytest.MonkeyPatch.context() as environment, running_cloud() as running:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": running.endpoint}.items():
+            environment.setenv(name, value)
+        environment.delenv("AWS_PROFILE", raising=False)
+        yield running
 
 
 @pytest.fixture(scope="session")

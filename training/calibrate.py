@@ -30,7 +30,7 @@ from adapters.calibration import add_gate
 from adapters.calibration_prompts import PROMPTS
 from adapters.gate import RATES, calibrate, calibration_table
 from adapters.manifest import Gate
-from adapters.places import default_model, default_store
+from adapters.places import Place, default_model, default_store, open_store
 from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
@@ -61,8 +61,9 @@ class CalibrateConfig(Config):
         description="File of messages or questions (JSONL, Parquet, CSV), or a source of problems; "
         "default: 40 shipped prompts.",
     )
-    store: Path | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    store: Place | None = Field(
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     model: str | None = Field(
         None, description="Its base: a folder or a hub id; default: as its manifest says."
@@ -127,7 +128,7 @@ def calibrate_adapter(config: CalibrateConfig) -> tuple[AdapterVersion, Estimate
         ValueError, FileNotFoundError: a setting that only files could prove wrong.
         StoreError: the store cannot be written.
     """
-    store = Store(config.store or default_store())
+    store = open_store(config.store or default_store())
     version = _find(store, config.name)
     base = _base_of(version, config.model)
     version.check_fits(base)
@@ -217,7 +218,7 @@ def _find(store: Store, reference: str) -> AdapterVersion:
         return store.get(reference)
     except KeyError:
         known = ", ".join(store.names()) or "none"
-        raise ValueError(f"name: '{reference}' is not in {store.root} (there: {known})") from None
+        raise ValueError(f"name: '{reference}' is not in {store.place} (there: {known})") from None
 
 
 def _base_of(version: AdapterVersion, model: str | None) -> BaseCheckpoint:

@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from adapters.files import write_text
+from adapters.places import shown
 from adapters.program import program
 
 
@@ -121,9 +122,9 @@ def describe(error: ValidationError) -> str:
     lines = []
     for detail in error.errors():
         field = ".".join(str(part).replace("_", "-") for part in detail["loc"])
-        shown = "" if detail["type"] == "missing" else f" (got {detail['input']!r})"
+        got = "" if detail["type"] == "missing" else f" (got {shown(detail['input'])})"
         message = detail["msg"].removeprefix("Value error, ")
-        lines.append(f"--{field}: {message}{shown}" if field else message)
+        lines.append(f"--{field}: {message}{got}" if field else message)
     return "; ".join(lines)
 
 

@@ -30,11 +30,10 @@ from adapters.adapter import CONFIG, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.manifest import Mode
-from adapters.places import default_store
+from adapters.places import default_store, open_store
 from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, get_recipe, recipe_for
-from adapters.store import Store
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
@@ -178,7 +177,7 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
     return Applied.behind(version.path, gate, config.tau)
 
 
-def find_adapter(name: str, store: Path | None, base: BaseCheckpoint) -> AdapterVersion:
+def find_adapter(name: str, store: Path | str | None, base: BaseCheckpoint) -> AdapterVersion:
     """The adapter that `name` means, a folder or a name in `store`, checked against `base`.
 
     Args:
@@ -191,13 +190,13 @@ def find_adapter(name: str, store: Path | None, base: BaseCheckpoint) -> Adapter
         version = AdapterVersion.read(Path(name))
         version.check_fits(base)
         return _as_peft_writes(version)
-    adapters = Store(store or default_store())
+    adapters = open_store(store or default_store())
     try:
         return _as_peft_writes(adapters.get(name, base))
     except KeyError:
         known = ", ".join(adapters.names()) or "none"
         raise ValueError(
-            f"--adapter: '{name}' is neither an adapter folder nor in {adapters.root} ({known})"
+            f"--adapter: '{name}' is neither an adapter folder nor in {adapters.place} ({known})"
         ) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.manifest import Mode
+from adapters.places import Place
 from training.generation import EngineName
 from training.problems import benchmark_of
 from training.problems.settings import ColumnsConfig
@@ -27,8 +28,9 @@ class EvaluateConfig(ColumnsConfig):
     )
     models: list[str] = Field([], description="With --url: several names, the first the baseline.")
     adapter: str | None = Field(None, description="A PEFT folder, or a name in --store.")
-    store: Path | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    store: Place | None = Field(
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     mode: list[Mode] = Field(
         [], description="In process: base, always, gated. With --url: what the models are."

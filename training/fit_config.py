@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +13,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import acting
 from adapters.manifest import Name, is_name
 from adapters.moves import FILE as MOVES
-from adapters.places import default_store
+from adapters.places import Place, check_writable, default_store
 from adapters.recipe import RecipeSections, recipe_for
 from training.config import merge
 from training.generation import EngineName
@@ -42,7 +41,7 @@ class RunSettings(ColumnsConfig):
         description="File, benchmark, hub dataset, reasoning_gym:NAME, or a mixture with +."
     )
     publish: Name | None = Field(None, description="Publish it in the store under this name.")
-    store: Path | None = Field(
+    store: Place | None = Field(
         None, description="Where --publish puts it; `reasonmaxxer doctor` prints the default."
     )
     output: Path | None = Field(None, description="Write it to this plain folder.")
@@ -168,8 +167,8 @@ class FitConfig(RecipeSections, RunSettings):
         if self.publish is not None:
             if not is_name(self.publish):
                 raise ValueError(f"publish: '{self.publish}' is not a name")
-            store = (self.store or default_store()).absolute()
-            there = next(path for path in (store, *store.parents) if path.exists())
-            if not there.is_dir() or not os.access(there, os.W_OK):
-                raise ValueError(f"store: {store} cannot be written")
+            try:
+                check_writable(self.store or default_store())
+            except ValueError as error:
+                raise ValueError(f"store: {error}") from error
         return self

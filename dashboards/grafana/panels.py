@@ -41,6 +41,7 @@ LABELS = 'adapter=~"$adapter", mode=~"$mode"'
 ADAPTER = 'adapter=~"$adapter"'
 GATED = 'adapter=~"$adapter", mode="gated"'
 NOT_OK = 'outcome!="ok"'
+FAILED = 'outcome="failed"'
 
 
 def rate(metric: str, labels: str = "") -> str:
@@ -326,6 +327,57 @@ SWAPS = [
     ),
 ]
 
+STORE = [
+    Panel(
+        "Last look at the store",
+        "Seconds since each server last saw where the aliases point. It looks each second; more "
+        "than half a minute is an alert. What it serves goes on meanwhile.",
+        "s",
+        [Query(f"max by (instance) ({P}store_age_seconds)", "{{instance}}")],
+        width=6,
+        steps=[(None, "green"), (5, "yellow"), (30, "red")],
+    ),
+    Panel(
+        "Behind the store",
+        "For how many seconds a server has served another version than the alias points at, by "
+        "server and adapter. Short peaks are loads.",
+        "s",
+        [
+            Query(
+                f'max by (instance, adapter) ({P}adapter_behind_seconds{{adapter=~"$adapter"}})',
+                "{{instance}} {{adapter}}",
+            )
+        ],
+        width=6,
+        steps=[(None, "green"), (2, "yellow"), (30, "red")],
+    ),
+    Panel(
+        "Requests to the bucket",
+        "Requests a second of each server by kind: one get while nothing moves. Repetitions after "
+        "an error are not counted. A store in a folder makes none.",
+        "reqps",
+        [
+            Query(
+                f"sum by (instance, kind) ({rate('store_requests_total')})", "{{instance}} {{kind}}"
+            )
+        ],
+        width=6,
+    ),
+    Panel(
+        "Looks that failed",
+        "Looks at the store a second that could not reach it.",
+        "reqps",
+        [
+            Query(
+                f"sum by (instance) ({rate('store_polls_total', FAILED)})",
+                "{{instance}}",
+            )
+        ],
+        width=6,
+        steps=[(None, "green"), (0.1, "red")],
+    ),
+]
+
 SLOTS = [
     Panel(
         "Slots",
@@ -473,6 +525,7 @@ ROWS = {
     "Throughput": THROUGHPUT,
     "The gate": GATE,
     "Swaps": SWAPS,
+    "Store": STORE,
     "Slots, queue and adapters": SLOTS,
     "Errors": ERRORS,
     "vLLM": ENGINE,

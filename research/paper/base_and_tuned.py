@@ -15,6 +15,7 @@ from pydantic import Field
 
 from adapters.adapter import AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.places import Place
 from training.evaluate import find_adapter
 from training.generation import EngineName
 from training.hf_model import load_model, open_base
@@ -26,8 +27,9 @@ class PairConfig(ProblemsConfig):
 
     model: str = Field(description="Base model: a folder or a hub id.")
     tuned: str = Field(description="Adapter folder or name, or a model: what was tuned from it.")
-    store: Path | None = Field(
-        None, description="Folder of adapters; `reasonmaxxer doctor` prints the default."
+    store: Place | None = Field(
+        None,
+        description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     family: str = Field("", description="Default: by the model's name.")
     problems: str = Field(description="As of training.evaluate.")
@@ -52,7 +54,7 @@ class Tuned:
     model: Path | None
 
     @classmethod
-    def find(cls, tuned: str, store: Path | None, base: BaseCheckpoint) -> Tuned:
+    def find(cls, tuned: str, store: Path | str | None, base: BaseCheckpoint) -> Tuned:
         """A model folder, an adapter folder, a name in `store`, or a hub id.
 
         Raises:

@@ -190,6 +190,7 @@ def _child(operation: Callable[[], Any], fault: Fault, writer: int) -> None:
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
+        writes = writes and args[0] != os.devnull  # dill's, where vLLM is imported first here
         changes = event.startswith(("os.", "shutil.")) and event.partition(".")[2] in (
             *(
                 "mkdir",

@@ -33,8 +33,10 @@ def test_what_the_serving_image_installs_has_no_training_library() -> None:
     declared = PROJECT["project"]["optional-dependencies"]
     dockerfile = (ROOT / "Dockerfile").read_text()
     for build in ("cpu", "gpu"):
-        assert f"-e '.[serve,{build}]'" in dockerfile
-        installed = names(PROJECT["project"]["dependencies"] + declared["serve"] + declared[build])
+        assert f"-e '.[serve,cloud,{build}]'" in dockerfile
+        parts = ("serve", "cloud", build)
+        installed = names([one for part in parts for one in declared[part]])
+        installed |= names(PROJECT["project"]["dependencies"])
         assert not installed & TRAINING
     assert "COPY training" not in dockerfile
 

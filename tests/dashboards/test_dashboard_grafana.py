@@ -89,7 +89,7 @@ def test_layout() -> None:
 
 def test_rows() -> None:
     assert [panel["title"] for panel in PANELS if panel["type"] == "row"] == [
-        *("Overview", "Latency", "Throughput", "The gate", "Swaps"),
+        *("Overview", "Latency", "Throughput", "The gate", "Swaps", "Store"),
         *("Slots, queue and adapters", "Errors", "vLLM"),
     ]
     page = (ROOT / "docs" / "operations.md").read_text()

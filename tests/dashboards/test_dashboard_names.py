@@ -10,7 +10,7 @@ from dashboards.queries import Question, alerts, metrics, panels, recordings
 
 COUNTERS = {
     *("generated_tokens", "gated_tokens", "replays", "requests"),
-    *("adapter_loads", "alias_moves", "evictions"),
+    *("adapter_loads", "alias_moves", "evictions", "store_polls", "store_requests"),
 }
 HISTOGRAMS = {
     *("decision_entropy_nats", "gated_token_base_rank"),
@@ -21,6 +21,7 @@ GAUGES = {
     *("adapters", "adapter_info", "adapter_requests_in_flight", "adapter_tau_nats"),
     *("adapter_calibrated_gate_rate", "slots", "slots_busy", "queue_requests"),
     *("gate_requests", "gate_answers", "default_gate_rate", "default_gate_tokens"),
+    *("store_age_seconds", "adapter_behind_seconds"),
 }
 OURS = (
     {f"reasonmaxxer_{name}_total" for name in COUNTERS}

@@ -54,8 +54,10 @@ class Engine:
         return [list(self.loaded)] if method == "adapters_on_device" else [None]
 
 
-def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Admission:
-    """Admission over the store `tmp_path/store`."""
+def make_admission(
+    tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2, store: Store | None = None
+) -> Admission:
+    """Admission over `store`, or over the store `tmp_path/store`."""
     numbers = iter(range(1, 10_000))
     models = SimpleNamespace(
         lora_requests={},
@@ -63,7 +65,7 @@ def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2
         is_base_model=lambda name: name == "base",
         base_model_paths=[SimpleNamespace(name="base")],
     )
-    store = Store(tmp_path / "store")
+    store = store or Store(tmp_path / "store")
     cache = EngineCache(
         store=store,
         base=BaseCheckpoint.open(str(base)),

@@ -21,7 +21,7 @@ from support import make_adapter
 
 from adapters import exchange
 from adapters.store import Store
-from serving import admin_api, controller_api, controller_sources, models_api
+from serving import admin_api, controller_api, models_api
 from serving.admission import Admission
 from serving.controller_sources import ForbiddenSourceError, MissingSourceError, Place, Sources
 from serving.middleware import ApiKey, http_error
@@ -290,21 +290,20 @@ def test_a_repository_is_fetched_as_one_and_never_read_from_the_working_director
 def test_objects_of_a_bucket(
     client: TestClient, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = pytest.importorskip("obstore.store", reason="obstore is not installed").LocalStore
     asked: list[str] = []
 
-    def bucket(source: Place) -> Any:
-        asked.append(str(source))
-        if source.parts[-1] == "broken":
-            raise exchange.SourceError("lora_path: no such bucket")
-        return local(str(made / source.parts[-1]))
+    def fetch(place: Any, folder: Path) -> None:
+        asked.append(str(place))
+        if str(place).endswith("broken"):
+            raise OSError("no such bucket")
+        shutil.copytree(made / "one", folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(controller_sources, "open_bucket", bucket)
+    monkeypatch.setattr(exchange, "download", fetch)
     assert load(client, "math", "s3://bucket/adapters/one/").status_code == 200
-    (made / "nothing").mkdir(exist_ok=True)
-    assert load(client, "other", "s3://bucket/adapters/nothing").status_code == 404
-    assert load(client, "other", "s3://bucket/adapters/broken").status_code == 400
-    assert asked[0] == "s3://bucket/adapters/one"
+    broken = load(client, "other", "s3://bucket/adapters/broken")
+    assert (broken.status_code, broken.json()["error"]["param"]) == (400, "lora_path")
+    assert load(client, "other", "s3://bucket/elsewhere/one").status_code == 400
+    assert asked == ["s3://bucket/adapters/one", "s3://bucket/adapters/broken"]
     manifest = next((tmp_path / "store" / "math").glob("*/manifest.json"))
     assert json.loads(manifest.read_text())["made_by"] == {
         "imported from": "s3://bucket/adapters/one"

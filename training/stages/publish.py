@@ -23,10 +23,9 @@ from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import PROMPT, Base, Manifest
 from adapters.model_card import base_facts, model_card
 from adapters.peft_config import lean
-from adapters.places import default_store
+from adapters.places import default_store, open_store
 from adapters.recipe import look_up
 from adapters.reference import Reference
-from adapters.store import Store
 from training.provenance import library_versions
 from training.run import Run
 from training.stages.select_checkpoint import Choice
@@ -61,9 +60,9 @@ def publish(run: Run, choice: Choice) -> Path:
     if config.publish is None:
         logger.info("adapter: %s", folder)
         return folder
-    store = Store(config.store or default_store())
+    store = open_store(config.store or default_store())
     version = store.publish(folder, config.publish, base=run.base)
-    logger.info("adapter: %s in %s", version.id, store.root)
+    logger.info("adapter: %s in %s", version.id, store.place)
     return store.path(Reference(config.publish, version.hash))
 
 

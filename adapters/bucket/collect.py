@@ -1,0 +1,142 @@
+"""Garbage collection in a bucket; what stays is as in adapters/collect.py.
+
+A version is marked in its record first. Whoever wants to use one names it in a lease and then reads
+the record; so once the mark is written, either the user sees it, or the lease is seen here. Leases
+and aliases are read once more after the mark: what one of them names is unmarked, the rest is
+deleted, files first and the record last. A kill leaves marks, which the next collection takes up.
+Ages and leases are told by the storage's clock alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+
+from adapters.bucket.objects import AwayError, ConflictError
+from adapters.bucket.store import BucketStore
+from adapters.bucket.versions import CONTENT, files_prefix, record_key
+from adapters.manifest import is_name
+from adapters.needed import wanted
+from adapters.reference import Reference, is_hash
+from adapters.store import StoreError
+
+LOCK = "collecting.json"
+LONGEST = 1800.0  # seconds, after which a collection is taken for dead
+UNFINISHED = 86400.0  # seconds after which files without a record are nobody's
+
+
+def collect(store: BucketStore, keep: int, grace: float, dry_run: bool) -> list[Reference]:
+    """Delete what nobody needs. Arguments and result as in adapters/collect.py.
+
+    Raises:
+        AdapterError: an alias or a lease cannot be read; then nothing is taken.
+        StoreError: another collection runs, or the storage cannot be reached.
+    """
+    with store.writes("gc"):
+        now = store.objects.now()
+        if dry_run:
+            return _candidates(store, keep, grace, now)
+        with _alone(store, now):
+            return _collect(store, keep, grace, now)
+
+
+def _collect(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
+    candidates = _candidates(store, keep, grace, now)
+    marked = [reference for reference in candidates if _mark(store, reference)]
+    # From here on nobody begins to use a marked one; some may have done so before.
+    needed = _needed(store, keep, store.objects.now()) if marked else set()
+    gone = []
+    for reference in marked:
+        if reference in needed:
+            _unmark(store, reference)
+            continue
+        files = [entry.key for entry in store.objects.under(files_prefix(reference))]
+        store.objects.delete(files)
+        store.objects.delete([record_key(reference)])
+        gone.append(reference)
+    _sweep(store, now)
+    store.forget_hashes()
+    return gone
+
+
+def _needed(store: BucketStore, keep: int, now: datetime) -> set[Reference]:
+    """What aliases need and leases name, as of now."""
+    store.index.refresh()
+    try:
+        held = store.leases.everybodys(now)
+    except ValueError as error:
+        raise StoreError("gc", f"nothing was taken: {error}") from error
+    return wanted(store, keep) | set(map(Reference.parse_version, held))
+
+
+def _candidates(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
+    # The records first: what is published meanwhile is none of them.
+    entries = list(store.all_versions.entries())
+    needed = _needed(store, keep, now)
+    return [
+        reference
+        for reference, entry in entries
+        if reference not in needed
+        and ((now - entry.modified).total_seconds() >= grace or _is_marked(store, reference))
+    ]
+
+
+def _is_marked(store: BucketStore, reference: Reference) -> bool:
+    known = store.all_versions.record(reference)
+    return known is not None and known.record.collecting
+
+
+def _mark(store: BucketStore, reference: Reference) -> bool:
+    """Whether its record says now that it is being collected."""
+    known = store.all_versions.record(reference)
+    if known is None:
+        return False
+    if not known.record.collecting:
+        marked = known.record.model_copy(update={"collecting": True})
+        try:
+            store.all_versions.write(reference, marked, known.etag)
+        except ConflictError:  # published once more
+            return _is_marked(store, reference)
+    return True
+
+
+def _unmark(store: BucketStore, reference: Reference) -> None:
+    known = store.all_versions.record(reference)
+    if known is not None and known.record.collecting:
+        with suppress(ConflictError):
+            kept = known.record.model_copy(update={"collecting": False})
+            store.all_versions.write(reference, kept, known.etag)
+
+
+def _sweep(store: BucketStore, now: datetime) -> None:
+    """Delete what killed publishers have left, and leases that ran out long ago."""
+    store.leases.sweep(now)
+    old = []
+    for entry in store.objects.under(CONTENT):
+        parts = entry.key.removeprefix(f"{CONTENT}/").split("/")
+        ours = len(parts) == 3 and is_name(parts[0]) and is_hash(parts[1])
+        if ours and (now - entry.modified).total_seconds() > UNFINISHED:
+            old.append((Reference(parts[0], parts[1]), entry.key))
+    there = {reference for reference, _ in store.all_versions.entries()} if old else set()
+    held = store.leases.everybodys(now) if old else set()
+    store.objects.delete(
+        [key for reference, key in old if reference not in there and str(reference) not in held]
+    )
+
+
+@contextmanager
+def _alone(store: BucketStore, now: datetime) -> Iterator[None]:
+    """Be the only collection; one that died half an hour ago is passed over."""
+    found = store.objects.get(LOCK)
+    if found is not None and (now - found.modified).total_seconds() < LONGEST:
+        raise StoreError("gc", f"another collection of {store.place} runs; {LOCK} says since when")
+    try:
+        store.objects.replace(LOCK, str(now).encode(), found.etag if found else None)
+    except ConflictError:
+        raise StoreError("gc", f"another collection of {store.place} has just begun") from None
+    try:
+        yield
+    finally:
+        with suppress(AwayError):
+            store.objects.delete([LOCK])

@@ -1,0 +1,165 @@
+"""A store in a bucket, over a real S3: what it answers, what it asks for, and who wins a race."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tiny import served
+
+from adapters.adapter import WEIGHTS, AdapterError
+from adapters.audit import verify
+from adapters.bucket.objects import UnchangedError
+from adapters.bucket.store import BucketStore
+from adapters.collect import collect
+from adapters.moves import Move
+from adapters.reference import Reference
+from adapters.store import MovedMeanwhileError, Store
+
+if TYPE_CHECKING:
+    from cloud import Asked, Cloud
+
+Machines = Callable[[str], BucketStore]
+
+
+def life(store: Store, sources: list[Path]) -> list[str]:
+    """What happens to a store, and what it answers."""
+    told: list[str] = []
+
+    def say(act: Callable[[], Any]) -> None:
+        try:
+            told.append(str(act()))
+        except (AdapterError, KeyError, ValueError) as error:
+            told.append(f"{type(error).__name__}: {error}".replace(store.place, "STORE"))
+
+    first = store.publish(sources[0], "alpha", by="me").id
+    second = store.publish(sources[1], "alpha", by="me").id
+    say(lambda: store.publish(sources[1], "alpha", by="me").id)
+    third = store.publish(sources[2], "alpha", alias=False).id
+    say(lambda: store.publish(sources[0], "No Name").id)
+    for version in (third, first, first, "alpha@000000000000", "gone@000000000000", "alpha"):
+        say(lambda version=version: store.alias("prod", version, by="me").version)
+    for name in ("prod", "alpha", "alpha", "nobody"):
+        say(lambda name=name: store.rollback(name, by="me").version)
+    for reference in ("alpha", "prod", second, "beta", "alpha@000000000000", "..", "a@b"):
+        say(lambda reference=reference: store.get(reference).id)
+        say(lambda reference=reference: store.get(reference, hashes=False).id)
+        say(lambda reference=reference: store.resolve(reference))
+    for name in (*store.names(), "nobody"):
+        say(lambda name=name: store.previous(name))
+        say(lambda name=name: [(m.version, m.before, m.action, m.by) for m in store.history(name)])
+        told.append(str(store.versions(name)))
+    told.append(str([store.names(), sorted(store.listing().offered), verify(store)]))
+    told.append(str([collect(store, 0, 0, dry_run=True), collect(store, 0, 0), verify(store)]))
+    told.append(str([served(store), {name: store.versions(name) for name in store.folders()}]))
+    return told
+
+
+def test_it_answers_as_a_folder_does(
+    machine: Machines, quick_disk: Path, sources: list[Path]
+) -> None:
+    assert life(machine("a"), sources) == life(Store(quick_disk / "folder"), sources)
+
+
+def test_another_machine_sees_all_of_it(machine: Machines, sources: list[Path]) -> None:
+    here = machine("a")
+    for source in sources[:2]:
+        here.publish(source, "alpha")
+    there = machine("b")
+    assert served(there) == served(here)
+    assert there.history("alpha") == here.history("alpha")
+    assert (there.get("alpha").path / WEIGHTS).read_bytes() == (sources[1] / WEIGHTS).read_bytes()
+
+
+def test_a_listing_reads_no_weights(cloud: Cloud, machine: Machines, sources: list[Path]) -> None:
+    for number, source in enumerate(sources):
+        machine("a").publish(source, f"adapter-{number}")
+    there = machine("b")
+    cloud.asked.clear()
+    there.bring_records(there.names())
+    assert len(there.listing(hashes=False).offered) == len(sources)
+    assert not [path for _, path in cloud.asked if "/files/" in path]
+    assert len(cloud.asked) == len(sources)
+    there.listing(hashes=False)
+    assert len(cloud.asked) == len(sources)
+
+
+def test_nothing_new_costs_one_small_answer(
+    cloud: Cloud, machine: Machines, sources: list[Path]
+) -> None:
+    store = machine("a")
+    store.publish(sources[0], "alpha")
+    cloud.asked.clear()
+    before = sum(store.calls.values())
+    assert not any(store.index.refresh() for _ in range(10))
+    assert [method for method, _ in cloud.asked] == ["GET"] * 10
+    assert sum(store.calls.values()) - before == 10
+    found = store.objects.get("index.json")
+    assert found is not None
+    with pytest.raises(UnchangedError):
+        store.objects.get("index.json", unless=found.etag)
+
+
+# ----------------------------------------------------------------------------------------- races
+
+
+def test_no_move_is_lost_between_machines(machine: Machines, sources: list[Path]) -> None:
+    first = machine("0")
+    versions = [first.publish(source, "shared").id for source in sources[:3]]
+    names = ["one", "two"]
+
+    def move(number: int) -> list[Move]:
+        store = machine(str(number))
+        moved = []
+        for turn in range(6):
+            name = names[turn % 2]
+            moved.append(store.alias(name, versions[(turn + number) % 3], by=f"machine {number}"))
+        return moved
+
+    with ThreadPoolExecutor(3) as pool:
+        made = [move for moves in pool.map(move, range(3)) for move in moves]
+    store = machine("last")
+    lines = [line for name in names for line in store.history(name)]
+    # A move to where the alias was already is no line, but then it is another one's.
+    assert set(lines) == set(made)
+    assert verify(store) == []
+
+
+def test_of_two_that_race_one_wins(machine: Machines, sources: list[Path]) -> None:
+    ours, theirs = machine("a"), machine("b")
+    ids = [ours.publish(source, "alpha").id for source in sources[:3]]
+    theirs.refresh()
+    last = ours.last_move("alpha")
+    moves = [Move.now(Reference.parse(ids[n]), last, "alias", f"{n}") for n in (0, 1)]
+    ours.index.move("alpha", moves[0], last)
+    with pytest.raises(MovedMeanwhileError):
+        theirs.index.move("alpha", moves[1], last)
+    assert ours.history("alpha")[-1] == moves[0] == theirs.last_move("alpha")
+
+
+def test_a_write_that_comes_too_late_is_made_again(
+    cloud: Cloud, machine: Machines, sources: list[Path]
+) -> None:
+    ours, theirs = machine("a"), machine("b")
+    ids = [ours.publish(source, "alpha").id for source in sources[:3]]
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slow(asked: Asked) -> None:
+        if asked.is_write("index.json") and not asked.answered and not arrived.is_set():
+            arrived.set()
+            go_on.wait(30)
+
+    with cloud.failing(slow), ThreadPoolExecutor(1) as pool:
+        late = pool.submit(ours.rollback, "alpha", by="ours")
+        assert arrived.wait(30)
+        theirs.rollback("alpha", by="theirs")
+        go_on.set()
+        assert late.result().version == ids[0]
+    lines = ours.history("alpha")
+    assert [line.version for line in lines] == [*ids, ids[1], ids[0]]
+    assert [line.by for line in lines[-2:]] == ["theirs", "ours"]
+    assert verify(ours) == []
