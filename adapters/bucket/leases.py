@@ -65,14 +65,14 @@ class Leases:
             if self._thread is None:
                 self._over = threading.Event()
                 self._thread = threading.Thread(
-                    target=self._renew, args=(self._over,), name="leases", daemon=True
+                    target=self._keep_renewing, args=(self._over,), name="leases", daemon=True
                 )
                 self._thread.start()
 
     def write(self, reference: Reference) -> None:
         """Have the lease name a version that was counted. Raises AwayError."""
         if str(reference) not in self._written:
-            self._write()
+            self.renew()
 
     def release(self, reference: Reference) -> None:
         """It is used once less. With the last one the lease goes, which asks the network."""
@@ -88,7 +88,8 @@ class Leases:
                 self._begun, self._written = False, frozenset()
                 self._objects.delete([self._key])
 
-    def _write(self) -> None:
+    def renew(self) -> None:
+        """Write the lease as it is now, for another five minutes. Raises AwayError."""
         with self._writing:
             with self._lock:
                 held = frozenset(self._held)
@@ -99,10 +100,10 @@ class Leases:
             self._objects.put(self._key, content)
             self._written = held
 
-    def _renew(self, over: threading.Event) -> None:
+    def _keep_renewing(self, over: threading.Event) -> None:
         while not over.wait(self._renewal):
             try:
-                self._write()
+                self.renew()
             except AwayError as error:
                 self._written = frozenset()
                 logger.warning("the lease of what is served could not be renewed: %s", error)

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from obstore.store import MemoryStore
 from tiny import MEMORY, make_adapter
 
 from adapters.adapter import AdapterError
 from adapters.audit import verify
+from adapters.bucket.objects import Objects
+from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.store import Leased, Store
 
@@ -25,10 +28,12 @@ CONTENTS = st.integers(0, 4)
 class StoreModel(RuleBasedStateMachine):
     """`there` are the versions, `paths` the way back of each alias, its present version last."""
 
+    machines = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
-        self.store = Store(self.folder / "store")
+        self.made = [self.make(f"store-{number}") for number in range(self.machines)]
         self.there: set[str] = set()
         self.paths: dict[str, list[str]] = {}
         self.moves: dict[str, int] = {}
@@ -38,6 +43,16 @@ class StoreModel(RuleBasedStateMachine):
             folder = make_adapter(self.folder / str(value), value=value)
             probe = Store(self.folder / "probe").publish(folder, "probe")
             self.hashes.append(probe.hash)
+
+    def make(self, name: str) -> Store:
+        """The store, as one machine has it."""
+        return Store(self.folder / name)
+
+    @property
+    def store(self) -> Store:
+        """As the next machine has it."""
+        self.made.append(self.made.pop(0))
+        return self.made[-1]
 
     def teardown(self) -> None:
         for held in self.leases:
@@ -86,9 +101,13 @@ class StoreModel(RuleBasedStateMachine):
     def gc(self, keep: int) -> None:
         kept = {version for path in self.paths.values() for version in path[-1 - keep :]}
         kept |= {str(held.reference) for held in self.leases}
+        self.before_gc()
         gone = {str(reference) for reference in collect(self.store, keep, grace=0)}
         assert gone == self.there - kept
         self.there &= kept
+
+    def before_gc(self) -> None:
+        """What has been let go is free at once."""
 
     @rule(pick=st.randoms(use_true_random=False))
     def lease(self, pick) -> None:
@@ -115,5 +134,36 @@ class StoreModel(RuleBasedStateMachine):
         assert verify(self.store) == []
 
 
+class BucketModel(StoreModel):
+    """Two machines take turns, each with a cache that holds little."""
+
+    machines = 2
+
+    def __init__(self) -> None:
+        self.bucket = MemoryStore()
+        super().__init__()
+
+    def make(self, name: str) -> Store:
+        """One machine's."""
+        return BucketStore(Objects("memory://", self.bucket), self.folder / name, limit=2000)
+
+    def before_gc(self) -> None:
+        """What has been let go is free with the next renewal, a minute later."""
+        for machine in self.made:
+            assert isinstance(machine, BucketStore)
+            machine.leases.renew()
+
+    @property
+    def store(self) -> Store:
+        """As the next machine has it, after its look each second."""
+        found = super().store
+        assert isinstance(found, BucketStore)
+        found.refresh()
+        found.forget_hashes()
+        return found
+
+
 TestStoreModel: Callable = StoreModel.TestCase
 TestStoreModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestBucketModel: Callable = BucketModel.TestCase
+TestBucketModel.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
