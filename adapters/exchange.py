@@ -27,16 +27,17 @@ class SourceError(ValueError):
 
 
 @contextmanager
-def opened(source: str, revision: str | None = None) -> Iterator[Path]:
+def opened(source: str, revision: str | None = None, *, hub: bool = False) -> Iterator[Path]:
     """The folder `source`, downloaded for as long as this is open if it is not on this machine.
 
     Args:
         source: a folder, the URL of one in a bucket, or a hub id.
+        hub: it is a hub id, also where a folder has the same name.
 
     Raises:
         SourceError: it is none of them, or cannot be reached.
     """
-    if Path(source).is_dir():
+    if not hub and Path(source).is_dir():
         yield Path(source)
         return
     if "://" in source:
@@ -84,6 +85,7 @@ def import_adapter(
     revision: str | None = None,
     alias: bool = True,
     by: str | None = None,
+    place: str | None = None,
 ) -> AdapterVersion:
     """Publish somebody else's adapter as a version of `name`.
 
@@ -96,6 +98,7 @@ def import_adapter(
         base: what it was made for; None: it is checked against each base by shapes alone.
         family: default: the one found for the base.
         revision: of the hub repository.
+        place: where a folder was copied from; default: a folder tells nobody, a hub id does.
 
     Raises:
         SourceError: there is no such folder or hub id.
@@ -111,8 +114,8 @@ def import_adapter(
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
-            place = None if Path(source).is_dir() else f"{source}@{revision or 'main'}"
-            place = source if "://" in source else place
+            if place is None and not Path(source).is_dir():
+                place = source if "://" in source else f"{source}@{revision or 'main'}"
             made_by = {"imported from": place} if place else {}
             manifest = first_manifest(copied, name, known.family, base, made_by)
             (copied / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

@@ -19,6 +19,9 @@ models_api.py     GET /v1/models
 admin_api.py      /admin: states, loads, pins, moves
 metrics.py        what is counted, by version and mode
 metrics_page.py   GET /metrics
+router_metrics.py what routers that know adapters read there
+controller_api.py /v1/load_lora_adapter and its opposite, for controllers of clusters
+controller_sources.py  from where they may load: an allow-list
 playground/       GET /gate: a page that shows base, adapter and gated answers side by side
 logs.py           the form of log lines
 vllm_versions.py  which vLLM is installed, and where its functions lie

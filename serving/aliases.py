@@ -59,6 +59,7 @@ class Aliases:
     prompt: ServedPrompt | None = None  # None: the user's own --chat-template
     default_gate: DefaultGate | None = None  # of adapters that bring none; None: they have none
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
+    withdrawn: set[str] = field(default_factory=set)  # names that this server does not serve
     _serving: dict[str, Serving] = field(default_factory=dict)
     _refused: dict[str, tuple[Look, str]] = field(default_factory=dict)  # and the reason
     _checked: dict[str, tuple[Look, AdapterVersion | AdapterError]] = field(default_factory=dict)
@@ -128,6 +129,8 @@ class Aliases:
         Raises:
             KeyError, AdapterError: as `admit`.
         """
+        if name in self.withdrawn:
+            raise KeyError(name)
         try:
             now = await asyncio.to_thread(self._look, name)
         except KeyError:
@@ -263,6 +266,14 @@ class Aliases:
         one = self._serving.get(name)
         return one.version if one else None
 
+    def names_by_version(self) -> dict[str, list[str]]:
+        """Version -> the aliases that it answers for now, of those that were asked for."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for name, one in sorted(self._serving.items()):
+            if "@" not in name and name not in self.withdrawn:
+                names[one.version].append(name)
+        return dict(names)
+
     def refusal(self, name: str) -> str | None:
         """Why the store's present content of `name` could not be loaded."""
         seen = self._refused.get(name)
@@ -297,6 +308,7 @@ class Aliases:
         for name in (reference, reference.partition("@")[0]):
             self._refused.pop(name, None)
             self.plain.forget(name)
+        self.withdrawn.discard(reference)
         version = await self.version(reference)
         loaded = await self._load(version, reference)
         if loaded is None:
@@ -314,6 +326,7 @@ class Aliases:
         """
         await self.preload(version)
         await asyncio.to_thread(act)
+        self.withdrawn.discard(name)
         await self.switch(name)
 
     async def pin(self, name: str, pinned: bool) -> None:
@@ -343,12 +356,28 @@ class Aliases:
                 turns.pinned.discard(loaded.version)
             self.cache.retire(loaded.version)
 
+    def withdraw(self, name: str) -> None:
+        """Serve `name` no longer, until it is loaded by hand; the store keeps it.
+
+        Requests that it answers finish. Its version leaves the engine unless another name needs it.
+        """
+        self.withdrawn.add(name)
+        serving = self._serving.pop(name, None)
+        if serving is None or serving.version in self.names_by_version():
+            return
+        loaded = self.cache.get(serving.version)
+        if loaded is not None:
+            loaded.pinned = False
+            for turns in (self.slots, self.host_slots):
+                turns.pinned.discard(serving.version)
+        self._retire(serving.version)
+
     # ----------------------------------------------------------------------------------- listing
 
     def listing(self) -> Listing:
         """Every adapter of the store, checked against the base; unchanged ones only once."""
         listing = Listing({}, {})
-        names = self.store.names()
+        names = [name for name in self.store.names() if name not in self.withdrawn]
         self.store.bring_records(names)
         for name in names:
             try:
@@ -391,6 +420,8 @@ class Aliases:
         Raises:
             KeyError, AdapterError: as `admit`.
         """
+        if name in self.withdrawn:
+            raise KeyError(name)
         serving = self._serving.get(name)
         if serving is not None:
             with suppress(AdapterError):

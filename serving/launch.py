@@ -157,6 +157,7 @@ def vllm_arguments(
     args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
     args.admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    args.controller_sources = settings.controller_sources
     args.max_waiting = settings.max_waiting
     args.default_gate_rate = settings.default_gate_rate
     args.sampling_temperature = base.temperature
@@ -228,8 +229,11 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def serve(settings: Settings, engine_flags: list[str]) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code.
+def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namespace:
+    """Set up logs and environment, check what can be, and return the arguments of vLLM's server.
+
+    Args:
+        folder: for files of this process; it is there until the server has ended.
 
     Raises:
         SettingsError: the server cannot start as told.
@@ -238,22 +242,31 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
     vllm_versions.check(settings.gate == "on")
     store = find_store(settings)
     set_environment(settings.model)
-    with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
-        # The scheduler's counters stand in the engine's process; /metrics gathers them here.
-        # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
-        metrics = Path(folder, "metrics")
-        metrics.mkdir()
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        base = look_at_base(settings, engine_flags)
-        args = vllm_arguments(settings, engine_flags, base, Path(folder, "chat_template.jinja"))
-        args.store = store
-        shown = settings.model_dump(mode="json", exclude={"engine"})
-        logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
-        logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
+    # The scheduler's counters stand in the engine's process; /metrics gathers them here.
+    # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
+    metrics = folder / "metrics"
+    metrics.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    base = look_at_base(settings, engine_flags)
+    args = vllm_arguments(settings, engine_flags, base, folder / "chat_template.jinja")
+    args.store = store
+    shown = settings.model_dump(mode="json", exclude={"engine"})
+    logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
+    logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
+    starting.check_plugin()
+    return args
 
+
+def serve(settings: Settings, engine_flags: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code.
+
+    Raises:
+        SettingsError: the server cannot start as told.
+    """
+    with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
+        args = prepare(settings, engine_flags, Path(folder))
         import uvloop
 
-        starting.check_plugin()
         try:
             uvloop.run(run(args))
         except KeyboardInterrupt:

@@ -6,6 +6,7 @@ longer than all the rest.
 
 Prometheus' client cannot take a series back that another process may have written too. So what
 vLLM and the scheduler count by adapter is left out here, once the adapter's version is gone.
+What routers read of adapters has the names of clients in place of vLLM's (router_metrics.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -30,6 +32,7 @@ from starlette.responses import Response
 from serving.aliases import Aliases
 from serving.follower import Follower
 from serving.metrics import METRICS, PREFIX, UNKNOWN, Labels, head
+from serving.router_metrics import REPLACED, RouterSeries
 
 LOOK_SECONDS = 15  # between two looks at the store
 STATES = ("available", "loading", "resident", "draining", "refused")
@@ -38,17 +41,25 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/metrics")
-def metrics(request: Request) -> Response:
+async def metrics(request: Request) -> Response:
     """What all processes counted, and how this one, the front end, is doing.
 
     vLLM's own leaves out the process_* and python_* series once there are several processes.
     """
+    state = request.app.state
+    await state.router_series.look()
+    text = await run_in_threadpool(page, state.gauges, state.router_series)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def page(gauges: Gauges, router_series: RouterSeries) -> bytes:
+    """All series in Prometheus' text format. Call from a thread: it looks at the store."""
     registry = CollectorRegistry()
     registry.register(Counted())
+    registry.register(router_series)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    ours = request.app.state.gauges.page() + METRICS.page()
-    return Response(generate_latest(registry) + ours.encode(), media_type=CONTENT_TYPE_LATEST)
+    return generate_latest(registry) + (gauges.page() + METRICS.page()).encode()
 
 
 class Counted:
@@ -61,17 +72,16 @@ class Counted:
 
 
 def without_what_is_gone(families: Iterable[Metric], versions: Collection[str]) -> Iterator[Metric]:
-    """`families` without samples that are of none of `versions` (NAME@HASH)."""
+    """`families` without samples that are of none of `versions` (NAME@HASH), or that we replace."""
     for family in families:
+        if family.name in REPLACED:
+            continue
         if family.name == "reasonmaxxer_replays":
             family.samples = [
                 one
                 for one in family.samples
                 if f"{one.labels['adapter']}@{one.labels['version']}" in versions
             ]
-        elif family.name == "vllm:lora_requests_info":
-            # Its value is when it was so; only the newest is so now.
-            family.samples = sorted(family.samples, key=lambda one: one.value)[-1:]
         yield family
 
 

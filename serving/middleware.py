@@ -14,6 +14,7 @@ import hashlib
 import logging
 import secrets
 import signal
+import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -57,21 +58,35 @@ async def http_error(_: Request, caught: HTTPException) -> JSONResponse:
     return error_response(status, str(caught.detail), status.phrase, caught.headers)
 
 
-class ApiKey:
-    """ASGI middleware: a bearer token equal to `key`, or 401."""
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+
+class ApiKey:
+    """ASGI middleware: a bearer token equal to `key`, or 401.
+
+    Args:
+        also: paths with a key of their own: another that opens them too, or None where the route
+            asks for it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, key: str, also: Mapping[str, str | None] | None = None
+    ) -> None:
         self.app = app
-        self._digest = hashlib.sha256(key.encode()).digest()
+        self._digest = _digest(key)
+        self._also = {path: _digest(one) if one else None for path, one in (also or {}).items()}
 
     def _admits(self, scope: Scope) -> bool:
         if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             return True  # OPTIONS: a browser's preflight carries no key
-        if scope["path"] in OPEN or scope["path"].startswith(ADMIN):
+        path = scope["path"]
+        if path in OPEN or path.startswith(ADMIN) or self._also.get(path, b"") is None:
             return True
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
-        digest = hashlib.sha256(token.encode()).digest()
-        return scheme.lower() == "bearer" and secrets.compare_digest(digest, self._digest)
+        keys = [self._digest, *filter(None, [self._also.get(path)])]
+        fits = [secrets.compare_digest(_digest(token), key) for key in keys]
+        return scheme.lower() == "bearer" and any(fits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -94,17 +109,23 @@ class Drain:
         """Notice when vLLM's signal handler shuts `engine` down."""
         loop = asyncio.get_running_loop()
         shutdown = engine.shutdown
+        # Elsewhere Python takes no handlers, and whoever runs the loop there ends it.
+        signals = (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ()
 
         @functools.wraps(shutdown)
         def noticing(*args: Any, **kwargs: Any) -> Any:  # in a thread of vLLM's
             if not self.begun:
                 self.begun = True
                 logger.info("shutting down: requests in flight finish, new ones are refused")
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in signals:
                     loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
             return shutdown(*args, **kwargs)
 
         patches.wrap_instance("vllm.v1.engine.async_llm:AsyncLLM", "shutdown", engine, noticing)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _end_now() -> None:

@@ -17,9 +17,18 @@ from starlette.routing import Mount, Route
 from vllm.engine.protocol import EngineClient
 
 from adapters.store import Store
-from serving import admin_api, health, metrics_page, models_api, playground, well_formed
+from serving import (
+    admin_api,
+    controller_api,
+    health,
+    metrics_page,
+    models_api,
+    playground,
+    well_formed,
+)
 from serving.admission import Admission
 from serving.aliases import Aliases
+from serving.controller_sources import Sources
 from serving.engine_cache import EngineCache
 from serving.follower import Follower
 from serving.metrics import METRICS
@@ -27,6 +36,7 @@ from serving.metrics_page import Gauges
 from serving.middleware import ApiKey, Drain, Draining, http_error
 from serving.prompts import ServedPrompt
 from serving.request import RequestMiddleware
+from serving.router_metrics import RouterSeries
 from serving.shipped_prompts import make_default_gate
 from serving.slots import Slots
 from vllm_gate import compat, token_report
@@ -60,10 +70,16 @@ class ModelsEndpoint:
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
             app.include_router(admin_api.router)
+        controllers = bool(args.admin_key and args.controller_sources)
+        if controllers:
+            app.state.controller_sources = Sources.parse(args.controller_sources)
+            app.include_router(controller_api.router)
         app.state.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if args.guard_key:
-            app.add_middleware(ApiKey, key=args.guard_key)
+            # A controller has one key for what it changes and for the models that it lists.
+            also = dict.fromkeys(controller_api.PATHS) | {"/v1/models": args.admin_key}
+            app.add_middleware(ApiKey, key=args.guard_key, also=also if controllers else {})
         app.add_middleware(RequestMiddleware)  # the outermost: it sees what the others refuse
 
     async def init_state(
@@ -90,6 +106,7 @@ class ModelsEndpoint:
             token_report.install(default_gate.observe)
         state.follower = Follower(aliases, args.store_poll_seconds)
         state.gauges = Gauges(aliases, state.follower)
+        state.router_series = RouterSeries(aliases, args.gate)
         METRICS.live = aliases.live
         Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
         token_report.install()

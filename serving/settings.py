@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         None, description="Opens /admin to those who send it; must differ from the API key."
     )
+    controller_sources: str = Field(
+        "",
+        description="Sources that a cluster's controller may load adapters from (hf://org/, "
+        "s3://bucket/prefix, /mnt/adapters/), separated by commas; opens /v1/load_lora_adapter to "
+        "the admin key.",
+    )
     gate: Literal["on", "off"] = Field(
         "on", description="Offer each adapter as NAME:gated too; off leaves vLLM as it is."
     )
@@ -142,6 +148,15 @@ class Settings(BaseSettings):
     def _keys_differ(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and value == info.data.get("api_key"):
             raise ValueError("must differ from the API key, which clients hold")
+        return value
+
+    @field_validator("controller_sources")
+    @classmethod
+    def _sources_allowed(cls, value: str, info: ValidationInfo) -> str:
+        from serving.controller_sources import Sources  # reads PEFT's rules, which takes a while
+
+        if Sources.parse(value).places and info.data.get("admin_key") is None:
+            raise ValueError("needs an admin key, which controllers send")
         return value
 
     @property

@@ -126,15 +126,17 @@ class StartServer(Protocol):
     """How to start a server: `running_server`."""
 
     def __call__(
-        self, base: Path, store: Path, work: Path, *flags: str
+        self, base: Path, store: Path, work: Path, *flags: str, port: int | None = None
     ) -> AbstractContextManager[Server]:
-        """Base, store, a folder for the log, flags."""
+        """Base, store, a folder for the log, flags; the port, where it matters."""
 
 
 @contextmanager
-def running_server(base: Path, store: Path, work: Path, *flags: str) -> Iterator[Server]:
+def running_server(
+    base: Path, store: Path, work: Path, *flags: str, port: int | None = None
+) -> Iterator[Server]:
     """Start `python -m serving`, wait until it is healthy, and end it afterwards."""
-    port = free_port()
+    port = port or free_port()
     environment = os.environ | ENGINE_ENVIRONMENT | {"REASONMAXXER_API_KEY": KEY}
     environment["REASONMAXXER_ADMIN_KEY"] = ADMIN_KEY
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # vLLM without bytecode: 10 s more a process

@@ -25,6 +25,8 @@
     run_picture.py          the command `python -m training.run_picture`: a run as one picture
     gguf.py                 the command `python -m training.gguf`: a base folder of a GGUF file
 
+    processes.py            several processes that train one adapter
+    resources.py            memory and time of a fit, computed
     trackers.py             TensorBoard, wandb, Trackio, MLflow
     config.py               what all commands' settings have in common
     provenance.py           what a figure was measured on

@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from adapters.files import write_text
 from adapters.recipe import Objective
+from training import processes
 from training.base_cache import CacheStore
 from training.decision_points import (
     Batch,
@@ -158,7 +159,7 @@ class ContrastiveTrainer(Trainer):
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> torch.Tensor:
         self.bar.tokens += len(inputs["tokens"])
-        return self.loss(self.accelerator.unwrap_model(model), inputs)
+        return forwarded(model, self.accelerator.unwrap_model(model), self.loss, inputs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.in_order:
@@ -167,6 +168,8 @@ class ContrastiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(model, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         if self.on_checkpoint is not None:
             note = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
@@ -175,6 +178,36 @@ class ContrastiveTrainer(Trainer):
                 self.log(dict(note.metrics))
         # The marker comes last: a checkpoint without it was cut short by a kill.
         write_text(folder / WHOLE, "")
+
+
+def forwarded(
+    wrapper: Any, module: Any, loss: Callable[[Any, Any], torch.Tensor], inputs: Any
+) -> torch.Tensor:
+    """`loss(module, inputs)`, computed within the forward pass of what is wrapped around `module`.
+
+    DistributedDataParallel averages gradients of what its own forward pass has begun, and of
+    nothing else. One pass of ours calls the module's layers several times, so for that pass
+    `module.forward` is the whole loss. Lightning and TRL do the same.
+    """
+    if wrapper is module:
+        return loss(module, inputs)
+    own = module.__dict__.get("forward")  # of the instance, over that of its class
+
+    def restore() -> None:
+        module.__dict__.pop("forward", None)
+        if own is not None:
+            module.forward = own
+
+    def once(**given: Any) -> torch.Tensor:
+        restore()
+        return loss(module, given)
+
+    module.forward = once
+    try:
+        found: torch.Tensor = wrapper(**inputs)
+    finally:
+        restore()
+    return found
 
 
 class DecisionPointTrainer(ContrastiveTrainer):
@@ -251,8 +284,11 @@ class EveryPositionTrainer(ContrastiveTrainer):
         if self.in_order or self.args.train_batch_size == 1:
             return super()._get_train_sampler(train_dataset)
         lengths = [len(row["prompt_ids"]) + len(row["token_ids"]) for row in self.rows]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=lengths)
+        number = processes.count()
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * number
+        # Processes must draw the same order, whatever else each of them has drawn.
+        generator = torch.Generator().manual_seed(self.args.seed) if number > 1 else None
+        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return collate([self.rows[index] for index in indices])

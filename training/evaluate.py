@@ -133,6 +133,8 @@ def _in_process(
         gated="gated" in ways,
         max_model_len=longest + options.max_tokens,
         seed=config.seed,
+        tensor_parallel_size=config.tensor_parallel_size,
+        data_parallel_size=config.data_parallel_size,
     ) as generator:
         return [
             evaluate_generator(

@@ -45,6 +45,12 @@ class EvaluateConfig(ColumnsConfig):
         "the model.",
     )
     engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs that share the base's weights while vLLM samples."
+    )
+    data_parallel_size: int = Field(
+        1, ge=1, description="vLLM engines that sample side by side, each with GPUs of its own."
+    )
 
     url: str | None = Field(None, description="An OpenAI-compatible server, with its /v1.")
     api_key_env: str | None = Field(None, description="Environment variable with the key.")

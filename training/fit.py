@@ -10,6 +10,8 @@ a plain folder.
 as it is served: at decision points, reading the base's cache. `--mode always` is the paper's own
 fit, at every position, for an adapter that is served at every step.
 
+`accelerate launch -m training.fit ...` trains with several processes (training/processes.py).
+
 Each stage leaves its result in the run folder; the same command after a kill goes on from there.
 Every setting of the family's recipe can be set by `--config FILE` or by flags (`--help`).
 """
@@ -20,6 +22,7 @@ import logging
 import sys
 from pathlib import Path
 
+from training import processes
 from training.fit_config import FitConfig
 from training.run import Run
 from training.stages.checkpoint_estimates import CheckpointEstimates
@@ -30,7 +33,7 @@ from training.stages.sample import sample_adapter, sample_base
 from training.stages.score import score
 from training.stages.select_checkpoint import select_checkpoint
 from training.stages.select_rollouts import calibrate_gates, select_rollouts
-from training.stages.train import checkpoints_of, train
+from training.stages.train import checkpoints_of, help_to_train, train
 from training.stages.verify import verify
 
 
@@ -67,8 +70,14 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     config = FitConfig.load(argv)
+    processes.join()
+    if processes.rank() > 0:
+        processes.help_with(help_to_train)
+        processes.leave()
+        return
     with config.usage_errors():
         fit(config)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -75,6 +75,12 @@ class RunSettings(ColumnsConfig):
         description="Shares of the problems; later ones are asked of the gated adapter.",
     )
     engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs that share the base's weights while vLLM samples."
+    )
+    data_parallel_size: int = Field(
+        1, ge=1, description="vLLM engines that sample side by side, each with GPUs of its own."
+    )
     dtype: Dtype = Field(
         "auto",
         description="Of the base in training: float32, bfloat16, or auto: what is fast here.",

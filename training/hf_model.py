@@ -55,7 +55,8 @@ def load_model(model: str, dtype: Dtype = "auto") -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, dtype), use_safetensors=True
     )
-    return loaded.to("cuda" if gpu else "cpu").eval()
+    # One of several processes that train together has a GPU of its own, the current one.
+    return loaded.to(torch.device("cuda", torch.cuda.current_device()) if gpu else "cpu").eval()
 
 
 def best_dtype(config: Any) -> Literal["float32", "bfloat16"]:

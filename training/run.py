@@ -130,6 +130,8 @@ class Run:
             gated=self._can_gate,
             max_model_len=self._longest + self.config.sampling.max_tokens,
             seed=self.config.seed,
+            tensor_parallel_size=self.config.tensor_parallel_size,
+            data_parallel_size=self.config.data_parallel_size,
         )
 
     def load_base(self) -> Any:

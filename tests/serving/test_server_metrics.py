@@ -179,8 +179,7 @@ def test_five_hundred_versions_leave_no_more_series_than_twenty() -> None:
         gathered = map(of_the_same_samples, (replays, loras, untouched))
         families = {one.name: one for one in without_what_is_gone(gathered, metrics.versions())}
         assert [one.value for one in families["vllm:num_requests_running"].samples] == [3]
-        (newest,) = families["vllm:lora_requests_info"].samples
-        assert newest.labels["running_lora_adapters"] in live
+        assert "vllm:lora_requests_info" not in families  # serving/router_metrics.py has it
         mine = {
             f"{one.labels['adapter']}@{one.labels['version']}"
             for one in families["reasonmaxxer_replays"].samples

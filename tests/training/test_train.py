@@ -1,6 +1,10 @@
 """Scoring and training on the shipped miniature base, against slow references."""
 
 import json
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +14,8 @@ import torch
 
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
+from demo.server import free_port
+from training import processes
 from training.contrastive_trainer import (
     CheckpointNote,
     ContrastiveTrainer,
@@ -109,7 +115,7 @@ def run_training(
     })  # fmt: skip
     return train_adapter(
         Stage.first(folder, "training", {}),
-        lambda: load_model(BASE),
+        partial(load_model, BASE),
         rows,
         lora=LORA,
         objective=Objective(positions=positions),
@@ -322,3 +328,42 @@ def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(train, tmp_pa
     untracked = train(tmp_path / "b", rows)
     assert weights(tracked[-1]) == weights(untracked[-1])
     assert not list((tmp_path / "b").rglob("events.*"))
+
+
+# ------------------------------------------------------------------------- several processes
+
+
+def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
+    """Launched as docs/real-models-gpu.md says, over gloo; each batch is shared by the two."""
+    from safetensors.torch import load
+
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
+    script = Path(__file__).with_name("train_together.py")
+    done = subprocess.run(
+        [*command, "--main_process_port", str(free_port()), script, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("helped") == 1
+    for positions in ("decisions", "all"):
+        alone = run(tmp_path / f"alone-{positions}", rows, positions)
+        whole = sorted((tmp_path / positions).glob("training-*/checkpoint-*/whole"))
+        assert [path.parent.name for path in whole] == [path.name for path in alone]
+        found = load(weights(whole[-1].parent))
+        for name, tensor in load(weights(alone[-1])).items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+        # The first process alone is told of checkpoints.
+        assert done.stdout.count(f"estimated {positions}") == len(alone)
+
+
+def test_a_batch_that_processes_cannot_share_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    assert processes.share(2, 8) == (2, 2)
+    assert processes.share(8, 1) == (2, 1)
+    with pytest.raises(ValueError, match="multiple of the 4 processes"):
+        processes.share(2, 2)

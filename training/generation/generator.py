@@ -32,8 +32,11 @@ def vllm_is_here() -> bool:
 class Generator:
     """Answers prompts; its engine starts at the first question with a prompt in it."""
 
-    def __init__(self, model: str, engine: EngineName, engine_args: VllmArguments) -> None:
+    def __init__(
+        self, model: str, engine: EngineName, engine_args: VllmArguments, engines: int = 1
+    ) -> None:
         self._model, self._engine, self._engine_args = model, engine, engine_args
+        self._engines = engines
         self._started: SamplingEngine | None = None
 
     def stream(
@@ -87,10 +90,10 @@ class Generator:
 
     def _start(self) -> SamplingEngine:
         if self._engine == "vllm" or (self._engine == "auto" and vllm_is_here()):
-            from training.generation.vllm_engine import VllmEngine
+            from training.generation.vllm_engine import VllmEngines
 
             try:
-                return VllmEngine(self._model, self._engine_args)
+                return VllmEngines(self._model, self._engine_args, self._engines)
             except RuntimeError as error:
                 if self._engine == "vllm":
                     raise
@@ -115,16 +118,20 @@ def open_generator(
     max_model_len: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
 ) -> Iterator[Generator]:
     """A generator for `model`; its memory is free again afterwards.
 
     Args:
         engine: vllm, transformers, or auto: vLLM where it starts, else transformers.
+        data_parallel_size: engines side by side, each with the whole base and a share of the
+            prompts.
 
     The others: see VllmArguments.
     """
-    arguments = VllmArguments(max_rank, gated, max_model_len, seed, dtype)
-    generator = Generator(model, engine, arguments)
+    arguments = VllmArguments(max_rank, gated, max_model_len, seed, dtype, tensor_parallel_size)
+    generator = Generator(model, engine, arguments, data_parallel_size)
     try:
         yield generator
     finally:

@@ -108,6 +108,7 @@ class VllmArguments(NamedTuple):
     max_model_len: int | None  # longest prompt plus answer, tokens; None: what the model allows
     seed: int
     dtype: str = "auto"  # of weights and cache; auto: bfloat16, or as the checkpoint is stored
+    tensor_parallel_size: int = 1  # GPUs that share the weights of one engine
 
 
 def derive_seed(seed: int, *parts: object) -> int:

@@ -4,6 +4,9 @@ vLLM runs in a child process with its engine inside that process: all requests a
 first step, so a seed gives the same batches and the same tokens; and when the generator is closed
 the operating system takes all its memory back, on a GPU too, for the trainer. What vLLM and its
 libraries print goes to a file, whose end is shown if the child dies.
+
+Several engines (`--data-parallel-size`) are as many children, each with GPUs of its own and every
+n-th prompt. Prompts have seeds of their own, so their answers do not depend on the number.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +35,51 @@ from vllm_gate.params import NEVER
 
 # vLLM has kernels for these ranks only.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Of a process that `accelerate launch` started; the engine is a group of its own.
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class VllmEngine:
-    """A vLLM engine in a child process, spoken to over a pipe."""
+    """A vLLM engine in a child process, spoken to over a pipe.
 
-    def __init__(self, model: str, arguments: VllmArguments) -> None:
+    Args:
+        devices: the GPUs that it may use, as CUDA_VISIBLE_DEVICES; None: all.
+    """
+
+    def __init__(self, model: str, arguments: VllmArguments, devices: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         descriptor, log = tempfile.mkstemp(prefix="reasonmaxxer-vllm-", suffix=".log")
         os.close(descriptor)
         self._log = Path(log)
-        self._process = context.Process(target=_serve, args=(theirs, model, arguments, log))
+        self._process = context.Process(
+            target=_serve, args=(theirs, model, arguments, log, devices)
+        )
         with without_main():
             self._process.start()
         theirs.close()
-        self._receive()  # "ready", or the reason why not
 
-    def _receive(self) -> Any:
+    def wait_until_ready(self) -> None:
+        """Wait for the child.
+
+        Raises:
+            RuntimeError: vLLM cannot start; the message says why.
+        """
+        self.receive()  # "ready", or the reason why not
+
+    @property
+    def pipe(self) -> Connection:
+        """Where its events come from."""
+        return self._pipe
+
+    def receive(self) -> Event | None:
+        """Its next event; None: all prompts are answered.
+
+        Raises:
+            RuntimeError: vLLM failed, or died.
+        """
         try:
-            reply = self._pipe.recv()
+            reply: Any = self._pipe.recv()
         except EOFError:
             self._process.join()
             lines = self._log.read_text(errors="replace").splitlines()
@@ -60,21 +88,18 @@ class VllmEngine:
             ) from None
         if isinstance(reply, Exception):
             raise reply
-        return reply
+        event: Event | None = reply
+        return event
 
-    def stream(
+    def ask(
         self,
         prompts: Sequence[list[int]],
         options: SamplingOptions,
         applied: Applied | None,
         seeds: Sequence[int],
-    ) -> Iterator[Event]:
-        """Answer `prompts`, as `SamplingEngine.stream`."""
-        if applied and applied.random_rate is not None:
-            raise ValueError("the random gate is a control of --engine transformers")
+    ) -> None:
+        """Send prompts; `receive` gives the answers."""
         self._pipe.send((list(prompts), options, applied, list(seeds)))
-        while (reply := self._receive()) is not None:
-            yield reply
 
     def close(self) -> None:
         """End the child process; the system takes its memory back."""
@@ -86,8 +111,76 @@ class VllmEngine:
         self._log.unlink(missing_ok=True)
 
 
-def _serve(pipe: Connection, model: str, arguments: VllmArguments, log: str) -> None:
+class VllmEngines:
+    """Engines side by side, which share the prompts.
+
+    Raises:
+        RuntimeError: one of them cannot start.
+    """
+
+    def __init__(self, model: str, arguments: VllmArguments, count: int = 1) -> None:
+        self._engines: list[VllmEngine] = []
+        try:
+            for devices in shares_of_devices(count, arguments.tensor_parallel_size):
+                self._engines.append(VllmEngine(model, arguments, devices))
+            for engine in self._engines:
+                engine.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        options: SamplingOptions,
+        applied: Applied | None,
+        seeds: Sequence[int],
+    ) -> Iterator[Event]:
+        """Answer `prompts`, as `SamplingEngine.stream`."""
+        if applied and applied.random_rate is not None:
+            raise ValueError("the random gate is a control of --engine transformers")
+        count = len(self._engines)
+        asked = {}
+        for number, engine in enumerate(self._engines[: len(prompts)]):
+            engine.ask(prompts[number::count], options, applied, seeds[number::count])
+            asked[engine.pipe] = number
+        sampled = dict.fromkeys(asked.values(), 0)
+        while asked:
+            for pipe in wait(list(asked)):
+                number = asked[pipe]  # type: ignore[index]
+                event = self._engines[number].receive()
+                if event is None:
+                    del asked[pipe]  # type: ignore[arg-type]
+                elif isinstance(event, Sampled):
+                    sampled[number] = event.tokens
+                    yield Sampled(sum(sampled.values()))
+                else:
+                    index, completions = event
+                    yield number + index * count, completions
+
+    def close(self) -> None:
+        """End the child processes; the system takes their memory back."""
+        for engine in self._engines:
+            engine.close()
+
+
+def shares_of_devices(engines: int, each: int) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each engine: `each` GPUs of those that this process may use."""
+    if engines == 1:
+        return [None]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = named.split(",") if named else [str(number) for number in range(engines * each)]
+    return [",".join(devices[n * each : (n + 1) * each]) for n in range(engines)]
+
+
+def _serve(
+    pipe: Connection, model: str, arguments: VllmArguments, log: str, devices: str | None
+) -> None:
     """The child: an engine that answers until the pipe closes."""
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    for name in LAUNCHERS:
+        os.environ.pop(name, None)
     with open(log, "ab", buffering=0) as file:
         for stream in (1, 2):  # C++ libraries write to these too
             os.dup2(file.fileno(), stream)
@@ -127,6 +220,8 @@ def engine_args(arguments: VllmArguments) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "enable_prefix_caching": True,
     }
+    if arguments.tensor_parallel_size > 1:
+        found["tensor_parallel_size"] = arguments.tensor_parallel_size
     if arguments.max_model_len:
         found["max_model_len"] = arguments.max_model_len
     if not gpu:

@@ -7,6 +7,7 @@ while it is trained is the trainer's business (`training/contrastive_trainer.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from transformers import TrainingArguments
 
 from adapters.files import write_json, write_text
 from adapters.recipe import Lora, Objective, Optimizer
+from training import processes
 from training.base_cache import Budget, CacheStore
 from training.contrastive_trainer import (
     WHOLE,
@@ -28,6 +30,7 @@ from training.contrastive_trainer import (
     points_of,
 )
 from training.fit_config import FitConfig
+from training.hf_model import load_model
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
 from training.run_folder import Stage
@@ -78,7 +81,7 @@ def train(
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
             stage,
-            run.load_base,
+            partial(load_model, str(run.base.folder), config.dtype),
             examples.rows,
             lora=run.lora,
             objective=config.objective,
@@ -139,10 +142,20 @@ def train_adapter(
 
     Returns:
         The checkpoints' folders, PEFT adapters, oldest first.
+
+    Processes that were launched together (training/processes.py) train together: the first one
+    calls the others, which need none of what is told of a checkpoint.
     """
     folder = stage.path()
     done = folder / "complete"
     if not done.exists():
+        processes.call_the_others(
+            {
+                **{"stage": stage, "load_base": load_base, "rows": list(rows), "lora": lora},
+                **{"objective": objective, "optimizer": optimizer, "seed": seed, "start": start},
+                **{"checkpoint_every": checkpoint_every, "budget": budget, "kept": kept},
+            }
+        )
         model = peft_model(load_base(), lora, seed)
         if start is not None:
             load_adapter(model, start)
@@ -171,8 +184,14 @@ def train_adapter(
         _run(trainer, folder)
         if store is not None:
             store.close()
-        write_text(done, "")
+        if processes.rank() == 0:
+            write_text(done, "")
     return _checkpoints(folder)
+
+
+def help_to_train(job: dict[str, Any]) -> None:
+    """In a process that helps: the training that the first one has begun."""
+    train_adapter(**job)
 
 
 def base_caches(
@@ -184,7 +203,7 @@ def base_caches(
         [row["prompt_ids"] for row in rows],
         [row["token_ids"] for row in rows],
         budget,
-        kept or stage.path("-base-cache"),
+        _of_this_process(kept or stage.path("-base-cache")),
         [points_of(row).reads for row in rows],
         keep=kept is not None,
     )
@@ -192,11 +211,18 @@ def base_caches(
     return store
 
 
+def _of_this_process(folder: Path) -> Path:
+    """A folder beside that of the first process, for what each process computes itself."""
+    number = processes.rank()
+    return folder if number == 0 else folder.with_name(f"{folder.name}-{number}")
+
+
 def _run(trainer: ContrastiveTrainer, folder: Path) -> None:
     """Train from the last whole checkpoint on, and keep the history."""
     last = _checkpoints(folder)[-1:]
     trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
-    write_json(folder / LOG, trainer.state.log_history)
+    if processes.rank() == 0:
+        write_json(folder / LOG, trainer.state.log_history)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -214,12 +240,13 @@ def training_arguments(
     tracking: Tracking = NOT_TRACKED,
 ) -> TrainingArguments:
     """The Trainer's settings for so many rollouts; checkpoints go to `folder`."""
+    batch_size, accumulation = processes.share(optimizer.batch_size, optimizer.accumulation)
     steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
     max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=optimizer.batch_size,
-        gradient_accumulation_steps=optimizer.accumulation,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
         max_steps=max_steps,
         learning_rate=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
@@ -234,6 +261,8 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        ddp_timeout=int(processes.PATIENCE.total_seconds()),
         **tracking.arguments(),
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -1,0 +1,158 @@
+"""Routers before two replicas: how each is found, configured and started.
+
+`make test-routers` gets vllm-router and the LiteLLM proxy into environments of their own; nginx is
+the system's. A router that is not there is skipped by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from support import KEY, ROOT
+
+from demo.server import free_port
+
+MASTER_KEY = "sk-litellm"
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Router:
+    """A router that runs."""
+
+    name: str
+    url: str
+    key: str  # what clients send
+    sticky: str | None  # the header by which it sends a name to one replica
+    keyless: tuple[str, ...] = ()  # routes on which the client's key does not reach the replica
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a router is started. `command` gets its executable, port, replicas and a work folder."""
+
+    name: str
+    executable: str
+    command: Callable[[str, int, list[str], Path], list[str]]
+    health: str
+    key: str = KEY
+    sticky: str | None = None
+    keyless: tuple[str, ...] = ()
+    where: str = ""  # an environment of `make test-routers`
+
+    def find(self) -> str | None:
+        """Its executable, where it is installed."""
+        override = os.environ.get(f"REASONMAXXER_{self.name.upper().replace('-', '_')}")
+        in_tree = ROOT / self.where / "bin" / self.executable
+        if override:
+            return override
+        return str(in_tree) if self.where and in_tree.exists() else shutil.which(self.executable)
+
+
+def _nginx(executable: str, port: int, replicas: list[str], work: Path) -> list[str]:
+    """deploy/compose/nginx.conf, with other addresses and a folder of its own."""
+    text = (ROOT / "deploy" / "compose" / "nginx.conf").read_text()
+    for number, url in enumerate(replicas, 1):
+        text = text.replace(f"replica-{number}:8000", url.removeprefix("http://"))
+    text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{work}/")
+    text = re.sub(r"worker_processes auto", "worker_processes 1", text)
+    (work / "nginx.conf").write_text(text)
+    return [executable, "-c", str(work / "nginx.conf"), "-e", "stderr", "-g", "daemon off;"]
+
+
+def _vllm_router(executable: str, port: int, replicas: list[str], _: Path) -> list[str]:
+    """The command of docs/fleet.md."""
+    return [
+        *(executable, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", *replicas),
+        *("--policy", "consistent_hash", "--health-check-interval-secs", "2"),
+        *("--health-failure-threshold", "1", "--health-success-threshold", "1"),
+        *("--prometheus-port", str(free_port()), "--log-level", "warning"),
+        *("--disable-circuit-breaker", "--retry-max-retries", "8", "--retry-max-backoff-ms", "500"),
+    ]
+
+
+def _litellm(executable: str, port: int, replicas: list[str], work: Path) -> list[str]:
+    """deploy/routers/litellm.yaml, with other addresses."""
+    text = (ROOT / "deploy" / "routers" / "litellm.yaml").read_text()
+    for number, url in enumerate(replicas, 1):
+        text = text.replace(f"http://replica-{number}:8000", url)
+    (work / "litellm.yaml").write_text(text)
+    config = str(work / "litellm.yaml")
+    return [executable, "--config", config, "--host", "127.0.0.1", "--port", str(port)]
+
+
+KINDS = (
+    Kind("nginx", "nginx", _nginx, "/router/health", sticky="X-Adapter"),
+    Kind(
+        *("vllm-router", "vllm-router", _vllm_router, "/health"),
+        sticky="X-Session-ID",
+        keyless=("/v1/responses", "/v1/messages", "/tokenize"),
+        where=".venv-routers",
+    ),
+    Kind(
+        *("litellm", "litellm", _litellm, "/health/liveliness"),
+        key=MASTER_KEY,
+        where=".venv-litellm",
+    ),
+)
+
+
+@contextmanager
+def running(kind: Kind, replicas: list[str], work: Path) -> Iterator[Router]:
+    """Start a router before the replicas, wait until it answers, and end it at last."""
+    executable, port = kind.find(), free_port()
+    assert executable is not None
+    work.mkdir()
+    environment = os.environ | {
+        "LITELLM_MASTER_KEY": MASTER_KEY,
+        "REASONMAXXER_API_KEY": KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(
+            kind.command(executable, port, replicas, work),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=work,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, url + kind.health)
+        yield Router(kind.name, url, kind.key, kind.sticky, kind.keyless)
+    except BaseException:
+        print(f"the end of the log of {kind.name}:")
+        print("\n".join((work / "log").read_text(errors="replace").splitlines()[-40:]))
+        raise
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the router ended with {process.returncode}")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise TimeoutError(f"no answer at {url}")

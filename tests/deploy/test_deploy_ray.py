@@ -1,0 +1,141 @@
+"""The Ray Serve application with two replicas on this machine's CPU (`make test-ray`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from support import ADMIN_KEY, ENGINE_ENVIRONMENT, ROOT, make_adapter
+
+from adapters.store import Store
+from demo.server import free_port
+
+PYTHON = Path(os.environ.get("REASONMAXXER_RAY_PYTHON", ROOT / ".venv-ray/bin/python"))
+SCRIPT = ROOT / "deploy" / "ray" / "serve_app.py"
+START_SECONDS = 240
+QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
+
+needs_ray = pytest.mark.skipif(
+    not PYTHON.exists(), reason="Ray is not installed; `make test-ray` gets it"
+)
+
+
+def test_the_file_for_a_cluster_names_what_there_is() -> None:
+    config = yaml.safe_load((SCRIPT.parent / "serve.yaml").read_text())
+    (application,) = config["applications"]
+    module, _, name = application["import_path"].partition(":")
+    source = (SCRIPT.parent / f"{module}.py").read_text()
+    assert f"def {name}(" in source
+    for option in application["args"]:
+        assert f'options.get("{option}"' in source
+
+
+@pytest.fixture(scope="module")
+def application(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address."""
+    work = tmp_path_factory.mktemp("ray")
+    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", work / "store" / "tiny-math")
+    for seed in range(2):
+        folder = make_adapter(work, f"v{seed}", base_folder, seed=seed)
+        Store(work / "store").publish(folder, "moving")
+    port = free_port()
+    command = [str(PYTHON), str(SCRIPT), "--port", str(port), "--replicas", "2", "--"]
+    command += ["--model", str(base_folder), "--adapters", str(work / "store")]
+    command += ["--max-model-len", "512", "--max-num-seqs", "16", "--dtype", "float32"]
+    command += ["--kv-cache-memory-bytes", str(2**27)]
+    environment = os.environ | ENGINE_ENVIRONMENT | {"REASONMAXXER_ADMIN_KEY": ADMIN_KEY}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "ready: http" not in (work / "log").read_text(errors="replace"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((work / "log").read_text(errors="replace")[-4000:])
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def chat(url: str, model: str, **more: Any) -> httpx.Response:
+    body = {"model": model, "messages": QUESTION, "max_tokens": 12, "temperature": 0} | more
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    answer.raise_for_status()
+    return answer
+
+
+@needs_ray
+@pytest.mark.server
+def test_two_replicas_answer_as_one_server(application: str) -> None:
+    listed = {one["id"] for one in httpx.get(f"{application}/v1/models").json()["data"]}
+    assert {"tiny-math", "tiny-math:gated", "moving"} <= listed
+    texts = {name: set() for name in ("tiny-qwen2", "tiny-math", "tiny-math:gated")}
+    for name, seen in texts.items():
+        for _ in range(4):  # by either replica
+            seen.add(chat(application, name).json()["choices"][0]["message"]["content"])
+        assert len(seen) == 1
+    traced = chat(
+        application, "tiny-math:gated", vllm_xargs={"gate_tau": 0.05, "gate_trace": 1}
+    ).json()
+    details = traced["usage"]["completion_tokens_details"]
+    assert len(traced["choices"][0]["gate_trace"]) == details["gated_tokens"] > 0
+    body = {"model": "tiny-math", "messages": QUESTION, "max_tokens": 8, "stream": True}
+    with httpx.stream("POST", f"{application}/v1/chat/completions", json=body, timeout=60) as got:
+        lines = [line for line in got.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert len(lines) > 4
+
+
+@needs_ray
+@pytest.mark.server
+def test_an_alias_moves_for_both_replicas(application: str) -> None:
+    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    shown = httpx.get(f"{application}/admin/adapters/moving", headers=bearer, timeout=60).json()
+    (to,) = set(shown["versions"]) - {shown["alias"]}
+    moved = httpx.post(
+        f"{application}/admin/adapters/moving/alias",
+        json={"version": to},
+        headers=bearer,
+        timeout=60,
+    )
+    assert moved.status_code == 200, moved.text
+    versions = [
+        chat(application, "moving", max_tokens=1).headers["X-ReasonMaxxer-Version"]
+        for _ in range(40)
+    ]
+    assert set(versions[-10:]) == {to}  # a replica serves the old one until it has the new
+
+
+@needs_ray
+@pytest.mark.server
+def test_refusals_and_the_sticky_header_pass(application: str) -> None:
+    refused = httpx.post(
+        f"{application}/v1/chat/completions", json={"model": "no-such", "messages": QUESTION}
+    )
+    assert refused.status_code == 404
+    assert refused.json()["error"]["param"] == "model"
+    for _ in range(3):
+        answer = httpx.post(
+            f"{application}/v1/completions",
+            json={"model": "tiny-math", "prompt": "1+1=", "max_tokens": 1},
+            headers={"serve_multiplexed_model_id": "tiny-math"},
+            timeout=60,
+        )
+        assert answer.status_code == 200

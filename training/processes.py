@@ -1,0 +1,97 @@
+"""Several processes that train one adapter.
+
+    accelerate launch --num_processes 4 -m training.fit --model Qwen/Qwen2.5-7B --problems gsm8k ...
+
+The first process does the whole fit. The others wait, and help in its trainings alone: each takes
+its share of every batch, and gradients are averaged over all of them before the optimizer's step.
+So the adapter is the same as that of one process, but for rounding.
+
+The first one tells the others of a training by the arguments of `training.stages.train`, as an
+object over gloo; None ends them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A sampling stage may take a day, in which the others wait.
+PATIENCE = timedelta(days=7)
+
+
+def launched() -> bool:
+    """Whether `accelerate launch`, or torchrun, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join() -> None:
+    """Become one of the group that was launched."""
+    if not launched() or dist.is_initialized():
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """End the group; the others end too, where this is the first process."""
+    if not dist.is_initialized():
+        return
+    if rank() == 0:
+        _tell(None)
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process; the first one is 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def call_the_others(job: dict[str, Any]) -> None:
+    """In the first process: have all others begin the training `job` too."""
+    if count() > 1 and rank() == 0:
+        _tell(job)
+
+
+def help_with(work: Callable[[dict[str, Any]], object]) -> None:
+    """In every other process: `work` on each job until the first process leaves."""
+    while (job := _hear()) is not None:
+        work(job)
+
+
+def _tell(job: dict[str, Any] | None) -> None:
+    dist.broadcast_object_list([job], src=0, device=torch.device("cpu"))
+
+
+def _hear() -> dict[str, Any] | None:
+    heard: list[dict[str, Any] | None] = [None]
+    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+    return heard[0]
+
+
+def share(batch_size: int, accumulation: int) -> tuple[int, int]:
+    """(batch size, accumulation) of each process, so that all together train on one batch as given.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly.
+    """
+    number = count()
+    if accumulation % number == 0:
+        return batch_size, accumulation // number
+    if batch_size % number == 0:
+        return batch_size // number, accumulation
+    raise ValueError(
+        f"optimizer.accumulation: neither it ({accumulation}) nor optimizer.batch_size "
+        f"({batch_size}) is a multiple of the {number} processes; change one of them"
+    )
