@@ -351,7 +351,7 @@ def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("helped") == 1
     for positions in ("decisions", "all"):
-        alone = run(tmp_path / f"alone-{positions}", rows, positions)
+        alone = run_training(tmp_path / f"alone-{positions}", rows, positions)
         whole = sorted((tmp_path / positions).glob("training-*/checkpoint-*/whole"))
         assert [path.parent.name for path in whole] == [path.name for path in alone]
         found = load(weights(whole[-1].parent))
