@@ -36,6 +36,7 @@ __all__ = [
     "CONFIG",
     "FILES",
     "ORIGIN",
+    "TRAINED_ON",
     "WEIGHTS",
     "AdapterError",
     "AdapterVersion",
@@ -46,7 +47,8 @@ __all__ = [
 # The files that make an adapter what it is, and those that only tell of it; bytes at most.
 FILES = {CONFIG: CONFIG_LIMIT, WEIGHTS: WEIGHTS_LIMIT, MANIFEST: 2**20}
 ORIGIN = "origin.json"  # what was changed when the adapter was copied into the store
-ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20}
+TRAINED_ON = "trained-on.parquet"  # fingerprints of problems: training/problems/trained_on.py
+ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20, TRAINED_ON: 2**28}
 
 
 LONGEST_REASON = 1500  # letters
