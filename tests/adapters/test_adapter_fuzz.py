@@ -1,6 +1,6 @@
 """Whatever an adapter folder holds, it is offered or refused, and nothing else is affected.
 
-REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders, from the seed REASONMAXXER_FUZZ_FROM on;
+REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders from the seed REASONMAXXER_FUZZ_FROM on,
 fewer by default.
 """
 

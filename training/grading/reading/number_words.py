@@ -164,8 +164,11 @@ def _cardinal(words: list[str], start: int) -> tuple[int, int] | None:
     total, scale = 0, 10**15
     place = start
     while (group := _below_thousand(words, place, total > 0)) is not None:
-        value, place = group
-        if place < len(words) and words[place] in _SCALES and _SCALES[words[place]] < scale:
+        value, after = group
+        if not value and total:
+            break  # "one thousand zero"
+        place = after
+        if value and place < len(words) and _SCALES.get(words[place], scale) < scale:
             scale = _SCALES[words[place]]
             total += value * scale
             place += 1
