@@ -1,7 +1,7 @@
 """Whatever an adapter folder holds, it is offered or refused, and nothing else is affected.
 
-REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders from the seed REASONMAXXER_FUZZ_FROM on,
-fewer by default.
+REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders, fewer by default, from the seed
+REASONMAXXER_FUZZ_FROM on.
 """
 
 from __future__ import annotations

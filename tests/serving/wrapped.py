@@ -1,6 +1,6 @@
 """Miniature vision-language bases around the text models of gate_models.py, with the same weights.
 
-    wrap(make_model("gemma3", plain), "gemma3", folder)    # answers texts as `plain` does
+wrap(make_model("gemma3", plain), "gemma3", folder)    # answers texts as `plain` does
 """
 
 from __future__ import annotations
