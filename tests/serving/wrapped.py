@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -45,11 +45,14 @@ def _llava(text: Any) -> Any:
     return LlavaForConditionalGeneration(config)
 
 
-# Wrapper -> (the text model's architecture, how it is made).
-WRAPPERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "gemma3": ("gemma3", _gemma3),
-    "llava": ("llama", _llava),
-}
+class Wrapper(NamedTuple):
+    """A vision-language architecture."""
+
+    text: str  # the language model's, as gate_models.py calls it
+    make: Callable[[Any], Any]  # the language model's configuration -> the whole
+
+
+WRAPPERS = {"gemma3": Wrapper("gemma3", _gemma3), "llava": Wrapper("llama", _llava)}
 
 
 def wrap(plain: Path, wrapper: str, folder: Path) -> Path:
@@ -57,7 +60,7 @@ def wrap(plain: Path, wrapper: str, folder: Path) -> Path:
     from transformers import AutoConfig
 
     torch.manual_seed(2)
-    model = WRAPPERS[wrapper][1](AutoConfig.from_pretrained(plain))
+    model = WRAPPERS[wrapper].make(AutoConfig.from_pretrained(plain))
     weights = load_file(plain / "model.safetensors")
     body = {name[6:]: one for name, one in weights.items() if name.startswith("model.")}
     missing, unexpected = model.model.language_model.load_state_dict(body, strict=False)

@@ -255,8 +255,9 @@ PIECES = [
     r"\begin{pmatrix}", r"\end{pmatrix}", "&", r"\\", "½", "²", "√", "−", "１", "é", "中", "\x00",
     "e", "i", r"\boxed{", "answer is", "\n", "'", '"', r"\left", r"\right", "|", "...", "10^{10}",
     "twenty", "-one", " and ", "a half", "third", "tenths", " hundred", "k", "M", "XIV",
-    "Quadrant ", "1.234", ",56", "‰", "º", "30'", "half past ", "h30", "\u202e", "\ud800", "C$", r"\qty",
-    "e999999999", "to", " only", "o'clock", "∶", "ℝ", r"\ne", r"\sum_{n=1}^", r"\int",
+    "Quadrant ", "1.234", ",56", "‰", "º", "30'", "half past ", "h30", "\u202e", "\ud800",
+    "C$", r"\qty", "e999999999", "to", " only", "o'clock", "∶", "ℝ", r"\ne",
+    r"\sum_{n=1}^", r"\int",
 ]  # fmt: skip
 REFERENCES = ["7", r"\frac{1}{2}", "(1,2]", "x^2+1", "B", "Tuesday", r"\{1,2\}", "5 cm", "3:30"]
 

@@ -20,12 +20,21 @@ _BITS = 10_000
 
 
 def abbreviations(by: Comparison, candidate: str, reference: str) -> Decision | None:
-    """18k is 18000; 18k against 18 is left to the other steps."""
+    """18k is 18000. 18000 for a reference of 18k cannot be told; 18k for 18 is left to others."""
     a, b = long_form(candidate), long_form(reference)
     if (a is None and b is None) or _is_its_unit(candidate, reference):
         return None
     decision = by.tried(a or candidate, b or reference)
-    return decision if decision is not None and decision.correct else None
+    if decision is None or not decision.correct:
+        return None
+    if a is None and _may_be_a_product(reference):
+        return unknown("a number of thousands or millions, or a product")
+    return decision
+
+
+def _may_be_a_product(reference: str) -> bool:
+    """Whether a reference like 2k may be a formula: no currency, unit or decimals are in it."""
+    return re.fullmatch(r"[+-]?\d[\d,]*[A-Za-z]", reference) is not None
 
 
 def _is_its_unit(candidate: str, reference: str) -> bool:
