@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from adapters.adapter import TRAINED_ON
-from training.evaluate import compared_with_training
 from training.evaluate_config import EvaluateConfig
 from training.fit_config import FitConfig
 from training.problems import (
@@ -22,6 +21,7 @@ from training.problems import (
 )
 from training.problems.overlap import Fingerprint
 from training.run import split_problems
+from training.seen_problems import compared_with_training
 
 DUCKS = (
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
