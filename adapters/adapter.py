@@ -206,10 +206,12 @@ class AdapterVersion:
                     f"{module[:200]}: its tensors have rank {a[0]}, {CONFIG} ({field}) says "
                     f"{rank}; restore the {CONFIG} that was saved with these weights",
                 )
-            if not self.config.targets(module):
+            field = self.config.left_out_by(module)
+            if field is not None:
+                verb = "does not name" if field == "target_modules" else "leaves out"
                 raise AdapterError(
                     self.name,
-                    f"{CONFIG}: target_modules does not name {module[:200]}, which has tensors; "
+                    f"{CONFIG}: {field} {verb} {module[:200]}, which has tensors; "
                     "PEFT would leave it out",
                 )
 
