@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from gate_models import ATTENTION, MLP, make_model, prompts
 from gate_reference import Asked, Forced, Reference
 from origins import lora
 from preloaded import Command
 from quantised import FORMS, quantise
 from test_gate_exact import World
-from wrapped import WRAPPERS, wrap
+from wrapped import TEXT, wrap
 
 from adapters.adapter import AdapterError
 from adapters.base_checkpoint import BaseCheckpoint
@@ -28,14 +27,10 @@ from adapters.store import Store
 
 TOKENS = 16
 TAU = 1.0  # nats
-# Form -> (the engine's data type, largest difference of a log-probability in nats).
-RUN = {
-    "gptq": ("float16", 0.05),
-    "awq": ("float16", 0.05),
-    "compressed-tensors int4": ("float16", 0.05),
-    "compressed-tensors int8": ("float32", 0.1),
-    "fp8": ("float16", 0.3),
-}
+TOLERANCE = 0.05  # nats, in half precision, the only one that vLLM has for these on a CPU
+# vLLM's CPU build runs these with LoRA. Of the others it has no kernel (FP8), or its LoRA layers
+# find no weight (eight-bit integers).
+RUN = ("gptq", "awq", "compressed-tensors int4")
 
 
 class Case(NamedTuple):
@@ -72,21 +67,6 @@ def asked() -> Iterator[Asked]:
             yield Asked(prompt, None, None, TOKENS)
 
 
-def round_inputs(network: Any) -> None:
-    """Have the base's projections see their inputs in eight bits, a scale for each token.
-
-    The adapter sees them as they are: so vLLM computes it, and so PEFT would on such a base.
-    """
-
-    def rounded(_: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        scale = given[0].abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
-        return ((given[0] / scale).round() * scale,)
-
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.removesuffix(".base_layer")[-5:] == "_proj":
-            module.register_forward_pre_hook(rounded)
-
-
 class Found(NamedTuple):
     """What came of the requests to one base."""
 
@@ -100,14 +80,10 @@ def compared(
     store: Store,
     engine: Command,
     tolerance: float,
-    rounds_inputs: bool = False,
     **options: Any,
 ) -> Found:
     """Ask the engine, and force its answers through the reference."""
     reference = Reference(case.plain, {"theirs": case.adapter})
-    if rounds_inputs:
-        for network in (reference.base, reference.adapted["theirs"]):
-            round_inputs(network)
     world = World(case.base, {"theirs": case.imported(store)}, reference, engine)
     requests = [one._asdict() | {"logprobs": 1} for one in asked()]
     settings = {"enable_prefix_caching": False, "enforce_eager": True, **options}
@@ -137,26 +113,18 @@ def apart(forced: list[Forced], logprobs: list[float]) -> list[float]:
 def test_a_quantised_base_serves_what_peft_computes(
     form: str, unquantised: Path, engine: Command, tmp_path: Path
 ) -> None:
-    dtype, tolerance = RUN[form]
     base = tmp_path / form.replace(" ", "-")
     exact = quantise(unquantised, form, base)
     case = Case(base, exact, adapter_of(exact, tmp_path / "lora"))
-    found = compared(
-        *(case, Store(tmp_path / "store"), engine, tolerance),
-        rounds_inputs=form == "compressed-tensors int8",
-        dtype=dtype,
-    )
-    assert found.worst < tolerance
+    found = compared(*(case, Store(tmp_path / "store"), engine, TOLERANCE), dtype="float16")
+    assert found.worst < TOLERANCE
     assert found.gated > 30
     assert found.effect > 1
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_language_model_inside_a_vision_language_one(
-    wrapper: str, engine: Command, tmp_path: Path
-) -> None:
-    plain = make_model(WRAPPERS[wrapper].text, tmp_path / "plain")
-    base = wrap(plain, wrapper, tmp_path / wrapper)
+def test_a_language_model_inside_a_vision_language_one(engine: Command, tmp_path: Path) -> None:
+    plain = make_model(TEXT, tmp_path / "plain")
+    base = wrap(plain, tmp_path / "wrapped")
     case = Case(base, plain, adapter_of(plain, tmp_path / "lora"))
     found = compared(*(case, Store(tmp_path / "store"), engine, 1e-4), language_model_only=True)
     assert found.worst < 1e-4
