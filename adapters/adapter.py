@@ -206,12 +206,12 @@ class AdapterVersion:
                     f"{module[:200]}: its tensors have rank {a[0]}, {CONFIG} ({field}) says "
                     f"{rank}; restore the {CONFIG} that was saved with these weights",
                 )
-            field = self.config.left_out_by(module)
-            if field is not None:
-                verb = "does not name" if field == "target_modules" else "leaves out"
+            omitting = self.config.left_out_by(module)
+            if omitting is not None:
+                verb = "does not name" if omitting == "target_modules" else "leaves out"
                 raise AdapterError(
                     self.name,
-                    f"{CONFIG}: {field} {verb} {module[:200]}, which has tensors; "
+                    f"{CONFIG}: {omitting} {verb} {module[:200]}, which has tensors; "
                     "PEFT would leave it out",
                 )
 
