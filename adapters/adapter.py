@@ -36,6 +36,7 @@ __all__ = [
     "CONFIG",
     "FILES",
     "ORIGIN",
+    "TRAINED_ON",
     "WEIGHTS",
     "AdapterError",
     "AdapterVersion",
@@ -46,7 +47,8 @@ __all__ = [
 # The files that make an adapter what it is, and those that only tell of it; bytes at most.
 FILES = {CONFIG: CONFIG_LIMIT, WEIGHTS: WEIGHTS_LIMIT, MANIFEST: 2**20}
 ORIGIN = "origin.json"  # what was changed when the adapter was copied into the store
-ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20}
+TRAINED_ON = "trained-on.parquet"  # fingerprints of problems: training/problems/trained_on.py
+ALONGSIDE = {"README.md": 2**20, "fit.yaml": 2**20, TRAINED_ON: 2**28}
 
 
 LONGEST_REASON = 1500  # letters
@@ -204,10 +206,12 @@ class AdapterVersion:
                     f"{module[:200]}: its tensors have rank {a[0]}, {CONFIG} ({field}) says "
                     f"{rank}; restore the {CONFIG} that was saved with these weights",
                 )
-            if not self.config.targets(module):
+            omitting = self.config.left_out_by(module)
+            if omitting is not None:
+                verb = "does not name" if omitting == "target_modules" else "leaves out"
                 raise AdapterError(
                     self.name,
-                    f"{CONFIG}: target_modules does not name {module[:200]}, which has tensors; "
+                    f"{CONFIG}: {omitting} {verb} {module[:200]}, which has tensors; "
                     "PEFT would leave it out",
                 )
 

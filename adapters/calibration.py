@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from adapters.adapter import ALONGSIDE, FILES, AdapterVersion, first_manifest
+from adapters.adapter import ALONGSIDE, FILES, AdapterVersion, first_manifest, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import copy_file
 from adapters.manifest import FILE as MANIFEST
@@ -72,7 +72,10 @@ def add_gate(
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         _tell(folder / CARD, manifest, gate)
-        return store.publish(folder, held.reference.name, base=base, alias=alias, by=by)
+        origin = read_origin(version.path)  # the weights are still what the import made of them
+        return store.publish(
+            *(folder, held.reference.name), base=base, alias=alias, by=by, origin=origin
+        )
 
 
 def _tell(card: Path, manifest: Manifest, gate: Gate) -> None:

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters import vllm_loader
-from adapters.adapter import CONFIG, FILES, AdapterVersion, first_manifest, read_origin
+from adapters.adapter import (
+    ALONGSIDE,
+    CONFIG,
+    FILES,
+    AdapterVersion,
+    first_manifest,
+    read_origin,
+)
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.bucket.peft_source import download
 from adapters.files import atomic_directory, sha256_file
@@ -53,7 +60,10 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
         try:
             # Whole files of these names and no others: a repository may hold anything beside them.
             snapshot_download(
-                source, revision=revision, local_dir=folder, allow_patterns=[*FILES, INDEX, SHARDS]
+                source,
+                revision=revision,
+                local_dir=folder,
+                allow_patterns=[*FILES, *ALONGSIDE, INDEX, SHARDS],
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

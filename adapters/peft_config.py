@@ -123,6 +123,9 @@ class PeftConfig(BaseModel):
     use_dora: Flag = False
     fan_in_fan_out: Flag = False
     modules_to_save: list[str] | None = None
+    exclude_modules: list[Module] | Annotated[str, AfterValidator(_compiles)] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[Pattern] | Pattern | None = None
     rank_pattern: Annotated[
         dict[Pattern, Rank], BeforeValidator(_none_is_empty), Field(max_length=PATTERNS)
     ] = Field(default_factory=dict)
@@ -184,11 +187,41 @@ class PeftConfig(BaseModel):
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would adapt `module`; True where that takes too long to find out."""
-        if isinstance(self.target_modules, str):
-            if self.target_modules.lower() == "all-linear" or is_slow(self.target_modules):
-                return True
-            return re.fullmatch(self.target_modules, module) is not None
-        return any(module == one or module.endswith(f".{one}") for one in self.target_modules)
+        return self.left_out_by(module) is None
+
+    def left_out_by(self, module: str) -> str | None:
+        """The field for which PEFT would not adapt `module`; None: it would.
+
+        As peft.tuners.tuners_utils.check_target_module_exists. A pattern that takes too long to
+        match is taken to match a target, and no excluded module.
+        """
+        if self.exclude_modules and _names(self.exclude_modules, module, slow=False):
+            return "exclude_modules"
+        all_linear = str(self.target_modules).lower() == "all-linear"
+        if not all_linear and not _names(self.target_modules, module, slow=True):
+            return "target_modules"
+        by_pattern = isinstance(self.target_modules, str) or module in self.target_modules
+        if by_pattern or self.layers_to_transform in (None, []):
+            return None
+        layers = self.layers_to_transform
+        wanted = [layers] if isinstance(layers, int) else layers or []
+        return None if self._layer_of(module) in wanted else "layers_to_transform"
+
+    def _layer_of(self, module: str) -> int | None:
+        """The number of the layer that `module` belongs to, as PEFT finds it in the name."""
+        patterns = self.layers_pattern or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf".*\.{pattern}\.(\d+)\.", module)
+            if found is not None:
+                return int(found[1])
+        return None
+
+
+def _names(wanted: list[str] | str, module: str, slow: bool) -> bool:
+    """Whether names, or a pattern of the whole name, mean `module`; `slow`: if it takes long."""
+    if isinstance(wanted, str):
+        return slow if is_slow(wanted) else re.fullmatch(wanted, module) is not None
+    return any(module == one or module.endswith(f".{one}") for one in wanted)
 
 
 def compiled(pattern: dict[str, Value]) -> list[tuple[re.Pattern[str], Value]]:
@@ -264,7 +297,7 @@ def _refuse_unserved(config: PeftConfig, raw: dict[str, Any]) -> None:
             "the base"
         )
     for field, what in UNSERVED.items():
-        if raw.get(field):
+        if raw.get(field) or (field.endswith("_config") and raw.get(field) == {}):
             raise ValueError(f"{FILE}: {field}: {what} cannot be served; fit without it")
 
 

@@ -27,7 +27,7 @@ from serving.default_gate import Source
 logger = logging.getLogger("serving.admin")
 
 VERSION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}@[0-9a-f]{12}$"
-EXAMPLE = "tiny-math@53fec42d81de"
+EXAMPLE = "tiny-math@f317e0480061"
 
 Name = Annotated[str, Path(pattern=NAME_PATTERN, examples=["tiny-math"])]
 Version = Annotated[str, Field(pattern=VERSION_PATTERN, examples=[EXAMPLE])]

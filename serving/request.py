@@ -1,7 +1,7 @@
 """One object follows a request from its admission to its line in the log.
 
     {"message": "request", "request_id": "chatcmpl-...", "model": "tiny-math:gated",
-     "mode": "gated", "version": "tiny-math@53fec42d81de", "outcome": "ok", "status": 200,
+     "mode": "gated", "version": "tiny-math@f317e0480061", "outcome": "ok", "status": 200,
      "generated": 71, "gated": 4, "first_token_seconds": 0.021, "seconds": 0.43}
 
 The middleware makes the object and sets it as the context of the answer. Admission binds a version

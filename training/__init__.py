@@ -19,6 +19,7 @@
     grading/                whether answers are right
     evaluation/             graded answers of a model, and what they say
     evaluate.py             the command `python -m training.evaluate` (evaluate_config.py)
+    seen_problems.py        which of its problems the adapter was fitted to
     problems/, gym/         problems from files, benchmarks, the hub and generators
     grade.py                the command `python -m training.grade`: answers made elsewhere
     calibrate.py            the command `reasonmaxxer store calibrate`: the gate of any adapter

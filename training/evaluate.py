@@ -48,6 +48,7 @@ from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
 from training.hf_model import open_base
 from training.problems import Problem, load_problems, source_name, write_problems
+from training.seen_problems import compared_with_training
 
 logger = logging.getLogger("training.evaluate")
 
@@ -60,6 +61,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
         ServerError: the server refused.
     """
     problems = load_problems(config.problems, limit=config.limit, **config.reading)
+    problems, seen = compared_with_training(config, problems)
     logger.info("%d problems, %d answers each", len(problems), config.answers_each)
     if config.output:
         config.save(config.output / "evaluate.yaml")
@@ -73,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
             "problems": source_name(config.problems),
             "results": {result.label: result.report(config.ks) for result in results},
             "differences": compare(results),
+            "overlaps": seen,
         }
         write_json(config.output / "report.json", report)
     return results

@@ -15,6 +15,7 @@ from adapters.manifest import Mode
 from adapters.places import Place
 from training.generation import EngineName
 from training.problems import benchmark_of
+from training.problems.overlap import Action
 from training.problems.settings import ColumnsConfig
 
 
@@ -63,6 +64,15 @@ class EvaluateConfig(ColumnsConfig):
         description="File, benchmark[:FILE], hub dataset, reasoning_gym:NAME, or a mixture with +."
     )
     limit: int | None = Field(None, ge=1, description="The first so many problems.")
+    trained_on: str | None = Field(
+        None,
+        description="Problems that the adapter was fitted to; default: what its folder says.",
+    )
+    overlap: Action = Field(
+        "name",
+        description="Of problems that share 13 words in a row with those that the adapter was "
+        "fitted to: name them, drop them, or refuse to evaluate.",
+    )
 
     samples: int | None = Field(
         None, ge=1, description="Answers per problem; default 1, for aime24 and amc23 8."

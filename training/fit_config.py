@@ -97,6 +97,16 @@ class RunSettings(ColumnsConfig):
         [], description="Where training is reported, live; the package must be installed."
     )
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _as_a_list(cls, value: object) -> object:
+        """In YAML as by flag: `report_to: wandb,mlflow`, or a list, or nothing."""
+        if value is None:
+            return []
+        if isinstance(value, str):
+            return [one.strip() for one in value.split(",") if one.strip()]
+        return value
+
     @field_validator("report_to")
     @classmethod
     def _trackers_installed(cls, value: list[Tracker]) -> list[Tracker]:

@@ -1,6 +1,7 @@
 """Whatever an adapter folder holds, it is offered or refused, and nothing else is affected.
 
-REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders; fewer by default.
+REASONMAXXER_FUZZ_FOLDERS=2000 tries that many random folders, fewer by default, from the seed
+REASONMAXXER_FUZZ_FROM on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from adapters.peft_folder import INDEX
 from adapters.store import Store
 
 FOLDERS = int(os.environ.get("REASONMAXXER_FUZZ_FOLDERS", "200"))
+FIRST = int(os.environ.get("REASONMAXXER_FUZZ_FROM", "0"))
 GOOD: dict[str, Any] = {
     **{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]},
     **{"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False},
@@ -248,7 +250,7 @@ def test_random_folders(quick_disk: Path, vllm: bool) -> None:
     signed = shutil.copytree(template, quick_disk / "signed")
     write_manifest(signed, base)
     outcomes = {"offered": 0, "refused": 0, "nothing": 0}
-    for seed in range(FOLDERS):
+    for seed in range(FIRST, FIRST + FOLDERS):
         choose = random.Random(seed)
         bad = store.root / "bad"
         shutil.copytree(choose.choice([template, signed]), bad)

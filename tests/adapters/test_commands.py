@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODULE, contents, make_adapter, make_base
 
 from adapters.__main__ import main
-from adapters.adapter import CONFIG, FILES, WEIGHTS, AdapterError
+from adapters.adapter import ALONGSIDE, CONFIG, FILES, WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.commands import COMMANDS
@@ -260,7 +260,7 @@ def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
     version = import_adapter(
         store, "someone/their-lora", "theirs", base=base, family="tiny", revision="abc"
     )
-    assert asked == [("someone/their-lora", "abc", [*FILES, INDEX, SHARDS])]
+    assert asked == [("someone/their-lora", "abc", [*FILES, *ALONGSIDE, INDEX, SHARDS])]
     assert version.manifest is not None
     assert version.manifest.made_by == {"imported from": "someone/their-lora@abc"}
     with pytest.raises(SourceError, match=r"'someone/absent' cannot be fetched.*: no network$"):

@@ -143,6 +143,14 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "targets of numbers": (configured(target_modules=[1]), "target_modules is neither a list"),
     "targets that are no pattern": (configured(target_modules="(("), "target_modules is neither"),
     "other targets": (configured(target_modules=["k_proj"]), "target_modules does not name model"),
+    "its module excluded": (configured(exclude_modules=["q_proj"]), "exclude_modules leaves out"),
+    "excluded by a pattern": (configured(exclude_modules=".*q_proj"), "exclude_modules leaves out"),
+    "another layer": (configured(layers_to_transform=[5]), "layers_to_transform leaves out model"),
+    "one other layer": (configured(layers_to_transform=1), "layers_to_transform leaves out model"),
+    "layers elsewhere": (configured(layers_to_transform=[0], layers_pattern="h"),
+                         "layers_to_transform leaves out"),
+    "layers of text": (configured(layers_to_transform="0"), "layers_to_transform.*: input should"),
+    "an empty Arrow": (configured(arrow_config={}), "arrow_config: Arrow, a router"),
     "no rank": (configured(r=...), "r is missing; add the value that the adapter was trained with"),
     "a rank of null": (configured(r=None), "r is null; add the value"),
     "a rank of nought": (configured(r=0), "r is not a positive whole number"),
@@ -231,6 +239,46 @@ def test_the_configuration_of_every_peft_is_read(tmp_path: Path, version: str) -
     assert not config.targets("model.layers.3.mlp.down_proj")
     assert vllm_loader.bring_in()
     assert vllm_loader.refusal(config.raw) is None
+
+
+MADE = {
+    "target_modules": ["q_proj", "up_proj"],
+    "exclude_modules": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers_to_transform": [0, 2]},
+        {"layers_to_transform": 1},
+        {"layers_to_transform": []},
+        {"layers_to_transform": [1], "layers_pattern": "layers"},
+        {"layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+        {"layers_to_transform": [1], "layers_pattern": ["h"]},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"exclude_modules": ".*0.*proj"},
+        {"exclude_modules": ["mlp"], "target_modules": ["self_attn.q_proj"]},
+    ],
+    ids=str,
+)
+def test_modules_are_targets_as_in_peft(changes: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    settings = MADE | changes
+    ours = PeftConfig.parse(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2} | settings).encode()
+    )
+    theirs = peft.LoraConfig(**settings)
+    for layer in range(3):
+        for module in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"):
+            name = f"model.layers.{layer}.{module}"
+            found = check_target_module_exists(theirs, name)
+            assert ours.targets(name) == (found is True or bool(found)), name
 
 
 def test_files_that_are_not_the_adapters_do_not_matter(

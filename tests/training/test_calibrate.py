@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from support import make_adapter
 
-from adapters.adapter import WEIGHTS
+from adapters.adapter import CONFIG, ORIGIN, TRAINED_ON, WEIGHTS, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.calibration import add_gate
+from adapters.exchange import import_adapter
 from adapters.gate import RATES
 from adapters.manifest import Gate, Score
 from adapters.store import Store
@@ -206,6 +207,27 @@ def test_a_fitted_adapter_keeps_its_rate_and_temperature(store: Store, calibrate
     assert gate.table
     assert not own.table
     assert store.resolve("fitted").hash != added
+
+
+def test_what_tells_where_the_weights_come_from_is_kept(
+    store: Store, base_folder: Path, tmp_path: Path
+) -> None:
+    base = BaseCheckpoint.open(str(base_folder))
+    theirs = make_adapter(tmp_path, "theirs", base_folder, manifest=False)
+    config = json.loads((theirs / CONFIG).read_text())
+    (theirs / CONFIG).write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())  # an import's work
+    for file in ("fit.yaml", TRAINED_ON):
+        (theirs / file).write_bytes(b"# as it was\n")
+    before = import_adapter(store, str(theirs), "theirs", base=base)
+    gate = Gate(tau=0.3, rate=0.05, tokens=9, table=[(0.05, 0.3)])
+    added = add_gate(store, "theirs", gate, base, made_by={"calibrated on": "p"})
+    again = add_gate(store, "theirs", gate.model_copy(update={"tau": 0.4}), base)
+    assert read_origin(before.path).changes
+    for version in (added, again):
+        assert version.hash != before.hash
+        assert (version.path / ORIGIN).read_bytes() == (before.path / ORIGIN).read_bytes()
+        for file in ("fit.yaml", TRAINED_ON):
+            assert (version.path / file).read_bytes() == b"# as it was\n"
 
 
 def test_entropies_that_the_engine_reports_are_taken(base_folder: Path) -> None:

@@ -1,5 +1,6 @@
 r"""Comparing answers: exactness by property, what cannot be told, and nonsense."""
 
+import os
 import random
 import time
 from fractions import Fraction
@@ -253,8 +254,17 @@ PIECES = [
     r"\pm", r"\ldots", "%", "$", r"\text", "cm", "dollars", "or", "and", "A", "B", r"\cup", r"\in",
     r"\begin{pmatrix}", r"\end{pmatrix}", "&", r"\\", "½", "²", "√", "−", "１", "é", "中", "\x00",
     "e", "i", r"\boxed{", "answer is", "\n", "'", '"', r"\left", r"\right", "|", "...", "10^{10}",
+    "twenty", "-one", " and ", "a half", "third", "tenths", " hundred", "k", "M", "XIV",
+    "Quadrant ", "1.234", ",56", "‰", "º", "30'", "half past ", "h30", "\u202e", "\ud800",
+    "C$", r"\qty", "e999999999", "to", " only", "o'clock", "∶", "ℝ", r"\ne",
+    r"\sum_{n=1}^", r"\int",
 ]  # fmt: skip
 REFERENCES = ["7", r"\frac{1}{2}", "(1,2]", "x^2+1", "B", "Tuesday", r"\{1,2\}", "5 cm", "3:30"]
+
+
+# REASONMAXXER_FUZZ_ANSWERS=1000 tries so many in workers, of the seed REASONMAXXER_FUZZ_FROM.
+ANSWERS = int(os.environ.get("REASONMAXXER_FUZZ_ANSWERS", "400"))
+SEED = int(os.environ.get("REASONMAXXER_FUZZ_FROM", "1"))
 
 
 def nonsense(seed: int, count: int) -> list[str]:
@@ -281,7 +291,7 @@ def test_nonsense_never_fails_here() -> None:
 
 def test_nonsense_in_workers_harms_no_other_answer() -> None:
     """Of random answers, some hang or die in their worker; good ones beside them are graded."""
-    answers = nonsense(1, 400)
+    answers = nonsense(SEED, ANSWERS)
     texts = [text for one in answers for text in (rf"\boxed{{{one}}}", r"\boxed{x+1}")]
     references = [
         one for place in range(len(answers)) for one in (REFERENCES[place % len(REFERENCES)], "1+x")

@@ -1,13 +1,14 @@
 """Each known failure is named, and a healthy run says nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adapters.manifest import Gate
 from training.evaluation import Result
-from training.stages.diagnose import known_failures, ungraded
+from training.stages.diagnose import decoded_scores, known_failures, ungraded
 
 GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
 LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
@@ -73,3 +74,13 @@ def test_a_bounded_loss_is_no_spike() -> None:
         warnings(log=[{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}]) == []
     )  # a large scale, no spike
     assert warnings(log=[]) == []
+
+
+def test_the_scores_that_trackers_get() -> None:
+    scores = decoded_scores(replace(result(), mode="base"), result(right=8))
+    assert scores["eval_decoded_base_pass_at_1"] == 0.5
+    assert scores["eval_decoded_gated_pass_at_1"] == 0.8
+    assert scores["eval_decoded_gain"] == pytest.approx(0.3)
+    assert scores["eval_decoded_gated_gate_rate"] == pytest.approx(0.06)
+    assert "eval_decoded_base_gate_rate" not in scores
+    assert scores["eval_decoded_gain_stderr"] > 0

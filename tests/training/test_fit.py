@@ -20,6 +20,7 @@ from adapters.store import Store
 from research.miniature.world import puzzles
 from training.fit import main
 from training.fit_config import FitConfig
+from training.problems import read_trained_on
 from training.run import split_problems
 
 BASE = "models/tiny-qwen2"
@@ -159,6 +160,8 @@ def test_the_result_is_an_ordinary_peft_folder_that_fits_its_base(fitted: Path) 
     # It lies beside the weights, but where a run kept its stages is no content of the adapter.
     assert (fitted / "adapter" / "fit.yaml").exists()
     assert "fit.yaml" not in version.manifest.files
+    known = read_trained_on(version.path)
+    assert known is not None and len(known) == 12 + 4
     model = PeftModel.from_pretrained(load_model(BASE), fitted / "adapter")
     moved = [p.abs().max() for n, p in model.named_parameters() if "lora_B" in n]
     assert max(moved) > 0

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adapters.adapter import TRAINED_ON
+from training.evaluate_config import EvaluateConfig
 from training.fit_config import FitConfig
 from training.problems import (
     DATA_DIR,
@@ -13,9 +15,13 @@ from training.problems import (
     benchmarks_at_hand,
     load_problems,
     overlaps,
+    read_trained_on,
     without_overlaps,
+    write_trained_on,
 )
+from training.problems.overlap import Fingerprint
 from training.run import split_problems
+from training.seen_problems import compared_with_training
 
 DUCKS = (
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
@@ -117,3 +123,65 @@ def test_repeated_questions_are_named(tmp_path: Path, caplog: pytest.LogCaptureF
     )
     with pytest.raises(ValueError, match="only questions with different answers"):
         load_problems(write(tmp_path / "q.jsonl", *rows[2:4]))
+
+
+# -------------------------------------------------------------- what an adapter was fitted to
+
+
+def test_fingerprints_are_the_same_everywhere_and_hold_no_text(tmp_path: Path) -> None:
+    [one] = map(Fingerprint.of, problems("What is 1 + 1?"))
+    assert (one.whole, one.runs) == (0x1B65EEA921280C36, ())
+    write_trained_on(tmp_path / TRAINED_ON, train=problems(DUCKS), heldout=problems("1 + 1"))
+    assert b"ducks" not in (tmp_path / TRAINED_ON).read_bytes()
+    read = read_trained_on(tmp_path)
+    assert read == [*map(Fingerprint.of, problems(DUCKS)), Fingerprint.of(problems("1 + 1")[0])]
+    assert read_trained_on(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1" * 20, b"{}"])
+def test_a_damaged_file_of_fingerprints_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / TRAINED_ON).write_bytes(content)
+    with pytest.raises(ValueError, match=r"trained-on\.parquet: holds no fingerprints"):
+        read_trained_on(tmp_path)
+
+
+def adapter(folder: Path) -> Path:
+    """An adapter's folder, as far as the comparison looks at it: fitted to two problems."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    write_trained_on(
+        folder / TRAINED_ON, train=problems("What is 2 + 2?", DUCKS), heldout=problems("9 - 9")
+    )
+    return folder
+
+
+def test_an_evaluation_names_what_the_adapter_was_fitted_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = adapter(tmp_path / "mine")
+    tested = problems("2 * 2", f"Read on. {DUCKS}", "what is 2 + 2", "What is 9 - 9", "9 -  9?")
+
+    def config(*flags: str) -> EvaluateConfig:
+        given = ["--model", "m", "--problems", "p.jsonl", "--adapter", str(folder), *flags]
+        return EvaluateConfig.load(given)
+
+    asked, seen = compared_with_training(config(), tested)
+    assert asked == tested
+    assert seen is not None
+    assert (seen["overlapping"], seen["same"], seen["left_out"]) == (3, 2, False)
+    assert seen["pairs"] == [("p1", "p1"), ("p2", "p0"), ("p4", "p0")]
+    assert f"3 of 5 problems overlap with what '{folder}' was fitted to (2 are the" in caplog.text
+    asked, seen = compared_with_training(config("--overlap", "drop"), tested)
+    assert [one.id for one in asked] == ["p0", "p3"]
+    with pytest.raises(ValueError, match=r"--problems: 3 of 5 .* --overlap drop"):
+        compared_with_training(config("--overlap", "refuse"), tested)
+    with pytest.raises(ValueError, match="was fitted to all of"):
+        compared_with_training(config("--overlap", "drop"), tested[1:3])
+    # Somebody else's adapter says nothing of its problems; its user may.
+    (folder / TRAINED_ON).unlink()
+    assert compared_with_training(config(), tested) == (tested, None)
+    assert "is not known" in caplog.text
+    named = write(tmp_path / "t.jsonl", {"problem": "2 * 2", "answer": "4"})
+    _, seen = compared_with_training(config("--trained-on", named), tested)
+    assert seen is not None
+    assert (seen["compared_with"], seen["pairs"]) == ("t.jsonl", [("p0", "00000")])

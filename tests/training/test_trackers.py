@@ -11,7 +11,7 @@ import transformers
 
 from training.fit_config import FitConfig
 from training.stages.train import training_arguments
-from training.trackers import PACKAGES, Tracking, check_installed
+from training.trackers import PACKAGES, Tracking, check_installed, report_scores
 
 
 @pytest.fixture
@@ -77,3 +77,54 @@ def test_trackers_are_the_trainers_own(tmp_path: Path) -> None:
     assert (told.run_name, told.project) == ("mine", "reasonmaxxer")
     known = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
     assert set(PACKAGES) <= set(known)
+
+
+def test_trackers_are_named_in_yaml_too(installed: set[str], tmp_path: Path) -> None:
+    installed |= {"wandb", "mlflow"}
+    file = tmp_path / "fit.yaml"
+    for written, read in (
+        ("wandb", ["wandb"]),
+        ("wandb, mlflow", ["wandb", "mlflow"]),
+        ("[mlflow]", ["mlflow"]),
+        ("none", []),
+        ("", []),
+    ):
+        file.write_text(f"report_to: {written}\n")
+        found = load("--config", str(file))
+        assert found.report_to == read
+        file.write_text(found.to_yaml())  # as it lies in the run folder
+        assert load("--config", str(file)).report_to == read
+    assert load("--config", str(file), "--report-to", "wandb").report_to == ["wandb"]
+
+
+def test_final_scores_reach_tensorboard_where_training_was_reported(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = training_arguments(
+        tmp_path, 8, load().optimizer, 0.5, 0, Tracking(["tensorboard"], "mine")
+    )
+    events = tmp_path / "runs" / "Nov29"
+    events.mkdir(parents=True)
+    report_scores(arguments, 7, {"eval_decoded_gain": 0.25, "eval_x": float("nan")})
+    assert list(tmp_path.glob("runs/*")) == [events]
+    read = EventAccumulator(str(events))
+    read.Reload()
+    assert read.Tags()["scalars"] == ["eval/decoded_gain"]
+    [scalar] = read.Scalars("eval/decoded_gain")
+    assert (scalar.step, scalar.value) == (7, 0.25)
+
+
+def test_a_tracker_that_fails_takes_nothing_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            raise ConnectionError("no network\nat all")
+
+    known = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
+    monkeypatch.setitem(known, "wandb", Broken)
+    arguments = training_arguments(tmp_path, 8, load().optimizer, 0.5, 0)
+    arguments.report_to = ["wandb"]
+    report_scores(arguments, 7, {"eval_decoded_gain": 0.25})
+    assert "wandb has not been told the final scores: no network" in caplog.text

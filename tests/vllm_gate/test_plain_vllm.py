@@ -22,7 +22,7 @@ from demo.server import free_port
 PAGE = (ROOT / "docs" / "vllm-plugin.md").read_text(encoding="utf-8")
 BASE = ROOT / "models" / "tiny-qwen2"
 STORE = ROOT / "adapters" / "store" / "tiny-math"
-VERSION = "53fec42d81de"
+VERSION = "f317e0480061"
 SMALL = ("--dtype", "float32", "--max-model-len", "256", "--kv-cache-memory-bytes", str(2**26))
 
 

@@ -7,9 +7,8 @@
     registry.py        the graders by name
     statement.py       the final answer that a text states; final_answer.py: boxes and ####
     math.py            the default grader; references.py: can answers be compared with a reference?
-    compare.py         the steps of its comparison, each in a file of its own:
-                       plain_latex, arithmetic, residues, units, dates, choices, shapes, regions,
-                       algebra
+    compare/           the steps of its comparison, each in a file of its own
+    reading/           what an answer says: numbers, units, dates, options, lists, regions
     exact.py           an option's letter, and texts word by word
     reasoning_gym.py   Reasoning Gym's problems, by their generator's own `score_answer`
 

@@ -27,7 +27,8 @@ from training.stages.checkpoint_estimates import Candidate
 from training.stages.outlook import FEWEST_MIXED, Outlook
 from training.stages.score import Rollouts
 from training.stages.select_checkpoint import Choice
-from training.stages.train import LOG, Trained
+from training.stages.train import LOG, Trained, training_arguments
+from training.trackers import Tracking, report_scores
 
 logger = logging.getLogger("training.fit")
 
@@ -54,6 +55,7 @@ def diagnose(
     values = report(rounds, heldout, choice) | {"outlook": outlook.report()}
     write_json(folder / REPORT, values)
     draw_if_possible(folder)
+    track(run, rounds[-1], choice)
     for sentence in values["warnings"]:
         logger.warning("%s", sentence)
     gain = kept.against(base).signed
@@ -63,6 +65,33 @@ def diagnose(
     )  # fmt: skip
     logger.info("gate: %s", choice.gate)
     logger.info("seconds: %s", run.clock.summary())
+
+
+def track(run: Run, trained: Trained, choice: Choice) -> None:
+    """Send the decoded scores to the trackers that training was reported to."""
+    config = run.config
+    if not config.report_to:
+        return
+    arguments = training_arguments(
+        *(trained.stage.path(), trained.rows, config.optimizer, config.checkpoints.every),
+        seed=run.training_seed,
+        tracking=Tracking(config.report_to, config.name),
+    )
+    report_scores(arguments, trained.last_step, decoded_scores(choice.base, choice.kept))
+
+
+def decoded_scores(base: Result, kept: Result) -> dict[str, float]:
+    """Scores of the base and of the adapter on the held-out problems, as trackers name them."""
+    found = {}
+    for one in (base, kept):
+        figures = {"pass_at_1": one.pass_at_1, "boxed_rate": one.boxed_rate}
+        figures |= {"mean_tokens": one.mean_tokens}
+        figures |= {"gate_rate": one.gate_rate} if one.mode == "gated" else {}
+        for name, figure in figures.items():
+            found[f"eval_decoded_{one.mode}_{name}"] = figure.value
+            found[f"eval_decoded_{one.mode}_{name}_stderr"] = figure.stderr
+    gain = kept.against(base)
+    return found | {"eval_decoded_gain": gain.value, "eval_decoded_gain_stderr": gain.stderr}
 
 
 def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict[str, Any]:
@@ -87,7 +116,7 @@ def report(rounds: Sequence[Trained], heldout: Rollouts, choice: Choice) -> dict
             "heldout": _generated(heldout) + choice.tokens,
         },
         "training": str(trained.stage.path()),
-        "steps": int(trained.checkpoints[-1].name.split("-")[1]),
+        "steps": trained.last_step,
         "checkpoint": choice.checkpoint.name,
         "gate": choice.gate.model_dump(include={"tau", "rate", "temperature"}),
         "heldout": {one.label: one.report() for one in (choice.base, *choice.decoded)},

@@ -10,13 +10,14 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from adapters.adapter import CONFIG, WEIGHTS, AdapterVersion
+from adapters.adapter import CONFIG, TRAINED_ON, WEIGHTS, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
@@ -26,6 +27,7 @@ from adapters.peft_config import lean
 from adapters.places import default_store, open_store
 from adapters.recipe import look_up
 from adapters.reference import Reference
+from training.problems import write_trained_on
 from training.provenance import library_versions
 from training.run import Run
 from training.stages.select_checkpoint import Choice
@@ -55,7 +57,8 @@ def publish(run: Run, choice: Choice) -> Path:
     reference = run.base.name if Path(config.model).is_absolute() else config.model
     command = shlex.join(["python", "-m", "training.fit", *sys.argv[1:]])
     write_adapter(
-        folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml(), command
+        *(folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml(), command),
+        trained_on=lambda path: write_trained_on(path, train=run.problems, heldout=run.heldout),
     )
     if config.publish is None:
         logger.info("adapter: %s", folder)
@@ -74,6 +77,7 @@ def write_adapter(
     base_reference: str,
     settings: str,
     command: str = "",
+    trained_on: Callable[[Path], None] | None = None,
 ) -> AdapterVersion:
     """Write the adapter folder `output` in one rename, and read it back through every check.
 
@@ -84,6 +88,7 @@ def write_adapter(
         settings: the run's whole configuration, YAML; kept as fit.yaml.
         command: what the card says that it was made with. Neither is in the manifest: the same run
             in another folder gives the same version.
+        trained_on: writes the fingerprints of the problems to the path that it is given.
 
     Raises:
         AdapterError: the checkpoint is damaged or does not fit `base`; nothing is written then.
@@ -96,6 +101,8 @@ def write_adapter(
         (folder / CONFIG).write_text(json.dumps(lean(config), indent=2, sort_keys=True) + "\n")
         (folder / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
         (folder / "fit.yaml").write_text(settings)
+        if trained_on is not None:
+            trained_on(folder / TRAINED_ON)
         manifest = manifest.model_copy(
             update={
                 "files": {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},

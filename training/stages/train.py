@@ -49,6 +49,12 @@ class Trained(NamedTuple):
     stage: Stage
     rollouts: Rollouts  # those that it trained on, and those that it left out
     checkpoints: list[Path]  # PEFT folders, oldest first
+    rows: int  # rollouts that it trained on
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step."""
+        return int(self.checkpoints[-1].name.split("-")[1])
 
 
 def checkpoints_of(rounds: Sequence[Trained]) -> list[Path]:
@@ -95,7 +101,7 @@ def train(
             on_checkpoint=estimates.update if gated else None,
             tracking=_tracking(config, examples, estimates),
         )
-    return Trained(stage, examples.rollouts, checkpoints)
+    return Trained(stage, examples.rollouts, checkpoints, len(examples.rows))
 
 
 def _tracking(config: FitConfig, examples: TrainingSet, estimates: CheckpointEstimates) -> Tracking:

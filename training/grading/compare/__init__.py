@@ -3,6 +3,7 @@
 answer.py                  compare(): the steps in their order
 comparison.py              what they share: the effort allowed, items in order or in any order
 numbers.py, residues.py    exact numbers; those that are too large to compute
+spellings.py               18k, XIV, third
 quantities.py              units, times and dates
 shorthand.py               what is written short: ellipses, plus or minus, infinity
 containers.py              lists, sets, tuples, matrices, regions

@@ -89,6 +89,22 @@ def same_relation(
     return unknown(f"{kind}s that may have the same solutions")
 
 
+# x^{100000}, 1e100000, x^{10^{10}}, and numbers of hundreds of digits
+_HUGE = re.compile(r"(?:\^|[eE])\s*\{?\s*[+-]?\d{5,}|\^\s*\{?\s*\d+\s*\^\s*\{?\s*\d{2,}|\d{400}")
+_DEEP = 24  # brackets within brackets; the parser takes ever longer
+
+
+def _takes_too_long(text: str) -> bool:
+    """Whether sympy would write out what nobody can, or its parser get lost in brackets."""
+    if _HUGE.search(text):
+        return True
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(deepest, depth)
+    return deepest > _DEEP
+
+
 def formula(text: str, beside: str = "") -> Any | None:
     """`text` as a sympy expression, or None if not all of it is one.
 
@@ -107,7 +123,7 @@ def formula(text: str, beside: str = "") -> Any | None:
             return None
         except (TooLargeError, IrrationalError):
             pass
-    if _WORD.search(text) or _BLANK.search(text) or not text.strip():
+    if _WORD.search(text) or _BLANK.search(text) or not text.strip() or _takes_too_long(text):
         return None
     if any(one.search(text) for one in (_MARKED_BRACKET, _ON_LETTERS, _MIXED, _SLASHED)):
         return None

@@ -12,7 +12,14 @@ from __future__ import annotations
 
 import re
 
-from training.grading.compare import containers, numbers, quantities, shorthand, words
+from training.grading.compare import (
+    containers,
+    numbers,
+    quantities,
+    shorthand,
+    spellings,
+    words,
+)
 from training.grading.compare.comparison import Comparison, Effort, NeedsWorkerError, Step
 from training.grading.reading import choices
 from training.grading.reading.arithmetic import read_number
@@ -26,6 +33,10 @@ _BOUND = re.compile(
     r"(?i)\s*(?:[<>]|\\[lg]e\b|(?:at (?:least|most)|(?:more|less|fewer) than|over|under|up to)\b)"
 )
 
+_EMPTY = re.compile(r"[\s{}().?!…$*_–—-]*")
+_PLUS = re.compile(r"\$?\d[\d,.]*\s*\+")  # 5+ is 5 or more
+_NONE_OF = re.compile(r"(?i)\s*(?:not|neither|none)\b")
+
 HERE = Effort(bits=50_000, algebra=False)
 WORKER = Effort(bits=4_000_000, algebra=True)
 
@@ -36,11 +47,11 @@ def compare(candidate: str, reference: str, effort: Effort) -> Decision:
     Raises:
         NeedsWorkerError: it takes more than `effort` allows.
     """
-    if not candidate.strip():
+    if _EMPTY.fullmatch(candidate) and r"\emptyset" not in plain(reference):
         return wrong("the answer is empty")
     if len(candidate) > max(_LONGEST, 10 * len(reference)):
         return wrong("the answer is far longer than its reference")
-    chosen = _choices(candidate, reference)
+    chosen = _several_choices(candidate, reference) or _choices(candidate, reference)
     if chosen is not None:
         return chosen
     found = Comparison(effort, _STEPS).compare(spelled(plain(candidate)), spelled(plain(reference)))
@@ -55,7 +66,7 @@ def _unparsed(candidate: str, reference: str) -> Decision | None:
     Nonsense must not be left out of the pass rate.
     """
     text = plain(candidate)
-    if _BOUND.match(text):
+    if _BOUND.match(text) or _PLUS.fullmatch(text):
         return wrong("a bound is no value")
     depth = 0
     for bracket in re.findall(r"[()\[\]{}]", text):
@@ -89,6 +100,8 @@ def _choices(candidate: str, reference: str) -> Decision | None:
     if choices.names_several(candidate):
         return wrong("the answer names several options")
     given = choices.choice(candidate)
+    if given is None and _NONE_OF.match(candidate):
+        return wrong("the answer names what is not right")
     if given is None:
         return None if not wanted.text else _text_alone(candidate, wanted.text)
     if given.letter != wanted.letter:
@@ -98,6 +111,19 @@ def _choices(candidate: str, reference: str) -> Decision | None:
     if given.text and wanted.text and squeezed(given.text) != squeezed(wanted.text):
         return unknown(f"option {given.letter}, but with another text")
     return right(f"option {given.letter}")
+
+
+def _several_choices(candidate: str, reference: str) -> Decision | None:
+    """AC against A, C; None: the reference does not list options."""
+    parts = re.split(r",|;|&|\band\b", choices.undressed(reference))
+    listed = [part.strip(" ()") for part in parts]
+    if len(listed) < 2 or any(not re.fullmatch("[A-J]", one) for one in listed):
+        return None
+    letters = choices.undressed(candidate).strip("() .")
+    if not re.fullmatch("[A-J]{2,}", letters):
+        return None
+    same = sorted(letters) == sorted(listed)
+    return right("the same options") if same else wrong("other options")
 
 
 def _text_alone(candidate: str, text: str) -> Decision:
@@ -140,6 +166,9 @@ _STEPS: tuple[Step, ...] = (
     shorthand.ellipses,
     quantities.moments,
     numbers.numbers,
+    spellings.abbreviations,
+    spellings.ordinals,
+    spellings.romans,
     quantities.quantities,
     shorthand.infinities,
     shorthand.congruences,

@@ -10,9 +10,11 @@ from training.grading.compare.words import as_words
 from training.grading.reading.plain_latex import squeezed
 from training.grading.reading.regions import read_regions, same_regions
 from training.grading.reading.shapes import Shape, is_name, read_shape
-from training.grading.verdict import Decision, unknown, wrong
+from training.grading.verdict import Decision, right, unknown, wrong
 
-_DECIMAL_COMMA = re.compile(r"(-?\d{1,3}(?:\.\d{3})*|-?\d+),(\d+)")
+_MONEY = r"(?:USD|EUR|GBP|[€£¥₹])?\s*"
+_DECIMAL_COMMA = re.compile(rf"({_MONEY}-?(?:\d{{1,3}}(?:\.\d{{3}})*|\d+)),(\d+)")
+_INDIAN = re.compile(rf"{_MONEY}-?\d{{1,2}}(?:,\d\d)+,\d{{3}}(?:\.\d+)?")
 _SETS = re.compile(r"\b(?:all|real|reals|integers?|numbers?|none|empty|solutions?|every|no|any)\b")
 _DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
 
@@ -49,9 +51,14 @@ def _one_and_several(by: Comparison, a: Shape, b: Shape) -> Decision | None:
         if any(decision is not False for decision in found):
             return unknown("several named values against one")
         return wrong("several named values against one")
-    comma = _DECIMAL_COMMA.fullmatch(",".join(several.items)) if several.kind == "list" else None
+    listed = ",".join(several.items) if several.kind == "list" else ""
+    comma = _DECIMAL_COMMA.fullmatch(listed)
     if comma is not None and by.inner(f"{comma[1].replace('.', '')}.{comma[2]}", one).correct:
+        if "." in comma[1]:
+            return right("equal numbers, with a decimal comma")
         return unknown("the comma may be a decimal comma")
+    if _INDIAN.fullmatch(listed) and by.inner(listed.replace(",", ""), one).correct:
+        return right("equal numbers, with Indian separators")
     if as_words(one) is not None and not _SETS.search(one):
         return wrong("words against values")
     if _DESCRIBED.search(one) or _SETS.search(one):

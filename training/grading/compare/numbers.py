@@ -16,6 +16,8 @@ from training.grading.reading.arithmetic import (
 from training.grading.reading.plain_latex import squeezed
 from training.grading.verdict import Decision, all_of, right, unknown, wrong
 
+_FRACTION = re.compile(r"\\frac\{\d+\}\{\d+\}|\d+\s*/\s*\d+")
+_TIMES = re.compile(r":\s*\d\d(?!\d)")  # 12:30 may be a time
 _NUMERAL_BITS = 50_000  # no numeral in a base has more
 
 
@@ -46,7 +48,16 @@ def number_values(by: Comparison, a: Number, b: Number) -> Decision | None:
         return right("equal numbers")
     if a.percent == b.percent and is_rounded(a, x, b, y):
         return unknown("equal up to rounding")
+    if a.percent != b.percent and is_rounded(_hundredths(a), part / 100, _hundredths(b), whole):
+        return unknown("equal up to rounding")
     return wrong("different numbers")
+
+
+def _hundredths(number: Number) -> Number:
+    """33.33% as 0.3333, as far as its digits go; a number without the sign as it is."""
+    if not number.percent or number.decimals is None:
+        return number
+    return number._replace(decimals=number.decimals + 2)
 
 
 def _large(by: Comparison, a: Number, b: Number) -> Decision:
@@ -74,11 +85,25 @@ def ratios(by: Comparison, candidate: str, reference: str) -> Decision | None:
         if len(pair) != 2:
             return wrong("one value against several")
         found = by.inner(single[0], rf"\frac{{{pair[0]}}}{{{pair[1]}}}")
-        return unknown("a ratio against a number") if found.correct else found
+        if not found.correct:
+            return found
+        if single is a and _FRACTION.fullmatch(single[0]) and not _TIMES.search(reference):
+            return right("the ratio as a fraction")
+        return unknown("a ratio against a number")
     if len(a) != len(b):
         return wrong("not as many values")
+    if any(is_zero(by, number) for one in numbers for number in one):
+        return by.in_order(a, b) if a[0] == b[0] else unknown("ratios with a zero")
     crossed = [(rf"({a[0]})({y})", rf"({b[0]})({x})") for x, y in zip(a[1:], b[1:], strict=True)]
     return all_of([by.inner(x, y) for x, y in crossed], "equal ratios")
+
+
+def is_zero(by: Comparison, number: Number | None) -> bool:
+    """Whether a number is 0."""
+    try:
+        return number is not None and by.value(number) == 0
+    except ValueError:
+        return False
 
 
 def _numerals(a: Number, b: Number, candidate: str, reference: str) -> Decision:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from training.grading.reading.plain_latex import closing
 
 _LONGEST = 50_000  # characters of one number
+_COMPUTED = 10_000  # a larger exponent of ten stays one
 _DEEPEST = 60  # brackets within brackets
 
 
@@ -236,7 +237,7 @@ class _Parser:
         if match is None or not match[0]:
             raise _NotNumbersError
         self._place = len(self._text) - len(rest) + match.end()
-        node = Node("number", number=_literal(match))
+        node = _literal(match)
         fraction = _MIXED.match(self._text, self._place)
         if fraction and match[0].isdigit():
             return self._mixed(node)
@@ -263,12 +264,12 @@ _LITERAL = re.compile(
     r"(?P<part>(?<=\.)\d+)?"
     r"(?:(?<=[.\d])\\overline\s*\{(?P<over>\d+)\}|(?<=[.\d])\\dot\s*\{?(?P<dot>\d)\}?"
     r"|(?<=\.)\((?P<round>\d+)\)|(?<=\.\d)\((?P<round1>\d+)\)|(?<=\.\d\d)\((?P<round2>\d+)\))?"
-    r"(?:[eE](?P<exponent>[+-]?\d{1,7})(?![\d.]))?"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,18})(?![\d.]))?"
 )
 _MIXED = re.compile(r"\s*\\frac\{\d+\}\{\d+\}(?!\s*[\^!(])|\s+\d+\s*/\s*\d+(?!\s*[\^!(\d])")
 
 
-def _literal(match: re.Match[str]) -> Fraction:
+def _literal(match: re.Match[str]) -> Node:
     r"""The value of 1,234.5, .5, 2e-3, 0.\overline{3} or 0.(3)."""
     text = match[0]
     whole = re.match(r"[\d,]*", text)
@@ -281,9 +282,10 @@ def _literal(match: re.Match[str]) -> Fraction:
             raise _NotNumbersError
         value += Fraction(integer(repeated), (10 ** len(repeated) - 1) * 10 ** len(part))
     exponent = int(match["exponent"] or 0)
-    if abs(exponent) > 200_000:
-        raise _NotNumbersError
-    return value * Fraction(10) ** exponent
+    if abs(exponent) <= _COMPUTED:
+        return Node("number", number=value * Fraction(10) ** exponent)
+    power = (Node("number", number=Fraction(10)), Node("number", number=Fraction(exponent)))
+    return Node("*", (Node("number", number=value), Node("^", power)))
 
 
 def integer(digits: str) -> int:

@@ -47,7 +47,7 @@ def undressed(text: str) -> str:
     for _ in range(3):
         text = _FONT.sub(r" \1 ", text)
     text = text.replace("\\ ", " ").replace("~", " ").replace("\\,", " ").replace("\\quad", " ")
-    text = re.sub(r"\\left|\\right|\\boxed", "", text)
+    text = re.sub(r"\\left|\\right|\\boxed|^<(?=\s*[A-J]\s*>$)|(?<=[A-J])\s*>$", "", text)
     return re.sub(r"\s+", " ", text).strip().strip("*_`").strip()
 
 

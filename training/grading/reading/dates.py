@@ -6,14 +6,20 @@ import datetime
 import re
 from functools import lru_cache
 
+from training.grading.reading.number_words import in_digits
+
 _MONTHS = [
     "january", "february", "march", "april", "may", "june", "july", "august", "september",
     "october", "november", "december",
 ]  # fmt: skip
 _MONTH = {name[:length]: place for place, name in enumerate(_MONTHS, 1) for length in (3, 4, 20)}
 _TIME = re.compile(
-    r"(?i)(?P<hour>\d{1,2})\s*(?::\s*(?P<minute>\d\d)(?:\s*:\s*(?P<second>\d\d))?)?"
+    r"(?i)(?P<hour>\d{1,2})\s*(?:[:h]\s*(?P<minute>\d\d)(?:\s*:\s*(?P<second>\d\d))?)?"
     r"\s*(?P<half>[ap]\.?\s?m\.?|noon|midnight|o'clock)?"
+)
+_POINTED = re.compile(r"(?i)^(\d{1,2})\.(\d\d)\s*(?=[ap]\.?\s?m)")  # 2.30 pm
+_SPOKEN = re.compile(
+    r"(?i)(?:a\s+)?(half|quarter)\s+(past|after|to|before|of)\s+([a-z]+|\d{1,2})(?:\s+o'clock)?"
 )
 _NAMED = re.compile(
     r"(?i)(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s+)?"
@@ -34,6 +40,9 @@ def time_of_day(text: str) -> int | None:
         return 43200
     if text.lower() in ("midnight", "12 midnight"):
         return 0
+    text = _POINTED.sub(r"\1:\2 ", text)
+    if spoken := _SPOKEN.fullmatch(text):
+        return _spoken(*spoken.groups())
     match = _TIME.fullmatch(text)
     if match is None or (match["minute"] is None and match["half"] is None):
         return None
@@ -44,6 +53,16 @@ def time_of_day(text: str) -> int | None:
     if half in ("a", "p"):
         hour = hour % 12 + (12 if half == "p" else 0)
     return hour * 3600 + minute * 60 + second
+
+
+def _spoken(part: str, side: str, hour: str) -> int | None:
+    """Seconds since midnight of "half past two", "quarter to 3"."""
+    hour = in_digits(hour)
+    if not hour.isdigit() or not 1 <= int(hour) <= 12:
+        return None
+    minutes = 30 if part.lower() == "half" else 15
+    before = side.lower() in ("to", "before", "of")
+    return (int(hour) * 3600 - minutes * 60 if before else int(hour) * 3600 + minutes * 60) % 86400
 
 
 def half_named(text: str) -> bool:

@@ -21,7 +21,7 @@ _SIGNS = {
     "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∪": r"\cup ",
     "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ",
     "…": r"\ldots ", "⋯": r"\cdots ", "′": "'", "’": "'", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "θ": r"\theta ",
+    "θ": r"\theta ",
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda ",
     "μ": r"\mu ", "µ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ", "ρ": r"\rho ",
     "τ": r"\tau ", "ε": r"\epsilon ", "Δ": r"\Delta ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
@@ -57,7 +57,27 @@ def _unescaped(match: re.Match[str]) -> str:
     return match[0][1:]
 
 
+def _quantity(match: re.Match[str]) -> str:
+    r"""\SI{5}{\meter\per\second} is 5 meter per second."""
+    return f"{match[1]} {match[2]}".replace("\\", " ")
+
+
+def _arc(match: re.Match[str]) -> str:
+    """30°30' is (30+30/60)°."""
+    seconds = rf"+\frac{{{match[3]}}}{{3600}}" if match[3] else ""
+    return rf"({match[1]}+\frac{{{match[2]}}}{{60}}{seconds})^\circ "
+
+
+def _thousands(match: re.Match[str]) -> str:
+    """1.234.567,89 is 1234567.89: no number has two points."""
+    return match[0].replace(".", "").replace(",", ".")
+
+
 _REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:h|v)?phantom\s*\{[^{}]*\}", ""),
+    (r"\\num\s*\{([^{}]*)\}", r"\1"),
+    (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}", _quantity),
+    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?(?![\d.,]*\d)", _thousands),
     (r"\\text\s*\{\s*(?:\\\$|\$)\s*\}|\\text(?:dollar|sterling|euro)\b\{?\}?", " USD "),
     (r"\\\$(?=\s*[\d.\\-])|\\\$", " USD "),
     (r"\$|(?<!\\)\\[!()\[\]]|\\(?:displaystyle|textstyle|limits|nolimits)", ""),
@@ -86,6 +106,12 @@ _REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\%", "%"),
     (r"\\(?:&|_|#)", _unescaped),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|\\circ(?=\s*$)", r"^\\circ "),
+    (r"(?<=\d)\s*\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))", r"^\\circ "),
+    (r"(\d+)\s*\^\\circ\s*(\d{1,2})\s*'(?!')\s*(?:(\d{1,2})\s*(?:''|\"))?", _arc),
+    (r"(\d[\d,]*(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
+    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    (r"(?<=[(\[,+-])\s*(?:inf|oo)(?=\s*[,)\]]|$)", r"\\infty "),
+    (r"^<([^<>=]*,[^<>=]*)>$", r"\\langle \1\\rangle "),
     (r"\\sqrt\s*(\[[^\]]*\])?\s*\(", r"\\sqrt\1("),
     (r"(?<![\\A-Za-z])(sqrt|cbrt)\s*\(", r"\\\1("),
     (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
@@ -101,10 +127,21 @@ _ROOT_SIGN = re.compile(r"√\s*(\d+(?:\.\d+)?)")  # the bar of a printed root c
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d,])(?!\.\d*\s\d)")
 
 
+# What NFKC would turn into letters, and what is not seen.
+_BEFORE_NFKC = {
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}", "∶": ":", "º": "°", "˚": "°",
+    **dict.fromkeys(map(chr, [*range(9), *range(14, 32), 127]), " "),
+    **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", ""),
+    **dict.fromkeys(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]), ""),
+}  # fmt: skip
+_TABLE_BEFORE = str.maketrans(_BEFORE_NFKC)
+
+
 @lru_cache(maxsize=65536)
 def plain(text: str) -> str:
     """`text` in the one way of writing."""
-    text = _powers(text.strip()[:20_000])
+    text = _powers(text.translate(_TABLE_BEFORE).strip()[:20_000])
     text = _fractions(text)
     text = unicodedata.normalize("NFKC", text)
     text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
@@ -178,8 +215,14 @@ def _markdown(text: str) -> str:
 _AMOUNT = re.compile(r"(?<!\\)\$(?=\s*[\d.])")
 
 
+_DOLLARS = {"C": "CAD", "CA": "CAD", "A": "AUD", "AU": "AUD", "NZ": "NZD", "HK": "HKD", "S": "SGD"}
+_NAMED_DOLLAR = re.compile(r"(?<![A-Za-z\\])(CA?|AU?|NZ|HK|S)\\?\$(?=\s*\d)")
+
+
 def _dollars(text: str) -> str:
     """A dollar sign that opens no formula is a currency: $18 is USD 18, $18$ is 18."""
+    if text.count("$") == 1:
+        text = _NAMED_DOLLAR.sub(lambda match: f"{_DOLLARS[match[1]]} ", text)
     if text.count("$") - 2 * text.count("$$") - text.count(r"\$") == 1:
         return _AMOUNT.sub(" USD ", text)
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 from training.grading.reading.arithmetic import read_number
@@ -42,6 +43,8 @@ def read_regions(text: str) -> Region | None:
 
 def _joint(text: str, shape: Shape) -> Region | None:
     """x < 1 or x > 3 is a union, x > 1 and x < 3 what both have in common."""
+    if any(r"\ne" in item for item in shape.items):
+        return None
     parts = [_region(read_shape(item)) for item in shape.items]
     if not all(part is not None and part.certain for part in parts):
         return None
@@ -96,6 +99,10 @@ def _inequality(shape: Shape) -> Region | None:
     if signs == (r"\in",) and is_name(items[0]):
         inner = read_regions(items[1])
         return inner._replace(variable=squeezed(items[0]), certain=True) if inner else None
+    if signs == (r"\ne",) and _is_variable(items[0]) and not _is_variable(items[1]):
+        ends = ("-" + _INFINITY, items[1], _INFINITY)
+        sides = tuple(Interval(*pair, True, True) for pair in pairwise(ends))
+        return Region(sides, squeezed(items[0]))
     if not set(signs) <= {"<", ">", r"\le", r"\ge"}:
         return None
     if any(sign in (">", r"\ge") for sign in signs):  # read from right to left

@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from training.grading.reading.arithmetic import Number, read_number
+from training.grading.reading.number_words import PARTS, in_digits
+from training.grading.reading.short_numbers import clock_in_digits
 
 _F = Fraction
 # Dimension -> unit -> how many of the dimension's first unit it is.
@@ -40,6 +42,8 @@ _TABLE: dict[str, dict[str, Fraction | int]] = {
     "money": {"USD dollar usd buck": 1, "cent ¢ penny pennies": _F(1, 100)},
     "euro": {"€ EUR euro": 1}, "pound": {"£ GBP": 1}, "yen": {"¥ JPY yen": 1},
     "rupee": {"₹ Rs Rs. INR rupee": 1},
+    **{one.lower(): {one: 1} for one in ["CAD", "AUD", "NZD", "HKD", "SGD", "CHF", "KRW"]},
+    "yuan": {"CNY RMB yuan": 1},
     "angle": {"\\circ degree deg": 1, "radian rad": 0},
     "celsius": {"C celsius": 1}, "fahrenheit": {"F fahrenheit": 1},
     "force": {"N newton": 1}, "energy": {"J joule": 1, "kJ": 1000, "eV": 0, "erg": _F(1, 10**7)},
@@ -69,7 +73,7 @@ _FORBIDDEN = frozenset([
     "equal", "divided", "by", "mod", "modulo", "base", "except", "then", "about", "least",
     "most", "maybe", "perhaps", "possibly", "between", "because", "so", "answer", "power",
     "root", "remainder", "choose", "percent", "sqrt", "pi", "wait", "no",
-])  # fmt: skip
+]) | (PARTS - frozenset(_SCALES))  # fmt: skip
 _PADDING = frozenset([
     "a", "an", "the", "of", "in", "total", "altogether", "each", "all", "exactly", "only",
     "long", "wide", "high", "old",
@@ -82,7 +86,7 @@ _HEAD = re.compile(
     re.DOTALL,
 )
 _BEFORE = re.compile(
-    r"^(?P<sign>[+-]?)\s*(?P<money>USD|US\s*USD|€|£|¥|₹|EUR|GBP|Rs\.?)\s*(?P<rest>[+-]?[\d.\\(].*)$"
+    r"^(?P<sign>[+-]?)\s*(?P<money>USD|US\s*USD|€|£|¥|₹|EUR|GBP|JPY|INR|CAD|AUD|NZD|HKD|SGD|CHF|KRW|CNY|RMB|Rs\.?)\s*(?P<rest>[+-]?[\d.\\(].*)$"
 )
 _WORD = re.compile(
     r"\s*(?:(?P<word>\\circ|[A-Za-z€£¥₹¢]+\.?)|(?P<power>\^\s*\{?\s*(?P<exponent>-?\d+)\s*\}?)|(?P<by>/|\\cdot|\\times|\*|-))"
@@ -243,8 +247,11 @@ def _duration(text: str) -> Quantity | None:
     if len(parts) < 2 or rest:
         return None
     total, dimensions = Fraction(0), set()
+    hours = False
     for digits, word in parts:
         name = singular(word)
+        name = "min" if name == "m" and hours else name  # 2h 30m
+        hours = hours or name in ("h", "hr", "hour")
         if name not in _KNOWN:
             return None
         dimension, size = _KNOWN[name]
@@ -258,30 +265,16 @@ def _duration(text: str) -> Quantity | None:
     return Quantity(number, Fraction(1), ((dimensions.pop(), 1),), Fraction(1))
 
 
-_ONES = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
-    "eighteen", "nineteen",
-]  # fmt: skip
-_TENS = [
-    "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-]  # fmt: skip
-_NUMERALS = {word: place for place, word in enumerate(_ONES)} | {
-    word: 10 * (place + 2) for place, word in enumerate(_TENS)
-}
-_SPELLED = re.compile(
-    rf"(?i)^(minus |negative )?((?:{'|'.join([*_TENS, *sorted(_ONES, key=len, reverse=True)])})"
-    rf"(?:[- ](?:{'|'.join(_ONES[1:10])}))?)(?![A-Za-z])"
-    r"(?=$|\s+(?!half|third|quarter|fourth)[A-Za-z]|\s*%)"
-)
-
-
 _N = r"(-?\d[\d,]*(?:\.\d+)?)"
 _PHRASES = [
     (re.compile(pattern, re.IGNORECASE), form)
     for pattern, form in [
         (r"(?:so\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*(.*)", r"\1"),
         (r"\\approx\s*(.*)", r"\1"),
+        (r"(.*\S)\s+only", r"\1"),
+        (r"(?:the\s+set\s+of\s+)?(?:all\s+)?real\s+numbers|all\s+reals", r"\\mathbb{R}"),
+        (r"(?:the\s+set\s+of\s+)?all\s+integers", r"\\mathbb{Z}"),
+        (rf"{_N}\s+to\s+{_N}", r"\1:\2"),
         (r"(?:approximately|approx\.?|about|roughly|around|exactly|precisely)\s+(.*)", r"\1"),
         (rf"{_N}\s+(?:more\s+than|plus|added\s+to)\s+{_N}", r"\1+\2"),
         (rf"{_N}\s+(?:less|fewer)\s+than\s+{_N}", r"\2-\1"),
@@ -295,6 +288,7 @@ _PHRASES = [
         (rf"half\s+of\s+{_N}", r"\\frac{\1}{2}"),
         (rf"(?:negative|minus)\s+{_N}", r"-\1"),
         (r"(?:the\s+)?(?:square\s+)?root\s+of\s+(\d+)", r"\\sqrt{\1}"),
+        (r"half\s+a\s+dozen(.*)", r"6\1"),
         (r"one[- ]half|half|a half", r"\\frac{1}{2}"),
         (r"(?:one|a)[- ]third", r"\\frac{1}{3}"),
         (r"two[- ]thirds", r"\\frac{2}{3}"),
@@ -306,11 +300,7 @@ _PHRASES = [
 
 def spelled(text: str) -> str:
     """`text` with numbers in words as digits: "five apples" is "5 apples", "6 squared" is (6)^2."""
-    match = _SPELLED.match(text)
-    words = re.split(r"[- ]", match[2].lower()) if match else []
-    if match and (len(words) == 1 or words[0] in _TENS):
-        value = sum(_NUMERALS[word] for word in words)
-        text = f"{'-' if match[1] else ''}{value}{text[match.end() :]}"
+    text = in_digits(clock_in_digits(text))
     for pattern, form in _PHRASES:
         found = pattern.fullmatch(text)
         if found:
