@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from starlette.routing import Mount, Route
 from vllm.engine.protocol import EngineClient
 
 from adapters.store import Store
-from serving import admin_api, metrics_page, models_api, playground, well_formed
+from serving import admin_api, engines, metrics_page, models_api, playground, well_formed
 from serving.admission import Admission
 from serving.aliases import Aliases
 from serving.engine_cache import EngineCache
@@ -59,7 +60,7 @@ class ModelsEndpoint:
         if args.admin_key:
             app.state.admin_digest = hashlib.sha256(args.admin_key.encode()).digest()
             app.include_router(admin_api.router)
-        app.state.drain = Drain()
+        app.state.drain = args.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if args.guard_key:
             app.add_middleware(ApiKey, key=args.guard_key)
@@ -80,7 +81,12 @@ class ModelsEndpoint:
             capacity=args.max_cpu_loras,
         )
         shares_slots = compat.shares_slots(engine_client.vllm_config) if args.gate else False
-        slots = Slots(args.max_loras, args.max_waiting)
+        slots = Slots(
+            args.max_loras,
+            args.max_waiting,
+            engines=engines.count(engine_client),
+            load=partial(engines.in_flight, engine_client),
+        )
         prompt: ServedPrompt | None = args.prompt
         default_gate = make_default_gate(engine_client, args)
         aliases = Aliases(store, cache, slots, shares_slots, prompt, default_gate)
