@@ -160,17 +160,17 @@ class Slots:
         waited = self._clock() - self._waiting[0].since
         return waited > self.patience * (1 + adapters / self.total)
 
-    def _next(self) -> list[str]:
-        """The versions whose turn may come, the next one first."""
+    def _next(self) -> str:
+        """The version whose turn is next."""
         if self._impatient():
-            return [self._waiting[0].version]
+            return self._waiting[0].version
         wanted = Counter(one.version for one in self._waiting)
-        return sorted(wanted, key=wanted.__getitem__, reverse=True)  # of equals the one first here
+        return max(wanted, key=wanted.__getitem__)  # of equals the one that has waited longest
 
     def _admit(self) -> None:
         """Give turns, each to all that wait for one version."""
         self._waiting = deque(one for one in self._waiting if not one.turn.cancelled())
-        while self._waiting and any(self._enter(version) for version in self._next()):
+        while self._waiting and self._enter(self._next()):
             pass
 
     def _enter(self, version: str) -> bool:
