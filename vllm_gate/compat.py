@@ -38,9 +38,6 @@ NOT_GATED: dict[str, tuple[Any, ...]] = {
     "return_sampling_mask": (False,),
     "enable_batch_sharded_sampling": (False,),
     "watermark_config": (),
-    # A replay takes the adapter away from other rows of the batch on the device, after vLLM has
-    # counted the adapters that a step needs.
-    "specialize_active_lora": (False,),
     # Never tried: a replayed position without its token, or without the layers that share caches.
     "enable_prompt_embeds": (False,),
     "kv_sharing_fast_prefill": (False,),

@@ -330,6 +330,15 @@ TABLE: tuple[Patch, ...] = (
     Patch("server", "vllm.v1.engine.async_llm:AsyncLLM", "shutdown", "instance", "",
           "bdbf42b739a6731d6553b015cc04bd2abeb907b5d0ae42ef19e75497f4b3745d",
           "new requests are refused once the engine drains", "a drain upstream that answers 503"),
+    Patch("server", "vllm.v1.engine.core_client:DPLBAsyncMPClient", "get_core_engine_for_request",
+          "rely", "", "964adc43fd38ab3250a1d96606a82d1c59a04baadc882e3b9c23431b9440c497",
+          "a request goes to the engine that has its LoRA slot (data_parallel_rank)", ""),
+    Patch("server", "vllm.v1.engine.core_client:AsyncMPClient", "call_utility_all_async", "rely",
+          "", "477aad87bf49a96dd58709afad5ece22bbb58f32f6cf3f39c3144df3f9e85a5d",
+          "all engines say which adapters they hold", ""),
+    Patch("server", "vllm.v1.engine.utils:CoreEngineProcManager", "monitor_engine_liveness", "rely",
+          "", "6e14b6a89de06485ae6d5034cff3f626b1585dc881cef0f108de35ee0b06b8eb",
+          "the engine that has ended by itself is named", ""),
 )
 # fmt: on
 

@@ -54,7 +54,9 @@ class Engine:
         return [list(self.loaded)] if method == "adapters_on_device" else [None]
 
 
-def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2) -> Admission:
+def make_admission(
+    tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2, engines: int = 1
+) -> Admission:
     """Admission over the store `tmp_path/store`."""
     numbers = iter(range(1, 10_000))
     models = SimpleNamespace(
@@ -72,7 +74,7 @@ def make_admission(tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2
         models=models,  # type: ignore[arg-type]
         capacity=capacity,
     )
-    return Admission(Aliases(store, cache, Slots(slots, patience=0.0)), gated=True)
+    return Admission(Aliases(store, cache, Slots(slots, patience=0.0, engines=engines)), gated=True)
 
 
 def completion(model: str, **arguments: Any) -> CompletionRequest:
