@@ -28,7 +28,10 @@ class Refusal(NamedTuple):
     but: tuple[Any, ...] = ()  # values that are harmless, beside vLLM's default
 
 
-_ONE_PROCESS = "the server is one process; start several behind a load balancer"
+_ONE_PROCESS = (
+    "one process answers, as two would number the adapters apart, and an engine would take one for "
+    "another; leave it out, or start several servers behind a load balancer"
+)
 _ALL_ENGINES = (
     "the server itself starts all engines of --data-parallel-size and shares requests out among "
     "them; leave the flag out, or start several servers behind a load balancer"
