@@ -98,6 +98,10 @@ class GateRunnerV1(SeededRows):
         rows = input_batch.request_lora_mapping[: input_batch.num_reqs].copy()  # LoRA ids, 0: base
         index = input_batch.req_id_to_index
         rows[[index[name] for name, step in self._plan.items() if not step.replays]] = 0
+        if not rows.any():  # most steps: nothing is looked up, and vLLM finds the mapping it has
+            samples, positions = int(num_sampled_tokens.sum()), int(num_scheduled_tokens.sum())
+            self._set_active_loras((0,) * samples, (0,) * positions, set(), mapping_type)
+            return
         replays = [index[name] for name, step in self._plan.items() if step.replays]
         tokens = _of_first(rows, num_scheduled_tokens, replays)
         used = np.unique(tokens)  # the others need no slot in this step
