@@ -48,7 +48,7 @@ class Parallel(NamedTuple):
             prompt=prompt,
             max_tokens=24,
             temperature=0,
-            extra_body={"return_token_ids": True} | mode,
+            extra_body={"return_token_ids": True, "ignore_eos": True} | mode,
             extra_headers={} if rank is None else {"X-data-parallel-rank": str(rank)},
         )
 
