@@ -36,23 +36,38 @@ def acting(modules: Iterable[str]) -> list[str]:
     return [name for name in modules if name.rpartition(".")[2] not in INERT]
 
 
-def entropy(logits: torch.Tensor) -> torch.Tensor:
+def entropy(logits: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
     """Shannon entropy of softmax(logits), in nats. Not differentiable.
 
     Args:
         logits: [..., V], any float type; entries of -inf are tokens that cannot be taken.
+        rows: of logits [R, V], the ones that are wanted, in any order; None: all.
 
     Returns:
-        [...] float32, each between 0 and log V.
+        [...] float32, or one for each of `rows`, each between 0 and log V.
     """
     import torch
 
-    rows = logits.reshape(-1, logits.shape[-1])
+    every = logits.reshape(-1, logits.shape[-1])
+    vocab = every.shape[-1]
     # A few rows at a time, so that what is computed on the way stays in the cache.
-    at_once = CACHED if logits.device.type == "cpu" else BOUNDED
-    parts = [_sums(part) for part in rows.split(max(1, at_once // rows.shape[-1]))]
-    total, product = (torch.cat(sums) for sums in zip(*parts, strict=True))
-    return (total.log() - product / total).view(logits.shape[:-1])
+    cpu = logits.device.type == "cpu"
+    size = _rows_at_a_time(vocab, torch.get_num_threads()) if cpu else max(1, BOUNDED // vocab)
+    if rows is None or list(rows) == list(range(len(every))):
+        pieces = every.split(size)
+    else:
+        pieces = tuple(every[rows[at : at + size]] for at in range(0, max(len(rows), 1), size))
+    total, product = (torch.cat(sums) for sums in zip(*map(_sums, pieces), strict=True))
+    found = total.log() - product / total
+    return found if rows is not None else found.view(logits.shape[:-1])
+
+
+def _rows_at_a_time(vocab: int, threads: int) -> int:
+    """Rows of one pass on a CPU: what fits a core's cache, for each thread, and at least one row.
+
+    torch splits a pass among its threads. With a row for each, none waits for half of another's.
+    """
+    return threads * max(1, CACHED // vocab)
 
 
 def _sums(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,8 @@ run also takes the time to the first token: seconds until a batch of prompts has
 thresholds are calibrated on the entropies of the same requests; the gate rate that was reached
 stands in the table. So does the best ratio that it leaves, for a gated token costs one more step.
 
-With --speculative ngram two more engines draft tokens by n-grams: the base's, and the gate's.
+With --speculative ngram two more engines draft tokens by n-grams: the base's, and the gate's. With
+--drafts-up-to 4 they stop in larger batches.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class GateConfig(Config):
     compiled: bool = Field(False, description="Also the base as vLLM compiles it without LoRA.")
     speculative: Literal["", "ngram"] = Field("", description="Also with speculative decoding.")
     drafts: int = Field(4, ge=1, description="Drafted tokens of a step, with --speculative.")
+    drafts_up_to: int = Field(
+        0,
+        ge=0,
+        description="Draft for so many sequences at a time, not for more; 0: for any number.",
+    )
     starts: int = Field(1, ge=0, description="With --model: starts of each server; 0: none.")
 
     @model_validator(mode="after")
@@ -198,12 +204,14 @@ def measure(
 
 def speculative_config(config: GateConfig) -> dict[str, Any]:
     """vLLM's speculative configuration."""
+    few, drafts = config.drafts_up_to, config.drafts
+    by_load = {"num_speculative_tokens_per_batch_size": [[1, few, drafts], [few + 1, few + 1, 0]]}
     return {
         "method": config.speculative,
-        "num_speculative_tokens": config.drafts,
+        "num_speculative_tokens": drafts,
         "prompt_lookup_min": 2,
         "prompt_lookup_max": 4,
-    }
+    } | (by_load if few else {})
 
 
 def report(runs: dict[str, list[Run]], batch: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ aliases.py        which version answers for a name, and how that changes
 plain_folders.py  plain PEFT folders of the store become versions
 engine_cache.py   versions in the engine: loaded, used, dropped
 slots.py          fair turns where there are more adapters than slots
+engines.py        what is asked of each engine behind the server
 default_gate.py   the threshold of adapters that bring none, by the server's own traffic
 shipped_prompts.py  and by the base's answers to prompts, where traffic has not measured it
 prompts.py        the prompt that chats are rendered with

@@ -23,6 +23,7 @@ from adapters.manifest import NAME_PATTERN, Score
 from adapters.store import StoreAwayError, StoreError
 from serving.aliases import Aliases
 from serving.default_gate import Source
+from serving.engine_cache import LoadedVersion
 
 logger = logging.getLogger("serving.admin")
 
@@ -42,7 +43,12 @@ class VersionState(BaseModel):
     """One version in the engine, or on its way in or out."""
 
     version: Version
-    state: State = Field(description="device: in a slot; host: in host memory; draining: finishing")
+    state: State = Field(
+        description="device: in a slot of an engine; host: in host memory; draining: finishing"
+    )
+    engines: list[int] = Field(
+        [], description="Those with it in a slot (--data-parallel-size), by rank.", examples=[[0]]
+    )
     pinned: bool = False
     in_flight: int = Field(0, description="Requests it answers now.")
     waiting: int = Field(0, description="Requests that wait for its slot.")
@@ -76,7 +82,7 @@ class Adapters(BaseModel):
     """GET /admin/adapters."""
 
     data: list[AdapterState]
-    slots: int = Field(description="Versions that may answer at a time.")
+    slots: int = Field(description="LoRA slots of all engines.")
     waiting: int = Field(description="Requests that wait for a slot.")
 
 
@@ -150,7 +156,7 @@ async def list_adapters(who: Who, aliases: Served) -> Adapters:  # noqa: ARG001
     states = [await _state(aliases, name, locations) for name in names]
     return Adapters(
         data=[one for one in states if one is not None],
-        slots=aliases.slots.count,
+        slots=aliases.slots.total,
         waiting=aliases.slots.waiting + aliases.host_slots.waiting,
     )
 
@@ -263,8 +269,14 @@ async def _shown(aliases: Aliases, name: str) -> AdapterState:
     return state
 
 
+def _where(loaded: LoadedVersion, locations: dict[str, list[int]]) -> State:
+    if loaded.retired:
+        return "draining"
+    return "device" if locations.get(loaded.version) else "host"
+
+
 async def _state(
-    aliases: Aliases, name: str, locations: dict[str, Literal["device", "host"]]
+    aliases: Aliases, name: str, locations: dict[str, list[int]]
 ) -> AdapterState | None:
     try:
         listing = await asyncio.to_thread(aliases.checked, name)
@@ -281,7 +293,8 @@ async def _state(
     resident = [
         VersionState(
             version=one.version,
-            state="draining" if one.retired else locations.get(one.version, "host"),
+            state=_where(one, locations),
+            engines=locations.get(one.version, []),
             pinned=one.pinned,
             in_flight=one.in_flight,
             waiting=aliases.waiting_for(one.version),

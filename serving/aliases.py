@@ -84,24 +84,26 @@ class Aliases:
             QueueFullError: too many wait for a slot.
         """
         mine = RequestContext.current()
-        # Whoever waits for a place has its slot already, so nobody waits in a circle.
-        turns = [self.host_slots] if gated and self.shares_slots else [self.slots, self.host_slots]
         while True:
             version = await self.version(name)
             loaded = self.cache.get(version)
             if mine is not None and mine.version == version and loaded is not None:
                 return loaded  # vLLM asks twice on some ways
             with ExitStack() as taken:
-                for turn in turns:
-                    await turn.take(version)
-                    taken.callback(turn.give, version)
+                # Whoever waits for a place has its slot already, so nobody waits in a circle.
+                engine = None
+                if not (gated and self.shares_slots):
+                    engine = await self.slots.take(version, mine.asked_engine if mine else None)
+                    taken.callback(self.slots.give, version, engine)
+                await self.host_slots.take(version)
+                taken.callback(self.host_slots.give, version)
                 loaded = await self._load(version, name)
                 if loaded is None:  # replaced while this waited
                     continue
                 self.cache.enter(loaded)
                 taken.callback(self.cache.leave, loaded)
                 if mine is not None:  # else nothing says when the request is over
-                    mine.version = version
+                    mine.version, mine.engine = version, engine
                     mine.held.enter_context(taken.pop_all())
                 return loaded
 
@@ -334,7 +336,8 @@ class Aliases:
         loaded = await self.preload(name)
         if pinned and len(self.slots.pinned | {loaded.version}) >= self.slots.count:
             raise AdapterError(
-                name, f"of {self.slots.count} slots (--max-loras) one must stay unpinned"
+                name,
+                f"of {self.slots.count} slots an engine (--max-loras) one must stay unpinned",
             )
         await self.cache.pin(loaded, pinned)
         for turns in (self.slots, self.host_slots):

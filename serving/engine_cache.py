@@ -12,8 +12,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -24,6 +24,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.lease import Lease
 from adapters.manifest import Gate
 from adapters.store import Store, StoreAwayError
+from serving import engines
 from serving.metrics import EVICTIONS, LOAD_SECONDS, LOADS
 from serving.plain_folders import PlainFolders
 
@@ -158,6 +159,8 @@ class EngineCache:
         try:
             await self.engine.add_lora(lora)
         except Exception as error:  # the engine's own words, whatever their type
+            with suppress(Exception):  # of several engines another one may hold it
+                await self.engine.remove_lora(lora.lora_int_id)  # type: ignore[attr-defined]
             raise AdapterError(found.id, f"the engine cannot load it: {error}") from error
         loaded = self._by_version[found.id] = LoadedVersion(found.id, found.gate, lora, lease, {})
         # One LoRARequest under both names: the engine holds the weights once.
@@ -193,10 +196,13 @@ class EngineCache:
             loaded.pinned_in_engine = pinned
         loaded.pinned = pinned
 
-    async def locations(self) -> dict[str, Literal["device", "host"]]:
-        """Where each one's weights are: in a slot of the device, or in host memory alone."""
-        slots = set((await self.engine.collective_rpc("adapters_on_device"))[0])
-        return {one.version: "device" if one.lora.lora_int_id in slots else "host" for one in self}
+    async def locations(self) -> dict[str, list[int]]:
+        """The engines that have each one in a LoRA slot; the others have it in host memory."""
+        slots = await engines.on_each(self.engine, "adapters_on_device")
+        return {
+            one.version: [rank for rank, ids in enumerate(slots) if one.lora.lora_int_id in ids]
+            for one in self
+        }
 
     def _drop_if_done(self, loaded: LoadedVersion) -> None:
         if loaded.retired and not loaded.in_flight:

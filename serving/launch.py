@@ -34,6 +34,10 @@ PLUGINS = (starting.PLUGIN,)
 CPU_KV_CACHE_BYTES = 2**30
 
 
+class EngineFailureError(RuntimeError):
+    """An engine has ended by itself."""
+
+
 @dataclass(frozen=True)
 class Base:
     """What has to be known of the base model before vLLM starts."""
@@ -205,6 +209,7 @@ async def run(args: Namespace) -> None:
 
     Raises:
         SettingsError: the server cannot listen as told, or lacks what only its engine shows.
+        EngineFailureError: an engine has ended by itself, and the server with it.
     """
     setup_server = vllm_versions.find("setup_server", vllm_versions.RUN_SERVER)
     run_server_worker = vllm_versions.find("run_server_worker", vllm_versions.RUN_SERVER)
@@ -223,6 +228,8 @@ async def run(args: Namespace) -> None:
             f"--model {args.model}: vLLM did not load the plugin '{starting.PLUGIN}' for it, as "
             "the model does not generate text; serve it with `vllm serve`"
         )
+    if args.drain.failure is not None:
+        raise EngineFailureError(args.drain.failure)
 
 
 def _interrupt(*_: object) -> None:
@@ -271,4 +278,7 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
             uvloop.run(run(args))
         except KeyboardInterrupt:
             logger.info("stopped before the server was up")
+        except EngineFailureError as error:
+            logger.error("%s, and the server with all its engines; start it again", error)
+            return 1
     return 0

@@ -174,14 +174,15 @@ class Gauges:
         adapters = Gauge("adapters", "Names of the store and versions in the engine.")
         for state in STATES:
             adapters.add(f'state="{state}"', states[state])
-        busy = len(aliases.slots.pinned | set(aliases.slots.busy))
         waiting = aliases.slots.waiting + aliases.host_slots.waiting
         gauges = (
             *(info, flying, tau, rate, adapters),
             *self._default_gate(),
             *self._store(),
-            Gauge("slots", "LoRA slots of the engine (--max-loras).").set(aliases.slots.count),
-            Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(busy),
+            Gauge("slots", "LoRA slots of all engines (--max-loras).").set(aliases.slots.total),
+            Gauge("slots_busy", "Slots whose version answers, or is pinned.").set(
+                aliases.slots.in_use
+            ),
             Gauge("queue_requests", "Requests that wait for a slot.").set(waiting),
         )
         return "".join(part for gauge in gauges for part in gauge.parts)

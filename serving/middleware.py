@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 
-from serving import playground
+from serving import engines, playground
 from vllm_gate import patches
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,11 @@ class ApiKey:
 
 
 class Drain:
-    """Whether the engine has been told to stop."""
+    """Whether the engine has been told to stop, or has ended by itself."""
 
     def __init__(self) -> None:
         self.begun = False
+        self.failure: str | None = None
 
     def watch(self, engine: EngineClient) -> None:
         """Notice when vLLM's signal handler shuts `engine` down."""
@@ -115,8 +116,9 @@ class Drain:
         @functools.wraps(shutdown)
         def noticing(*args: Any, **kwargs: Any) -> Any:  # in a thread of vLLM's
             if not self.begun:
-                self.begun = True
-                logger.info("shutting down: requests in flight finish, new ones are refused")
+                self.begun, self.failure = True, engines.failure(engine)
+                if self.failure is None:
+                    logger.info("shutting down: requests in flight finish, new ones are refused")
                 for number in signals:
                     loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
             return shutdown(*args, **kwargs)

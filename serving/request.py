@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.metrics import METRICS, UNKNOWN, Labels, Series
@@ -40,6 +40,7 @@ LOGGED = ("/v1/", "/inference/")  # paths that ask for an answer
 SHED = (429, 503)  # come again later
 ERROR = b'data: {"error"'  # an event of a stream that cannot go on
 VERSION_HEADER = "X-ReasonMaxxer-Version"
+ENGINE_HEADER = "X-data-parallel-rank"  # vLLM's: the engine that is to answer
 _COMPLETION = re.compile(rb'"object":"(?:chat\.completion|text_completion)')
 _FINGERPRINT = re.compile(rb'"system_fingerprint":(?:null|"(?:[^"\\]|\\.)*")')
 
@@ -53,6 +54,8 @@ class RequestContext(AnswerContext):
     version: str | None = None  # NAME@HASH that answers; None: the base
     series: Series | None = None  # of the version and its mode, from the admission on
     held: ExitStack = field(default_factory=ExitStack)  # slot and version, until the end
+    asked_engine: int | None = None  # that the client asks for
+    engine: int | None = None  # that has the request's slot; None: vLLM chooses
     watched: bool | None = None  # of the base: whether the server measures entropies at it
     retry_after: int | None = None  # seconds, where the answer is "come again"
     request_id: str | None = None
@@ -115,7 +118,9 @@ class RequestContext(AnswerContext):
     # --------------------------------------------------------------------------------- tokens
 
     def begin(self, request: EngineCoreRequest) -> Sequence | None:
-        """A sequence of the answer begins."""
+        """A sequence of the answer begins, and goes to the engine that has its slot."""
+        if self.engine is not None:
+            request.data_parallel_rank = self.engine
         gated = super().begin(request)
         if self.series is None:
             return gated
@@ -195,6 +200,9 @@ class RequestMiddleware(GateAnswers):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         mine = RequestContext()
+        asked = Headers(scope=scope).get(ENGINE_HEADER, "")
+        if asked.isdecimal():
+            mine.asked_engine = int(asked)
         status: int | None = None
         complete = broken = gone = False
 

@@ -17,7 +17,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Literal
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -36,8 +35,6 @@ REPLACED = frozenset(
         "vllm:num_cpu_loaded_lora_adapters",
     }
 )
-ENGINE = "0"  # each engine of a data-parallel server holds the same adapters
-LEVELS: dict[str, Literal["gpu", "cpu"]] = {"device": "gpu", "host": "cpu"}
 FRESH_SECONDS = 1.0  # the engine's slots are not asked for more often
 PATIENCE_SECONDS = 0.2  # a scrape waits no longer for an engine that is busy
 
@@ -52,7 +49,7 @@ class RouterSeries:
     def __init__(self, aliases: Aliases, gated: bool) -> None:
         self.aliases = aliases
         self.suffixes = ("", GATED) if gated else ("",)
-        self._locations: dict[str, Literal["device", "host"]] = {}
+        self._locations: dict[str, list[int]] = {}  # version -> engines that have it in a slot
         self._asked = -FRESH_SECONDS
         self._asking: asyncio.Task[None] | None = None
 
@@ -87,14 +84,13 @@ class RouterSeries:
             if self.aliases.waiting_for(version)
             for name in its
         ]
-        levels = {one.version: LEVELS[self._locations.get(one.version, "host")] for one in loaded}
         info = GaugeMetricFamily(
             "vllm:lora_requests_info",
             "Names whose adapters answer or wait; the value is the time.",
             labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
         # In names, as what it is compared with: each adapter in a slot has so many.
-        limit = self.aliases.slots.count * len(self.suffixes)
+        limit = self.aliases.slots.total * len(self.suffixes)
         info.add_metric((str(limit), ",".join(running), ",".join(waiting)), time.time())
         yield info
         residents = GaugeMetricFamily(
@@ -102,20 +98,22 @@ class RouterSeries:
             "1 for each name whose adapter is in a slot (gpu) or in host memory alone (cpu).",
             labels=("engine", "adapter_name", "level", "pinned"),
         )
-        for one in loaded:
-            for name in names.get(one.version, ()):
-                pinned = str(one.pinned).lower()
-                residents.add_metric((ENGINE, name, levels[one.version], pinned), 1)
-        yield residents
-        in_slots = sum(level == "gpu" for level in levels.values())
-        for level, count in (("gpu", in_slots), ("cpu", len(loaded))):
-            family = GaugeMetricFamily(
-                f"vllm:num_{level}_loaded_lora_adapters",
-                "Adapters in slots." if level == "gpu" else "Adapters in host memory.",
-                labels=("engine",),
-            )
-            family.add_metric((ENGINE,), count)
-            yield family
+        in_slots = GaugeMetricFamily(
+            "vllm:num_gpu_loaded_lora_adapters", "Adapters in slots.", labels=("engine",)
+        )
+        in_memory = GaugeMetricFamily(
+            "vllm:num_cpu_loaded_lora_adapters", "Adapters in host memory.", labels=("engine",)
+        )
+        for engine in range(len(self.aliases.slots.engines)):
+            there = {v for v, engines in self._locations.items() if engine in engines}
+            for one in loaded:
+                level = "gpu" if one.version in there else "cpu"
+                for name in names.get(one.version, ()):
+                    labels = (str(engine), name, level, str(one.pinned).lower())
+                    residents.add_metric(labels, 1)
+            in_slots.add_metric((str(engine),), sum(one.version in there for one in loaded))
+            in_memory.add_metric((str(engine),), len(loaded))
+        yield from (residents, in_slots, in_memory)
 
     def _names(self) -> dict[str, list[str]]:
         """NAME@HASH -> the names of clients that it answers for now."""

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from argparse import Namespace
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -20,6 +21,7 @@ from adapters.store import Store
 from serving import (
     admin_api,
     controller_api,
+    engines,
     health,
     metrics_page,
     models_api,
@@ -74,7 +76,7 @@ class ModelsEndpoint:
         if controllers:
             app.state.controller_sources = Sources.parse(args.controller_sources)
             app.include_router(controller_api.router)
-        app.state.drain = Drain()
+        app.state.drain = args.drain = Drain()
         app.add_middleware(Draining, drain=app.state.drain)
         if args.guard_key:
             # A controller has one key for what it changes and for the models that it lists.
@@ -97,7 +99,12 @@ class ModelsEndpoint:
             capacity=args.max_cpu_loras,
         )
         shares_slots = compat.shares_slots(engine_client.vllm_config) if args.gate else False
-        slots = Slots(args.max_loras, args.max_waiting)
+        slots = Slots(
+            args.max_loras,
+            args.max_waiting,
+            engines=engines.count(engine_client),
+            load=partial(engines.in_flight, engine_client),
+        )
         prompt: ServedPrompt | None = args.prompt
         default_gate = make_default_gate(engine_client, args)
         aliases = Aliases(store, cache, slots, shares_slots, prompt, default_gate)

@@ -27,21 +27,24 @@ class QueueFullError(RuntimeError):
         self.status = status
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     version: str
     since: float
-    turn: asyncio.Future[None]
+    turn: asyncio.Future[int]  # the engine
+    wanted: int | None  # the engine that the client asks for
 
 
 class Slots:
     """Turns for versions, in one event loop.
 
     Args:
-        count: versions at a time (vLLM's --max-loras).
+        count: versions at a time on an engine (vLLM's --max-loras).
         queue: requests that may wait; one version may fill half of it.
         patience: seconds an adapter waits before its turn comes first; so many more as there are
             adapters waiting for each slot, or a long queue would be all impatience.
+        engines: how many there are.
+        load: requests in flight on an engine, those without a slot included.
     """
 
     def __init__(
@@ -50,13 +53,32 @@ class Slots:
         queue: int = 1024,
         patience: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        engines: int = 1,
+        load: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.count, self.queue, self.patience = count, queue, patience
-        self.busy: Counter[str] = Counter()  # version -> requests being answered
-        self.pinned: set[str] = set()  # versions that keep a slot, busy or not
+        # Of each engine: version -> requests being answered.
+        self.engines: list[Counter[str]] = [Counter() for _ in range(engines)]
+        self.pinned: set[str] = set()  # versions that keep a slot on every engine, busy or not
         self.longest_wait = 0.0  # seconds, of those that got their turn
-        self._clock = clock
+        self._clock, self._load = clock, load
         self._waiting: deque[_Waiting] = deque()
+
+    @property
+    def busy(self) -> Counter[str]:
+        """Version -> requests being answered, on all engines."""
+        return sum(self.engines, Counter())
+
+    @property
+    def total(self) -> int:
+        """Slots of all engines."""
+        return self.count * len(self.engines)
+
+    @property
+    def in_use(self) -> int:
+        """Slots whose version answers or is pinned, of all engines."""
+        return sum(len(self.pinned | set(busy)) for busy in self.engines)
 
     @property
     def waiting(self) -> int:
@@ -67,42 +89,68 @@ class Slots:
         """Requests in the queue for one version."""
         return sum(one.version == version for one in self._waiting)
 
-    async def take(self, version: str) -> None:
+    async def take(self, version: str, wanted: int | None = None) -> int:
         """Wait for `version`'s turn; each take needs one give.
+
+        Args:
+            version: NAME@HASH.
+            wanted: the engine that the client asks for; one that there is not counts as None.
+
+        Returns:
+            The engine that has the slot.
 
         Raises:
             QueueFullError: status 429 where this version's share of the queue is full, else 503.
         """
         now = self._clock()
-        if version in self.pinned or (self._fits(version) and not self._impatient()):
-            # Nobody in the queue could use the slot, or they would have it already.
-            self.busy[version] += 1
-            QUEUE_SECONDS.observe(0)
-            return
+        if wanted is not None and not 0 <= wanted < len(self.engines):
+            wanted = None  # vLLM refuses the request
+        if version in self.pinned or not self._impatient():
+            engine = self._engine(version, wanted)
+            if engine is not None:
+                # Nobody in the queue could use the slot, or they would have it already.
+                self.engines[engine][version] += 1
+                QUEUE_SECONDS.observe(0)
+                return engine
         if self.waiting_for(version) >= max(1, self.queue // 2):
             raise QueueFullError(version, 429, self.waiting_for(version))
         if self.waiting >= self.queue:
             raise QueueFullError(version, 503, self.waiting)
-        mine = _Waiting(version, now, asyncio.get_running_loop().create_future())
+        mine = _Waiting(version, now, asyncio.get_running_loop().create_future(), wanted)
         self._waiting.append(mine)
         try:
-            await mine.turn
+            return await mine.turn
         except asyncio.CancelledError:
             if mine.turn.cancelled():
                 self._admit()  # those behind it may fit where it did not
             else:
-                self.give(version)  # the turn came at the moment the client went
+                self.give(version, mine.turn.result())  # the client went as its turn came
             raise
 
-    def give(self, version: str) -> None:
-        """One request of `version` is over."""
-        self.busy[version] -= 1
-        if self.busy[version] <= 0:
-            del self.busy[version]
+    def give(self, version: str, engine: int = 0) -> None:
+        """One request of `version` is over, which had its slot on `engine`."""
+        busy = self.engines[engine]
+        busy[version] -= 1
+        if busy[version] <= 0:
+            del busy[version]
         self._admit()
 
-    def _fits(self, version: str) -> bool:
-        return version in self.busy or len(self.pinned | set(self.busy)) < self.count
+    def _engine(self, version: str, wanted: int | None) -> int | None:
+        """The least busy engine with a slot for `version`; None where there is none."""
+        engines = range(len(self.engines)) if wanted is None else (wanted,)
+        here = [one for one in engines if version in self.pinned or version in self.engines[one]]
+        crowded = any(one.version != version for one in self._waiting)
+        if not (here and crowded):
+            here += [
+                one
+                for one in engines
+                if one not in here and len(self.pinned | set(self.engines[one])) < self.count
+            ]
+        return min(here, key=self._requests, default=None)
+
+    def _requests(self, engine: int) -> int:
+        """Requests in flight on an engine; those that just got a slot have not reached it yet."""
+        return max(sum(self.engines[engine].values()), self._load(engine))
 
     def _impatient(self) -> bool:
         """Whether the head of the queue has waited so long that nothing goes before it."""
@@ -110,7 +158,7 @@ class Slots:
             return False
         adapters = len({one.version for one in self._waiting})
         waited = self._clock() - self._waiting[0].since
-        return waited > self.patience * (1 + adapters / self.count)
+        return waited > self.patience * (1 + adapters / self.total)
 
     def _next(self) -> str:
         """The version whose turn is next."""
@@ -122,12 +170,21 @@ class Slots:
     def _admit(self) -> None:
         """Give turns, each to all that wait for one version."""
         self._waiting = deque(one for one in self._waiting if not one.turn.cancelled())
-        while self._waiting and self._fits(version := self._next()):
-            now = self._clock()
-            enter = [one for one in self._waiting if one.version == version]
-            self._waiting = deque(one for one in self._waiting if one.version != version)
-            self.longest_wait = max(self.longest_wait, now - enter[0].since)
-            self.busy[version] += len(enter)
-            for one in enter:
-                QUEUE_SECONDS.observe(now - one.since)
-                one.turn.set_result(None)
+        while self._waiting and self._enter(self._next()):
+            pass
+
+    def _enter(self, version: str) -> bool:
+        """Give slots to those that wait for `version`; whether any got one."""
+        now = self._clock()
+        entered = False
+        for one in [one for one in self._waiting if one.version == version]:
+            engine = self._engine(version, one.wanted)
+            if engine is None:
+                continue  # the engine that the client asks for is full
+            self.longest_wait = max(self.longest_wait, now - one.since)
+            self.engines[engine][version] += 1
+            QUEUE_SECONDS.observe(now - one.since)
+            one.turn.set_result(engine)
+            entered = True
+        self._waiting = deque(one for one in self._waiting if not one.turn.done())
+        return entered

@@ -28,7 +28,14 @@ class Refusal(NamedTuple):
     but: tuple[object, ...] = ()  # values that are harmless, beside vLLM's default
 
 
-_ONE_PROCESS = "the server is one process; start several behind a load balancer"
+_ONE_PROCESS = (
+    "one process answers, as two would number the adapters apart, and an engine would take one for "
+    "another; leave it out, or start several servers behind a load balancer"
+)
+_ALL_ENGINES = (
+    "the server itself starts all engines of --data-parallel-size and shares requests out among "
+    "them; leave the flag out, or start several servers behind a load balancer"
+)
 _ONE_MACHINE = "the server runs on one machine; start one on each, behind a load balancer"
 _NO_GRPC = "the server speaks HTTP; leave the flag out"
 _STORE = "adapters come from the store; add one with `reasonmaxxer store import`"
@@ -43,11 +50,20 @@ REFUSED: dict[str, Refusal] = {
     "grpc": Refusal(_NO_GRPC),
     "grpc_port": Refusal(_NO_GRPC),
     "config": Refusal("put vLLM's flags under 'engine' in our own YAML file (--config FILE)"),
-    "data_parallel_multi_port_external_lb": Refusal(_ONE_PROCESS),
+    "data_parallel_multi_port_external_lb": Refusal(_ALL_ENGINES),
     "data_parallel_supervisor_port": Refusal(_ONE_PROCESS),
     "dp_supervisor_probe_interval_s": Refusal(_ONE_PROCESS),
     "dp_supervisor_probe_timeout_s": Refusal(_ONE_PROCESS),
     "dp_supervisor_probe_failure_threshold": Refusal(_ONE_PROCESS),
+    # Engines elsewhere, or of another server, would not have this one's adapters.
+    "data_parallel_rank": Refusal(_ALL_ENGINES),
+    "data_parallel_start_rank": Refusal(_ALL_ENGINES),
+    "data_parallel_size_local": Refusal(_ALL_ENGINES),
+    "data_parallel_external_lb": Refusal(_ALL_ENGINES),
+    "data_parallel_hybrid_lb": Refusal(_ALL_ENGINES),
+    "data_parallel_address": Refusal(_ONE_MACHINE),
+    "data_parallel_rpc_port": Refusal(_ONE_MACHINE),
+    "data_parallel_backend": Refusal(_ONE_MACHINE, ("mp",)),
     "nnodes": Refusal(_ONE_MACHINE),
     "node_rank": Refusal(_ONE_MACHINE),
     # Adapters that the store does not know have no version, no check and no gate.
@@ -78,6 +94,11 @@ REFUSED: dict[str, Refusal] = {
     ),
     # What is lost here cannot be told to the registry.
     "enable_elastic_ep": Refusal("a rescaled engine has lost its adapters; leave it out"),
+    "elastic_ep_max_dp_size": Refusal("a rescaled engine has lost its adapters; leave it out"),
+    # vLLM counts the adapters of a batch without the base, as if that were none of its rows.
+    "specialize_active_lora": Refusal(
+        "requests of the base beside an adapter's would leave the adapter out; leave the flag out"
+    ),
     "enable_fault_tolerance": Refusal("a recovered engine has lost its adapters; leave it out"),
     # Ours stand in its place.
     "worker_extension_cls": Refusal("the server needs its own there; leave it out"),
@@ -150,8 +171,22 @@ def parse(argv: Sequence[str]) -> Namespace:
     ]
     if refused:
         raise SettingsError("\n".join(refused).replace("--model-tag", str(args.model_tag)))
+    _check_engines(args)
     try:
         validate(args)
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
     return args
+
+
+def _check_engines(args: Namespace) -> None:
+    """Raise SettingsError where --data-parallel-size cannot be, or vLLM would drop a setting."""
+    if args.data_parallel_size < 1:
+        raise SettingsError(f"--data-parallel-size {args.data_parallel_size}: 1 or more engines")
+    by_load = "num_speculative_tokens_per_batch_size"
+    drafts = {key.replace("-", "_") for key in args.speculative_config or {}}
+    if args.data_parallel_size > 1 and by_load in drafts:
+        raise SettingsError(
+            f"--speculative-config: vLLM ignores {by_load} with --data-parallel-size; leave one of "
+            "the two out"
+        )

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from adapters.adapter import CONFIG, AdapterError
-from adapters.places import default_store
-from adapters.store import Store
+from adapters.places import default_store, open_store
 from training.evaluate_config import EvaluateConfig
 from training.problems import Problem, load_problems, read_trained_on, source_name
 from training.problems.overlap import Fingerprint, described, tested_overlaps
@@ -87,7 +86,7 @@ def _folder_of(config: EvaluateConfig) -> Path | None:
         return None
     if (Path(config.adapter) / CONFIG).is_file():
         return Path(config.adapter)
-    store = Store(config.store or default_store())
+    store = open_store(config.store or default_store())
     try:
         return store.path(store.resolve(config.adapter))
     except (KeyError, AdapterError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_gate.engine_arguments import ARGUMENTS, CORRECTED, SCHEDULER, WORKERS, engine_args
 from vllm_gate.errors import GateError
@@ -22,31 +22,39 @@ logger = logging.getLogger(__name__)
 # KV connectors that find blocks by tokens alone, without LoRA (vllm#44250, LMCache#2961).
 BY_TOKENS = ("LMCacheConnectorV1", "LMCacheMPConnector", "HF3FSKVConnector")
 
-# Flags of vLLM's server that cannot be combined with the gate, and their harmless values.
-NOT_GATED: dict[str, tuple[Any, ...]] = {
-    # A step would have to decide all positions at once, or parts of one.
-    "diffusion_config": (),
-    "pipeline_parallel_size": (1,),
-    "prefill_context_parallel_size": (1,),
-    "decode_context_parallel_size": (1,),
-    "enable_dbo": (False,),
-    "ubatch_size": (0,),
-    # What is reported of each position would have the replayed ones twice.
-    "enable_return_routed_experts": (False,),
-    # The gate's sampler does not do it.
-    "enable_trace_replay": (False,),
-    "return_sampling_mask": (False,),
-    "enable_batch_sharded_sampling": (False,),
-    "watermark_config": (),
-    # A replay takes the adapter away from other rows of the batch on the device, after vLLM has
-    # counted the adapters that a step needs.
-    "specialize_active_lora": (False,),
-    # Never tried: a replayed position without its token, or without the layers that share caches.
-    "enable_prompt_embeds": (False,),
-    "kv_sharing_fast_prefill": (False,),
-    # The gate's own stand there.
-    "scheduler_cls": (),
-    "worker_cls": ("auto",),
+
+class NotGated(NamedTuple):
+    """Why a flag cannot be combined with the gate."""
+
+    why: str
+    but: tuple[Any, ...] = ()  # values that are harmless, beside None
+
+
+_PARTS = "a step would have to decide parts of a position"
+_SAMPLER = "the gate's sampler does not do it"
+_UNTRIED = "it was never tried with a replay"
+_OURS = "the gate's own stands there"
+
+# Flags of vLLM's server that cannot be combined with the gate.
+NOT_GATED: dict[str, NotGated] = {
+    "diffusion_config": NotGated("a step would have to decide all positions at once"),
+    "pipeline_parallel_size": NotGated(_PARTS, (1,)),
+    "prefill_context_parallel_size": NotGated(_PARTS, (1,)),
+    "decode_context_parallel_size": NotGated(_PARTS, (1,)),
+    "enable_dbo": NotGated(_PARTS, (False,)),
+    "ubatch_size": NotGated(_PARTS, (0,)),
+    "enable_return_routed_experts": NotGated(
+        "replayed positions would be reported twice", (False,)
+    ),
+    "enable_trace_replay": NotGated(_SAMPLER, (False,)),
+    "return_sampling_mask": NotGated(_SAMPLER, (False,)),
+    "enable_batch_sharded_sampling": NotGated(_SAMPLER, (False,)),
+    "watermark_config": NotGated(_SAMPLER),
+    # A replayed position without its token, or without the layers that share caches.
+    "enable_prompt_embeds": NotGated(_UNTRIED, (False,)),
+    "kv_sharing_fast_prefill": NotGated(_UNTRIED, (False,)),
+    "scheduler_cls": NotGated(_OURS),
+    "worker_cls": NotGated(_OURS, ("auto",)),
 }
 
 # The same in the configuration of an engine that `vllm serve` or `vllm.LLM` has made.
@@ -73,10 +81,12 @@ def put_in(args: Namespace) -> None:
     from vllm.platforms import current_platform
 
     ours = engine_args(current_platform.device_type)
-    for dest, harmless in NOT_GATED.items():
-        if getattr(args, dest, None) not in (None, *harmless):
-            flag = f"--{dest.replace('_', '-')}"
-            raise GateError(f"{flag}: not together with the gate; leave it out, or use --gate off")
+    for dest, refusal in NOT_GATED.items():
+        if getattr(args, dest, None) not in (None, *refusal.but):
+            raise GateError(
+                f"--{dest.replace('_', '-')}: not together with the gate, as {refusal.why}; leave "
+                "it out, or use --gate off"
+            )
     told = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}
     problem = draft_problem(Namespace(**{"method": args.spec_method} | told))
     if problem:

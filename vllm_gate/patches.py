@@ -117,6 +117,10 @@ TABLE: tuple[Patch, ...] = (
           f"{_LAYERS_OURS}:forgetting",
           "496c868b12082f3bd1f9b7fa8dbe381f16fe3a3d9bf06ef23c944b8651668daa",
           "packed weights go when their slot is emptied", _LAYERS_UNTIL),
+    Patch("cpu", "vllm.lora.model_manager:LoRAModelManager", "activate_adapter", "wrap",
+          f"{_LAYERS_OURS}:keeping",
+          "0661f9e08a07fe15dcfbf90445d235d4c2b098372228d6133894c5debefbe007",
+          "an adapter that comes into a slot again is not packed again", _LAYERS_UNTIL),
     Patch("cpu", f"{_LORA}.column_parallel_linear:ColumnParallelLinearWithLoRA", "forward", "wrap",
           f"{_LAYERS_OURS}:linear",
           "8384ac3c13391a0bcf84c06252d0ab145fdf7ef7b092c434d0fae6dc79b6ac72",
@@ -352,6 +356,15 @@ TABLE: tuple[Patch, ...] = (
     Patch("server", "vllm.v1.engine.async_llm:AsyncLLM", "shutdown", "instance", "",
           "bdbf42b739a6731d6553b015cc04bd2abeb907b5d0ae42ef19e75497f4b3745d",
           "new requests are refused once the engine drains", "a drain upstream that answers 503"),
+    Patch("server", "vllm.v1.engine.core_client:DPLBAsyncMPClient", "get_core_engine_for_request",
+          "rely", "", "964adc43fd38ab3250a1d96606a82d1c59a04baadc882e3b9c23431b9440c497",
+          "a request goes to the engine that has its LoRA slot (data_parallel_rank)", ""),
+    Patch("server", "vllm.v1.engine.core_client:AsyncMPClient", "call_utility_all_async", "rely",
+          "", "477aad87bf49a96dd58709afad5ece22bbb58f32f6cf3f39c3144df3f9e85a5d",
+          "all engines say which adapters they hold", ""),
+    Patch("server", "vllm.v1.engine.utils:CoreEngineProcManager", "monitor_engine_liveness", "rely",
+          "", "6e14b6a89de06485ae6d5034cff3f626b1585dc881cef0f108de35ee0b06b8eb",
+          "the engine that has ended by itself is named", ""),
 )
 # fmt: on
 

@@ -99,6 +99,10 @@ class GateRunnerV1(SeededRows):
         rows = input_batch.request_lora_mapping[: input_batch.num_reqs].copy()  # LoRA ids, 0: base
         index = input_batch.req_id_to_index
         rows[[index[name] for name, step in self._plan.items() if not step.replays]] = 0
+        if not rows.any():  # most steps: nothing is looked up, and vLLM finds the mapping it has
+            samples, positions = int(num_sampled_tokens.sum()), int(num_scheduled_tokens.sum())
+            self._set_active_loras((0,) * samples, (0,) * positions, set(), mapping_type)
+            return
         replays = [index[name] for name, step in self._plan.items() if step.replays]
         tokens = _of_first(rows, num_scheduled_tokens, replays)
         used = np.unique(tokens)  # the others need no slot in this step
@@ -213,12 +217,7 @@ class GateRunnerV1(SeededRows):
         ]
         if not tests:
             return {}
-        # Single rows are taken out of numpy's arrays, where that costs a tenth of torch's.
-        chosen = [test.row for test in tests]
-        if len(chosen) == logits.shape[0]:
-            h = entropy(logits).numpy()[chosen]
-        else:
-            h = entropy(logits[chosen]).numpy()
+        h = entropy(logits, [test.row for test in tests]).numpy()
         opened = opens(h, np.array([test.tau for test in tests], dtype=np.float32))
         if self.parallel_config.tensor_parallel_size > 1:
             # All ranks hold the same logits; rounding must not make them disagree all the same.

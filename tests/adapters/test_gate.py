@@ -26,6 +26,21 @@ def test_entropy_leaves_masked_tokens_out() -> None:
     assert entropy(one_left).item() == 0.0
 
 
+@pytest.mark.parametrize("vocab", [7, CACHED // 2, CACHED + 3])
+def test_entropy_of_some_rows(vocab: int) -> None:
+    """However many rows are taken at a time: with two threads, two large ones."""
+    threads = torch.get_num_threads()
+    logits = torch.randn(7, vocab, generator=torch.Generator().manual_seed(1)) * 3
+    try:
+        torch.set_num_threads(2)
+        every = entropy(logits)
+        torch.testing.assert_close(every, torch.distributions.Categorical(logits=logits).entropy())
+        for rows in ([4], [6, 0, 3], [5, 4, 3, 2, 1], list(range(7)), []):
+            torch.testing.assert_close(entropy(logits, rows), every[rows])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_entropy_of_a_batch_in_bfloat16_is_computed_in_float32() -> None:
     logits = torch.randn(3, 5, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     p = logits.double().softmax(-1)

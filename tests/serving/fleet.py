@@ -55,7 +55,12 @@ class Engine:
 
 
 def make_admission(
-    tmp_path: Path, base: Path, capacity: int = 3, slots: int = 2, store: Store | None = None
+    tmp_path: Path,
+    base: Path,
+    capacity: int = 3,
+    slots: int = 2,
+    store: Store | None = None,
+    engines: int = 1,
 ) -> Admission:
     """Admission over `store`, or over the store `tmp_path/store`."""
     numbers = iter(range(1, 10_000))
@@ -74,7 +79,7 @@ def make_admission(
         models=models,  # type: ignore[arg-type]
         capacity=capacity,
     )
-    return Admission(Aliases(store, cache, Slots(slots, patience=0.0)), gated=True)
+    return Admission(Aliases(store, cache, Slots(slots, patience=0.0, engines=engines)), gated=True)
 
 
 def completion(model: str, **arguments: Any) -> CompletionRequest:

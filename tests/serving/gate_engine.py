@@ -178,7 +178,7 @@ def _breakages() -> dict[str, Any]:
         ),
         "a preempted point is taken as known": keep_points,
         "no entropy": lambda: mock.patch.object(
-            runner_v1, "entropy", lambda logits: logits.float().logsumexp(-1)
+            runner_v1, "entropy", lambda logits, rows: logits[rows].float().logsumexp(-1)
         ),
         "all tokens": lambda: mock.patch.object(
             runner_v1.GateRunnerV1,

@@ -235,3 +235,50 @@ def test_vllms_own_can_be_had_back() -> None:
         assert ReplicatedLinearWithLoRA.forward is not forward
         assert forward.__wrapped__ is ReplicatedLinearWithLoRA.forward
     assert ReplicatedLinearWithLoRA.forward is forward
+
+
+class Manager:
+    """As much of vLLM's manager as puts an adapter into a slot."""
+
+    def __init__(self, layer: Any, adapters: dict[int, Any]) -> None:
+        self.modules = {"layer": layer}
+        self.lora_index_to_id: list[int | None] = [None] * SLOTS
+        self._registered_adapters = {
+            lora: SimpleNamespace(weights=weights) for lora, weights in adapters.items()
+        }
+
+    def put(self, lora_id: int, slot: int) -> None:
+        ids = [None if there == lora_id else there for there in self.lora_index_to_id]
+        self.lora_index_to_id = [*ids[:slot], lora_id, *ids[slot + 1 :]]
+        lora_layers.keeping(Manager._activate)(self, lora_id)  # type: ignore[arg-type]
+
+    def _activate(self, lora_id: int) -> bool:
+        slot = self.lora_index_to_id.index(lora_id)
+        put(self.modules["layer"], slot, *self._registered_adapters[lora_id].weights)
+        return True
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_that_comes_back_is_not_packed_again(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = made(kind)
+    packed: list[int] = []
+    stock = lora_layers.pack
+    monkeypatch.setattr(
+        lora_layers, "pack", lambda layer, slot: (packed.append(slot), stock(layer, slot))[1]
+    )
+    adapters = {lora: adapter(lora, layer.output_slices) for lora in (1, 2, 3, 4)}
+    manager = Manager(layer, adapters)
+    x = torch.randn(2, IN)
+    turns = [(1, 0), (2, 0), (1, 0), (3, 1), (2, 2), (1, 1), (4, 0), (3, 0)]
+    for lora, slot in turns:
+        manager.put(lora, slot)
+        map_rows(layer, [slot, -1])
+        wanted = expected(layer, x, [slot, -1], {slot: adapters[lora]})
+        torch.testing.assert_close(layer.forward(x)[0], wanted)
+    assert len(packed) == 4
+    manager._registered_adapters[1] = SimpleNamespace(weights=adapters[2])  # another of its id
+    manager.put(1, 0)
+    map_rows(layer, [0, -1])
+    torch.testing.assert_close(layer.forward(x)[0], expected(layer, x, [0, -1], {0: adapters[2]}))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from gate_models import ARCHITECTURES, VOCAB, prompts
+from gate_models import ARCHITECTURES, VOCAB, make_model, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
 from preloaded import Command
 from test_gate_exact import (
@@ -62,9 +62,13 @@ BROKEN = BREAKAGES if FULL else BREAKAGES[::2]  # each is an engine of its own
 DRAWS = 20_000 if FULL else 2_000
 
 
-def draft_model(here: World, **more: Any) -> dict[str, Any]:
-    """The base as its own drafter: greedy drafts are the base's greedy tokens."""
-    return {"method": "draft_model", "model": str(here.model), "num_speculative_tokens": 3} | more
+# Drafts for few requests at a time, none for more (vLLM's dynamic speculative decoding).
+BY_LOAD = {"num_speculative_tokens_per_batch_size": [[1, 6, DRAFTS], [7, 32, 0]]}
+
+
+def draft_model(model: Path, **more: Any) -> dict[str, Any]:
+    """A drafter; where it is the base itself, its greedy drafts are the base's greedy tokens."""
+    return {"method": "draft_model", "model": str(model), "num_speculative_tokens": 3} | more
 
 
 def with_drafts(given: dict[str, Any], drafts: dict[str, Any]) -> dict[str, Any]:
@@ -193,9 +197,12 @@ def asks(world: Callable[[str], World], base_folder: Path, gated_store: Path) ->
 
 
 @pytest.fixture(scope="module")
-def ran(world: Callable[[str], World], asks: Asks) -> dict[str, dict[str, Any]]:
+def ran(
+    world: Callable[[str], World], asks: Asks, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """The results of all jobs, by name: one engine after the other, in one process."""
     here, grammar = world("qwen2"), asks.grammar
+    other = make_model("llama", tmp_path_factory.mktemp("drafter"))
     cramped = job(here, asks.turns, CRAMPED)
     traced = job(here, [asks.plain], ROOMY, pending={"reset": 2})
     for request in traced["waves"][0]:
@@ -222,13 +229,19 @@ def ran(world: Callable[[str], World], asks: Asks) -> dict[str, dict[str, Any]]:
         "cramped": with_drafts(cramped, ORACLE),
         "disturbed": with_drafts(asks.disturbed.job, ORACLE),
         "ngram": with_drafts(cramped, NGRAM),
-        "draft_model": with_drafts(cramped, draft_model(here)),
+        "draft_model": with_drafts(cramped, draft_model(here.model)),
+        "draft_model by load": with_drafts(cramped, draft_model(here.model) | BY_LOAD),
+        "ngram by load": with_drafts(cramped, NGRAM | BY_LOAD),
         "traced": with_drafts(traced, ORACLE),
         "stopping": with_drafts({"engine": ROOMY, "waves": [stopping]}, ORACLE),
         "penalised": with_drafts({"engine": ROOMY, "waves": [penalised]}, ORACLE),
         "structured": with_drafts({"engine": PLAIN | tokenized, "waves": [structured]}, ORACLE),
         "draws": with_drafts(
             {"engine": PLAIN | {"max_num_seqs": 256}, "waves": [[sampled] * DRAWS]}, TABLE
+        ),
+        "sampled drafts": with_drafts(
+            {"engine": PLAIN | {"max_num_seqs": 256}, "waves": [[sampled] * DRAWS]},
+            draft_model(other, draft_sample_method="probabilistic"),
         ),
         **{
             name: with_drafts(job(here, [asks.plain], broken), ORACLE) | {"break": name}
@@ -274,6 +287,37 @@ def test_every_case_is_the_references(
     assert name == "ngram" or drafts["behind a replay"] > 30
     if name == "disturbed":
         assert result["preempted"] >= 20
+
+
+@pytest.mark.parametrize("name", ["draft_model", "ngram"])
+def test_drafts_that_end_with_the_load(
+    world: Callable[[str], World], asks: Asks, ran: dict[str, dict[str, Any]], name: str
+) -> None:
+    result = ran[f"{name} by load"]
+    bad = bad_cases(world("qwen2"), asks.turns, result)
+    assert not bad, f"{len(bad)} cases:\n" + "\n".join(bad[:5])
+    assert_tidy(result)
+    drafted, always = result["drafts"]["drafted"], ran[name]["drafts"]["drafted"]
+    print(f"{name}: {drafted} drafts instead of {always}")
+    assert 0 < drafted < 0.7 * always
+
+
+# In all layers, and in every second one.
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3"])
+def test_sliding_windows(world: Callable[[str], World], architecture: str) -> None:
+    """Drafts across the edge of a window, and replays whose window ends with the base's key."""
+    here = world(architecture)
+    first = mixed(180, 12)
+    turns = [first, next_turns(here, first, 180)]
+    given = with_drafts(job(here, turns, ROOMY, reset=[6, 13, 30, 60, 90]), ORACLE)
+    (result,) = here.run(given, known={"sequences": sequences(here, turns)})
+    bad = bad_cases(here, turns, result)
+    print(f"{architecture}: {result['drafts']}, {result['preempted']} preemptions, {len(bad)} bad")
+    assert not bad, f"{len(bad)} cases:\n" + "\n".join(bad[:5])
+    assert_tidy(result)
+    assert result["preempted"] > 0
+    assert result["drafts"]["accepted"] > 100
+    assert result["drafts"]["behind a replay"] > 20
 
 
 def test_a_trace_of_every_token(
@@ -361,10 +405,12 @@ def assert_distributed(draws: Draws, result: dict[str, Any]) -> None:
     assert len(gated) > 1, "every draw gated alike: the test shows little"
 
 
+@pytest.mark.parametrize("name", ["draws", "sampled drafts"])
 def test_three_tokens_are_distributed_as_the_references(
-    asks: Asks, ran: dict[str, dict[str, Any]]
+    asks: Asks, ran: dict[str, dict[str, Any]], name: str
 ) -> None:
-    assert_distributed(asks.draws, ran["draws"])
+    """Sampled drafts are another model's, whose probabilities go into the verification."""
+    assert_distributed(asks.draws, ran[name])
 
 
 def test_breaking_it_shows(
@@ -386,7 +432,7 @@ full = pytest.mark.skipif(not FULL, reason="make test-gate")
 @pytest.mark.parametrize("method", ["oracle", "ngram", "draft_model"])
 def test_every_scenario(world: Callable[[str], World], architecture: str, method: str) -> None:
     here = world(architecture)
-    drafts = {"oracle": ORACLE, "ngram": NGRAM, "draft_model": draft_model(here)}[method]
+    drafts = {"oracle": ORACLE, "ngram": NGRAM, "draft_model": draft_model(here.model)}[method]
     rounds = ROUNDS if method == "oracle" else 1
     cases = [case for turn in range(rounds) for case in scenarios(here, 200 + 10 * turn)]
     known = [one for waves, _ in cases for one in sequences(here, waves)]
@@ -402,26 +448,3 @@ def test_every_scenario(world: Callable[[str], World], architecture: str, method
     print(f"{architecture} {method}: {dict(counts)}, {len(bad)} bad")
     assert not bad, f"{len(bad)} of {counts['cases']}:\n" + "\n".join(bad[:5])
     assert counts["preempted"] >= 20
-
-
-@full
-def test_drafts_that_are_sampled(world: Callable[[str], World], asks: Asks) -> None:
-    """Of a draft model, whose own probabilities go into the verification."""
-    here = world("qwen2")
-    drafts = draft_model(here, draft_sample_method="probabilistic")
-    request = asks.draws.asked._asdict() | {"temperature": 1.0}
-    given = {"engine": PLAIN | {"max_num_seqs": 256}, "waves": [[request] * DRAWS]}
-    (result,) = here.run(with_drafts(given, drafts))
-    assert_distributed(asks.draws, result)
-
-
-@full
-def test_two_ranks(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
-    waves = [mixed(170, 16)]
-    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    (result,) = here.run(with_drafts(job(here, waves, CRAMPED | ranks), NGRAM))
-    bad = bad_cases(here, waves, result)
-    assert not bad, "\n".join(bad[:5])
-    assert_tidy(result)
-    assert result["ranks"] == 2 and result["drafts"]["drafted"] > 0

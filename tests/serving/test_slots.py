@@ -147,21 +147,81 @@ def test_a_client_that_leaves_at_its_turn_gives_it_on() -> None:
     asyncio.run(story())
 
 
+def test_two_engines_have_twice_the_slots() -> None:
+    async def story() -> None:
+        slots = Slots(2, engines=2)
+        assert [await slots.take(version) for version in "abcd"] == [0, 1, 0, 1]
+        assert (slots.total, slots.in_use) == (4, 4)
+        fifth = asyncio.create_task(slots.take("e"))
+        await asyncio.sleep(0)
+        assert slots.waiting == 1
+        assert await slots.take("a") == 0  # where it has a slot
+        slots.give("d", 1)
+        assert await fifth == 1
+        slots.pinned.add("e")  # on each engine
+        assert slots.in_use == 5
+
+    asyncio.run(story())
+
+
+def test_the_less_busy_engine_answers_unless_others_wait() -> None:
+    async def story() -> None:
+        base = [5, 0]  # requests without a slot
+        slots = Slots(2, engines=2, load=base.__getitem__)
+        assert [await slots.take("a") for _ in range(3)] == [1, 1, 1]
+        base[0] = 0
+        assert [await slots.take("a") for _ in range(3)] == [0, 0, 0]
+        assert slots.in_use == 2  # on both
+        for engine in (0, 1):
+            assert await slots.take(f"b{engine}", engine) == engine
+        waits = asyncio.create_task(slots.take("c"))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            slots.give("a", 0)
+        assert await waits == 0
+        waits = asyncio.create_task(slots.take("d"))
+        await asyncio.sleep(0)
+        base[1] = 9
+        assert await slots.take("a") == 1  # the other engine's slots are for others
+        waits.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_client_may_ask_for_an_engine() -> None:
+    async def story() -> None:
+        slots = Slots(1, engines=2)
+        assert [await slots.take("a", wanted) for wanted in (1, 1, 0, 7)] == [1, 1, 0, 0]
+        waits = asyncio.create_task(slots.take("b", 0))
+        await asyncio.sleep(0)
+        for engine in (1, 1):
+            slots.give("a", engine)
+        await asyncio.sleep(0)
+        assert not waits.done()
+        for _ in range(2):
+            slots.give("a", 0)
+        assert await waits == 0
+
+    asyncio.run(story())
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 10_000))
-def test_never_too_many_nobody_forgotten(count: int, adapters: int, seed: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 3), st.integers(0, 10_000))
+def test_never_too_many_nobody_forgotten(
+    count: int, adapters: int, engines: int, seed: int
+) -> None:
     async def story() -> None:
         choose = random.Random(seed)
-        slots = Slots(count, patience=0.0)
+        slots = Slots(count, patience=0.0, engines=engines)
 
         async def request(version: str) -> None:
-            await slots.take(version)
+            engine = await slots.take(version, choose.choice((None, None, *range(engines))))
             try:
-                assert len(slots.busy) <= count
+                assert max(map(len, slots.engines)) <= count
                 for _ in range(choose.randint(0, 5)):
                     await asyncio.sleep(0)
             finally:
-                slots.give(version)
+                slots.give(version, engine)
 
         tasks = []
         for _ in range(60):

@@ -56,10 +56,8 @@ _PASSED_ON = """
     distributed_executor_backend master_addr master_port distributed_timeout_seconds
     cpu_distributed_timeout_seconds numa_bind numa_bind_nodes numa_bind_cpus device_ids
     tensor_parallel_size dcp_comm_backend dcp_q_replicate dcp_kv_cache_interleave_size
-    cp_kv_cache_interleave_size data_parallel_size data_parallel_rank data_parallel_start_rank
-    data_parallel_size_local data_parallel_address data_parallel_rpc_port data_parallel_backend
-    data_parallel_hybrid_lb data_parallel_external_lb enable_hc_sp enable_expert_parallel
-    enable_ep_weight_filter all2all_backend enable_shm_tensor_arena elastic_ep_max_dp_size
+    cp_kv_cache_interleave_size data_parallel_size enable_hc_sp enable_expert_parallel
+    enable_ep_weight_filter all2all_backend enable_shm_tensor_arena
     dbo_decode_token_threshold dp_sync_interval dbo_prefill_token_threshold
     disable_nccl_for_dp_synchronization enable_eplb eplb_config expert_placement_strategy
     max_parallel_loading_workers ray_workers_use_nsight disable_custom_all_reduce
@@ -108,6 +106,13 @@ IN_ENGINE = {"aux_output_config"}  # an object in any case; the gate looks at it
 VALUES: dict[str, tuple[str, ...]] = {
     "api_server_count": ("2",),
     "grpc_port": ("9000",),
+    "data_parallel_rank": ("1",),
+    "data_parallel_start_rank": ("1",),
+    "data_parallel_size_local": ("1",),
+    "data_parallel_address": ("10.0.0.2",),
+    "data_parallel_rpc_port": ("9000",),
+    "data_parallel_backend": ("ray",),
+    "elastic_ep_max_dp_size": ("4",),
     "data_parallel_supervisor_port": ("9000",),
     "dp_supervisor_probe_interval_s": ("1",),
     "dp_supervisor_probe_timeout_s": ("1",),
@@ -171,6 +176,16 @@ def test_each_refused_flag_is_named_with_the_way_out(parser: argparse.ArgumentPa
         "--config",
     }
     assert all(refusal.why for refusal in REFUSED.values())
+
+
+def test_engines_that_cannot_be() -> None:
+    with pytest.raises(SettingsError, match="--data-parallel-size 0: 1 or more"):
+        vllm_flags.parse(["--data-parallel-size", "0"])
+    drafts = '{"method": "ngram", "num_speculative_tokens_per_batch_size": [[1, 4, 4]]}'
+    line = ["--speculative-config", drafts]
+    assert vllm_flags.parse(line).speculative_config["method"] == "ngram"
+    with pytest.raises(SettingsError, match="ignores num_speculative_tokens_per_batch_size"):
+        vllm_flags.parse([*line, "--data-parallel-size", "2"])
 
 
 def test_harmless_values_are_let_through() -> None:

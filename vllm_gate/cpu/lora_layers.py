@@ -3,9 +3,11 @@
 vLLM's wrappers multiply every row by every slot's buffers, padded to the largest rank, in modules
 the adapter does not even target. Here a layer keeps, for each slot, what of it is not zero, in the
 layout that multiplies fastest; a step without a row of such a slot runs the base layer alone, by
-the very call that vLLM makes without LoRA.
+the very call that vLLM makes without LoRA. An adapter keeps that layout while it is in host memory:
+where many take turns in few slots, each is laid out once.
 
-Written for vLLM 0.32 (vllm/lora/layers/); patches.py puts these functions in place of vLLM's.
+Written for vLLM 0.32 (vllm/lora/layers/, vllm/lora/model_manager.py); patches.py puts these
+functions in place of vLLM's.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         VocabParallelEmbeddingWithLoRA,
     )
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     LinearOutput = Tensor | tuple[Tensor, Parameter | None]  # with the bias that it leaves out
@@ -39,7 +42,8 @@ Layer = TypeVar("Layer", bound="BaseLayerWithLoRA")
 Made = TypeVar("Made")
 
 Rows = slice | torch.Tensor  # a run of rows, or their numbers
-READY = "reasonmaxxer_ready"
+READY = "reasonmaxxer_ready"  # of a layer: slot -> what `make` made; of an adapter: layer -> it
+ADAPTER = "reasonmaxxer_adapter"  # of a layer: slot -> what its adapter has made ready, and a name
 
 
 class Slice(NamedTuple):
@@ -87,11 +91,33 @@ def _any(layer: VocabParallelEmbeddingWithLoRA | LogitsProcessorWithLoRA, slot: 
 
 
 def _ready(layer: Layer, slot: int, make: Callable[[Layer, int], Made]) -> Made:
-    """make(layer, slot), once for each adapter that comes into the slot."""
+    """make(layer, slot), once for each adapter, however often it comes into a slot."""
     slots: dict[int, Made] = layer.__dict__.setdefault(READY, {})
     if slot not in slots:
         slots[slot] = make(layer, slot)
+        kept, name = layer.__dict__.get(ADAPTER, {}).get(slot, ({}, ""))
+        kept[name] = slots[slot]
     return slots[slot]
+
+
+def keeping(
+    stock: Callable[[LoRAModelManager, int], bool],
+) -> Callable[[LoRAModelManager, int], bool]:
+    """LoRAModelManager.activate_adapter, giving back to each layer what it made of the adapter."""
+
+    @wraps(stock)
+    def activate_adapter(self: LoRAModelManager, lora_id: int) -> bool:
+        activated = stock(self, lora_id)
+        if activated:
+            slot = self.lora_index_to_id.index(lora_id)
+            kept = self._registered_adapters[lora_id].__dict__.setdefault(READY, {})
+            for name, layer in self.modules.items():
+                layer.__dict__.setdefault(ADAPTER, {})[slot] = kept, name
+                if name in kept:
+                    layer.__dict__.setdefault(READY, {})[slot] = kept[name]
+        return activated
+
+    return activate_adapter
 
 
 def forgetting(stock: Callable[[Layer, int], None]) -> Callable[[Layer, int], None]:
@@ -99,7 +125,8 @@ def forgetting(stock: Callable[[Layer, int], None]) -> Callable[[Layer, int], No
 
     @wraps(stock)
     def reset_lora(self: Layer, index: int) -> None:
-        self.__dict__.get(READY, {}).pop(index, None)
+        for name in (READY, ADAPTER):
+            self.__dict__.get(name, {}).pop(index, None)
         stock(self, index)
 
     return reset_lora

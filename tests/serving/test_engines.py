@@ -1,0 +1,127 @@
+"""What the server asks of several engines, without starting one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fleet import Engine, completion, make_admission
+from support import make_adapter
+
+from adapters.adapter import AdapterError
+from serving import engines
+from serving.middleware import Drain
+from serving.request import RequestContext, RequestMiddleware
+
+
+class Client:
+    """vLLM's client of two engines."""
+
+    core_engines = (b"\0", b"\1")
+
+    def __init__(self) -> None:
+        self.engine_inflight = Counter({b"\1": 3})
+
+    async def call_utility_all_async(self, *asked: Any) -> list[Any]:
+        assert asked == ("collective_rpc", "adapters_on_device", None, (), None)
+        return [[[1], [1]], [[1, 2], [1, 2]]]  # of two workers each
+
+
+def test_each_engine_says_what_it_holds() -> None:
+    both: Any = SimpleNamespace(engine_core=Client())
+    assert asyncio.run(engines.on_each(both, "adapters_on_device")) == [[1], [1, 2]]
+    assert [engines.in_flight(both, rank) for rank in (0, 1)] == [0, 3]
+    alone: Any = Engine()
+    assert asyncio.run(engines.on_each(alone, "adapters_on_device")) == [[]]
+    assert engines.in_flight(alone, 0) == 0
+
+
+def failing(name: str | None, codes: dict[str, int], errored: bool = True) -> Any:
+    """An engine client, with processes that have ended."""
+    manager = SimpleNamespace(failed_proc_name=name, finished_procs=lambda: codes)
+    core = SimpleNamespace(resources=SimpleNamespace(engine_manager=manager))
+    return SimpleNamespace(engine_core=core, errored=errored)
+
+
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        (failing(None, {}, errored=False), None),
+        (failing(None, {}), "an engine has ended"),
+        (
+            failing("EngineCore_DP1", {"EngineCore_DP1": -9}),
+            "EngineCore_DP1 has ended with signal 9",
+        ),
+        (failing("EngineCore_DP0", {"EngineCore_DP0": 1}), "EngineCore_DP0 has ended with 1"),
+    ],
+)
+def test_an_engine_that_ends_by_itself_is_named(
+    client: Any, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    client.shutdown = lambda: None
+
+    async def end() -> Drain:
+        drain = Drain()
+        drain.watch(client)
+        await asyncio.to_thread(client.shutdown)
+        return drain
+
+    drain = asyncio.run(end())
+    assert drain.begun
+    if said is None:
+        assert drain.failure is None
+        assert "requests in flight finish" in caplog.text
+    else:
+        assert drain.failure is not None and said in drain.failure
+        assert "requests in flight finish" not in caplog.text
+
+
+def test_an_adapter_that_one_engine_refuses_stays_in_none(
+    tmp_path: Path, base_folder: Path
+) -> None:
+    make_adapter(tmp_path / "store", "alpha", base_folder)
+    admission = make_admission(tmp_path, base_folder)
+    engine: Any = admission.aliases.cache.engine
+    stock = engine.add_lora
+
+    async def add(request: Any) -> None:
+        await stock(request)
+        raise RuntimeError("the second engine has no room")
+
+    engine.add_lora = add
+    with pytest.raises(AdapterError, match="the second engine has no room"):
+        asyncio.run(admission.aliases.preload("alpha"))
+    assert engine.loaded == {}
+
+
+@pytest.mark.parametrize(("asked", "shares", "rank"), [("1", False, 1), ("1", True, None)])
+def test_the_engine_with_the_slot_gets_the_request(
+    tmp_path: Path, base_folder: Path, asked: str, shares: bool, rank: int | None
+) -> None:
+    """A gated request without a slot stays where vLLM sends it."""
+    make_adapter(tmp_path / "store", "alpha", base_folder)
+    admission = make_admission(tmp_path, base_folder, engines=2)
+    admission.aliases.shares_slots = shares
+    sent: Any = SimpleNamespace(
+        data_parallel_rank=None, external_req_id="x", sampling_params=None, lora_request=None
+    )
+
+    async def app(*_: Any) -> None:
+        await admission.admit(completion("alpha:gated", gate_tau=1.0))
+        mine = RequestContext.current()
+        assert mine is not None
+        mine.begin(sent)
+        assert bool(admission.aliases.slots.in_use) != shares
+
+    async def nothing(*_: Any) -> Any: ...
+
+    headers = [(b"x-data-parallel-rank", asked.encode())]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    asyncio.run(RequestMiddleware(app)(scope, nothing, nothing))
+    assert sent.data_parallel_rank == rank
+    assert admission.aliases.slots.in_use == 0
