@@ -239,6 +239,7 @@ def test_the_default_store_may_be_a_bucket(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_fit_publishes_the_same_version_into_a_bucket(
     cloud: Cloud, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from training.problems import Problem, read_trained_on
     from training.stages.publish import publish
 
     monkeypatch.setenv(places.CACHE_VARIABLE, str(tmp_path / "cache"))
@@ -258,7 +259,11 @@ def test_a_fit_publishes_the_same_version_into_a_bucket(
             run_dir=tmp_path / "run",
             to_yaml=str,
         )
-        return SimpleNamespace(config=config, base=base, renderer=SimpleNamespace(digest="0"))
+        renderer = SimpleNamespace(digest="0")
+        asked = [Problem(id="1", problem="What is 1 + 1?", answer="2")]
+        return SimpleNamespace(
+            config=config, base=base, renderer=renderer, problems=asked, heldout=asked
+        )
 
     in_folder = publish(run(tmp_path / "store"), choice)
     in_bucket = publish(run(f"s3://{BUCKET}/{prefix}"), choice)
@@ -266,3 +271,4 @@ def test_a_fit_publishes_the_same_version_into_a_bucket(
     found = cloud.store(prefix, tmp_path / "elsewhere").get("alpha", base)
     assert found.hash == in_folder.name
     assert found.gate == choice.gate
+    assert read_trained_on(found.path) == read_trained_on(in_folder)

@@ -12,7 +12,7 @@ import yaml
 from deploy_tools import DEPLOY, PYTHON, needs_tools
 from support import ROOT
 
-from adapters.__main__ import parser as store_parser
+from adapters.commands import COMMANDS
 from serving.settings import Settings
 
 FOLDER = DEPLOY / "compose"
@@ -101,7 +101,7 @@ def test_the_seed_uses_commands_that_there_are() -> None:
     commands = [shlex.split(one) for one in SERVICES["seed"]["command"][0].split(";")]
     for program, group, *words in filter(None, commands):
         assert (program, group) == ("reasonmaxxer", "store")
-        store_parser().parse_args(words)
+        COMMANDS[words[0]].load(words[1:])
         for path in (word for word in words if word.startswith("/app/")):
             assert (ROOT / path.removeprefix("/app/")).exists()
 

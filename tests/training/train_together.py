@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from test_train import run
+from test_train import run_training
 
 from training import processes
 from training.contrastive_trainer import CheckpointNote
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
                 print(f"estimated {name}", flush=True)
                 return CheckpointNote("")
 
-            run(folder / positions, rows, positions, on_checkpoint=estimate)
+            run_training(folder / positions, rows, positions, on_checkpoint=estimate)
     processes.leave()
 
 
