@@ -22,7 +22,7 @@ import numpy as np
 from adapters.adapter import AdapterVersion
 from adapters.files import write_json
 from adapters.manifest import Gate, Manifest
-from adapters.prompt import PromptRenderer
+from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
 from research.paper.cells import Cell
 from research.real import plan
@@ -31,13 +31,21 @@ from research.real.tasks import admitted, candidates, fits_rule, test_problems
 from research.real.vote import answer_texts, vote_scores
 from training.evaluation import Result, evaluate_generator
 from training.fit_config import FitConfig
-from training.generation import Applied, EngineName, SamplingOptions, open_generator
+from training.generation import (
+    Applied,
+    EngineName,
+    Guidance,
+    SamplingOptions,
+    open_generator,
+)
 from training.grading import Verifier
 from training.hf_model import open_base
 from training.problems import Problem, load_problems, write_problems
 from training.problems.overlap import overlaps
 from training.stages.publish import publish_zeros
+from vllm_gate.params import NEGATIVE
 
+GUIDANCE_SCALE = 1.5  # 1: none
 TOLD = ("report", "seconds")  # files of a run folder
 # Of the cell `template`: what stands beside the question in place of the recipe's instruction.
 OTHER_INSTRUCTION = "Solve the problem. End with the final answer in \\boxed{}."
@@ -109,6 +117,7 @@ class Measurer:
             plan.GATED_GREEDY: self.gated_greedy,
             plan.ALWAYS: self.always,
             plan.ALONE: self.behind_the_gate,
+            plan.GUIDED: self.guided,
             plan.SIGNAL: self.signal,
             plan.FOOTPRINT: self.look,
             plan.INTERVENE: self.look,
@@ -190,12 +199,22 @@ class Measurer:
 
         Without a temperature this is the base, answer by answer anew.
         """
+        return figures("alone", self._ask(self._asked, self._alone(cell)))
+
+    def guided(self, cell: Cell) -> dict[str, Any]:
+        """The base, guided away from a negative prompt where the method's gate opens."""
+        tokenizer = read_tokenizer(self.base.folder)
+        prompt = tuple(tokenizer(NEGATIVE, add_special_tokens=False)["input_ids"])
+        applied = self._alone(cell)._replace(guidance=Guidance(GUIDANCE_SCALE, prompt))
+        return figures("guided", self._ask(self._asked, applied))
+
+    def _alone(self, cell: Cell) -> Applied:
+        """The method's gate with an adapter that changes nothing."""
         folder = self.adapter(method_of(cell))
         zeros = folder.parent / f"{folder.name}-zeros"
         if not zeros.exists():
             publish_zeros(zeros, folder, "zeros", self.base)
-        applied = Applied.behind(zeros, gate_of(folder))
-        return figures("alone", self._ask(self._asked, applied))
+        return Applied.behind(zeros, gate_of(folder))
 
     def transfer(self, cell: Cell) -> dict[str, Any]:
         """An adapter fitted on one task alone, on all of them."""

@@ -15,6 +15,7 @@ RULE, BASE, GREEDY = "rule", "base", "greedy"
 # Of the method's adapters: behind the gate at temperature 0, at every step, and the base behind
 # their gate.
 GATED_GREEDY, ALWAYS, ALONE = "gated-greedy", "always", "base-behind-the-gate"
+GUIDED = "guided"  # the base alone, guided at decision points: MTI, which needs no training
 FIT, SFT, GRPO = "fit", "sft", "grpo"
 SIGNAL, FOOTPRINT, INTERVENE = "signal", "footprint", "intervene"
 PAPER = "paper"  # fitted at every position, served at every step
@@ -56,6 +57,7 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
         *(Cell(base, FOOTPRINT, f"{METHOD}/{task}", start) for task in tasks),
         *(Cell(base, INTERVENE, f"{METHOD}/{task}", start) for task in tasks),
         *(Cell(base, FIT, name, start, flags) for name, flags in SMALLER.items()),
+        Cell(base, GUIDED, METHOD, start),
         *(Cell(base, TRANSFER, task, start) for task in tasks[:2]),
         Cell(base, TEMPLATE, METHOD, start),
     ]

@@ -39,6 +39,7 @@ WAYS = (
     Way(GREEDY_ROW, plan.GREEDY, "", "greedy"),
     Way(VOTE_ROW, plan.BASE, "", "vote"),
     Way(ALONE_ROW, plan.ALONE, plan.METHOD, "alone"),
+    Way("base, guided at decision points", plan.GUIDED, plan.METHOD, "guided"),
     Way(GATED_ROW, plan.FIT, plan.METHOD, "gated"),
     Way(GATED_GREEDY_ROW, plan.GATED_GREEDY, plan.METHOD, "gated greedy"),
     Way("the same adapters, always-on", plan.ALWAYS, plan.METHOD, "always"),

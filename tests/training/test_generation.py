@@ -13,7 +13,7 @@ from adapters.gate import entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from research.miniature.world import puzzles
-from training.generation import Applied, SamplingOptions, open_generator
+from training.generation import Applied, Guidance, SamplingOptions, open_generator
 from training.hf_model import load_model
 from training.stages.score import sequence_entropies
 
@@ -211,6 +211,22 @@ def test_a_cold_gate_samples_greedily(generator, prompts, adapter) -> None:
     assert cold == generator.generate(prompts, greedy, Applied(adapter, 0.0))
     warm = replace(sampled, top_p=1.0)
     assert cold != generator.generate(prompts, warm, Applied(adapter, 0.0))
+
+
+def test_guidance_changes_what_the_gate_lets_through(request, generator, prompts, adapter) -> None:
+    greedy = SamplingOptions(temperature=0.0, max_tokens=32)
+    applied = Applied(adapter, 0.5)
+    assert applied.settings == (0.5, None, 1.0)  # answers without guidance keep their folder
+    guided = applied._replace(guidance=Guidance(3.0, (5, 6)))
+    if "transformers" in request.node.name:
+        with pytest.raises(ValueError, match="no guidance; use vllm"):
+            generator.generate(prompts, greedy, guided)
+        return
+    with_it, without = (generator.generate(prompts, greedy, one) for one in (guided, applied))
+    assert with_it != without
+    for (a,), (b,) in zip(with_it, without, strict=True):
+        if not b.gated:  # where the gate never opens, nothing is guided
+            assert a == b
 
 
 @pytest.mark.engine

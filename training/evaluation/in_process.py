@@ -49,7 +49,7 @@ def evaluate_generator(
     options = replace(options, stop=renderer.stop)
     settings = {
         "identity": identity,
-        "applied": applied and (sha256_file(applied.adapter / WEIGHTS), *applied[1:]),
+        "applied": applied and (sha256_file(applied.adapter / WEIGHTS), *applied.settings),
         "template": renderer.template,
         "options": asdict(options),
     }

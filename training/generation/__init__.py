@@ -20,6 +20,7 @@ from training.generation.interface import (
     Applied,
     Completion,
     EngineName,
+    Guidance,
     SamplingOptions,
     derive_seed,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Completion",
     "EngineName",
     "Generator",
+    "Guidance",
     "SamplingOptions",
     "derive_seed",
     "open_generator",

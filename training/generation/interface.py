@@ -41,6 +41,13 @@ class SamplingOptions:
     stop: tuple[str, ...] = ()  # strings that end an answer
 
 
+class Guidance(NamedTuple):
+    """A negative prompt that decision points are kept away from; vLLM's CPU build alone has it."""
+
+    scale: float  # 1: no guidance
+    prompt: tuple[int, ...]  # token ids
+
+
 class Applied(NamedTuple):
     """An adapter, and where it runs: at every step, behind the gate, or at random steps."""
 
@@ -48,6 +55,7 @@ class Applied(NamedTuple):
     tau: float | None = None  # nats: where the base's entropy exceeds it; None: at every step
     random_rate: float | None = None  # a control: at this share of steps, drawn at random
     temperature: float = 1.0  # correction temperature: divides the adapter's logits
+    guidance: Guidance | None = None
 
     @classmethod
     def behind(cls, adapter: Path, gate: Gate | None, tau: float | None = None) -> Applied:
@@ -64,6 +72,11 @@ class Applied(NamedTuple):
     def at_random(cls, adapter: Path, gate: Gate) -> Applied:
         """A control: at the gate rate and temperature of `gate`, but at random steps."""
         return cls(adapter, random_rate=gate.rate, temperature=gate.temperature)
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What answers depend on beside the adapter's weights."""
+        return (*self[1:-1], *([self.guidance] if self.guidance else []))
 
     @property
     def mode(self) -> Mode:

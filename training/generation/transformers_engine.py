@@ -80,6 +80,8 @@ class TransformersEngine:
         real = torch.tensor([[0] * gap + [1] * (width - gap) for gap in fill])
         ids, real = ids.to(model.device), real.to(model.device)
         stops = StopStrings(self._tokenizer, options.stop)
+        if applied is not None and applied.guidance is not None:
+            raise ValueError("engine: transformers has no guidance; use vllm")
         if applied is None or applied.mode == "always":
             rows = self._generate(model, ids, real, options, stops)
             return [self._completion(row, [], stops) for row in rows[:, width:].tolist()]

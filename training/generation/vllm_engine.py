@@ -254,7 +254,14 @@ def _answer(
         # A number and name of its own for each path: neither weights nor cache are ever reused.
         path = str(applied.adapter)
         if applied.tau is not None:
-            gate = GateParams(applied.tau, applied.temperature, trace)
+            scale, words = applied.guidance or (1.0, ())
+            gate = GateParams(
+                applied.tau,
+                applied.temperature,
+                trace,
+                guidance_scale=scale,
+                guidance_prompt=words,
+            )
         elif options.entropies:
             raise ValueError("an adapter at every step leaves no base whose entropy to report")
         number = adapters.setdefault(path, len(adapters) + 1)
