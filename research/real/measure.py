@@ -27,7 +27,7 @@ from adapters.recipe import recipe_for
 from research.paper.cells import Cell
 from research.real import plan
 from research.real.signal import signal
-from research.real.tasks import admitted, candidates, fits_rule, test_problems
+from research.real.tasks import admitted, candidates, fits_rule, problems_to_test
 from research.real.vote import answer_texts, vote_scores
 from training.evaluation import Result, evaluate_generator
 from training.fit_config import FitConfig
@@ -56,7 +56,7 @@ class Size:
     """How large everything is."""
 
     rule: int = 40  # training problems that the rule looks at
-    drawn: int = 400  # training problems of each generator
+    drawn: int = 120  # training problems of each generator; none of them is tested on
     problems: int = 320  # of all tasks together, that a fit is given
     questions: int = 300  # test problems of each task
     samples: int = 4  # the base's answers to each, of which self-consistency votes
@@ -308,7 +308,7 @@ class Measurer:
     def _asked(self) -> dict[str, list[Problem]]:
         """Task -> its test problems."""
         return {
-            name: test_problems(self._tasks[name], self._size.questions, self._data)
+            name: problems_to_test(self._tasks[name], self._size.questions, self._data)
             for name in self.names
         }
 

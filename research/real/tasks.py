@@ -27,15 +27,15 @@ GYM = {
     "basic_arithmetic": "min_terms=2,max_terms=4,min_digits=1,max_digits=2",
     "calendar_arithmetic": "",
     "chain_sum": "min_terms=3,max_terms=5,min_digits=1,max_digits=2",
-    "count_bits": "max_n=255",
+    "count_bits": "max_n=4095",
     "decimal_chain_sum": "min_terms=2,max_terms=3,min_digits=1,max_digits=2,max_decimal_places=1",
     "fraction_simplification": "max_value=60,max_factor=10",
     "gcd": "max_value=60",
-    "lcm": "max_value=20",
+    "lcm": "max_value=60",
     "leg_counting": "max_animals=3",
     "letter_counting": "max_words=8",
     "number_sorting": "max_numbers=5",
-    "prime_factorization": "max_value=100",
+    "prime_factorization": "max_value=1000",
     "products": "max_terms=2,max_digits=2",
     "simple_equations": "",
     "spell_backward": "max_word_len=5",
@@ -86,7 +86,7 @@ def fits_rule(pass_at_1: float) -> bool:
     return LOWEST <= pass_at_1 <= HIGHEST
 
 
-def test_problems(task: Task, count: int, data_dir: Path | None) -> list[Problem]:
+def problems_to_test(task: Task, count: int, data_dir: Path | None) -> list[Problem]:
     """The first `count` test problems.
 
     Reasoning Gym may draw a test problem that was drawn for training too: it is left out.

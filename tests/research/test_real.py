@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reasoning_gym.factory import DATASETS
 
 from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
@@ -20,11 +21,19 @@ from research.real.report import write_report
 from research.real.sft import target
 from research.real.signal import gradient_lengths, places, share_of_signal
 from research.real.tables import ALONE_ROW, BASE_ROW, GATED_ROW, GREEDY_ROW, Results, lines
-from research.real.tasks import GYM, GYM_TASKS, admitted, candidates, fits_rule
+from research.real.tasks import (
+    GYM,
+    GYM_TASKS,
+    admitted,
+    candidates,
+    fits_rule,
+    problems_to_test,
+)
 from research.real.vote import vote, vote_scores
 from training.evaluation import Result
 from training.evaluation.statistics import Estimate
 from training.grading import Verifier
+from training.gym.task import GymTask
 from training.problems import Problem, load_problems
 
 BASE = "small"
@@ -49,12 +58,18 @@ def test_the_first_six_admitted_are_taken_and_two_benchmarks_always() -> None:
     assert admitted({}) == ["gsm8k", "math500"]
 
 
-def test_every_candidate_draws_problems_and_tests_differ_from_training() -> None:
-    for task in candidates(train=3, test=3).values():
-        if task.name in GYM:
-            train, test = (load_problems(str(one)) for one in (task.train, task.test))
-            assert train and test, task.name
-            assert {one.id for one in train}.isdisjoint(one.id for one in test)
+def test_every_candidate_is_a_task_with_options_that_it_knows() -> None:
+    for name, options in GYM.items():
+        config = DATASETS[name][1]
+        task = GymTask.parse(f"{name},{options}" if options else name)
+        assert set(dict(task.options)) <= set(config.__dataclass_fields__), name
+
+
+def test_test_problems_are_not_those_of_training() -> None:
+    task = candidates(train=12, test=3)["count_bits"]
+    asked = {one.question for one in problems_to_test(task, 3, None)}
+    assert len(asked) == 3
+    assert asked.isdisjoint(one.question for one in load_problems(str(task.train)))
 
 
 # --------------------------------------------------------------------------------------- the plan
