@@ -62,9 +62,10 @@ def gym_source(name: str, seed: int, count: int) -> str:
 
 
 def candidates(train: int, test: int) -> dict[str, Task]:
-    """All tasks, by name; those of Reasoning Gym draw so many problems."""
+    """All tasks, by name; those of Reasoning Gym draw so many problems, and some to spare."""
+    spare = test // 2  # for those that were drawn for training
     gym = [
-        Task(name, gym_source(name, TRAIN_SEED, train), gym_source(name, TEST_SEED, test))
+        Task(name, gym_source(name, TRAIN_SEED, train), gym_source(name, TEST_SEED, test + spare))
         for name in sorted(GYM)
     ]
     others = [Task("gsm8k", "gsm8k_train", "gsm8k"), Task("math500", None, "math500_easy")]
