@@ -27,6 +27,8 @@ MESSAGES = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
 ENDLESS = {"ignore_eos": True}
 # Without loads, moves and waits within the minute there is no quantile of them.
 SELDOM = re.compile("adapter_load_seconds|alias_move_seconds|queue_wait_seconds")
+# Asked of a store in a bucket alone: test_follower.py has their data.
+BUCKET = re.compile("store_requests_total")
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None and not os.environ.get("CI"),
     reason="prometheus is not installed",
@@ -103,7 +105,8 @@ def answered(prometheus: Prometheus, question: Question) -> bool:
 def test_every_question_has_an_answer(gated: Server, tmp_path: Path) -> None:
     questions = [*panels(), *recordings(), *map(with_bool, alerts())]
     assert len(questions) > 80
-    open_ = questions
+    open_ = [question for question in questions if not BUCKET.search(question.expr)]
+    assert len(questions) - len(open_) == 1
     with prometheus(tmp_path, urllib.parse.urlsplit(gated.url).netloc) as asked:
         deadline = time.monotonic() + DEADLINE
         while open_ and time.monotonic() < deadline:

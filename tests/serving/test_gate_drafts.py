@@ -18,6 +18,7 @@ import pytest
 from gate_models import ARCHITECTURES, VOCAB, make_model, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
 from preloaded import Command
+from support import adapter_folder
 from test_gate_exact import (
     CRAMPED,
     FULL,
@@ -130,7 +131,7 @@ def grammar_of(base_folder: Path, gated_store: Path, engine: Command) -> Grammar
     """Sums and the like, answered by digits, a sign and an x."""
     from transformers import AutoTokenizer
 
-    adapters = {"alpha": gated_store / "alpha"}
+    adapters = {"alpha": adapter_folder(gated_store, "alpha")}
     here = World(base_folder, adapters, Reference(base_folder, adapters), engine)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     spelled = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
