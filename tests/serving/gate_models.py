@@ -113,6 +113,19 @@ def make_model(architecture: str, folder: Path, vocab: int = VOCAB, *, tied: boo
     return folder
 
 
+def nearly(model: Path, folder: Path) -> Path:
+    """A model in `folder` that agrees with `model` often, and never quite."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(2)
+    other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1 * weight.abs().mean())
+    other.save_pretrained(str(folder))
+    return folder
+
+
 def make_adapters(
     base: Path, store: Path, names: Collection[str] = tuple(ADAPTERS), strength: float = 1.0
 ) -> dict[str, Path]:
