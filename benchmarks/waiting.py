@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,9 @@ def waits(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return name.startswith(WAITING)
 
 
+ROOT = Path(__file__).parents[1]
+
+
 class Line(NamedTuple):
     """A line of code."""
 
@@ -51,7 +55,7 @@ class Line(NamedTuple):
         return "vllm_gate" in self.file
 
     def __str__(self) -> str:
-        shown = self.file.split("site-packages/")[-1].rpartition("/work/")[-1]
+        shown = self.file.split("site-packages/")[-1].removeprefix(f"{ROOT}/")
         return f"{shown}:{self.number}"
 
 

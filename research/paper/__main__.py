@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from research.paper.cells import Cell, CellStore
 from research.paper.measure import FULL, QUICK, Measurer
+from research.paper.merge import tell
 from research.paper.plan import ABLATIONS, LARGE_ENDING, plan
 from research.paper.report import write_report
 from research.paper.tables import Results
@@ -144,13 +145,8 @@ def reproduce(config: ReproduceConfig) -> list[str]:
             store.write(cell, result, time.monotonic() - start, known[cell.base])
     command = f"{config.program}{' --quick' if config.quick else ''}"
     report = write_report(Results(cells, store), config.results, command)
-    for claim in report["claims"]:
-        print(f"{claim['verdict']}: {claim['text']}")
-        print("".join(f"    {line}\n" for line in claim["measured"]), end="")
-    print(f"\n{config.results / 'README.md'}")
-    if new := len(store.new()):
-        where = f"--work {config.work} --results {config.results}"
-        print(f"{new} cells are not merged yet: python -m research.paper.merge {where}")
+    page = config.results / "README.md"
+    tell(report["claims"], page, store, config.work, config.results)
     return failed
 
 

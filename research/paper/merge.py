@@ -7,8 +7,9 @@ python -m research.paper.merge --work OTHER/runs/reproduce       another machine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -26,6 +27,19 @@ class MergeConfig(Config):
     drop: list[str] = Field(
         [], description="Remove the cells with these ids first, new and merged: 'tiny-llama/*'."
     )
+
+
+def tell(
+    claims: Sequence[dict[str, Any]], page: Path, store: CellStore, work: Path, results: Path
+) -> None:
+    """Print the verdicts of a report, where it is, and which command merges its new cells."""
+    for claim in claims:
+        print(f"{claim['verdict']}: {claim['text']}")
+        print("".join(f"    {line}\n" for line in claim["measured"]), end="")
+    print(f"\n{page}")
+    if new := len(store.new()):
+        where = f"--work {work} --results {results}"
+        print(f"{new} cells are not merged yet: {MergeConfig.program} {where}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from research.paper.cells import Cell, CellStore
+from research.paper.merge import tell
 from research.real.measure import FULL, QUICK, Measurer
 from research.real.plan import RULE, plan
 from research.real.report import write_report
@@ -158,13 +159,8 @@ def reproduce(config: RealConfig) -> list[str]:
     size = QUICK if config.quick else FULL
     command = f"reasonmaxxer reproduce --suite real{' --quick' if config.quick else ''}"
     report = write_report(found, config.results, command, size.rule, size.samples)
-    for claim in report["claims"]:
-        print(f"{claim['verdict']}: {claim['text']}")
-        print("".join(f"    {line}\n" for line in claim["measured"]), end="")
-    print(f"\n{config.results / 'real.md'}")
-    if new := len(store.new()):
-        where = f"--work {config.work} --results {config.results}"
-        print(f"{new} cells are not merged yet: python -m research.paper.merge {where}")
+    page = config.results / "real.md"
+    tell(report["claims"], page, store, config.work, config.results)
     return failed
 
 

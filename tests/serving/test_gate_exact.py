@@ -268,6 +268,18 @@ def test_every_case_is_the_references(
     assert any(got.get("cached") for result in results for got in result["results"])
 
 
+def disturbed_turns(here: World, first: list[Asked], adapter: str, seed: int) -> dict[str, Any]:
+    """What the engine says of two turns with one adapter, through resets; all as the reference."""
+    follow = next_turns(here, first, seed)
+    turns = [first, [asked._replace(adapter=asked.adapter and adapter) for asked in follow]]
+    disturbed = {"reset": [6, 12, 30, 50, 70, 90], "pending": {"reset": 5}}
+    (result,) = here.run(job(here, turns, ROOMY, **disturbed))
+    assert not bad_cases(here, turns, result)
+    assert_tidy(result)
+    assert result["preempted"] >= 20
+    return result
+
+
 def test_attention_in_chunks(world: Callable[[str], World]) -> None:
     """Llama 4's. The adapter is on the MLP: vLLM reorders q_proj and k_proj, but not a LoRA's."""
     here = world("llama4")
@@ -275,13 +287,7 @@ def test_attention_in_chunks(world: Callable[[str], World]) -> None:
         Asked(prompt[: 5 + 3 * index], "mlp", (0.0, 1.5)[index % 2], 40)
         for index, prompt in enumerate(prompts(20, 70, 3))
     ]
-    follow = next_turns(here, first, 3)
-    turns = [first, [asked._replace(adapter=asked.adapter and "mlp") for asked in follow]]
-    disturbed = {"reset": [6, 12, 30, 50, 70, 90], "pending": {"reset": 5}}
-    (result,) = here.run(job(here, turns, ROOMY, **disturbed))
-    assert not bad_cases(here, turns, result)
-    assert_tidy(result)
-    assert result["preempted"] >= 20
+    result = disturbed_turns(here, first, "mlp", 3)
     assert result["counted"][1] > 300
 
 
@@ -292,13 +298,7 @@ def test_attention_with_sinks(world: Callable[[str], World]) -> None:
         Asked(prompt[: 5 + 3 * index], ("one", "attention")[index % 2], (0.0, 1.5, None)[index % 3])
         for index, prompt in enumerate(prompts(20, 70, 4))
     ]
-    follow = next_turns(here, first, 4)
-    turns = [first, [asked._replace(adapter=asked.adapter and "attention") for asked in follow]]
-    disturbed = {"reset": [6, 12, 30, 50, 70, 90], "pending": {"reset": 5}}
-    (result,) = here.run(job(here, turns, ROOMY, **disturbed))
-    assert not bad_cases(here, turns, result)
-    assert_tidy(result)
-    assert result["preempted"] >= 20
+    result = disturbed_turns(here, first, "attention", 4)
     assert result["counted"][1] > 200
 
 
