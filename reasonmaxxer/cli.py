@@ -11,8 +11,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from adapters.program import CONSOLE
@@ -154,7 +156,13 @@ def _unknown(name: str) -> str:
 def _not_packaged(name: str) -> str | None:
     """The error for a command of the repository that the installed package lacks."""
     package = _command(name).module.partition(".")[0]
-    if package != "research" or importlib.util.find_spec(package) is not None:
+    if package != "research":
+        return None
+    root = str(Path(__file__).parents[1])  # of a clone: an editable installation leaves it out
+    sys.path.insert(0, root)
+    paths = (root, os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for `python -m research...`
+    if importlib.util.find_spec(package) is not None:
         return None
     return (
         f"{CONSOLE} {name}: error: this command is in a clone of the repository, not in the "

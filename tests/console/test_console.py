@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +144,22 @@ def test_a_command_of_the_repository_says_where_it_is(
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert main(argv) == 1
     assert "in a clone of the repository" in capsys.readouterr().err
+
+
+def test_the_console_script_finds_the_repository_from_anywhere(tmp_path: Path) -> None:
+    script = "import sys; from reasonmaxxer.cli import main; sys.exit(main(sys.argv[1:]))"
+    paths = f"import sys; sys.path[0] = {str(tmp_path)!r}; {script}"  # as a script in .venv/bin has
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", paths, "reproduce", "--suite", "real", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: reasonmaxxer reproduce")
 
 
 def test_help_that_needs_a_missing_package_names_the_extra(
