@@ -1,9 +1,10 @@
 """The method on real language models: every row that its critics ask for, task by task.
 
     reasonmaxxer reproduce --suite real --bases Qwen/Qwen2.5-Coder-0.5B-Instruct
-    reasonmaxxer reproduce --suite real --only '*/base,*/greedy' --minutes 60
+    reasonmaxxer reproduce --suite real --only '*/base/*,*/greedy/*' --minutes 60
 
     tasks.py     the candidate tasks, and the rule that admits some of them
+    ways.py      the ways to answer that are compared
     plan.py      which cells there are: what is measured of which base, with which seed
     measure.py   how each kind of cell is made
     vote.py      self-consistency: the answer that most of several samples give

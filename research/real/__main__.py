@@ -1,7 +1,8 @@
 """reasonmaxxer reproduce --suite real [--bases ...] [--only PATTERN,...] [--minutes N]
 
 Makes every cell that is not there yet, what answers most first, then writes the report of all that
-are. A killed run goes on where it stopped, within a cell too.
+are. A cell is the answers to one task, given in one way: some minutes. A killed run goes on where
+it stopped, within a cell too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,7 +52,8 @@ class RealConfig(ProblemsConfig):
         [], description="Measure these and ask no rule; needs a --work of its own."
     )
     only: list[str] = Field(
-        [], description="Make these cells alone, '*/base,*/fit/*' say; report on all."
+        [],
+        description="Make these cells alone, '*/base/*,*/gated/gsm8k/*' say; report on all.",
     )
     minutes: float | None = Field(None, gt=0, description="Begin no cell after so many.")
     engine: EngineName = Field("auto", description="What samples and answers.")
@@ -132,12 +135,13 @@ def measure(config: RealConfig, model: str, store: CellStore, clock: Clock) -> l
                     continue
                 store.write(cell, result, time.monotonic() - start, print_of)
 
-    if not config.tasks:
-        make([Cell(base, RULE)])
-    measurer.names = config.measured(base, store)
-    if measurer.names:
-        wanted = config.results_of(base, store).cells
-        make([cell for cell in wanted if not config.only or _matches(cell, config.only)])
+    with closing(measurer):
+        if not config.tasks:
+            make([Cell(base, RULE)])
+        measurer.names = config.measured(base, store)
+        if measurer.names:
+            wanted = config.results_of(base, store).cells
+            make([cell for cell in wanted if not config.only or _matches(cell, config.only)])
     return failed
 
 

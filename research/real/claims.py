@@ -11,17 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from research.real import plan
-from research.real.tables import (
-    ALONE_ROW,
-    BASE_ROW,
-    GATED_ROW,
-    GREEDY_ROW,
-    GRPO_ROW,
-    Results,
-    beyond,
-    lines,
-)
+from research.real import plan, ways
+from research.real.tables import AGAINST, Results, gain, lines
 from training.evaluation.statistics import Estimate
 
 HOLDS, PART, FAILS, OPEN = "holds", "holds in part", "does not hold", "cannot tell"
@@ -88,13 +79,13 @@ def gains(bases: dict[str, Results]) -> Claim:
     """Ours: a gain over the base, over greedy decoding and over the gate alone."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
-        line = lines(results, task).get(GATED_ROW)
-        if line is None or not {BASE_ROW, GREEDY_ROW} <= line.gains.keys():
+        line = lines(results, task).get(ways.GATED.name)
+        if line is None or not {ways.BASE.name, ways.GREEDY.name} <= line.gains.keys():
             continue
-        rivals = [one for one in (BASE_ROW, GREEDY_ROW, ALONE_ROW) if one in line.gains]
-        told = ", ".join(f"to {one} {line.gains[one].signed}" for one in rivals)
+        rivals = [one for one in AGAINST if one.name in line.gains]
+        told = ", ".join(f"to {one.label} {line.gains[one.name].signed}" for one in rivals)
         measured.append(f"{name}: {line.score} gated; {told}")
-        verdicts[name] = both([above(line.gains[one], 0) for one in rivals])
+        verdicts[name] = both([above(line.gains[one.name], 0) for one in rivals])
     return Claim(
         "The gated adapter beats the base, its greedy answers and the base behind the same gate, "
         "each by more than two standard errors.",
@@ -105,11 +96,7 @@ def gains(bases: dict[str, Results]) -> Claim:
 
 def _looks(bases: dict[str, Results], kind: str) -> list[tuple[str, dict[str, Any]]]:
     """(name, report) of footprints or interventions."""
-    return [
-        (name, one)
-        for name, results, task in _each(bases)
-        for one in results.of(kind, f"{plan.METHOD}/{task}")
-    ]
+    return [(name, one) for name, results, task in _each(bases) for one in results.of(kind, task)]
 
 
 def sparse(bases: dict[str, Results]) -> Claim:
@@ -178,20 +165,20 @@ def low_dimensional(bases: dict[str, Results]) -> Claim:
     """Claim 4."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
-        found = lines(results, task)
-        parts = [found[one] for one in ("rank 1", "o_proj alone") if one in found]
-        whole = found.get(GATED_ROW)
-        if not parts or whole is None or BASE_ROW not in whole.gains:
+        whole = gain(results, task, ways.GATED, ways.BASE)
+        gains = {way: gain(results, task, way, ways.BASE) for way in (ways.RANK_1, ways.O_ONLY)}
+        parts = {way: one for way, one in gains.items() if one is not None}
+        if not parts or whole is None:
             continue
         measured.append(
-            f"{name}: recipe {whole.gains[BASE_ROW].signed}; "
-            + ", ".join(f"{one.label} {one.gains[BASE_ROW].signed}" for one in parts)
+            f"{name}: recipe {whole.signed}; "
+            + ", ".join(f"{way.label} {one.signed}" for way, one in parts.items())
         )
-        if above(whole.gains[BASE_ROW], 0) != HOLDS:
+        if above(whole, 0) != HOLDS:
             verdicts[name] = OPEN
             continue
-        kept = [beyond(results, task, one.label, 0.8, GATED_ROW) for one in parts]
-        verdicts[name] = both([above(one, 0) for one in kept])
+        kept = [gain(results, task, way, ways.GATED, 0.8) for way in parts]
+        verdicts[name] = both([above(one, 0) for one in kept if one is not None])
     return Claim(
         "The change is low-dimensional: rank 1, or o_proj alone, keeps 80 % of the gain.",
         measured,
@@ -203,24 +190,24 @@ def no_loop(bases: dict[str, Results]) -> Claim:
     """Claim 5, with what users can afford: a tenth of the generated tokens."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
-        found = lines(results, task)
-        ours, theirs = found.get(GATED_ROW), found.get(GRPO_ROW)
-        if ours is None or theirs is None or BASE_ROW not in ours.gains:
-            continue
+        ours = gain(results, task, ways.GATED, ways.BASE)
+        theirs = gain(results, task, ways.REINFORCED, ways.BASE)
+        beyond = gain(results, task, ways.GATED, ways.REINFORCED, 0.9)
         costs = [
-            [one["cost"]["tokens"] for one in results.of(kind, variant)]
-            for kind, variant in ((plan.GRPO, ""), (plan.FIT, plan.METHOD))
+            [one["cost"]["tokens"] for one in results.of(plan.TRAIN, trained)]
+            for trained in (ways.GRPO, ways.METHOD)
         ]
+        if ours is None or theirs is None or beyond is None or not all(costs):
+            continue
         times = (sum(costs[0]) / len(costs[0])) / (sum(costs[1]) / len(costs[1]))
         measured.append(
-            f"{name}: gated {ours.gains[BASE_ROW].signed}, GRPO {theirs.gains[BASE_ROW].signed} "
+            f"{name}: gated {ours.signed}, GRPO {theirs.signed} "
             f"with {times:.1f} times the generated tokens"
         )
-        if above(theirs.gains[BASE_ROW], 0) != HOLDS:
+        if above(theirs, 0) != HOLDS:
             verdicts[name] = OPEN
             continue
-        enough = above(beyond(results, task, GATED_ROW, 0.9, GRPO_ROW), 0)
-        verdicts[name] = both([enough, HOLDS if times >= 10 else FAILS])
+        verdicts[name] = both([above(beyond, 0), HOLDS if times >= 10 else FAILS])
     return Claim(
         "No RL loop is needed: 90 % of GRPO's gain with at most a tenth of its generated tokens.",
         measured,

@@ -11,8 +11,10 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,17 @@ from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
 from research.paper.cells import Cell
-from research.real import plan
+from research.real import plan, ways
 from research.real.signal import signal
 from research.real.tasks import admitted, candidates, fits_rule, problems_to_test
 from research.real.vote import answer_texts, vote_scores
+from research.real.ways import Way
 from training.evaluation import Result, evaluate_generator
 from training.fit_config import FitConfig
 from training.generation import (
     Applied,
     EngineName,
+    Generator,
     Guidance,
     SamplingOptions,
     open_generator,
@@ -47,7 +51,8 @@ from vllm_gate.params import NEGATIVE
 
 GUIDANCE_SCALE = 1.5  # 1: none
 TOLD = ("report", "seconds")  # files of a run folder
-# Of the cell `template`: what stands beside the question in place of the recipe's instruction.
+ROOM = 256  # an engine's longest sequence is a multiple of it
+# Of the ways with another instruction than the recipe's.
 OTHER_INSTRUCTION = "Solve the problem. End with the final answer in \\boxed{}."
 
 
@@ -101,7 +106,12 @@ class Measurer:
         self._recipe = recipe_for(self.base)
         self._work = work / Path(model).name
         self._tasks = candidates(size.drawn, size.questions)
+        every = (*ways.WAYS, *map(ways.fitted_on, self._tasks))
+        self._ways = {way.name: way for way in every}
         self.names: list[str] = []  # of the tasks that are measured; empty: no rule yet
+        self._exit = ExitStack()
+        self._open: Generator | None = None
+        self._size_of = (0, 0)  # rank and length that the open engine has room for
 
     def make(self, cell: Cell) -> dict[str, Any]:
         """The result of `cell`.
@@ -111,26 +121,16 @@ class Measurer:
         """
         made: dict[str, Any] = {
             plan.RULE: self.rule,
-            plan.BASE: self.base_answers,
-            plan.GREEDY: self.greedy,
-            plan.FIT: self.fit,
-            plan.GATED_GREEDY: self.gated_greedy,
-            plan.ALWAYS: self.always,
-            plan.ALONE: self.behind_the_gate,
-            plan.GUIDED: self.guided,
+            plan.TRAIN: self.train,
+            plan.ANSWERS: self.answers,
             plan.SIGNAL: self.signal,
             plan.FOOTPRINT: self.look,
             plan.INTERVENE: self.look,
-            plan.TRANSFER: self.transfer,
-            plan.TEMPLATE: self.template,
             plan.OVERLAP: self.overlap,
-            plan.SFT: self.sft,
-            plan.PAPER: self.paper,
-            plan.GRPO: self.grpo,
         }[cell.kind](cell)
         return made
 
-    # ------------------------------------------------------------------------------- the base
+    # ------------------------------------------------------------------------------ the answers
 
     def rule(self, _: Cell) -> dict[str, Any]:
         """pass@1 of the base on training problems of every candidate, and what that admits."""
@@ -139,146 +139,153 @@ class Measurer:
             for task in self._tasks.values()
             if task.train
         }
-        found = {
-            name: {
+        found = {}
+        for name, problems in asked.items():
+            one = self._ask(problems, None, name)
+            found[name] = {
                 "pass@1": one.pass_at_1.value,
                 "stderr": one.stderr,
                 "boxed": one.boxed_rate.value,
                 "admitted": fits_rule(one.pass_at_1.value),
             }
-            for name, one in self._ask(asked, None, samples=1).items()
-        }
         return {"tasks": found, "measured": admitted(found)}
 
-    def base_answers(self, _: Cell) -> dict[str, Any]:
-        """The base at the temperature of its recipe, and the vote of its samples."""
-        found = self._ask(self._asked, None, samples=self._size.samples, folder="base")
-        votes = {}
+    def answers(self, cell: Cell) -> dict[str, Any]:
+        """The answers to the test problems of one task, given in one way."""
+        name, _, task = cell.variant.partition("/")
+        way = self._ways[name]
+        problems, label = self._asked[task], f"{name}-{task}"
+        result = self._ask(
+            problems,
+            self._applied(way, cell.seed) if way.trained else None,
+            label,
+            samples=self._size.samples if way.vote else 1,
+            temperature=0 if way.greedy else None,
+            instruction=OTHER_INSTRUCTION if way.other_instruction else None,
+        )
+        if not way.vote:
+            return figures(task, result)
         with Verifier() as verifier:
-            for name, problems in self._asked.items():
-                texts = answer_texts(self._answers / "base", name, problems)
-                votes[name] = {"scores": vote_scores(texts, problems, verifier)}
-        return figures("base", found) | {"vote": votes}
-
-    def greedy(self, _: Cell) -> dict[str, Any]:
-        """The base at temperature 0."""
-        return figures("greedy", self._ask(self._asked, None, temperature=0))
-
-    # ---------------------------------------------------------------------------- our adapters
-
-    def fit(self, cell: Cell) -> dict[str, Any]:
-        """An adapter behind its gate, and what it cost."""
-        folder = self.adapter(cell)
-        gate = gate_of(folder)
-        told = json.loads(_told(folder).read_text())
-        report, seconds = told["report"], told["seconds"]
+            votes = vote_scores(answer_texts(self._answers, label, problems), problems, verifier)
         return {
-            **figures("gated", self._ask(self._asked, Applied.behind(folder, gate))),
-            "gate": {"tau": gate.tau, "rate": gate.rate, "temperature": gate.temperature},
-            "cost": {
-                "tokens": report["tokens"]["rollouts"],
-                "heldout_tokens": report["tokens"]["heldout"],
-                "steps": report["steps"],
-                "seconds": round(sum(seconds.values()), 1),
-            },
-            "warnings": report["warnings"],
+            plan.ANSWERS: {task: {"scores": votes}},
+            "samples": figures(task, result)[plan.ANSWERS],
         }
 
-    def gated_greedy(self, cell: Cell) -> dict[str, Any]:
-        """The method's adapter behind its gate, at temperature 0."""
-        folder = self.adapter(method_of(cell))
-        applied = Applied.behind(folder, gate_of(folder))
-        return figures("gated greedy", self._ask(self._asked, applied, temperature=0))
-
-    def always(self, cell: Cell) -> dict[str, Any]:
-        """The method's adapter at every step."""
-        return figures("always", self._ask(self._asked, Applied(self.adapter(method_of(cell)))))
-
-    def behind_the_gate(self, cell: Cell) -> dict[str, Any]:
-        """The base behind the method's gate, without an adapter: what its temperature does alone.
-
-        Without a temperature this is the base, answer by answer anew.
-        """
-        return figures("alone", self._ask(self._asked, self._alone(cell)))
-
-    def guided(self, cell: Cell) -> dict[str, Any]:
-        """The base, guided away from a negative prompt where the method's gate opens."""
-        tokenizer = read_tokenizer(self.base.folder)
-        prompt = tuple(tokenizer(NEGATIVE, add_special_tokens=False)["input_ids"])
-        applied = self._alone(cell)._replace(guidance=Guidance(GUIDANCE_SCALE, prompt))
-        return figures("guided", self._ask(self._asked, applied))
-
-    def _alone(self, cell: Cell) -> Applied:
-        """The method's gate with an adapter that changes nothing."""
-        folder = self.adapter(method_of(cell))
+    def _applied(self, way: Way, seed: int | None) -> Applied:
+        """What runs beside the base, and where."""
+        folder = self.adapter(plan.train(self.base.folder.name, way.trained, seed or 0))
+        if way.runs == "always":
+            return Applied(folder)
+        gate = gate_of(folder)
+        if way.runs == "gated":
+            return Applied.behind(folder, gate)
         zeros = folder.parent / f"{folder.name}-zeros"
         if not zeros.exists():
             publish_zeros(zeros, folder, "zeros", self.base)
-        return Applied.behind(zeros, gate_of(folder))
+        applied = Applied.behind(zeros, gate)
+        if way.runs == "alone":
+            return applied
+        tokenizer = read_tokenizer(self.base.folder)
+        prompt = tuple(tokenizer(NEGATIVE, add_special_tokens=False)["input_ids"])
+        return applied._replace(guidance=Guidance(GUIDANCE_SCALE, prompt))
 
-    def transfer(self, cell: Cell) -> dict[str, Any]:
-        """An adapter fitted on one task alone, on all of them."""
-        task = self._tasks[cell.variant]
-        folder = self._fit(cell, str(task.train), self._work / "fits" / f"only-{task.name}")
-        applied = Applied.behind(folder, gate_of(folder))
-        return figures("gated", self._ask(self._asked, applied))
+    # ----------------------------------------------------------------------------- the adapters
 
-    def template(self, cell: Cell) -> dict[str, Any]:
-        """Base and method with another instruction than the adapter was fitted with."""
-        folder = self.adapter(method_of(cell))
-        prompt = self._recipe.prompt.model_copy(update={"instruction": OTHER_INSTRUCTION})
-        renderer = PromptRenderer.load(self.base.folder, prompt)
-        applied = Applied.behind(folder, gate_of(folder))
-        return {
-            **figures("base", self._ask(self._asked, None, renderer=renderer)),
-            **figures("gated", self._ask(self._asked, applied, renderer=renderer)),
-            "instruction": OTHER_INSTRUCTION,
+    def train(self, cell: Cell) -> dict[str, Any]:
+        """Train an adapter, and say what it cost."""
+        folder = self.adapter(cell)
+        told = json.loads(_told(folder).read_text())
+        if cell.variant == ways.SFT:
+            return {"cost": {"tokens": 0, "seconds": told["seconds"]}}
+        if cell.variant == ways.GRPO:
+            names = ("tokens", "heldout_tokens", "steps", "seconds")
+            return {
+                "cost": {name: told[name] for name in names},
+                "stopped_rising": told["stopped_rising"],
+            }
+        report, seconds = told["report"], told["seconds"]
+        cost = {
+            "tokens": report["tokens"]["rollouts"],
+            "heldout_tokens": report["tokens"]["heldout"],
+            "steps": report["steps"],
+            "seconds": round(sum(seconds.values()), 1),
         }
+        found = {"cost": cost, "warnings": report["warnings"]}
+        if cell.variant == ways.PAPER:
+            return found
+        gate = gate_of(folder)
+        return found | {"gate": {"tau": gate.tau, "rate": gate.rate, "at": gate.temperature}}
 
-    def paper(self, cell: Cell) -> dict[str, Any]:
-        """The paper's own fit, at every position, served at every step."""
-        folder = self.adapter(replace(cell, flags=("--mode", "always")))
-        return figures("always", self._ask(self._asked, Applied(folder)))
+    def adapter(self, cell: Cell) -> Path:
+        """The folder of what `cell` trains; nothing is done again."""
+        folder = self._work / "adapters" / f"{cell.variant}-seed{cell.seed}"
+        if not _told(folder).exists():
+            self.close()  # training has an engine of its own
+            trainer = {ways.SFT: self._sft, ways.GRPO: self._grpo}.get(cell.variant, self._fit)
+            write_json(_told(folder), trainer(cell, folder))
+        return folder
 
-    # ----------------------------------------------------------------------------- other methods
+    def _fit(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        """Fit, and return what the fit told of itself: the next one writes over it."""
+        run = self._fit_run(cell)
+        self._run("training.fit", *self._fit_arguments(cell, folder))
+        return {name: json.loads((run / f"{name}.json").read_text()) for name in TOLD}
 
-    def sft(self, cell: Cell) -> dict[str, Any]:
-        """Plain supervised fine-tuning on the references, at every step."""
-        folder, train = self._folder(cell), self._training_problems()
+    def _fit_run(self, cell: Cell) -> Path:
+        task = ways.only_task(cell.variant)
+        return self._work / (f"fits/only-{task}" if task else "fit")
+
+    def _fit_arguments(self, cell: Cell, folder: Path) -> list[str]:
+        task = ways.only_task(cell.variant)
+        problems = self._tasks[task].train if task else self._training_problems()
+        return [
+            *("--model", self._model, "--problems", str(problems)),
+            *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
+            *("--seed", "0", "--training-seed", str(cell.seed), "--base-cache.keep"),
+            *("--sampling.max-tokens", str(self._size.max_tokens), "--engine", self._engine),
+            *(("--data-dir", str(self._data)) if self._data else ()),
+            *cell.flags,
+            *self._size.fit,
+        ]
+
+    def _sft(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        """Plain supervised fine-tuning on the references."""
+        start = time.monotonic()
         self._run(
-            *("research.real.sft", "--model", self._model, "--problems", str(train)),
-            *("--seed", str(cell.seed), "--output", str(folder), *self._size.sft),
+            *("research.real.sft", "--model", self._model, "--output", str(folder)),
+            *("--problems", str(self._training_problems()), "--seed", str(cell.seed)),
+            *self._size.sft,
         )
-        return figures("always", self._ask(self._asked, Applied(folder)))
+        return {"seconds": round(time.monotonic() - start, 1)}
 
-    def grpo(self, cell: Cell) -> dict[str, Any]:
-        """GRPO by TRL with a LoRA of the method's shape, at every step."""
-        folder, run = self._folder(cell), self._work / "grpo" / str(cell.seed)
-        if not folder.exists():
-            self._run(
-                *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
-                *("--problems", str(self._training_problems())),
-                *("--heldout", str(self._heldout_problems()), "--run-dir", str(run)),
-                *("--lora-rank", str(self._recipe.lora.rank), "--output", str(folder)),
-                *("--max-tokens", str(self._size.max_tokens), "--engine", self._engine),
-                *self._size.grpo,
-            )
-        report = json.loads((run / "report.json").read_text())
-        cost = {name: report[name] for name in ("tokens", "heldout_tokens", "steps", "seconds")}
-        found = figures("always", self._ask(self._asked, Applied(folder)))
-        return found | {"cost": cost, "stopped_rising": report["stopped_rising"]}
+    def _grpo(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        """GRPO by TRL with a LoRA of the method's shape."""
+        run = self._work / "grpo" / str(cell.seed)
+        self._run(
+            *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
+            *("--problems", str(self._training_problems())),
+            *("--heldout", str(self._heldout_problems()), "--run-dir", str(run)),
+            *("--lora-rank", str(self._recipe.lora.rank), "--output", str(folder)),
+            *("--max-tokens", str(self._size.max_tokens), "--engine", self._engine),
+            *self._size.grpo,
+        )
+        report: dict[str, Any] = json.loads((run / "report.json").read_text())
+        return report
 
     # ------------------------------------------------------------------------ what explains them
 
     def look(self, cell: Cell) -> dict[str, Any]:
         """Footprint or interventions of the method's adapter on one task."""
-        task = cell.variant.partition("/")[2]
+        task = cell.variant
+        method = self.adapter(method_of(cell))
         output = self._work / "looks" / cell.kind / task
         asked = output / "problems.jsonl"
         write_problems(asked, self._asked[task][: self._size.looks])
+        self.close()
         self._run(
             *(f"research.paper.{cell.kind}", "--model", self._model, "--engine", self._engine),
-            *("--tuned", str(self.adapter(method_of(cell))), "--problems", str(asked)),
+            *("--tuned", str(method), "--problems", str(asked)),
             *("--max-tokens", str(self._size.max_tokens), "--top-p", "1"),
             *("--seed", str(cell.seed), "--output", str(output)),
         )
@@ -288,9 +295,9 @@ class Measurer:
     def signal(self, cell: Cell) -> dict[str, Any]:
         """Where decision points lie, and the gradient that each way of training has."""
         fit = method_of(cell)
-        self.adapter(fit)  # so that the rollouts are there
-        arguments = self._fit_arguments(fit, str(self._training_problems()), self._work / "fit")
-        return signal(FitConfig.load(arguments), self._size.signal)
+        folder = self.adapter(fit)  # so that the rollouts are there
+        self.close()
+        return signal(FitConfig.load(self._fit_arguments(fit, folder)), self._size.signal)
 
     def overlap(self, _: Cell) -> dict[str, Any]:
         """Test problems that share 13 words in a row with a training problem, by task."""
@@ -318,73 +325,61 @@ class Measurer:
 
     def _ask(
         self,
-        asked: dict[str, list[Problem]],
+        problems: list[Problem],
         applied: Applied | None,
+        label: str,
         *,
         samples: int = 1,
         temperature: float | None = None,
-        renderer: PromptRenderer | None = None,
-        folder: str = "",
-    ) -> dict[str, Result]:
-        """Task -> answers to its problems; those that are there are not asked again."""
-        renderer = renderer or PromptRenderer.load(self.base.folder, self._recipe.prompt)
+        instruction: str | None = None,
+    ) -> Result:
+        """Answers to the problems; those that are there are not asked again."""
+        prompt = self._recipe.prompt
+        if instruction is not None:
+            prompt = prompt.model_copy(update={"instruction": instruction})
+        renderer = PromptRenderer.load(self.base.folder, prompt)
         warm = self._recipe.sampling.temperature if temperature is None else temperature
         options = SamplingOptions(samples, warm, 1.0, self._size.max_tokens)
-        longest = max(len(renderer.token_ids(p.problem)) for ps in asked.values() for p in ps)
-        rank = AdapterVersion.read(applied.adapter, applied.adapter.name).rank if applied else None
-        with (
-            Verifier() as verifier,
+        longest = max(len(renderer.token_ids(one.problem)) for one in problems)
+        with Verifier() as verifier:
+            return evaluate_generator(
+                self._generator(applied, longest + options.max_tokens),
+                renderer,
+                problems,
+                options,
+                verifier,
+                applied,
+                source=label,
+                label=label,
+                output=self._answers,
+                identity=self.base.fingerprint,
+            )
+
+    def _generator(self, applied: Applied | None, length: int) -> Generator:
+        """The engine that all answers come from; it is opened anew where it is too small."""
+        rank = self._recipe.lora.rank
+        if applied:
+            rank = max(rank, AdapterVersion.read(applied.adapter, applied.adapter.name).rank)
+        needed = (rank, length)
+        if self._open and all(has >= need for has, need in zip(self._size_of, needed, strict=True)):
+            return self._open
+        self.close()
+        self._size_of = (rank, -(-length // ROOM) * ROOM)
+        self._open = self._exit.enter_context(
             open_generator(
                 str(self.base.folder),
                 engine=self._engine,
                 max_rank=rank,
-                gated=applied is not None and applied.tau is not None,
-                max_model_len=longest + options.max_tokens,
-            ) as generator,
-        ):
-            return {
-                name: evaluate_generator(
-                    generator,
-                    renderer,
-                    problems,
-                    options,
-                    verifier,
-                    applied,
-                    source=name,
-                    label=name,
-                    output=self._answers / folder,
-                    identity=self.base.fingerprint,
-                )
-                for name, problems in asked.items()
-            }
+                gated=True,
+                max_model_len=self._size_of[1],
+            )
+        )
+        return self._open
 
-    def adapter(self, cell: Cell) -> Path:
-        """The adapter of a fit; nothing is done again."""
-        return self._fit(cell, str(self._training_problems()), self._work / "fit")
-
-    def _fit(self, cell: Cell, problems: str, run: Path) -> Path:
-        folder = self._folder(cell)
-        if not _told(folder).exists():
-            self._run("training.fit", *self._fit_arguments(cell, problems, run))
-            files = {name: json.loads((run / f"{name}.json").read_text()) for name in TOLD}
-            write_json(_told(folder), files)  # the next fit writes over them
-        return folder
-
-    def _fit_arguments(self, cell: Cell, problems: str, run: Path) -> list[str]:
-        return [
-            *("--model", self._model, "--problems", problems),
-            *("--run-dir", str(run), "--output", str(self._folder(cell))),
-            *("--seed", "0", "--training-seed", str(cell.seed), "--base-cache.keep"),
-            *("--sampling.max-tokens", str(self._size.max_tokens), "--engine", self._engine),
-            *(("--data-dir", str(self._data)) if self._data else ()),
-            *cell.flags,
-            *self._size.fit,
-        ]
-
-    def _folder(self, cell: Cell) -> Path:
-        """Where the adapter of a cell lies."""
-        name = cell.id.partition("/")[2].replace("/", "-")
-        return self._work / "adapters" / name
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._exit.close()
+        self._open = None
 
     def _training_problems(self) -> Path:
         """Problems of all tasks that have some to train on, in equal shares, as a file."""
@@ -411,28 +406,24 @@ class Measurer:
 
 def method_of(cell: Cell) -> Cell:
     """The fit of the method that `cell` looks at."""
-    return Cell(cell.base, plan.FIT, plan.METHOD, cell.seed)
+    return plan.train(cell.base, ways.METHOD, cell.seed or 0)
 
 
-def figures(row: str, results: dict[str, Result]) -> dict[str, Any]:
+def figures(task: str, one: Result) -> dict[str, Any]:
     """What a cell keeps of answers: scores by problem, and of each answer if it is right, whether
     it has a final answer, and its length."""
     return {
-        row: {
-            name: {
+        plan.ANSWERS: {
+            task: {
                 "scores": [_or_none(score) for score in one.scores],
                 "tokens": int(one.tokens.sum()),
                 "gated": int(one.gated.sum()),
                 "boxed": round(one.boxed_rate.value, 4),
                 "truncated": round(one.truncated_rate.value, 4),
             }
-            for name, one in results.items()
         },
         **{
-            f"{row}/{what}": {
-                name: {"scores": [_or_none(value) for value in np.ravel(getattr(one, what))]}
-                for name, one in results.items()
-            }
+            what: {task: {"scores": [_or_none(value) for value in np.ravel(getattr(one, what))]}}
             for what in ("correct", "boxed", "tokens")
         },
     }

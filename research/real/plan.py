@@ -9,57 +9,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from research.paper.cells import Cell
+from research.real import ways
+from research.real.ways import Way
 
-METHOD = "method"
-RULE, BASE, GREEDY = "rule", "base", "greedy"
-# Of the method's adapters: behind the gate at temperature 0, at every step, and the base behind
-# their gate.
-GATED_GREEDY, ALWAYS, ALONE = "gated-greedy", "always", "base-behind-the-gate"
-GUIDED = "guided"  # the base alone, guided at decision points: MTI, which needs no training
-FIT, SFT, GRPO = "fit", "sft", "grpo"
-SIGNAL, FOOTPRINT, INTERVENE = "signal", "footprint", "intervene"
-PAPER = "paper"  # fitted at every position, served at every step
-TRANSFER, TEMPLATE, OVERLAP = "transfer", "template", "overlap"
+RULE, TRAIN, ANSWERS = "rule", "train", "answers"
+SIGNAL, FOOTPRINT, INTERVENE, OVERLAP = "signal", "footprint", "intervene", "overlap"
 
-# Variant -> flags of `training.fit`. All train on the same rollouts.
-CONTROLS: dict[str, tuple[str, ...]] = {
-    "random-rewards": ("--selection.reward", "random"),
-    "random-positions": ("--selection.gate", "random"),
-    "shut-gate": ("--selection.gate", "shut"),
-    "right-answers-alone": ("--selection.advantages", "positive"),
-}
-# What the claim of low dimension needs, of the first seed.
-SMALLER: dict[str, tuple[str, ...]] = {
-    "rank-1": ("--lora.rank", "1", "--lora.alpha", "2"),
-    "o-only": ("--lora.target-modules", "o_proj"),
-}
+OF_EACH_SEED = (
+    ways.GATED,
+    ways.RANDOM_REWARDS,
+    ways.RANDOM_POSITIONS,
+    ways.ALWAYS,
+    ways.GATED_GREEDY,
+    ways.SHUT_GATE,
+    ways.RIGHT_ALONE,
+)
+ONCE = (
+    ways.VOTE,
+    ways.RANK_1,
+    ways.O_ONLY,
+    ways.GUIDED,
+    ways.OTHER_BASE,
+    ways.OTHER_GATED,
+)
+OTHER_METHODS = (ways.SUPERVISED, ways.PAPER_FIT, ways.REINFORCED)
 
 
 def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     """All cells of a base.
 
     Args:
-        tasks: those that are measured; the first two that are trained on show the transfer. Empty:
-            the rule is not applied yet.
+        tasks: those that are measured. Empty: the rule is not applied yet.
     """
     first = [Cell(base, RULE)]
     if not tasks:
         return first
-    main = [Cell(base, BASE), Cell(base, GREEDY)]
-    for seed in seeds:
-        main.append(Cell(base, FIT, METHOD, seed))
-        main += [Cell(base, FIT, name, seed, flags) for name, flags in CONTROLS.items()]
-        main += [Cell(base, kind, METHOD, seed) for kind in (GATED_GREEDY, ALWAYS, ALONE)]
     start = seeds[0]
-    explain = [
-        Cell(base, OVERLAP),
-        Cell(base, SIGNAL, METHOD, start),
-        *(Cell(base, FOOTPRINT, f"{METHOD}/{task}", start) for task in tasks),
-        *(Cell(base, INTERVENE, f"{METHOD}/{task}", start) for task in tasks),
-        *(Cell(base, FIT, name, start, flags) for name, flags in SMALLER.items()),
-        Cell(base, GUIDED, METHOD, start),
-        *(Cell(base, TRANSFER, task, start) for task in tasks[:2]),
-        Cell(base, TEMPLATE, METHOD, start),
-    ]
-    others = [Cell(base, kind, "", seed) for seed in seeds for kind in (SFT, PAPER, GRPO)]
-    return [*first, *main, *explain, *others]
+    cells = [*first, *_answers(base, ways.BASE, tasks, start)]
+    cells += _answers(base, ways.GREEDY, tasks, start)
+    for seed in seeds:
+        for way in OF_EACH_SEED:
+            cells += _answers(base, way, tasks, seed)
+        if seed == start:
+            cells += _answers(base, ways.ALONE, tasks, seed)
+    cells += [Cell(base, OVERLAP), Cell(base, SIGNAL, "", start)]
+    cells += [Cell(base, kind, task, start) for kind in (FOOTPRINT, INTERVENE) for task in tasks]
+    for way in (*ONCE, *map(ways.fitted_on, tasks[:2])):
+        cells += _answers(base, way, tasks, start)
+    for seed in seeds:
+        for way in OTHER_METHODS:
+            cells += _answers(base, way, tasks, seed)
+    return list(dict.fromkeys(cells))  # an adapter is trained once
+
+
+def _answers(base: str, way: Way, tasks: Sequence[str], seed: int) -> list[Cell]:
+    """Cells of one way to answer, after the one that trains its adapter."""
+    if not way.trained:
+        return [answers(base, way, task, None) for task in tasks]
+    return [train(base, way.trained, seed), *(answers(base, way, task, seed) for task in tasks)]
+
+
+def train(base: str, trained: str, seed: int) -> Cell:
+    """The cell that trains an adapter."""
+    return Cell(base, TRAIN, trained, seed, ways.FITS.get(trained, ()))
+
+
+def answers(base: str, way: Way, task: str, seed: int | None) -> Cell:
+    """The cell of the answers to one task."""
+    return Cell(base, ANSWERS, f"{way.name}/{task}", seed)

@@ -7,25 +7,17 @@ from typing import Any
 
 from adapters.files import atomic_write, write_json, write_text
 from research.paper.tables import markdown
-from research.real import plan
+from research.real import plan, ways
 from research.real.claims import OPEN, Claim, judge
-from research.real.tables import (
-    AGAINST,
-    GATED_ROW,
-    GREEDY_ROW,
-    Line,
-    Results,
-    gate_rate,
-    lines,
-)
+from research.real.tables import AGAINST, Line, Results, gain, gate_rate, lines
 
 _HEAD = """# The method on real models
 
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Scores are
-pass@1 on test problems that nothing was chosen by, one answer each (the base: {samples}), at the
-temperature of the base's recipe unless a row says greedy. ± is one standard error, over problems
-and seeds; differences are paired by problem. All adapters of a base train on one set of rollouts,
-so that seeds differ in training alone.
+pass@1 on test problems that nothing was chosen by, one answer each (self-consistency: the vote of
+{samples}), at the temperature of the base's recipe unless a row says greedy. ± is one standard
+error, over problems and seeds; differences are paired by problem. All adapters of a base train on
+one set of rollouts, so that seeds differ in training alone.
 
 ## The claims
 """
@@ -55,7 +47,7 @@ def write_report(
         parts.append(f"\n## {base}\n")
         parts += _base(results, rule)
         figures[base] = {
-            task: {label: _json(line) for label, line in lines(results, task).items()}
+            task: {name: _json(line) for name, line in lines(results, task).items()}
             for task in results.tasks
         }
     if any(any(tasks.values()) for tasks in figures.values()):
@@ -103,7 +95,7 @@ def _base(results: Results, rule: int) -> list[str]:
 
 
 HEADER = [
-    "", "pass@1", "seeds", *(f"to {one}" for one in AGAINST),
+    "", "pass@1", "seeds", *(f"to {one.label}" for one in AGAINST),
     "right of those that finished", "boxed", "tokens", "gain at the base's lengths",
 ]  # fmt: skip
 
@@ -113,7 +105,7 @@ def _cells(line: Line) -> list[str]:
         line.label,
         str(line.score),
         str(line.seeds),
-        *(line.gains[one].signed if one in line.gains else "" for one in AGAINST),
+        *(line.gains[one.name].signed if one.name in line.gains else "" for one in AGAINST),
         str(line.finished) if line.finished else "",
         "" if line.boxed is None else f"{line.boxed:.2f}",
         "" if line.tokens is None else f"{line.tokens:.0f}",
@@ -122,9 +114,9 @@ def _cells(line: Line) -> list[str]:
 
 
 def _explained(results: Results) -> list[str]:
-    """Signal, transfer, the other prompt, overlap, cost."""
+    """Signal, the other prompt, overlap, cost."""
     parts = []
-    for one in results.of(plan.SIGNAL, plan.METHOD):
+    for one in results.of(plan.SIGNAL):
         parts.append(f"\n### Where the gradient is ({one['rollouts']} rollouts)\n")
         rows = [
             [name, f"{g['tokens']:.0f}", f"{g['signal_per_token']:.3f}", f"{g['share']:.1%}"]
@@ -133,32 +125,18 @@ def _explained(results: Results) -> list[str]:
         parts.append(markdown(["trained at", "tokens", "signal per token", "share"], rows))
         places = ", ".join(f"{share:.0%}" for share in one["places"])
         parts.append(f"\nDecision points by tenth of the answer: {places}.")
-    for cell, one in results.found.items():
-        if cell.kind in (plan.TRANSFER, plan.TEMPLATE):
-            parts.append(f"\n### {_title(cell.kind, cell.variant)}\n")
-            parts += [
-                f"- {task}, {row}: {_mean(answers['scores']):.3f}"
-                for row in ("base", "gated")
-                for task, answers in one.get(row, {}).items()
-            ]
+    for task in results.tasks:
+        if other := gain(results, task, ways.OTHER_GATED, ways.OTHER_BASE):
+            parts.append(f"\nWith another instruction, gated to base on {task}: {other.signed}.")
     for one in results.of(plan.OVERLAP):
         shared = ", ".join(f"{task} {n} of {one['of'][task]}" for task, n in one["shared"].items())
         parts.append(f"\nTest problems that share 13 words in a row with a training one: {shared}.")
-    for label, kind, variant in (("fit", plan.FIT, plan.METHOD), ("GRPO", plan.GRPO, "")):
-        costs = [one["cost"] for one in results.of(kind, variant)]
+    for label, trained in (("fit", ways.METHOD), ("GRPO", ways.GRPO)):
+        costs = [one["cost"] for one in results.of(plan.TRAIN, trained)]
         if costs:
             told = "; ".join(f"{c['tokens']:.0f} tokens, {c['seconds']:.0f} s" for c in costs)
             parts.append(f"\nCost of each {label}: {told}.")
     return parts
-
-
-def _title(kind: str, variant: str) -> str:
-    return f"Fitted on {variant} alone" if kind == plan.TRANSFER else "With another instruction"
-
-
-def _mean(scores: list[float | None]) -> float:
-    known = [one for one in scores if one is not None]
-    return sum(known) / len(known) if known else float("nan")
 
 
 def _json(line: Line) -> dict[str, Any]:
@@ -168,8 +146,7 @@ def _json(line: Line) -> dict[str, Any]:
         "n": line.score.n,
         "seeds": line.seeds,
         "gains": {
-            other: {"value": gain.value, "stderr": gain.stderr}
-            for other, gain in line.gains.items()
+            other: {"value": one.value, "stderr": one.stderr} for other, one in line.gains.items()
         },
         "finished": line.finished and line.finished.value,
         "boxed": line.boxed,
@@ -185,19 +162,22 @@ def plot_gains(bases: dict[str, Results], path: Path) -> None:
         (f"{base}: {task}", line)
         for base, results in bases.items()
         for task in results.tasks
-        if (line := lines(results, task).get(GATED_ROW))
+        if (line := lines(results, task).get(ways.GATED.name))
     ]
     figure = Figure(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
     axes = figure.subplots()
-    for offset, other, color in ((-0.15, AGAINST[0], "tab:blue"), (0.15, GREEDY_ROW, "tab:orange")):
+    rivals = ((-0.15, ways.BASE, "tab:blue"), (0.15, ways.GREEDY, "tab:orange"))
+    for offset, other, color in rivals:
         there = [
-            (place, one.gains[other]) for place, (_, one) in enumerate(shown) if other in one.gains
+            (place, one.gains[other.name])
+            for place, (_, one) in enumerate(shown)
+            if other.name in one.gains
         ]
         axes.errorbar(
-            [gain.value for _, gain in there],
+            [one.value for _, one in there],
             [place + offset for place, _ in there],
-            xerr=[gain.stderr for _, gain in there],
-            fmt="o", color=color, label=f"to {other}",
+            xerr=[one.stderr for _, one in there],
+            fmt="o", color=color, label=f"to {other.label}",
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
     axes.invert_yaxis()

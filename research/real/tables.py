@@ -12,48 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.paper.cells import Cell, CellStore
-from research.real import plan
+from research.real import plan, ways
+from research.real.ways import Way
 from training.evaluation.statistics import Estimate, Floats, over_seeds, ratio, ratio_over_seeds
 
-BASE_ROW, GREEDY_ROW, ALONE_ROW, GATED_ROW = (
-    "base",
-    "base, greedy",
-    "base behind the gate",
-    "**gated**",
-)
-VOTE_ROW, GATED_GREEDY_ROW = "base, self-consistency", "gated, greedy"
-GRPO_ROW = "GRPO with LoRA"
-
-
-class Way(NamedTuple):
-    """A line of a table: what to show of which cells."""
-
-    label: str
-    kind: str
-    variant: str
-    key: str  # of the answers
-
-
-WAYS = (
-    Way(BASE_ROW, plan.BASE, "", "base"),
-    Way(GREEDY_ROW, plan.GREEDY, "", "greedy"),
-    Way(VOTE_ROW, plan.BASE, "", "vote"),
-    Way(ALONE_ROW, plan.ALONE, plan.METHOD, "alone"),
-    Way("base, guided at decision points", plan.GUIDED, plan.METHOD, "guided"),
-    Way(GATED_ROW, plan.FIT, plan.METHOD, "gated"),
-    Way(GATED_GREEDY_ROW, plan.GATED_GREEDY, plan.METHOD, "gated greedy"),
-    Way("the same adapters, always-on", plan.ALWAYS, plan.METHOD, "always"),
-    Way("fitted at random positions", plan.FIT, "random-positions", "gated"),
-    Way("fitted where the gate is shut", plan.FIT, "shut-gate", "gated"),
-    Way("fitted for random rewards", plan.FIT, "random-rewards", "gated"),
-    Way("fitted on right answers alone", plan.FIT, "right-answers-alone", "gated"),
-    Way("rank 1", plan.FIT, "rank-1", "gated"),
-    Way("o_proj alone", plan.FIT, "o-only", "gated"),
-    Way("fitted at every position, always-on", plan.PAPER, "", "always"),
-    Way("supervised, on the references", plan.SFT, "", "always"),
-    Way(GRPO_ROW, plan.GRPO, "", "always"),
-)
-AGAINST = (BASE_ROW, GREEDY_ROW, ALONE_ROW)
+AGAINST = (ways.BASE, ways.GREEDY, ways.ALONE)
 
 
 class Results:
@@ -67,6 +30,11 @@ class Results:
         self.cells, self.tasks = list(cells), list(tasks)
         self.found = {cell: result for cell in cells if (result := store.read(cell)) is not None}
 
+    @property
+    def ways(self) -> list[Way]:
+        """The ways to answer that are planned, in the order of the tables."""
+        return [*ways.WAYS, *(ways.fitted_on(task) for task in self.tasks)]
+
     def of(self, kind: str, variant: str = "") -> list[dict[str, Any]]:
         """The results of one thing, a seed each."""
         return [
@@ -75,17 +43,20 @@ class Results:
             if (cell.kind, cell.variant) == (kind, variant)
         ]
 
+    def answers(self, way: Way, task: str) -> list[dict[str, Any]]:
+        """The cells of one way to answer, a seed each."""
+        return self.of(plan.ANSWERS, f"{way.name}/{task}")
+
     def scores(self, way: Way, task: str) -> Floats | None:
         """[seeds, problems]; None: not measured."""
-        return self.column(way, "", task)
+        return self.column(way, plan.ANSWERS, task)
 
     def column(self, way: Way, what: str, task: str) -> Floats | None:
         """The same of another figure of each answer: correct, boxed, tokens."""
-        key = f"{way.key}/{what}" if what else way.key
         seeds = [
-            one[key][task]["scores"]
-            for one in self.of(way.kind, way.variant)
-            if task in one.get(key, {})
+            one[what][task]["scores"]
+            for one in self.answers(way, task)
+            if task in one.get(what, {})
         ]
         return np.array(seeds, dtype=np.float64) if seeds else None
 
@@ -104,38 +75,42 @@ class Line(NamedTuple):
 
 
 def lines(results: Results, task: str) -> dict[str, Line]:
-    """Label -> line; what was measured of `WAYS`."""
-    scores = {way.label: found for way in WAYS if (found := results.scores(way, task)) is not None}
+    """Name of a way -> its line; what was measured."""
+    measured = [
+        (way, found) for way in results.ways if (found := results.scores(way, task)) is not None
+    ]
+    rivals = {way.name: found for way, found in measured if way in AGAINST}
     return {
-        way.label: Line(
+        way.name: Line(
             way.label,
-            over_seeds(scores[way.label]),
-            len(scores[way.label]),
+            over_seeds(scores),
+            len(scores),
             {
-                other: over_seeds(scores[way.label] - scores[other].mean(axis=0))
-                for other in AGAINST
-                if other in scores and other != way.label
+                name: over_seeds(scores - rival.mean(axis=0))
+                for name, rival in rivals.items()
+                if name != way.name
             },
             finished(results, way, task),
             _mean(results.column(way, "boxed", task)),
             _mean(results.column(way, "tokens", task)),
             length_matched(results, way, task),
         )
-        for way in WAYS
-        if way.label in scores
+        for way, scores in measured
     }
 
 
-def beyond(results: Results, task: str, label: str, share: float, other: str) -> Estimate:
-    """The gain of `label` over the base beyond `share` of the gain of `other`, paired by problem.
+def gain(results: Results, task: str, way: Way, other: Way, share: float = 1.0) -> Estimate | None:
+    """The scores of `way` less those of `other`, paired by problem; None: not measured.
 
-    Raises:
-        KeyError: one of them, or the base, was not measured.
+    With a share s of the other's gain over the base: (way - base) - s * (other - base).
     """
-    scores = {way.label: results.scores(way, task) for way in WAYS}
-    base, one, rival = (scores[name] for name in (BASE_ROW, label, other))
-    if base is None or one is None or rival is None:
-        raise KeyError(f"{task}: {label} or {other} was not measured")
+    one, rival, base = (results.scores(each, task) for each in (way, other, ways.BASE))
+    if one is None or rival is None:
+        return None
+    if share == 1:
+        return over_seeds(one - rival.mean(axis=0))
+    if base is None:
+        return None
     plain = base.mean(axis=0)
     return over_seeds(one - plain - share * (rival.mean(axis=0) - plain))
 
@@ -163,7 +138,7 @@ def length_matched(results: Results, way: Way, task: str) -> Estimate | None:
     Answers are divided at the quintiles of the base's lengths. In each part the shares of right
     answers are compared, and the parts weigh as many answers as the base has there.
     """
-    base = WAYS[0]
+    base = ways.BASE
     if way is base:
         return None
     columns = [
@@ -191,7 +166,7 @@ def length_matched(results: Results, way: Way, task: str) -> Estimate | None:
 
 def gate_rate(results: Results, task: str) -> Estimate | None:
     """Gated tokens / generated tokens of the method's adapters."""
-    seeds = [one["gated"][task] for one in results.of(plan.FIT, plan.METHOD)]
+    seeds = [one[plan.ANSWERS][task] for one in results.answers(ways.GATED, task)]
     if not seeds:
         return None
     return ratio([one["gated"] for one in seeds], [one["tokens"] for one in seeds])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from reasoning_gym.factory import DATASETS
 from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
 from research.real import __main__ as command
-from research.real import plan
+from research.real import plan, ways
 from research.real.claims import FAILS, HOLDS, OPEN, PART, Claim, above, both, judge
 from research.real.measure import QUICK, Measurer, figures
 from research.real.report import write_report
 from research.real.sft import target
 from research.real.signal import gradient_lengths, places, share_of_signal
-from research.real.tables import ALONE_ROW, BASE_ROW, GATED_ROW, GREEDY_ROW, Results, lines
+from research.real.tables import Results, lines
 from research.real.tasks import (
     GYM,
     GYM_TASKS,
@@ -84,12 +85,25 @@ def test_the_plan_has_every_cell_once_and_three_seeds_of_ours() -> None:
     ids = [cell.id for cell in cells]
     assert len(set(ids)) == len(ids)
     for seed in range(3):
-        for row in (plan.METHOD, *plan.CONTROLS):
-            assert f"{BASE}/fit/{row}/seed{seed}" in ids
-        for kind in (plan.GATED_GREEDY, plan.ALWAYS, plan.ALONE):
-            assert f"{BASE}/{kind}/method/seed{seed}" in ids
-        assert {f"{BASE}/sft/seed{seed}", f"{BASE}/grpo/seed{seed}"} <= {*ids}
-    assert ids[:3] == [f"{BASE}/rule", f"{BASE}/base", f"{BASE}/greedy"]
+        for trained in (ways.METHOD, *ways.CONTROLS, ways.PAPER, ways.SFT, ways.GRPO):
+            assert f"{BASE}/train/{trained}/seed{seed}" in ids
+        for task in TASKS:
+            for way in (*plan.OF_EACH_SEED, *plan.OTHER_METHODS):
+                assert f"{BASE}/answers/{way.name}/{task}/seed{seed}" in ids
+    assert ids[:3] == [f"{BASE}/rule", *(f"{BASE}/answers/base/{task}" for task in TASKS)]
+
+
+def test_every_way_is_planned_and_its_adapter_is_trained_before() -> None:
+    cells = plan.plan(BASE, [0], TASKS)
+    answered = {cell.variant.partition("/")[0] for cell in cells if cell.kind == plan.ANSWERS}
+    assert {way.name for way in ways.WAYS} | {"only-chain_sum", "only-gsm8k"} == answered
+    known = {way.name: way for way in (*ways.WAYS, *map(ways.fitted_on, TASKS))}
+    trained = {""}
+    for cell in cells:
+        if cell.kind == plan.TRAIN:
+            trained.add(cell.variant)
+        if cell.kind == plan.ANSWERS:
+            assert known[cell.variant.partition("/")[0]].trained in trained
 
 
 # ---------------------------------------------------------------------------------------- votes
@@ -199,8 +213,8 @@ def test_the_verdict_over_bases_and_tasks(verdicts: list[str], whole: str) -> No
 # ---------------------------------------------------------------------------------- a whole report
 
 
-def answers(share: float, row: str, length: int = 100) -> dict[str, Any]:
-    """100 problems on each task, the first `share` of them right; all answers are boxed."""
+def answers(share: float, task: str, length: int = 100) -> dict[str, Any]:
+    """100 problems, the first `share` of them right; all answers are boxed."""
     right = np.array([[1.0 if n < 100 * share else 0.0] for n in range(100)])
     result = Result(
         *("", "base", "t", 0.6),
@@ -211,53 +225,50 @@ def answers(share: float, row: str, length: int = 100) -> dict[str, Any]:
         gated=np.full(right.shape, length // 10),
         truncated=np.zeros_like(right, dtype=bool),
     )
-    return figures(row, dict.fromkeys(TASKS, result))
+    return figures(task, result)
+
+
+SCORES = {"greedy": 0.35, "vote": 0.4, "gated": 0.6, "grpo": 0.6}  # all others .3
 
 
 def made(cell: Cell) -> dict[str, Any]:
-    """The base .3, greedy .35, gated .6, controls .3."""
+    """A cell's result, made up."""
     if cell.kind == plan.RULE:
         found = {"pass@1": 0.3, "stderr": 0.07, "boxed": 1.0, "admitted": True}
         return {"tasks": dict.fromkeys(TASKS, found), "measured": TASKS}
-    if cell.kind == plan.BASE:
-        votes = {task: {"scores": [1.0] * 40 + [0.0] * 60} for task in TASKS}
-        return answers(0.3, "base") | {"vote": votes}
-    if cell.kind == plan.GREEDY:
-        return answers(0.35, "greedy")
-    cost = {"cost": {"tokens": 1000, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}}
-    if cell.kind == plan.FIT:
-        return answers(0.6 if cell.variant == plan.METHOD else 0.3, "gated") | cost
-    if cell.kind == plan.GRPO:
-        return answers(0.6, "always") | {"cost": {"tokens": 20_000, "seconds": 600.0}}
-    return answers(
-        0.3, {plan.ALONE: "alone", plan.GATED_GREEDY: "gated greedy"}.get(cell.kind, "always")
-    )
+    if cell.kind == plan.TRAIN:
+        tokens = 20_000 if cell.variant == ways.GRPO else 1000
+        return {"cost": {"tokens": tokens, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}}
+    way, _, task = cell.variant.partition("/")
+    return answers(SCORES.get(way, 0.3), task)
 
 
-def store_with(folder: Path, kinds: set[str]) -> CellStore:
+def store_with(folder: Path, measured: set[str]) -> CellStore:
     store = CellStore(folder / "results", folder / "cells")
     for cell in plan.plan(BASE, [0, 1], TASKS):
-        if cell.kind in kinds:
+        if cell.kind in (plan.RULE, plan.TRAIN) or (
+            cell.kind == plan.ANSWERS and cell.variant.partition("/")[0] in measured
+        ):
             store.write(cell, made(cell), 1.0, "weights")
     return store
 
 
-MEASURED = {plan.RULE, plan.BASE, plan.GREEDY, plan.FIT, plan.ALONE, plan.GRPO, plan.ALWAYS}
+MEASURED = {way.name for way in ways.WAYS}
 
 
 def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
     store = store_with(tmp_path, MEASURED)
     store.merge()  # through the two files, with what is kept of each answer
     found = lines(Results(plan.plan(BASE, [0, 1], TASKS), store, TASKS), "gsm8k")
-    gated = found[GATED_ROW]
+    gated = found["gated"]
     assert (gated.score.value, gated.seeds, gated.boxed, gated.tokens) == (0.6, 2, 1.0, 100.0)
     gains = {name: round(one.value, 6) for name, one in gated.gains.items()}
-    assert gains == {BASE_ROW: 0.3, GREEDY_ROW: 0.25, ALONE_ROW: 0.3}
+    assert gains == {"base": 0.3, "greedy": 0.25, "alone": 0.3}
     # Of 100 paired differences 30 are 1: s^2 = .3 * .7 * 100 / 99.
-    assert gated.gains[BASE_ROW].stderr == pytest.approx(math.sqrt(0.21 / 99))
+    assert gated.gains["base"].stderr == pytest.approx(math.sqrt(0.21 / 99))
     assert gated.finished is not None and gated.finished.value == pytest.approx(0.6)
     assert gated.matched is not None and gated.matched.value == pytest.approx(0.3)
-    assert found["base, self-consistency"].score.value == pytest.approx(0.4)
+    assert found["vote"].score.value == pytest.approx(0.4)
 
 
 def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -269,7 +280,8 @@ def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_
     text = (tmp_path / "real.md").read_text()
     assert "### gsm8k" in text
     assert "**gated** | 0.600" in text
-    assert f"{BASE}/signal/method/seed0" in report["missing"]
+    assert f"{BASE}/signal/seed0" in report["missing"]
+    assert "With another instruction, gated to base on gsm8k: +0.000" in text
     assert (tmp_path / "real-gains.png").stat().st_size > 1000
     assert json.loads((tmp_path / "real.json").read_text())["cells"] == report["cells"]
 
@@ -291,13 +303,18 @@ def test_a_base_votes_and_answers_greedily(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(text)
     measurer = Measurer("models/tiny-qwen2-hurried", tmp_path, QUICK, "transformers", tmp_path)
     measurer.names = ["gsm8k"]
-    base = measurer.make(Cell(BASE, plan.BASE))
-    assert len(base["base"]["gsm8k"]["scores"]) == len(base["vote"]["gsm8k"]["scores"]) == 4
-    assert len(base["base/tokens"]["gsm8k"]["scores"]) == 4 * QUICK.samples
-    again = measurer.make(Cell(BASE, plan.BASE))  # read back, not asked again
-    assert again == base
-    greedy = measurer.make(Cell(BASE, plan.GREEDY))
-    assert set(greedy["greedy"]["gsm8k"]["scores"]) <= {0.0, 1.0}
+    cells = {
+        way.name: plan.answers(BASE, way, "gsm8k", None)
+        for way in (ways.BASE, ways.GREEDY, ways.VOTE)
+    }
+    with closing(measurer):
+        found = {name: measurer.make(cell) for name, cell in cells.items()}
+        assert measurer.make(cells["vote"]) == found["vote"]  # read back, not asked again
+    for name in cells:
+        assert set(found[name]["answers"]["gsm8k"]["scores"]) <= {0.0, 1.0}
+        assert len(found[name]["answers"]["gsm8k"]["scores"]) == 4
+    assert len(found["base"]["tokens"]["gsm8k"]["scores"]) == 4
+    assert found["vote"]["samples"]["gsm8k"]["tokens"] > found["base"]["answers"]["gsm8k"]["tokens"]
     overlap = measurer.make(Cell(BASE, plan.OVERLAP))
     assert overlap == {"shared": {"gsm8k": 1}, "of": {"gsm8k": 4}}
 
@@ -316,9 +333,12 @@ class Fake:
 
     def make(self, cell: Cell) -> dict[str, Any]:
         Fake.calls.append(cell.id)
-        if cell.kind == plan.SFT:
+        if cell.variant == ways.SFT:
             raise RuntimeError("no memory")
         return made(cell)
+
+    def close(self) -> None:
+        pass
 
 
 def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
@@ -327,16 +347,16 @@ def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
     monkeypatch.setattr(command, "Measurer", Fake)
     monkeypatch.setattr(Fake, "calls", [])
     monkeypatch.chdir(tmp_path)
-    only = "small/rule,small/base,small/fit/method/*,small/sft/*"
+    only = "small/rule,*/base/*,*/gated/gsm8k/*,*/train/sft/*"
     argv = ["--bases", BASE, "--only", only, "--nice", "0", "--results", "results"]
-    for expected in (8, 3):  # the second time only what failed is tried again
+    for expected in (9, 3):  # the second time only what failed is tried again
         Fake.calls.clear()
         with pytest.raises(SystemExit) as end:
             command.main(argv)
         assert end.value.code == 1
         assert len(Fake.calls) == expected
     said = capsys.readouterr()
-    assert f"failed: {BASE}/sft/seed0" in said.err
+    assert f"failed: {BASE}/train/sft/seed0" in said.err
     assert "cannot tell: " in said.out
 
 
