@@ -6,8 +6,9 @@ r"""Do estimates from base answers rank checkpoints as decoding does?
 
 Adapters are fitted at several learning rates, from sane to ruinous. Each of their checkpoints has
 an estimate from the base's answers to the held-out problems; here it answers them itself, too. The
-table says how far the two lie apart, in standard errors of their difference, and whether the rule
-of training/evaluation/importance_sampling.py trusts the estimate. A killed run goes on.
+table says how far the two lie apart, and whether the rule of training/evaluation/
+importance_sampling.py trusts the estimate. Beside it stands the estimate that is not divided by its
+mean weight. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ class Pair(NamedTuple):
     trusted: bool
     decoded: float
     decoded_stderr: float
+
+    @property
+    def unnormalised(self) -> float:
+        """The mean of weight times reward; by its mean weight the estimate has been divided."""
+        return self.estimated * self.mean_weight
 
 
 def measure(config: EstimatesConfig) -> list[Pair]:
@@ -140,11 +146,13 @@ def decode(config: FitConfig, rate: float, report: dict[str, Any]) -> list[Pair]
     return pairs
 
 
-def agreement(pairs: list[Pair]) -> dict[str, float]:
-    """Rank correlation, root mean square difference, mean difference."""
-    estimated, decoded = (
-        np.array([getattr(p, f) for p in pairs]) for f in ("estimated", "decoded")
-    )
+def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, float]:
+    """Rank correlation, root mean square difference, mean difference.
+
+    Args:
+        estimator: `estimated` or `unnormalised`.
+    """
+    estimated, decoded = (np.array([getattr(p, f) for p in pairs]) for f in (estimator, "decoded"))
     ranks = [values.argsort().argsort() for values in (estimated, decoded)]
     difference = estimated - decoded
     return {
@@ -183,6 +191,11 @@ def main() -> None:
         f"rate {r:g}": [p for p in pairs if p.learning_rate == r] for r in config.learning_rates
     }
     found = {name: agreement(group) for name, group in groups.items() if group}
+    found |= {
+        f"{name}, not normalised": agreement(group, "unnormalised")
+        for name, group in groups.items()
+        if group
+    }
     for name, values in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     path = config.output / Path(config.model).name / "report.json"
