@@ -70,8 +70,8 @@ class Pair(NamedTuple):
 
     @property
     def unnormalised(self) -> float:
-        """The mean of weight times reward; by its mean weight the estimate has been divided."""
-        return self.estimated * self.mean_weight
+        """The mean of weight times reward, which the estimate divides by the mean weight."""
+        return self.estimated * max(self.mean_weight, MIN_WEIGHT)
 
 
 def measure(config: EstimatesConfig) -> list[Pair]:

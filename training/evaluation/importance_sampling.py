@@ -12,7 +12,8 @@ Another threshold changes which t belong to the product.
 
 The mean of w must be 1 but for chance, and chance moves it and the mean of w * right alike: hence
 the division. It falls far below where the adapter prefers tokens that the base's answers do not
-contain: what follows those is unknown, and the estimate cannot be trusted.
+contain. What follows those is unknown, so the estimate cannot be trusted, and it is not divided by
+less than MIN_WEIGHT: what is lost beyond counts as wrong.
 """
 
 from __future__ import annotations
@@ -50,25 +51,24 @@ class WeightedScore(NamedTuple):
         """The gain less its standard error: by this candidates are ranked.
 
         The more an adapter has moved, the more few answers weigh and the wider the estimate; of
-        many such, the highest is high by chance. Of an estimate that is not trusted, answers
-        that the weights do not account for count as wrong.
+        many such, the highest is high by chance.
         """
-        doubt = 0.0 if self.trusted else self._lost * self.score.value
-        return self.gain.value - doubt - _or_zero(self.gain.stderr)
+        return self.gain.value - _or_zero(self.gain.stderr)
 
     @property
     def at_most(self) -> float:
-        """The score and its standard error, were all answers right that the weights lost."""
-        return self.score.value + self._lost * (1 - self.score.value) + _or_zero(self.score.stderr)
-
-    @property
-    def _lost(self) -> float:
-        """The share of the adapter's answers that the weights do not account for."""
-        return max(0.0, 1 - self.mean_weight)
+        """The score and its standard error, were all right that the weights do not account for."""
+        accounted = self.score.value * _divisor(self.mean_weight)
+        return accounted + max(0.0, 1 - self.mean_weight) + _or_zero(self.score.stderr)
 
     def __str__(self) -> str:
         doubt = "" if self.trusted else f", mean weight {self.mean_weight:.2f}: not trusted"
         return f"{self.score} (gain {self.gain.signed}{doubt})"
+
+
+def _divisor(mean_weight: float) -> float:
+    """What the mean of w * right is divided by."""
+    return max(mean_weight, MIN_WEIGHT)
 
 
 def _or_zero(stderr: float) -> float:
@@ -97,9 +97,12 @@ def weighted_score(
 
     weights = by_problem(w)
     mean_weight = float(weights.mean())
-    score = float(by_problem(w * right).mean()) / mean_weight
-    # What each problem adds to the ratio, to the first order: of these the errors are taken.
-    gains = by_problem((w / mean_weight - 1) * (right - score))
+    divisor = _divisor(mean_weight)
+    score = float(by_problem(w * right).mean()) / divisor
+    # What each problem adds, to the first order where the divisor is itself a mean: of these the
+    # errors are taken.
+    slope = score if divisor == mean_weight else 0.0
+    gains = by_problem((w / divisor - 1) * (right - slope))
     return WeightedScore(
         mean(by_problem(right) + gains),
         mean(gains),
