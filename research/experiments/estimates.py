@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from adapters.files import write_json
@@ -153,7 +154,7 @@ def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, floa
         estimator: `estimated` or `unnormalised`.
     """
     estimated, decoded = (np.array([getattr(p, f) for p in pairs]) for f in (estimator, "decoded"))
-    ranks = [values.argsort().argsort() for values in (estimated, decoded)]
+    ranks = [ranked(values) for values in (estimated, decoded)]
     difference = estimated - decoded
     return {
         "checkpoints": len(pairs),
@@ -164,6 +165,12 @@ def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, floa
         "mean_difference": float(difference.mean()),
         "stderr_of_decoding": float(np.mean([p.decoded_stderr for p in pairs])),
     }
+
+
+def ranked(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1, [N]; equal values share the mean of theirs."""
+    below, equal = (compare(values, values[:, None]).sum(axis=1) for compare in (np.less, np.equal))
+    return below + (equal + 1) / 2
 
 
 def main() -> None:
