@@ -12,8 +12,9 @@ Another threshold changes which t belong to the product.
 
 The mean of w must be 1 but for chance, and chance moves it and the mean of w * right alike: hence
 the division. It falls far below where the adapter prefers tokens that the base's answers do not
-contain. What follows those is unknown, so the estimate cannot be trusted, and it is not divided by
-less than MIN_WEIGHT: what is lost beyond counts as wrong.
+contain. What follows those is unknown: it may be ruin, or a better way to answer. So the estimate
+cannot be trusted, and it is not divided by less than MIN_WEIGHT: what is lost beyond counts as
+wrong.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class WeightedScore(NamedTuple):
         return accounted + max(0.0, 1 - self.mean_weight) + _or_zero(self.score.stderr)
 
     def __str__(self) -> str:
-        doubt = "" if self.trusted else f", mean weight {self.mean_weight:.2f}: not trusted"
-        return f"{self.score} (gain {self.gain.signed}{doubt})"
+        if not self.trusted:
+            return f"not known before decoding (mean weight {self.mean_weight:.2f})"
+        return f"{self.score} (gain {self.gain.signed})"
 
 
 def _divisor(mean_weight: float) -> float:

@@ -88,12 +88,14 @@ class CheckpointEstimates:
         model.train(training)
         write_json(self._path(checkpoint), [scores[setting] for setting in self._settings])
         first = scores[self._settings[0]]
-        metrics = {
-            "eval_pass_at_1": first.score.value,
-            "eval_pass_at_1_stderr": first.score.stderr,
-            "eval_gain": first.gain.value,
-            "eval_gain_stderr": first.gain.stderr,
-        }
+        metrics = {"eval_mean_weight": first.mean_weight}
+        if first.trusted:
+            metrics |= {
+                "eval_pass_at_1": first.score.value,
+                "eval_pass_at_1_stderr": first.score.stderr,
+                "eval_gain": first.gain.value,
+                "eval_gain_stderr": first.gain.stderr,
+            }
         return CheckpointNote(f"held-out {first}", metrics)
 
     def candidates(self, checkpoints: Sequence[Path]) -> list[Candidate]:
