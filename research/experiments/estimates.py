@@ -6,8 +6,9 @@ r"""Do estimates from base answers rank checkpoints as decoding does?
 
 Adapters are fitted at several learning rates, from sane to ruinous. Each of their checkpoints has
 an estimate from the base's answers to the held-out problems; here it answers them itself, too. The
-table says how far the two lie apart, in standard errors of their difference, and whether the rule
-of training/evaluation/importance_sampling.py trusts the estimate. A killed run goes on.
+table says how far the two lie apart, and whether the rule of training/evaluation/
+importance_sampling.py trusts the estimate. Beside it stands the estimate that is not divided by its
+mean weight. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from adapters.files import write_json
@@ -66,6 +68,11 @@ class Pair(NamedTuple):
     trusted: bool
     decoded: float
     decoded_stderr: float
+
+    @property
+    def unnormalised(self) -> float:
+        """The mean of weight times reward, which the estimate divides by the mean weight."""
+        return self.estimated * max(self.mean_weight, MIN_WEIGHT)
 
 
 def measure(config: EstimatesConfig) -> list[Pair]:
@@ -140,12 +147,14 @@ def decode(config: FitConfig, rate: float, report: dict[str, Any]) -> list[Pair]
     return pairs
 
 
-def agreement(pairs: list[Pair]) -> dict[str, float]:
-    """Rank correlation, root mean square difference, mean difference."""
-    estimated, decoded = (
-        np.array([getattr(p, f) for p in pairs]) for f in ("estimated", "decoded")
-    )
-    ranks = [values.argsort().argsort() for values in (estimated, decoded)]
+def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, float]:
+    """Rank correlation, root mean square difference, mean difference.
+
+    Args:
+        estimator: `estimated` or `unnormalised`.
+    """
+    estimated, decoded = (np.array([getattr(p, f) for p in pairs]) for f in (estimator, "decoded"))
+    ranks = [ranked(values) for values in (estimated, decoded)]
     difference = estimated - decoded
     return {
         "checkpoints": len(pairs),
@@ -156,6 +165,12 @@ def agreement(pairs: list[Pair]) -> dict[str, float]:
         "mean_difference": float(difference.mean()),
         "stderr_of_decoding": float(np.mean([p.decoded_stderr for p in pairs])),
     }
+
+
+def ranked(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1, [N]; equal values share the mean of theirs."""
+    below, equal = (compare(values, values[:, None]).sum(axis=1) for compare in (np.less, np.equal))
+    return below + (equal + 1) / 2
 
 
 def main() -> None:
@@ -183,6 +198,11 @@ def main() -> None:
         f"rate {r:g}": [p for p in pairs if p.learning_rate == r] for r in config.learning_rates
     }
     found = {name: agreement(group) for name, group in groups.items() if group}
+    found |= {
+        f"{name}, not normalised": agreement(group, "unnormalised")
+        for name, group in groups.items()
+        if group
+    }
     for name, values in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
     path = config.output / Path(config.model).name / "report.json"

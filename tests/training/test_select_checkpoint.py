@@ -51,8 +51,8 @@ def test_an_estimate_that_is_high_by_chance_does_not_come_first() -> None:
 
 
 def test_a_doubtful_candidate_is_decoded_only_where_it_may_be_the_best() -> None:
-    hopeless = candidate(5, 0.40, mean_weight=0.75)  # at most .40 + .25 + .01
-    hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .86
+    hopeless = candidate(5, 0.40, mean_weight=0.75)  # at most .40 * .8 + .25 + .01
+    hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .75
     few = candidate(7, 0.75, effective=0.1)  # its estimate is above the best already
     found = [candidate(1, 0.7), candidate(2, 0.6), hopeless, hopeful, few]
     assert steps(shortlist(found, 1)) == [1, 7]

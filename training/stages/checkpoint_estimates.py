@@ -17,7 +17,7 @@ from adapters.manifest import Gate
 from training.contrastive_trainer import CheckpointNote
 from training.evaluation import Estimate
 from training.evaluation.heldout_scorer import Answers, HeldoutScorer, Setting
-from training.evaluation.importance_sampling import WeightedScore
+from training.evaluation.importance_sampling import ESTIMATOR, WeightedScore
 from training.hf_model import free_memory
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
@@ -38,12 +38,6 @@ class Candidate(NamedTuple):
         cooled = self.gate.temperature != 1
         return f"{text}, temperature {self.gate.temperature:g}" if cooled else text
 
-    @property
-    def at_most(self) -> float:
-        """What it may score at best: all that the weights do not account for might be right."""
-        lost = max(0.0, 1 - self.estimate.mean_weight)
-        return self.estimate.score.value + lost + self.estimate.score.stderr
-
 
 class CheckpointEstimates:
     """Estimated held-out scores, by checkpoint and gate; kept in the run folder as they are made.
@@ -59,7 +53,9 @@ class CheckpointEstimates:
         self.heldout, self.gates = heldout, list(gates)
         self._run = run
         self._settings = [Setting(gate.tau, gate.temperature) for gate in gates]
-        self._stage = heldout.stage.then("estimates", {"settings": self._settings})
+        self._stage = heldout.stage.then(
+            "estimates", {"settings": self._settings, "estimator": ESTIMATOR}
+        )
         self._scorer: HeldoutScorer | None = None
 
     def _path(self, checkpoint: Path) -> Path:
@@ -92,12 +88,14 @@ class CheckpointEstimates:
         model.train(training)
         write_json(self._path(checkpoint), [scores[setting] for setting in self._settings])
         first = scores[self._settings[0]]
-        metrics = {
-            "eval_pass_at_1": first.score.value,
-            "eval_pass_at_1_stderr": first.score.stderr,
-            "eval_gain": first.gain.value,
-            "eval_gain_stderr": first.gain.stderr,
-        }
+        metrics = {"eval_mean_weight": first.mean_weight}
+        if first.trusted:
+            metrics |= {
+                "eval_pass_at_1": first.score.value,
+                "eval_pass_at_1_stderr": first.score.stderr,
+                "eval_gain": first.gain.value,
+                "eval_gain_stderr": first.gain.stderr,
+            }
         return CheckpointNote(f"held-out {first}", metrics)
 
     def candidates(self, checkpoints: Sequence[Path]) -> list[Candidate]:
@@ -161,7 +159,7 @@ def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     doubtful = [one for one in ranked if not one.estimate.trusted]
     if trusted:
         best = trusted[0].estimate.score.value
-        doubtful = [one for one in doubtful if one.at_most > best]
+        doubtful = [one for one in doubtful if one.estimate.at_most > best]
     return trusted[:count] + doubtful[:count]
 
 
