@@ -57,9 +57,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
     --durations 20 --durations-min 2
 
-test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -n 2 -m unit
-	$(PYTEST) -n 2 -m "not unit"
+test: install tools real-model ## all tests; those with an engine first, so that both processes end together
+	$(PYTEST) -n 2
 
 test-fast: install ## the tests that start no engine (about a minute and a half)
 	$(PYTEST) -n 2 -m unit
