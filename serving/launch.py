@@ -21,7 +21,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import open_store, user_store
 from adapters.recipe import look_up
 from adapters.store import Store
-from serving import logs, starting, vllm_flags, vllm_versions
+from serving import logs, preloading, starting, vllm_flags, vllm_versions
 from serving.base_files import BaseFiles
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
@@ -57,7 +57,6 @@ def set_environment(model: str) -> None:
     os.environ.pop("VLLM_API_KEY", None)  # our own setting has it by now
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # A connection that the server ends may be in use again by then, and that request is lost. So it
     # waits longer than openai's client (5 s, as vLLM) and load balancers (a minute).
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
@@ -254,6 +253,8 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     metrics = folder / "metrics"
     metrics.mkdir()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    preloaded = preloading.begin()
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     base = look_at_base(settings, engine_flags)
     args = vllm_arguments(settings, engine_flags, base, folder / "chat_template.jinja")
     args.store = store
@@ -261,6 +262,8 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
     logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
     starting.check_plugin()
+    if preloaded:
+        preloading.use()
     return args
 
 

@@ -28,6 +28,11 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """How a process was started; a fork has its parent's."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
@@ -73,7 +78,8 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
     with start_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
-        assert len(processes) >= 3  # front end, engine core, worker
+        assert len(processes) >= 4  # front end, fork server, engine core, worker
+        assert not any("multiprocessing.spawn" in command_line(process) for process in processes)
         streams = long_streams(server, "alpha", 300)
         os.kill(server.process.pid, signal.SIGTERM)
         # Each round trip gives the signal handler a turn; it needs one or two.
