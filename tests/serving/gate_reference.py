@@ -134,7 +134,7 @@ class Reference:
 
         self.base = load()
         self.adapted = {
-            name: PeftModel.from_pretrained(load(), str(path)).eval()
+            name: PeftModel.from_pretrained(load(), str(path)).eval().get_base_model()
             for name, path in adapters.items()
         }
         ends = self.base.generation_config.eos_token_id
@@ -150,7 +150,7 @@ class Reference:
             self._known[key] = self._decode(asked, grammar, change)
         return self._known[key]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
         prompt, adapter, tau, count, temperature = asked[:5]
         adapted = self.adapted[adapter] if adapter else None
@@ -207,7 +207,7 @@ class Reference:
         made.tokens.extend(said)
         return made
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def force(self, asked: Asked, said: list[int]) -> list[Forced]:
         """What `decode` would find at each token of `said`, given those before it.
 
@@ -240,14 +240,14 @@ class Reference:
             for at in range(len(said))
         ]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prompt_logprobs(self, prompt: list[int]) -> list[float]:
         """The base's, of the prompt's tokens but the first."""
         logits = Sequence().read(self.base, prompt, len(prompt))[:-1]
         logprobs = logits.log_softmax(-1)
         return logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:
         """Probabilities [V] of the token after `said`, at temperature 1, of a gated request."""
         assert asked.adapter is not None
