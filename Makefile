@@ -16,12 +16,15 @@ export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# A quarter of it is ever imported: whoever starts everything once compiles less as it goes (.ci/run).
+BYTECODE ?= --compile-bytecode
+
 install: $(VENV)/installed ## the virtual environment with everything in it (CPU build of vLLM)
 
 $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet $(BYTECODE) --python $(BIN)/python \
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
