@@ -17,6 +17,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
@@ -57,8 +59,25 @@ def begin() -> bool:
         return False
     ForkingPickler.register(ForkServerProcess, _with_environment)
     multiprocessing.set_forkserver_preload([*MODULES])
-    forkserver.ensure_running()
+    with _paths_of_this_process():
+        forkserver.ensure_running()
     return True
+
+
+@contextmanager
+def _paths_of_this_process() -> Iterator[None]:
+    """Within, a new Python finds the modules that this one finds: none in the working directory."""
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    theirs = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in theirs.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def use(method: str = "forkserver") -> None:

@@ -5,7 +5,13 @@ test_server_shutdown.py looks at the processes of a real server.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from support import ROOT
 
 from serving import preloading, vllm_versions
 from serving.vllm_versions import Installed
@@ -33,6 +39,20 @@ def test_a_start_method_that_the_user_names_stands(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(preloading.START_METHOD, "spawn")
     monkeypatch.setattr(preloading.forkserver, "ensure_running", lambda: pytest.fail("it starts"))
     assert not preloading.begin()
+
+
+def test_a_module_of_the_working_directory_is_not_taken_for_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process started as the fork server is finds our package, though another is nearer."""
+    (tmp_path / "serving.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    with preloading._paths_of_this_process():
+        code = "import serving.fork_server; print(serving.__file__)"
+        found = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert Path(found.strip()) == ROOT / "serving" / "__init__.py"
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(
