@@ -63,8 +63,8 @@ PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
 test: install tools real-model ## all tests; those with an engine first, so that both processes end together
 	$(PYTEST) -n 2
 
-test-fast: install ## the tests that start no engine (about a minute and a half)
-	$(PYTEST) -n 2 -m unit
+test-fast: install ## the quick tests, which start no engine (about a minute)
+	$(PYTEST) -n 2 -m "unit and not long"
 
 test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
 	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py

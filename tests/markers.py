@@ -1,6 +1,7 @@
 """The one marker of each test, told by what the test uses; and what the tests of each marker cost.
 
     pytest -m unit                    # all that needs no engine
+    pytest -m "unit and not long"     # the quick ones among them: `make test-fast`
     pytest -m "server or browser"     # all that asks a real server
 
 A test starts a server by the fixture `start_server`, its own or that of a fixture, and vLLM's
@@ -36,6 +37,13 @@ LONGEST = (
     *("gated", "server", "test_gate_exact", "test_gate_real", "pressed", "test_gate_drafts"),
     *("test_gate_features", "test_data_parallel", "test_plain_vllm", "test_server_shutdown"),
 )
+# Half the processor time of the unit tests: every step of a crash, whole commands and load tests.
+# `make test-fast` leaves them out.
+LONG = {
+    *("test_store_faults", "test_store_races", "test_hub", "test_adapter_fuzz", "test_watched"),
+    *("test_load_users", "test_load_report", "test_miniature", "test_paper", "test_real"),
+    *("test_train", "test_gym", "test_grade", "test_graded_answers", "test_follower"),
+}
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
@@ -64,6 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name, its_group = marker(item), group(item)
         item.add_marker(name)
         item.user_properties.append(("marker", name))
+        if item.path.stem in LONG:
+            item.add_marker("long")
         item.add_marker(pytest.mark.xdist_group(its_group))
         groups.setdefault(its_group, []).append(item)
         if name != "unit":
