@@ -1,6 +1,7 @@
 """Imported first by the fork server of serving/preloading.py: it ends with the server, at any time.
 
-Without this it would look for the server's end only after its imports, seconds later.
+Without this it would look for the server's end only after its imports, seconds later. The signal
+comes when the thread ends that started this process: the server's main thread.
 """
 
 import ctypes

@@ -235,11 +235,14 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namespace:
+def prepare(
+    settings: Settings, engine_flags: list[str], folder: Path, *, preload: bool = False
+) -> Namespace:
     """Set up logs and environment, check what can be, and return the arguments of vLLM's server.
 
     Args:
         folder: for files of this process; it is there until the server has ended.
+        preload: vLLM is imported for the engine's processes meanwhile; from the main thread alone.
 
     Raises:
         SettingsError: the server cannot start as told.
@@ -253,7 +256,7 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     metrics = folder / "metrics"
     metrics.mkdir()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-    preloaded = preloading.begin()
+    preloaded = preload and preloading.begin()
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     base = look_at_base(settings, engine_flags)
     args = vllm_arguments(settings, engine_flags, base, folder / "chat_template.jinja")
@@ -274,7 +277,7 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         SettingsError: the server cannot start as told.
     """
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
-        args = prepare(settings, engine_flags, Path(folder))
+        args = prepare(settings, engine_flags, Path(folder), preload=True)
         import uvloop
 
         try:
