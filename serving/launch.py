@@ -112,26 +112,8 @@ def vllm_arguments(
     Raises:
         SettingsError: a flag that is refused here, or not together with the gate.
     """
-    from vllm.platforms import current_platform
-
-    defaults = {
-        "model": settings.model,
-        "host": settings.host,
-        "port": settings.port,
-        "max-lora-rank": settings.max_lora_rank,
-        "max-loras": settings.max_loras,
-        # One more than can be used at a time: a new version is loaded before an old one goes.
-        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras + 1),
-        "shutdown-timeout": settings.shutdown_timeout,
-        # The base's generation_config.json must not change sampling behind the client's back.
-        "generation-config": "vllm",
-        "uvicorn-log-level": "warning",
-    }
-    if current_platform.is_cpu():
-        # vLLM's own default is a share of all memory, and fails on a small machine.
-        defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
     template_file.write_text(base.prompt.format.template, encoding="utf-8")
-    defaults["chat-template"] = template_file
+    defaults = _defaults(settings) | {"chat-template": template_file}
     argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
     argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
 
@@ -155,7 +137,39 @@ def vllm_arguments(
             raise SettingsError(str(error)) from error
     else:
         compat.leave_out(args)
-    # For serving.routes, which vLLM hands `args`.
+    _tell_the_routes(args, settings, base)
+    args.worker_extension_cls = EXTENSION
+    args.middleware = [*args.middleware, starting.MIDDLEWARE]
+    if any(hasattr(args, name) for name in vllm_flags.LOGGING):
+        vllm_flags.configure_logging(args)
+    return args
+
+
+def _defaults(settings: Settings) -> dict[str, object]:
+    """Flags of vLLM's server with our values for them, which the user's flags override."""
+    from vllm.platforms import current_platform
+
+    defaults: dict[str, object] = {
+        "model": settings.model,
+        "host": settings.host,
+        "port": settings.port,
+        "max-lora-rank": settings.max_lora_rank,
+        "max-loras": settings.max_loras,
+        # One more than can be used at a time: a new version is loaded before an old one goes.
+        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras + 1),
+        "shutdown-timeout": settings.shutdown_timeout,
+        # The base's generation_config.json must not change sampling behind the client's back.
+        "generation-config": "vllm",
+        "uvicorn-log-level": "warning",
+    }
+    if current_platform.is_cpu():
+        # vLLM's own default is a share of all memory, and fails on a small machine.
+        defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
+    return defaults
+
+
+def _tell_the_routes(args: Namespace, settings: Settings, base: Base) -> None:
+    """What serving.routes needs, which vLLM hands `args`."""
     args.store_poll_seconds = settings.store_poll_seconds
     args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -164,11 +178,6 @@ def vllm_arguments(
     args.max_waiting = settings.max_waiting
     args.default_gate_rate = settings.default_gate_rate
     args.sampling_temperature = base.temperature
-    args.worker_extension_cls = EXTENSION
-    args.middleware = [*args.middleware, starting.MIDDLEWARE]
-    if any(hasattr(args, name) for name in vllm_flags.LOGGING):
-        vllm_flags.configure_logging(args)
-    return args
 
 
 def find_store(settings: Settings) -> Store:
