@@ -35,7 +35,7 @@ PRELOADED = ("serving",)
 # in small pieces: so the processes of a run end together.
 LONGEST = (
     *("gated", "server", "test_gate_exact", "test_gate_real", "pressed", "test_gate_drafts"),
-    *("test_gate_features", "test_data_parallel", "test_plain_vllm", "test_server_shutdown"),
+    *("test_data_parallel", "test_plain_vllm", "test_server_shutdown", "test_gate_guidance"),
 )
 # Half the processor time of the unit tests: every step of a crash, whole commands and load tests.
 # `make test-fast` leaves them out.
