@@ -134,9 +134,11 @@ class Reference:
 
         self.base = load()
         self.adapted = {
-            name: PeftModel.from_pretrained(load(), str(path)).eval().get_base_model()
+            name: PeftModel.from_pretrained(load(), str(path)).eval()
             for name, path in adapters.items()
         }
+        # The same networks, LoRA layers and all, without what PEFT does around each call.
+        self._adapted = {name: model.get_base_model() for name, model in self.adapted.items()}
         ends = self.base.generation_config.eos_token_id
         self.ends = {ends} if isinstance(ends, int) else set(ends)
         self._known: dict[Any, Decoded] = {}
@@ -153,7 +155,7 @@ class Reference:
     @torch.inference_mode()
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
         prompt, adapter, tau, count, temperature = asked[:5]
-        adapted = self.adapted[adapter] if adapter else None
+        adapted = self._adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
         said: list[int] = []
@@ -214,7 +216,7 @@ class Reference:
         One pass of the base and one of the adapter: on a real model a fraction of `decode`'s time.
         """
         prompt, adapter, tau, _, temperature = asked[:5]
-        adapted = self.adapted[adapter] if adapter else None
+        adapted = self._adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
         logits = sequence.read(model, [*prompt, *said[:-1]], len(said))  # [tokens, V]
@@ -258,6 +260,6 @@ class Reference:
         (logits,) = sequence.read(self.base, [last])
         if float(torch.special.entr(logits.softmax(-1)).sum()) > asked.tau:
             position = len(asked.prompt) + len(said) - 1
-            (logits,) = sequence.reread(self.adapted[asked.adapter], [last], [position])
+            (logits,) = sequence.reread(self._adapted[asked.adapter], [last], [position])
             logits = logits / asked.correction_temperature
         return logits.softmax(-1)
