@@ -14,8 +14,10 @@ it is loaded, and its threads do not survive a fork. On a GPU all is as in plain
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from serving import vllm_versions
 from vllm_gate.patches import WRITTEN_FOR
 
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULES = (
     "serving.fork_server",
     "vllm.v1.engine.core",
@@ -96,8 +99,18 @@ def _with_environment(process: ForkServerProcess) -> tuple[Any, ...]:
 
 
 def _arrive(kind: type[ForkServerProcess], environment: dict[str, str]) -> ForkServerProcess:
+    end_with_parent()
     os.environ.clear()
     os.environ.update(environment)
     threads = (environment.get("VLLM_CPU_OMP_THREADS_BIND"), environment.get("OMP_NUM_THREADS"))
-    use("fork" if threads == ("nobind", "1") else "spawn")
+    if threads == ("nobind", "1") and "vllm" in sys.modules:
+        use("fork")
     return kind.__new__(kind)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when the thread that started it ends.
+
+    So a server that is killed leaves neither fork server nor engine behind.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
+from test_server_shutdown import family, left
 
 from serving import preloading, vllm_versions
 from serving.vllm_versions import Installed
@@ -55,6 +56,32 @@ def test_a_module_of_the_working_directory_is_not_taken_for_ours(
     assert dict(os.environ) == before
 
 
+KILLED = """
+import os, time
+from serving import preloading
+
+preloading.MODULES = ("serving.fork_server",)
+assert preloading.begin()
+process = preloading.ForkServerProcess(target=time.sleep, args=(600,))
+process.start()
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone")
+def test_a_server_that_is_killed_leaves_no_engine_behind() -> None:
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "VLLM"}
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        engine = int(server.stdout.readline())
+        processes = family(server.pid)
+        assert engine in processes
+        server.kill()
+    assert not left(processes)
+
+
 @pytest.mark.parametrize(
     ("environment", "method"),
     [
@@ -72,9 +99,8 @@ def test_the_environment_comes_first_and_says_how_workers_start(
 
     there: dict[str, str] = {"FROM": "the fork server"}
     monkeypatch.setattr(preloading.os, "environ", there)
-    monkeypatch.setitem(
-        envs.environment_variables, preloading.START_METHOD, preloading.os.environ.get
-    )
+    monkeypatch.setitem(envs.environment_variables, preloading.START_METHOD, lambda: "spawn")
+    monkeypatch.setattr(preloading, "end_with_parent", lambda: None)
     process = preloading.ForkServerProcess(target=print, args=(1,))
     there |= environment
     made, (kind, travels), state = preloading._with_environment(process)
