@@ -79,7 +79,9 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     with start_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
         assert len(processes) >= 4  # front end, fork server, engine core, worker
-        assert not any("multiprocessing.spawn" in command_line(process) for process in processes)
+        lines = [command_line(process) for process in processes]
+        assert any("VLLM::EngineCore" in line for line in lines)
+        assert not any("multiprocessing.spawn" in line for line in lines)
         streams = long_streams(server, "alpha", 300)
         os.kill(server.process.pid, signal.SIGTERM)
         # Each round trip gives the signal handler a turn; it needs one or two.
