@@ -16,12 +16,15 @@ export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# A quarter of it is ever imported: whoever starts everything once compiles less as it goes (.ci/run).
+BYTECODE ?= --compile-bytecode
+
 install: $(VENV)/installed ## the virtual environment with everything in it (CPU build of vLLM)
 
 $(VENV)/installed: pyproject.toml overrides-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet $(BYTECODE) --python $(BIN)/python \
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[cpu,dev]'
 	@touch $@
 
@@ -57,12 +60,11 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder \
     --durations 20 --durations-min 2
 
-test: install tools real-model ## all tests, fast ones first
-	$(PYTEST) -n 2 -m unit
-	$(PYTEST) -n 2 -m "not unit"
+test: install tools real-model ## all tests; those with an engine first, so that both processes end together
+	$(PYTEST) -n 2
 
-test-fast: install ## the tests that start no engine (about a minute and a half)
-	$(PYTEST) -n 2 -m unit
+test-fast: install ## the quick tests, which start no engine (about a minute)
+	$(PYTEST) -n 2 -m "unit and not long"
 
 test-clients: install ## every client of docs/clients.md; some are slow to install (5 minutes at first)
 	UV_FIND_LINKS="$(LINKS)" REASONMAXXER_CLIENTS=all $(BIN)/python -m pytest tests/serving/test_clients.py

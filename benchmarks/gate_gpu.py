@@ -187,7 +187,7 @@ def waits(mode: Mode, prompts: list[list[int]], batch: int, tokens: int) -> dict
 
 @contextmanager
 def steps_counted(llm: Any) -> Iterator[list[int]]:
-    """[the steps that are scheduled within]"""
+    """Within, a list of one number counts the steps that are scheduled."""
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     stock, steps = scheduler.schedule, [0]
 

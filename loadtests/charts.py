@@ -76,27 +76,12 @@ def line_chart(
         figure = Figure(figsize=(5.6, 2.4), layout="constrained")
         axes = figure.subplots()
         for line in lines:
-            x, y = np.array(thin(line.points), dtype=float).T
-            known = np.pad(~np.isnan(y), 1)
-            alone = known[1:-1] & ~known[:-2] & ~known[2:]  # drawn as a dot
-            marker = "o" if doubling or alone.any() else ""
-            every = None if doubling else alone.tolist()
-            style: dict[str, Any] = {
-                "color": line.colour,
-                "marker": marker,
-                "ms": 3,
-                "markevery": every,
-            }
-            axes.plot(x, y, label=line.name, **style)
+            _draw(axes, line, doubling)
         for index, (name, start, end) in enumerate(bands):
             axes.axvspan(start, end, color=GREY, alpha=0.12 * (index % 2), lw=0)
             if end - start > len(name) * bands[-1][2] / 80:
-                where: dict[str, Any] = {
-                    "transform": axes.get_xaxis_transform(),
-                    "ha": "center",
-                    "va": "bottom",
-                }
-                axes.text((start + end) / 2, 1.01, name, **where)
+                above = axes.get_xaxis_transform()
+                axes.text((start + end) / 2, 1.01, name, transform=above, ha="center", va="bottom")
         low, high = axes.get_ylim()
         axes.set_ylim(0 if zero else low, 1.03 * high if zero else max(high, low * MIN_SPAN))
         if doubling:
@@ -112,3 +97,12 @@ def line_chart(
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         text = file.getvalue()
         return Chart(title, unit, text[text.index("<svg") :])
+
+
+def _draw(axes: Any, line: Line, doubling: bool) -> None:
+    """One curve; a point without neighbours is a dot."""
+    x, y = np.array(thin(line.points), dtype=float).T
+    known = np.pad(~np.isnan(y), 1)
+    alone = known[1:-1] & ~known[:-2] & ~known[2:]
+    marker, every = "o" if doubling or alone.any() else "", None if doubling else alone.tolist()
+    axes.plot(x, y, label=line.name, color=line.colour, marker=marker, ms=3, markevery=every)

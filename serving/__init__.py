@@ -4,6 +4,8 @@
 
 settings.py       what can be set, and where from
 launch.py         settings -> vLLM's arguments -> vLLM's server
+preloading.py     the engine's processes fork from one that has imported vLLM (CPU)
+starting.py       503 until the engine is up
 routes.py         routes and middleware put together, and their start
 request.py        the one object that follows a request, from admission to its line in the log
 middleware.py     the API key; refusals while the server shuts down; the shape of errors

@@ -21,7 +21,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import open_store, user_store
 from adapters.recipe import look_up
 from adapters.store import Store
-from serving import logs, starting, vllm_flags, vllm_versions
+from serving import logs, preloading, starting, vllm_flags, vllm_versions
 from serving.base_files import BaseFiles
 from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
@@ -57,7 +57,6 @@ def set_environment(model: str) -> None:
     os.environ.pop("VLLM_API_KEY", None)  # our own setting has it by now
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # A connection that the server ends may be in use again by then, and that request is lost. So it
     # waits longer than openai's client (5 s, as vLLM) and load balancers (a minute).
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
@@ -113,26 +112,8 @@ def vllm_arguments(
     Raises:
         SettingsError: a flag that is refused here, or not together with the gate.
     """
-    from vllm.platforms import current_platform
-
-    defaults = {
-        "model": settings.model,
-        "host": settings.host,
-        "port": settings.port,
-        "max-lora-rank": settings.max_lora_rank,
-        "max-loras": settings.max_loras,
-        # One more than can be used at a time: a new version is loaded before an old one goes.
-        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras + 1),
-        "shutdown-timeout": settings.shutdown_timeout,
-        # The base's generation_config.json must not change sampling behind the client's back.
-        "generation-config": "vllm",
-        "uvicorn-log-level": "warning",
-    }
-    if current_platform.is_cpu():
-        # vLLM's own default is a share of all memory, and fails on a small machine.
-        defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
     template_file.write_text(base.prompt.format.template, encoding="utf-8")
-    defaults["chat-template"] = template_file
+    defaults = _defaults(settings) | {"chat-template": template_file}
     argv = [text for flag, value in defaults.items() for text in (f"--{flag}", str(value))]
     argv += ["--served-model-name", *base.names, "--enable-lora", *engine_flags]
 
@@ -156,7 +137,39 @@ def vllm_arguments(
             raise SettingsError(str(error)) from error
     else:
         compat.leave_out(args)
-    # For serving.routes, which vLLM hands `args`.
+    _tell_the_routes(args, settings, base)
+    args.worker_extension_cls = EXTENSION
+    args.middleware = [*args.middleware, starting.MIDDLEWARE]
+    if any(hasattr(args, name) for name in vllm_flags.LOGGING):
+        vllm_flags.configure_logging(args)
+    return args
+
+
+def _defaults(settings: Settings) -> dict[str, object]:
+    """Flags of vLLM's server with our values for them, which the user's flags override."""
+    from vllm.platforms import current_platform
+
+    defaults: dict[str, object] = {
+        "model": settings.model,
+        "host": settings.host,
+        "port": settings.port,
+        "max-lora-rank": settings.max_lora_rank,
+        "max-loras": settings.max_loras,
+        # One more than can be used at a time: a new version is loaded before an old one goes.
+        "max-cpu-loras": max(settings.max_cpu_loras, settings.max_loras + 1),
+        "shutdown-timeout": settings.shutdown_timeout,
+        # The base's generation_config.json must not change sampling behind the client's back.
+        "generation-config": "vllm",
+        "uvicorn-log-level": "warning",
+    }
+    if current_platform.is_cpu():
+        # vLLM's own default is a share of all memory, and fails on a small machine.
+        defaults["kv-cache-memory-bytes"] = CPU_KV_CACHE_BYTES
+    return defaults
+
+
+def _tell_the_routes(args: Namespace, settings: Settings, base: Base) -> None:
+    """What serving.routes needs, which vLLM hands `args`."""
     args.store_poll_seconds = settings.store_poll_seconds
     args.base = base.checkpoint
     args.guard_key = settings.api_key.get_secret_value() if settings.api_key else None
@@ -165,11 +178,6 @@ def vllm_arguments(
     args.max_waiting = settings.max_waiting
     args.default_gate_rate = settings.default_gate_rate
     args.sampling_temperature = base.temperature
-    args.worker_extension_cls = EXTENSION
-    args.middleware = [*args.middleware, starting.MIDDLEWARE]
-    if any(hasattr(args, name) for name in vllm_flags.LOGGING):
-        vllm_flags.configure_logging(args)
-    return args
 
 
 def find_store(settings: Settings) -> Store:
@@ -236,11 +244,14 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namespace:
+def prepare(
+    settings: Settings, engine_flags: list[str], folder: Path, *, preload: bool = False
+) -> Namespace:
     """Set up logs and environment, check what can be, and return the arguments of vLLM's server.
 
     Args:
         folder: for files of this process; it is there until the server has ended.
+        preload: vLLM is imported for the engine's processes meanwhile; from the main thread alone.
 
     Raises:
         SettingsError: the server cannot start as told.
@@ -254,6 +265,8 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     metrics = folder / "metrics"
     metrics.mkdir()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    preloaded = preload and preloading.begin()
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     base = look_at_base(settings, engine_flags)
     args = vllm_arguments(settings, engine_flags, base, folder / "chat_template.jinja")
     args.store = store
@@ -261,6 +274,8 @@ def prepare(settings: Settings, engine_flags: list[str], folder: Path) -> Namesp
     logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
     logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
     starting.check_plugin()
+    if preloaded:
+        preloading.use()
     return args
 
 
@@ -271,7 +286,7 @@ def serve(settings: Settings, engine_flags: list[str]) -> int:
         SettingsError: the server cannot start as told.
     """
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
-        args = prepare(settings, engine_flags, Path(folder))
+        args = prepare(settings, engine_flags, Path(folder), preload=True)
         import uvloop
 
         try:

@@ -1,6 +1,7 @@
 """The one marker of each test, told by what the test uses; and what the tests of each marker cost.
 
     pytest -m unit                    # all that needs no engine
+    pytest -m "unit and not long"     # the quick ones among them: `make test-fast`
     pytest -m "server or browser"     # all that asks a real server
 
 A test starts a server by the fixture `start_server`, its own or that of a fixture, and vLLM's
@@ -30,6 +31,19 @@ FIXTURES: dict[str, set[str]] = {
 # Fixtures for tests of several files, which therefore run in one process.
 SERVERS = ("server", "gated", "pressed")
 PRELOADED = ("serving",)
+# The groups that take longest, in the order in which they begin. What starts no engine comes last,
+# in small pieces: so the processes of a run end together.
+LONGEST = (
+    *("gated", "server", "test_gate_exact", "test_gate_real", "pressed", "test_gate_drafts"),
+    *("test_data_parallel", "test_plain_vllm", "test_server_shutdown", "test_gate_guidance"),
+)
+# Half the processor time of the unit tests: every step of a crash, whole commands and load tests.
+# `make test-fast` leaves them out.
+LONG = {
+    *("test_store_faults", "test_store_races", "test_hub", "test_adapter_fuzz", "test_watched"),
+    *("test_load_users", "test_load_report", "test_miniature", "test_paper", "test_real"),
+    *("test_train", "test_gym", "test_grade", "test_graded_answers", "test_follower"),
+}
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
@@ -51,12 +65,22 @@ def group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m, and xdist the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test its marker and its group."""
+    """Give every test its marker and its group, and put the groups into their order."""
+    groups: dict[str, list[pytest.Item]] = {}
+    large: set[str] = set()
     for item in items:
-        name = marker(item)
+        name, its_group = marker(item), group(item)
         item.add_marker(name)
         item.user_properties.append(("marker", name))
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+        if item.path.stem in LONG:
+            item.add_marker("long")
+        item.add_marker(pytest.mark.xdist_group(its_group))
+        groups.setdefault(its_group, []).append(item)
+        if name != "unit":
+            large.add(its_group)
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    order = sorted(groups, key=lambda name: (name not in large, rank.get(name, len(rank))))
+    items[:] = [item for name in order for item in groups[name]]
 
 
 # ----------------------------------------------------------------------------- what they cost

@@ -122,6 +122,16 @@ class Server:
         raise TimeoutError(f"no healthy server after {START_SECONDS} s:\n{self.log}")
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the leader of a session to end; after a minute, end all of the session."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 class StartServer(Protocol):
     """How to start a server: `running_server`."""
 
@@ -177,12 +187,7 @@ def started(
         print("\n".join(server.log.splitlines()[-60:]))
         raise
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
 
 
 @dataclass

@@ -365,6 +365,10 @@ TABLE: tuple[Patch, ...] = (
     Patch("server", "vllm.v1.engine.utils:CoreEngineProcManager", "monitor_engine_liveness", "rely",
           "", "6e14b6a89de06485ae6d5034cff3f626b1585dc881cef0f108de35ee0b06b8eb",
           "the engine that has ended by itself is named", ""),
+    Patch("server", "vllm.utils.system_utils", "get_mp_context", "rely", "",
+          "8b045a017577026e90790f9cddb8eb05ed195508934e5e1667ce3ae91d6a45d3",
+          "asks vllm.envs how processes start, where serving/preloading.py says it",
+          "a CPU build that lets VLLM_WORKER_MULTIPROC_METHOD be chosen"),
 )
 # fmt: on
 

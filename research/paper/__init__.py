@@ -10,6 +10,7 @@
     tables.py    cells -> tables, with standard errors over problems and seeds
     claims.py    each claim of the paper beside what was measured, and the verdict
     report.py    all of it as Markdown, JSON and plots
+    making.py    makes the cells that are not there yet, one after the other
     merge.py     moves new cells into research/results/
 
     footprint.py, intervene.py   what tuning changed, token by token (base_and_tuned.py)

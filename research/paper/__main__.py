@@ -5,21 +5,17 @@ Makes every cell that is not there yet, main table first, then writes the report
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from research.paper.cells import Cell, CellStore
+from research.paper.making import Maker, matching
 from research.paper.measure import FULL, QUICK, Measurer
 from research.paper.merge import tell
 from research.paper.plan import ABLATIONS, LARGE_ENDING, plan
@@ -113,41 +109,21 @@ def fingerprints(bases: Sequence[str]) -> dict[str, str]:
 def reproduce(config: ReproduceConfig) -> list[str]:
     """Make the cells, write the report; the ids of those that failed."""
     cells, store = config.plan(), config.store()
-    wanted = [
-        cell
-        for cell in cells
-        if not config.only or any(fnmatch.fnmatch(cell.id, one) for one in config.only)
-    ]
     known = fingerprints(config.bases)
-    there = [cell for cell in wanted if cell.base in known]
-    todo = [cell for cell in there if store.read(cell, known[cell.base]) is None]
     measurer = Measurer(
         {Path(base).name: base for base in config.bases},
         config.work,
         QUICK if config.quick else FULL,
         engine_for(config.engine),
     )
-    failed = []
-    begun = time.monotonic()
-    with tqdm(todo, desc="cells", unit="cell", initial=0) as bar, logging_redirect_tqdm():
-        for cell in bar:
-            if config.minutes and time.monotonic() - begun > 60 * config.minutes:
-                logger.info("--minutes are over; the same command goes on from here")
-                break
-            bar.set_postfix_str(cell.id)
-            start = time.monotonic()
-            try:
-                result = measurer.make(cell)
-            except (subprocess.CalledProcessError, RuntimeError) as error:
-                logger.error("%s failed: %s", cell.id, error)
-                failed.append(cell.id)
-                continue
-            store.write(cell, result, time.monotonic() - start, known[cell.base])
+    maker = Maker(store, config.minutes)
+    there = [cell for cell in matching(cells, config.only) if cell.base in known]
+    maker.make(there, measurer.make, lambda cell: known[cell.base])
     command = f"{config.program}{' --quick' if config.quick else ''}"
     report = write_report(Results(cells, store), config.results, command)
     page = config.results / "README.md"
     tell(report["claims"], page, store, config.work, config.results)
-    return failed
+    return maker.failed
 
 
 def main(argv: list[str] | None = None) -> None:

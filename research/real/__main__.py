@@ -7,21 +7,17 @@ it stopped, within a cell too.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import os
-import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from research.paper.cells import Cell, CellStore
+from research.paper.making import Maker, matching
 from research.paper.merge import tell
 from research.real.measure import FULL, QUICK, Measurer
 from research.real.plan import RULE, plan
@@ -97,65 +93,31 @@ class RealConfig(ProblemsConfig):
         return Results(cells[1:] if self.tasks else cells, store, tasks)
 
 
-class Clock:
-    """Says when no further cell may begin."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    @property
-    def over(self) -> bool:
-        """Are the minutes over?"""
-        return self._end is not None and time.monotonic() > self._end
-
-
-def measure(config: RealConfig, model: str, store: CellStore, clock: Clock) -> list[str]:
-    """Make the cells of one base; the ids of those that failed."""
+def measure(config: RealConfig, model: str, store: CellStore, maker: Maker) -> None:
+    """Make the cells of one base."""
     base = Path(model).name
     measurer = Measurer(
         model, config.work, QUICK if config.quick else FULL, config.engine, config.data_dir
     )
-    print_of = measurer.base.fingerprint
-    failed: list[str] = []
 
     def make(cells: list[Cell]) -> None:
-        todo = [cell for cell in cells if store.read(cell, print_of) is None]
-        with tqdm(todo, desc=base, unit="cell") as bar, logging_redirect_tqdm():
-            for cell in bar:
-                if clock.over:
-                    logger.info("--minutes are over; the same command goes on from here")
-                    return
-                bar.set_postfix_str(cell.id)
-                start = time.monotonic()
-                try:
-                    result = measurer.make(cell)
-                except (subprocess.CalledProcessError, RuntimeError) as error:
-                    logger.error("%s failed: %s", cell.id, error)
-                    failed.append(cell.id)
-                    continue
-                store.write(cell, result, time.monotonic() - start, print_of)
+        maker.make(cells, measurer.make, lambda _: measurer.base.fingerprint, base)
 
     with closing(measurer):
         if not config.tasks:
             make([Cell(base, RULE)])
         measurer.names = config.measured(base, store)
         if measurer.names:
-            wanted = config.results_of(base, store).cells
-            make([cell for cell in wanted if not config.only or _matches(cell, config.only)])
-    return failed
-
-
-def _matches(cell: Cell, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatch(cell.id, one) for one in patterns)
+            make(matching(config.results_of(base, store).cells, config.only))
 
 
 def reproduce(config: RealConfig) -> list[str]:
     """Make the cells of all bases, write the report; the ids of those that failed."""
-    store, clock = config.store(), Clock(config.minutes)
-    failed: list[str] = []
+    store = config.store()
+    maker = Maker(store, config.minutes)
     for model in config.bases:
         try:
-            failed += measure(config, model, store, clock)
+            measure(config, model, store, maker)
         except FileNotFoundError as error:
             logger.warning("no cells of %s: %s", Path(model).name, error)
     names = [Path(model).name for model in config.bases]
@@ -165,7 +127,7 @@ def reproduce(config: RealConfig) -> list[str]:
     report = write_report(found, config.results, command, size.rule, size.samples)
     page = config.results / "real.md"
     tell(report["claims"], page, store, config.work, config.results)
-    return failed
+    return maker.failed
 
 
 def main(argv: list[str] | None = None) -> None:

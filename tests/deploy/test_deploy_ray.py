@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from support import ADMIN_KEY, ENGINE_ENVIRONMENT, ROOT, make_adapter
+from support import ADMIN_KEY, ENGINE_ENVIRONMENT, ROOT, end, make_adapter
 
 from adapters.store import Store
 from demo.server import free_port
@@ -66,12 +65,7 @@ def application(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
 
 
 def chat(url: str, model: str, **more: Any) -> httpx.Response:

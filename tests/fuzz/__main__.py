@@ -140,6 +140,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--host", default="http://127.0.0.1:8000", help="server (%(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="how long (%(default)s)")
+    parser.add_argument("--requests", type=int, metavar="N", help="end after so many, if sooner")
     parser.add_argument("--seed", type=int, default=0, help="which requests (%(default)s)")
     parser.add_argument("--users", type=int, default=24, help="at a time (%(default)s)")
     parser.add_argument("--pid", type=int, help="the server's process, to watch its memory")
@@ -159,6 +160,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.minutes <= 0 or options.users < 1 or options.near_tie < 0:
         parser.error("--minutes and --users must be positive, --near-tie not negative")
+    if options.requests is not None and options.requests < 1:
+        parser.error("--requests must be positive")
     if options.pid is not None and not psutil.pid_exists(options.pid):
         parser.error(f"--pid {options.pid}: no such process")
     return options

@@ -137,13 +137,16 @@ class Users:
         return faults
 
     async def traffic(self, seconds: float) -> None:
-        """Users who ask one request after another until the time is over."""
-        numbers = itertools.count()
+        """Users who ask one request after another until the time, or `--requests`, is over."""
+        most = self.options.requests
+        numbers = itertools.count() if most is None else iter(range(most))
         end = time.monotonic() + seconds
 
         async def user() -> None:
-            while time.monotonic() < end and not self.gave_up:
-                await self.run_case(next(numbers))
+            for number in numbers:  # all users take from the same
+                await self.run_case(number)
+                if time.monotonic() >= end or self.gave_up:
+                    return
 
         users = asyncio.gather(*(user() for _ in range(self.options.users)))
         await asyncio.gather(users, self.watch(users, seconds))

@@ -374,7 +374,14 @@ def fuzz(*flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "flags",
-    [("--minutes", "0"), ("--users", "0"), ("--pid", "-1"), ("--what",), ("--near-tie", "-1")],
+    [
+        ("--minutes", "0"),
+        ("--requests", "0"),
+        ("--users", "0"),
+        ("--pid", "-1"),
+        ("--what",),
+        ("--near-tie", "-1"),
+    ],
 )
 def test_wrong_arguments(flags: tuple[str, ...]) -> None:
     assert fuzz(*flags).returncode == 2
@@ -387,10 +394,11 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.fuzz
-def test_half_a_minute_of_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
-    pid = str(pressed.process.pid)
+def test_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
+    """REASONMAXXER_FUZZ_REQUESTS says how many; docs/loadtests.md has the long runs."""
     ended = fuzz(
-        "--host", pressed.url, "--minutes", "0.5", "--pid", pid, "--results", str(tmp_path)
+        *("--host", pressed.url, "--pid", str(pressed.process.pid), "--results", str(tmp_path)),
+        *("--requests", os.environ.get("REASONMAXXER_FUZZ_REQUESTS", "300")),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +34,9 @@ ENGINE = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """`python -m serving`, offline, forked for every call from a process that has imported vLLM."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        folder = tmp_path_factory.mktemp("serving")
-        with preloaded("serving.__main__", folder, *SERVING) as command:
-            yield command
+    folder, environment = tmp_path_factory.mktemp("serving"), os.environ | {"HF_HUB_OFFLINE": "1"}
+    with preloaded("serving.__main__", folder, *SERVING, environment=environment) as command:
+        yield command
 
 
 @pytest.fixture(scope="session")

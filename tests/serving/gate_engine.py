@@ -427,10 +427,32 @@ def drafted(scheduler: Any) -> dict[str, int]:
     return dict(scheduler.drafts_seen)
 
 
-def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """One job on a fresh engine."""
+def answer(output: Any) -> dict[str, Any]:
+    """What a request has been answered so far."""
     from vllm_gate import GateReport
 
+    first = output.outputs[0]
+    report = GateReport.of(output)
+    params = output.kv_transfer_params or {}
+    return {
+        "tokens": list(first.token_ids),
+        "text": first.text,
+        "gated": None if report is None else report.gated_tokens,
+        "trace": [] if report is None else list(report.trace),
+        "cached": output.num_cached_tokens,
+        "params": {key: params[key] for key in params if key != "gate"} or None,
+        "finish": first.finish_reason,
+        "stop": first.stop_reason,
+        "logprobs": [
+            best[token].logprob
+            for token, best in zip(first.token_ids, first.logprobs or [], strict=False)
+        ],
+        "prompt_logprobs": prompt_logprobs(output),
+    }
+
+
+def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """One job on a fresh engine."""
     llm = start(case, job)
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
@@ -473,24 +495,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
             if steps > MOST_STEPS:  # an engine that is broken on purpose
                 engine.abort_request([str(index) for index in range(len(results))])
             for output in engine.step():
-                first = output.outputs[0]
-                report = GateReport.of(output)
-                params = output.kv_transfer_params or {}
-                results[int(output.request_id)] |= {
-                    "tokens": list(first.token_ids),
-                    "text": first.text,
-                    "gated": None if report is None else report.gated_tokens,
-                    "trace": [] if report is None else list(report.trace),
-                    "cached": output.num_cached_tokens,
-                    "params": {key: params[key] for key in params if key != "gate"} or None,
-                    "finish": first.finish_reason,
-                    "stop": first.stop_reason,
-                    "logprobs": [
-                        best[token].logprob
-                        for token, best in zip(first.token_ids, first.logprobs or [], strict=False)
-                    ],
-                    "prompt_logprobs": prompt_logprobs(output),
-                }
+                results[int(output.request_id)] |= answer(output)
             disturb(engine, amid, results)
     leaked = getattr(scheduler, "_gates", {})
     manager = scheduler.kv_cache_manager

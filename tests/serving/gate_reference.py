@@ -137,6 +137,8 @@ class Reference:
             name: PeftModel.from_pretrained(load(), str(path)).eval()
             for name, path in adapters.items()
         }
+        # The same networks, LoRA layers and all, without what PEFT does around each call.
+        self._adapted = {name: model.get_base_model() for name, model in self.adapted.items()}
         ends = self.base.generation_config.eos_token_id
         self.ends = {ends} if isinstance(ends, int) else set(ends)
         self._known: dict[Any, Decoded] = {}
@@ -150,10 +152,10 @@ class Reference:
             self._known[key] = self._decode(asked, grammar, change)
         return self._known[key]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _decode(self, asked: Asked, grammar: Grammar | None, change: Change | None) -> Decoded:
         prompt, adapter, tau, count, temperature = asked[:5]
-        adapted = self.adapted[adapter] if adapter else None
+        adapted = self._adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
         said: list[int] = []
@@ -207,14 +209,14 @@ class Reference:
         made.tokens.extend(said)
         return made
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def force(self, asked: Asked, said: list[int]) -> list[Forced]:
         """What `decode` would find at each token of `said`, given those before it.
 
         One pass of the base and one of the adapter: on a real model a fraction of `decode`'s time.
         """
         prompt, adapter, tau, _, temperature = asked[:5]
-        adapted = self.adapted[adapter] if adapter else None
+        adapted = self._adapted[adapter] if adapter else None
         model = self.base if adapted is None or tau is not None else adapted
         sequence = Sequence()
         logits = sequence.read(model, [*prompt, *said[:-1]], len(said))  # [tokens, V]
@@ -240,14 +242,14 @@ class Reference:
             for at in range(len(said))
         ]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prompt_logprobs(self, prompt: list[int]) -> list[float]:
         """The base's, of the prompt's tokens but the first."""
         logits = Sequence().read(self.base, prompt, len(prompt))[:-1]
         logprobs = logits.log_softmax(-1)
         return logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def distribution(self, asked: Asked, said: list[int]) -> torch.Tensor:
         """Probabilities [V] of the token after `said`, at temperature 1, of a gated request."""
         assert asked.adapter is not None
@@ -258,6 +260,6 @@ class Reference:
         (logits,) = sequence.read(self.base, [last])
         if float(torch.special.entr(logits.softmax(-1)).sum()) > asked.tau:
             position = len(asked.prompt) + len(said) - 1
-            (logits,) = sequence.reread(self.adapted[asked.adapter], [last], [position])
+            (logits,) = sequence.reread(self._adapted[asked.adapter], [last], [position])
             logits = logits / asked.correction_temperature
         return logits.softmax(-1)

@@ -28,6 +28,11 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """How a process was started; a fork has its parent's."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
     try:
@@ -73,14 +78,17 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
     with start_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
         processes = family(server.process.pid)
-        assert len(processes) >= 3  # front end, engine core, worker
+        assert len(processes) >= 4  # front end, fork server, engine core, worker
+        lines = [command_line(process) for process in processes]
+        assert any("VLLM::EngineCore" in line for line in lines)
+        assert not any("multiprocessing.spawn" in line for line in lines)
         streams = long_streams(server, "alpha", 300)
         os.kill(server.process.pid, signal.SIGTERM)
         # Each round trip gives the signal handler a turn; it needs one or two.
         assert 503 in (status_of_a_new_request(server) for _ in range(100))
         for stream in streams:
             assert list(stream)[-1].choices[0].finish_reason == "length"
-        assert server.process.wait(30) == 0, server.log
+        assert server.process.wait(120) == 0, server.log
         assert "Traceback" not in server.log
         assert not left(processes)
         with pytest.raises(openai.APIConnectionError):
@@ -103,6 +111,6 @@ def test_a_second_signal_ends_it(
         with pytest.raises((openai.APIError, httpx.HTTPError)):
             for stream in streams:
                 list(stream)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
         assert "second signal" in server.log
         assert not left(processes)

