@@ -15,7 +15,7 @@ import torch
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
 from demo.server import free_port
-from training import processes
+from training import processes, sharded_base
 from training.contrastive_trainer import (
     CheckpointNote,
     ContrastiveTrainer,
@@ -43,6 +43,10 @@ def model():
 
 @pytest.fixture
 def rows() -> list[TrainingRow]:
+    return make_rows()
+
+
+def make_rows() -> list[TrainingRow]:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(12):
@@ -107,6 +111,8 @@ def run_training(
     on_checkpoint=None,
     kept=None,
     tracking=NOT_TRACKED,
+    budget=None,
+    base=BASE,
     **changes,
 ):
     optimizer = Optimizer(**{
@@ -115,13 +121,14 @@ def run_training(
     })  # fmt: skip
     return train_adapter(
         Stage.first(folder, "training", {}),
-        partial(load_model, BASE),
+        partial(load_model, base),
         rows,
         lora=LORA,
         objective=Objective(positions=positions),
         optimizer=optimizer,
         checkpoint_every=0.5,
         seed=0,
+        budget=budget,
         kept=kept,
         start=start,
         on_checkpoint=on_checkpoint,
@@ -333,16 +340,47 @@ def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(train, tmp_pa
 # ------------------------------------------------------------------------- several processes
 
 
-def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, tuple[list[Path], list[float]]]:
+    """By positions, what one process trains: the checkpoints, and a figure of each."""
+    import train_together
+
+    folder = tmp_path_factory.mktemp("alone")
+    found = {}
+    for positions in ("decisions", "all"):
+        logits: list[float] = []
+
+        def estimate(model, _: Path, to=logits) -> CheckpointNote:
+            to.append(train_together.logit_of(model))
+            return CheckpointNote("")
+
+        checkpoints = run_training(
+            folder / positions, make_rows(), positions, on_checkpoint=estimate
+        )
+        found[positions] = checkpoints, logits
+    return found
+
+
+def untie(model):
+    """The same model with a head of its own, which is sharded apart from the embeddings."""
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("flag", ["--multi_gpu", "--use_fsdp"])
+def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, alone, flag) -> None:
     """Launched as docs/real-models-gpu.md says, over gloo; each batch is shared by the two."""
+    import train_together
     from safetensors.torch import load
 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    untie(load_model(BASE)).save_pretrained(tmp_path / "untied")
+    flags = f"{flag} --num_processes 2 --num_machines 1 --mixed_precision no"
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
-    script = Path(__file__).with_name("train_together.py")
     done = subprocess.run(
-        [*command, "--main_process_port", str(free_port()), script, tmp_path],
+        [*command, "--main_process_port", str(free_port()), train_together.__file__, tmp_path],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -350,15 +388,34 @@ def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("helped") == 1
-    for positions in ("decisions", "all"):
-        alone = run_training(tmp_path / f"alone-{positions}", rows, positions)
+    told = json.loads((tmp_path / "told.json").read_text())
+    share = told["bytes"] / train_together.local_bytes(model)
+    assert share == pytest.approx(0.5, abs=0.05) if flag == "--use_fsdp" else share == 1
+    assert told["entropy"] == pytest.approx(train_together.entropy_alone(model), abs=1e-4)
+    for positions, (checkpoints, logits) in alone.items():
+        assert told[positions] == pytest.approx(logits, rel=1e-3, abs=1e-3)
         whole = sorted((tmp_path / positions).glob("training-*/checkpoint-*/whole"))
-        assert [path.parent.name for path in whole] == [path.name for path in alone]
+        assert [path.parent.name for path in whole] == [path.name for path in checkpoints]
         found = load(weights(whole[-1].parent))
-        for name, tensor in load(weights(alone[-1])).items():
+        for name, tensor in load(weights(checkpoints[-1])).items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
-        # The first process alone is told of checkpoints.
-        assert done.stdout.count(f"estimated {positions}") == len(alone)
+
+
+def test_a_base_without_known_layers_is_not_sharded(monkeypatch) -> None:
+    whole = load_model(BASE)
+    monkeypatch.setattr(whole, "_no_split_modules", [])
+    with pytest.raises(ValueError, match="launch without --use_fsdp"):
+        sharded_base.shard(whole)
+
+
+def test_processes_are_sharded_only_where_several_were_launched(monkeypatch) -> None:
+    monkeypatch.setenv(processes.FSDP, "true")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    processes.join()
+    assert not processes.sharded()
+    assert processes.FSDP not in os.environ  # accelerate must not see it
+    with sharded_base.lent(lambda: "the base") as lent:
+        assert lent == "the base"
 
 
 def test_a_batch_that_processes_cannot_share_is_named(monkeypatch) -> None:
