@@ -149,16 +149,16 @@ def test_adversarial_inputs_return_in_time() -> None:
     assert not any(verdict.correct for verdict in verdicts)
 
 
-def test_rollouts_verify_quickly(verifier: Verifier) -> None:
-    """6,400 miniature rollouts, right and wrong, without a process."""
+def test_rollouts_of_numbers_take_no_process() -> None:
+    """6,400 miniature rollouts, right and wrong, are decided where they are asked."""
     draw = random.Random(0)
     steps = "First 9 - 11 * 7 + 12 = 9 - 77 + 12. So 9 - 77 + 12 = -68 + 12. " * 3
     answers = [draw.randrange(-999, 999) for _ in range(6400)]
     given = [answer + draw.choice([0, 0, 1, -7]) for answer in answers]
     texts = [rf"{steps}So the result is \boxed{{{value}}}." for value in given]
-    start = time.monotonic()
-    verdicts = verifier.check(texts, list(map(str, answers)))
-    assert time.monotonic() - start < 3
+    with Verifier() as verifier:
+        verdicts = verifier.check(texts, list(map(str, answers)))
+        assert verifier._pool == []
     assert [v.correct for v in verdicts] == [a == b for a, b in zip(answers, given, strict=True)]
 
 
