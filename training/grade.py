@@ -2,10 +2,10 @@ r"""Grade answers that were made elsewhere, with the graders that training and e
 
     python -m training.grade answers.jsonl --output verdicts.jsonl
 
-A row of the file (JSON, JSONL, Parquet, CSV, TSV) has the columns `text`, what a model wrote, and `answer`,
-the reference. A column `grader` may name what grades it: math (the default), choice or text. A row
-from a problems file of Reasoning Gym has `grading` instead. Each row is written with five more
-columns:
+A row of the file (JSON, JSONL, Parquet, CSV, TSV) has the columns `text`, what a model wrote, and
+`answer`, the reference. A column `grader` may name what grades it: math (the default), choice or
+text. A row from a problems file of Reasoning Gym has `grading` instead. Each row is written with
+five more columns:
 
     verdict    right, wrong or cannot tell
     correct    true, false, or null where the grader cannot tell

@@ -137,9 +137,9 @@ def test_files_of_every_form(tmp_path: Path, name: str, content: str) -> None:
 
 
 def test_half_a_character_becomes_a_question_mark(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"problem": "1+1 \\ud83d", "answer": "2 \\ud83d\\ude00"}')
+    (tmp_path / "p.jsonl").write_text('{"problem": "1+1 \\ud83d\\ude00 \\ud83d", "answer": "2"}')
     (problem,) = load_problems(str(tmp_path / "p.jsonl"))
-    assert (problem.problem, problem.answer) == ("1+1 ?", "2 \U0001f600")
+    assert (problem.problem, problem.answer) == ("1+1 \U0001f600 ?", "2")
 
 
 def test_bad_files(tmp_path: Path) -> None:
