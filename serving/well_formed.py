@@ -26,6 +26,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vllm.entrypoints.serve import create_error_response
 
+from serving import grammars
 from vllm_gate.params import given
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,15 @@ def _shown(key: object) -> str:
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """400 where an error was raised while the request was read, else 500."""
-    if _while_reading(error):
+    """400 where an error was raised while the request was read, else 500.
+
+    Only what a client nested deeply exceeds Python's depth, also where vLLM reads the arguments of
+    a tool call.
+    """
+    if isinstance(error, RecursionError):
+        status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
+        text = "The request has a value that is nested too deeply."
+    elif _while_reading(error):
         status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
         text = f"The request has a value of a wrong type ({error})."
     else:
@@ -123,16 +131,23 @@ def _while_reading(error: Exception) -> bool:
 
 
 async def look_at_body(request: Request) -> None:
-    """Raise HTTPException where an argument of the gate is true or false, or a text ill-formed."""
+    """Raise HTTPException where the gate's arguments, texts, schemas or grammars are ill-formed."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         return
     body = await request.json()  # FastAPI has read it already
-    if isinstance(body, dict) and _HALVES.search(await request.body()):
+    if not isinstance(body, dict):
+        return
+    raw = await request.body()
+    if _HALVES.search(raw):
         for name in RENDERED & body.keys():
             for field, part in _parts(name, body[name]):
                 if isinstance(part, str) and _has_half(part):
                     raise HTTPException(400, f"{field}: {HALF}")
-    arguments = body.get("vllm_xargs") if isinstance(body, dict) else None
+    try:
+        grammars.check(body, raw)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    arguments = body.get("vllm_xargs")
     if not isinstance(arguments, dict):
         return
     for name in given(arguments):

@@ -81,6 +81,10 @@ async def ask(path: str, body: dict[str, Any] | bytes) -> httpx.Response:
     async def fail(body: dict[str, Any]) -> None:
         raise KeyError("a fault of the server")
 
+    @app.post("/deep")
+    async def deep(body: dict[str, Any]) -> Any:
+        return json.loads("[" * 10**5)
+
     @app.post("/take")
     async def take(body: dict[str, Any]) -> None:
         return None
@@ -95,7 +99,11 @@ async def ask(path: str, body: dict[str, Any] | bytes) -> httpx.Response:
 
 @pytest.mark.parametrize(
     ("path", "status", "kind"),
-    [("/read", 400, "BadRequestError"), ("/fail", 500, "InternalServerError")],
+    [
+        ("/read", 400, "BadRequestError"),
+        ("/fail", 500, "InternalServerError"),
+        ("/deep", 400, "BadRequestError"),
+    ],
 )
 def test_a_validator_that_breaks_is_the_requests_fault_and_nothing_else_is(
     path: str, status: int, kind: str
