@@ -9,6 +9,7 @@ OSError where the store cannot be read or written.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from adapters import hub, vllm_loader
-from adapters.adapter import AdapterError, AdapterVersion, read_origin
+from adapters.adapter import CONFIG, AdapterError, AdapterVersion, read_origin
 from adapters.audit import verify
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
@@ -262,9 +263,10 @@ class Import(StoreCommand):
         return self
 
     def run(self) -> None:
+        base = BaseCheckpoint.open(self.base) if self.base else None
         version = import_adapter(
             *(self.opened, self.source, _name(self.name, Path(self.source).name.lower())),
-            base=BaseCheckpoint.open(self.base) if self.base else None,
+            base=base,
             family=self.family,
             revision=self.revision,
             alias=self.alias,
@@ -275,6 +277,8 @@ class Import(StoreCommand):
         for change in read_origin(version.path).changes:
             print(f"changed: {change}", file=sys.stderr)
         _name_inert(version, sys.stderr)
+        if base is not None:
+            _name_other_base(version, base)
 
 
 class Pull(Import):
@@ -377,6 +381,21 @@ def _name_inert(version: AdapterVersion, file: TextIO, indent: str = "") -> None
             f"{indent}{', '.join(inert)}: no effect behind the gate, where a token reads the "
             "base's keys and values; always-on they act",
             file=file,
+        )
+
+
+def _name_other_base(version: AdapterVersion, base: BaseCheckpoint) -> None:
+    """Say so where the adapter's configuration names another base: the shapes may fit all the same.
+
+    Copies that are quantised, or served by somebody else, have longer names.
+    """
+    told = version.config.raw.get("base_model_name_or_path")
+    names = [re.sub(r"[^a-z0-9]+", "", Path(str(one)).name.lower()) for one in (told, base.name)]
+    if isinstance(told, str) and all(names) and not names[0].startswith(names[1]):
+        print(
+            f"note: {CONFIG} names the base {told[:200]!a}; the adapter was checked against "
+            f"'{base.name}' by shapes alone",
+            file=sys.stderr,
         )
 
 

@@ -40,6 +40,14 @@ UNSERVED = {
     "megatron_config": "a Megatron layer",
 }
 
+# What a field of several forms may be.
+FORMS = {
+    "target_modules": "a list of module names nor a pattern",
+    "exclude_modules": "a list of module names nor a pattern",
+    "layers_to_transform": "a list of layer numbers nor one number",
+    "layers_pattern": "a pattern nor a list of patterns",
+}
+
 # What a file needs whatever the values are; of the others, those that PEFT assumes anyway.
 REQUIRED = (
     *("base_model_name_or_path", "bias", "inference_mode", "lora_alpha", "peft_type", "r"),
@@ -312,8 +320,8 @@ def _complaint(error: ValidationError, raw: dict[str, Any]) -> str:
         return f"{FILE}: {field} {gone}; add the value that the adapter was trained with"
     if field == "r":
         return f"{FILE}: r is not a positive whole number, {LARGEST_RANK} at most"
-    if field == "target_modules":
-        return f"{FILE}: target_modules is neither a list of module names nor a pattern"
+    if field in FORMS:
+        return f"{FILE}: {field} is neither {FORMS[field]}"
     place = "".join(f"[{str(part)[:100]!a}]" for part in first["loc"][1:] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     return f"{FILE}: {field}{place}: {message[:1].lower()}{message[1:300]}"

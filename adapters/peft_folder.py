@@ -23,7 +23,14 @@ from typing import Any
 from adapters.files import write_blocks
 from adapters.peft_config import FILE as CONFIG
 from adapters.peft_config import PeftConfig, compiled
-from adapters.safetensors_file import Tensor, merged, read_tensors, read_weights
+from adapters.safetensors_file import (
+    POINTED,
+    Tensor,
+    is_pointer,
+    merged,
+    read_tensors,
+    read_weights,
+)
 from adapters.tensor_names import Copy, Side, parse
 
 WEIGHTS = "adapter_model.safetensors"
@@ -63,7 +70,9 @@ class PeftFolder:
             OSError: a file cannot be read.
         """
         if not is_regular(path / CONFIG, CONFIG_LIMIT):
-            raise ValueError(f"{CONFIG} is missing")
+            raise ValueError(f"{CONFIG} is missing{_instead(path)}")
+        if is_pointer(path / CONFIG):
+            raise ValueError(f"{CONFIG}: {POINTED}")
         files = [CONFIG, *_weights_files(path)]
         config = PeftConfig.parse((path / CONFIG).read_bytes())
         folder = cls(path, config, files, {}, {}, [])
@@ -194,6 +203,18 @@ def _resolved(pattern: dict[str, Any], rename: Rename) -> dict[str, Any]:
         for old, new in rename.items()
     }
     return {f"^{name}": value for name, value in found.items() if value is not None}
+
+
+def _instead(path: Path) -> str:
+    """What is there where there is no adapter: one in a folder below, or a whole model."""
+    below = sorted(folder.parent.name for folder in path.glob(f"*/{CONFIG}"))
+    if below:
+        shown = ", ".join(f"'{name}'" for name in below[:3])[:200]
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        return f"; name the folder below that has it: {shown}{more}"
+    if (path / "config.json").is_file():
+        return "; what is there is a whole model (config.json), which can be served as a base"
+    return ""
 
 
 def is_regular(path: Path, limit: int) -> bool:

@@ -19,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
-# safetensors dtype -> unsigned type of its width, and its exponent's bits: all of them are set in
-# infinities and NaNs, and in nothing else. bfloat16 has no type in numpy, its bits have.
-_EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
-    "F64": (np.dtype("<u8"), 0x7FF0000000000000),
-    "F32": (np.dtype("<u4"), 0x7F800000),
-    "F16": (np.dtype("<u2"), 0x7C00),
-    "BF16": (np.dtype("<u2"), 0x7F80),
+# safetensors dtype -> unsigned type of its width, its exponent's bits, and the exponent of 65536.
+# From there on a number is infinite in float16. All bits are set in infinities and NaNs alone.
+# bfloat16 has no type in numpy, its bits have.
+_EXPONENTS: dict[str, tuple[np.dtype[Any], int, int]] = {
+    "F64": (np.dtype("<u8"), 0x7FF0000000000000, (1023 + 16) << 52),
+    "F32": (np.dtype("<u4"), 0x7F800000, (127 + 16) << 23),
+    "F16": (np.dtype("<u2"), 0x7C00, 0x7C00),
+    "BF16": (np.dtype("<u2"), 0x7F80, (127 + 16) << 7),
 }
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _PIECE = 2**22  # bytes looked at together; whole elements of every type
 
 
@@ -75,6 +77,8 @@ def _parse(path: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
     """Header, where the data starts, and the size of the file."""
     size = path.stat().st_size
     start = _data_start(path)
+    if is_pointer(path):
+        raise ValueError(f"{path.name}: {POINTED}")
     if not 10 <= start <= min(HEADER_LIMIT + 8, size):
         raise ValueError(f"{path.name}: not a safetensors file")
     with path.open("rb") as file:
@@ -88,6 +92,15 @@ def _parse(path: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
     if not well_formed:
         raise ValueError(f"{path.name}: not a safetensors file")
     return header, start, size
+
+
+POINTED = "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a clone without Git LFS has left a pointer in the file's place."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _data_start(path: Path) -> int:
@@ -168,7 +181,7 @@ def _checked(name: str, tensor: Tensor) -> Iterator[bytes]:
         raise ValueError(
             f"{file}: {name} is {tensor.dtype}; save it as one of {', '.join(_EXPONENTS)}"
         )
-    dtype, exponent = _EXPONENTS[tensor.dtype]
+    dtype, exponent, limit = _EXPONENTS[tensor.dtype]
     if tensor.end - tensor.begin != math.prod(tensor.shape) * dtype.itemsize:
         raise ValueError(f"{file}: {name} has not as many bytes as its shape says")
     if tensor.end == tensor.begin:
@@ -181,9 +194,19 @@ def _checked(name: str, tensor: Tensor) -> Iterator[bytes]:
             if len(block) < size:
                 raise ValueError(f"{file}: cut short while it was read")
             bits = np.frombuffer(block, dtype)
-            if bool(((bits & exponent) == exponent).any()):
-                raise ValueError(f"{file}: {name} holds numbers that are NaN or infinite")
+            if bool(((bits & exponent) >= limit).any()):
+                raise ValueError(_unusable(file, name, bits, exponent))
             yield block
+
+
+def _unusable(file: str, name: str, bits: npt.NDArray[Any], exponent: int) -> str:
+    """What is wrong with the numbers of a tensor, in words."""
+    if bool(((bits & exponent) == exponent).any()):
+        return f"{file}: {name} holds numbers that are NaN or infinite"
+    return (
+        f"{file}: {name} holds numbers of 65536 or more, which are infinite in float16; its "
+        "training has diverged, or the file is damaged"
+    )
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:

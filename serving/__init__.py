@@ -9,6 +9,8 @@ starting.py       503 until the engine is up
 routes.py         routes and middleware put together, and their start
 request.py        the one object that follows a request, from admission to its line in the log
 middleware.py     the API key; refusals while the server shuts down; the shape of errors
+well_formed.py    values that neither vLLM's request classes nor its engine refuse as such
+grammars.py       schemas and grammars on which vLLM would hang or fail
 admission.py      NAME and NAME:gated -> a version and how it runs
 aliases.py        which version answers for a name, and how that changes
 plain_folders.py  plain PEFT folders of the store become versions

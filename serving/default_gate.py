@@ -180,5 +180,8 @@ class DefaultGate:
                 await self._ask(number)
                 if self.gate is not None:
                     return
-        except Exception:  # the engine's own, whatever its type
-            logger.exception("default gate: the shipped prompts could not be answered")
+        except Exception as error:  # the engine's own, whatever its type; it logs the traceback
+            logger.error(
+                "default gate: the shipped prompts could not be answered (%s: %s)",
+                *(type(error).__name__, error),
+            )

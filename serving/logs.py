@@ -17,7 +17,10 @@ def configure(log_format: Literal["text", "json"]) -> None:
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer(sort_keys=False)
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+        # Plain tracebacks: rich ones show local variables, with prompts and keys in them.
+        else structlog.dev.ConsoleRenderer(
+            colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
     )
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,

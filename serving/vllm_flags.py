@@ -12,13 +12,15 @@ that a new one is looked at before it passes on.
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import NamedTuple
+from difflib import get_close_matches
+from typing import NamedTuple, NoReturn
 
 from adapters.program import program
 from serving import vllm_versions
-from serving.settings import SettingsError
+from serving.settings import Settings, SettingsError
 
 
 class Refusal(NamedTuple):
@@ -162,7 +164,13 @@ def parse(argv: Sequence[str]) -> Namespace:
     validate = vllm_versions.find("validate_parsed_serve_args", vllm_versions.CLI_ARGS)
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog=program("python -m serving")))
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        """Says what is wrong in one line, without the some hundred flags of its usage."""
+
+        def error(self, message: str) -> NoReturn:
+            raise SettingsError(_with_alike(message, [*self._option_string_actions]))
+
+    parser = make_arg_parser(Parser(prog=program("python -m serving")))
     args: Namespace = parser.parse_args(list(argv))
     refused = [
         f"--{dest.replace('_', '-')}: {refusal.why}"
@@ -177,6 +185,25 @@ def parse(argv: Sequence[str]) -> Namespace:
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
     return args
+
+
+_OTHER_WORDS = {"--store": "--adapters"}  # what other commands call it
+
+
+def _with_alike(message: str, theirs: list[str]) -> str:
+    """What argparse says, and the flag that was meant where one is alike.
+
+    Args:
+        theirs: vLLM's flags.
+    """
+    unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+    if unknown is None:
+        return message
+    flag = unknown[1].replace("_", "-")
+    ours = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    alike = _OTHER_WORDS.get(flag) or next(iter(get_close_matches(flag, [*ours, *theirs], 1)), "")
+    meant = f"; do you mean {alike}?" if alike else "; `--help` lists ours"
+    return f"{unknown[1]}: neither a setting of this server nor a flag of vLLM{meant}"
 
 
 def _check_engines(args: Namespace) -> None:

@@ -5,14 +5,16 @@
     {"structured_outputs": 7}            a validator of vLLM that fails with AttributeError
 
     {"vllm_xargs": {"gate_tau": true}}    vLLM's class makes the number 1 of it
+    {"prompt": "\\ud800"}                 the tokenizer's error names neither field nor reason
 
 Without this module the first three end in HTTP 500, the third closes the connection too, and the
-last one is answered with a threshold that nobody asked for.
+fourth is answered with a threshold that nobody asked for.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from http import HTTPStatus
@@ -24,12 +26,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from vllm.entrypoints.serve import create_error_response
 
+from serving import grammars
 from vllm_gate.params import given
 
 logger = logging.getLogger(__name__)
 
 # vLLM renders these to tokens first, and refuses there what it cannot take. They may be long.
 RENDERED = frozenset({"prompt", "messages", "input", "previous_input_messages", "tokens"})
+HALF = "has half a character (a lone surrogate), not UTF-8"
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # escaped, and as bytes; pairs too
 INTEGERS = range(-(2**63), 2**64)  # as msgpack has them
 
 # What a validator may raise beside ValueError and TypeError, which vLLM answers with 400 itself.
@@ -47,10 +52,15 @@ def check(request: object) -> None:
             continue
         for field, part in _parts(name, value):
             if isinstance(part, str):
-                if not part.isascii() and any("\ud800" <= one <= "\udfff" for one in part):
-                    raise ValueError(f"{field}: has half a character (a lone surrogate), not UTF-8")
+                if _has_half(part):
+                    raise ValueError(f"{field}: {HALF}")
             elif part not in INTEGERS:
                 raise ValueError(f"{field}: integers must have at most 64 bits")
+
+
+def _has_half(text: str) -> bool:
+    """Whether a text has half of a surrogate pair."""
+    return not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _members(value: object) -> list[tuple[str, object]]:
@@ -92,8 +102,15 @@ def _shown(key: object) -> str:
 
 
 async def answer(request: Request, error: Exception) -> JSONResponse:
-    """400 where an error was raised while the request was read, else 500."""
-    if _while_reading(error):
+    """400 where an error was raised while the request was read, else 500.
+
+    Only what a client nested deeply exceeds Python's depth, also where vLLM reads the arguments of
+    a tool call.
+    """
+    if isinstance(error, RecursionError):
+        status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
+        text = "The request has a value that is nested too deeply."
+    elif _while_reading(error):
         status, kind = HTTPStatus.BAD_REQUEST, "BadRequestError"
         text = f"The request has a value of a wrong type ({error})."
     else:
@@ -113,12 +130,24 @@ def _while_reading(error: Exception) -> bool:
     return False
 
 
-async def refuse_truth_values(request: Request) -> None:
-    """Raise HTTPException where an argument of the gate is true or false in the body."""
+async def look_at_body(request: Request) -> None:
+    """Raise HTTPException where the gate's arguments, texts, schemas or grammars are ill-formed."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         return
     body = await request.json()  # FastAPI has read it already
-    arguments = body.get("vllm_xargs") if isinstance(body, dict) else None
+    if not isinstance(body, dict):
+        return
+    raw = await request.body()
+    if _HALVES.search(raw):
+        for name in RENDERED & body.keys():
+            for field, part in _parts(name, body[name]):
+                if isinstance(part, str) and _has_half(part):
+                    raise HTTPException(400, f"{field}: {HALF}")
+    try:
+        grammars.check(body, raw)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    arguments = body.get("vllm_xargs")
     if not isinstance(arguments, dict):
         return
     for name in given(arguments):
@@ -132,7 +161,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
     for route in app.routes:
         if isinstance(route, APIRoute) and "POST" in route.methods:
-            depends = Depends(refuse_truth_values)
+            depends = Depends(look_at_body)
             route.dependant.dependencies.insert(
                 0, get_parameterless_sub_dependant(depends=depends, path=route.path_format)
             )

@@ -58,8 +58,8 @@ class CalibrateConfig(Config):
     name: CliPositionalArg[str] = Field(description="Adapter in the store: NAME or NAME@HASH.")
     prompts: str | None = Field(
         None,
-        description="File of messages or questions (JSONL, Parquet, CSV), or a source of problems; "
-        "default: 40 shipped prompts.",
+        description="File of messages or questions (JSON, JSONL, Parquet, CSV, TSV), or a source "
+        "of problems; default: 40 shipped prompts.",
     )
     store: Place | None = Field(
         None,

@@ -2,10 +2,10 @@ r"""Grade answers that were made elsewhere, with the graders that training and e
 
     python -m training.grade answers.jsonl --output verdicts.jsonl
 
-A row of the JSONL, Parquet or CSV file has the columns `text`, what a model wrote, and `answer`,
-the reference. A column `grader` may name what grades it: math (the default), choice or text. A row
-from a problems file of Reasoning Gym has `grading` instead. Each row is written with five more
-columns:
+A row of the file (JSON, JSONL, Parquet, CSV, TSV) has the columns `text`, what a model wrote, and
+`answer`, the reference. A column `grader` may name what grades it: math (the default), choice or
+text. A row from a problems file of Reasoning Gym has `grading` instead. Each row is written with
+five more columns:
 
     verdict    right, wrong or cannot tell
     correct    true, false, or null where the grader cannot tell
@@ -47,7 +47,9 @@ class GradeConfig(Config):
 
     program: ClassVar[str] = "python -m training.grade"
 
-    file: CliPositionalArg[Path] = Field(description="Answers: a JSONL, Parquet or CSV file.")
+    file: CliPositionalArg[Path] = Field(
+        description="Answers: a JSON, JSONL, Parquet, CSV or TSV file."
+    )
     output: Path | None = Field(
         None,
         description="JSONL, Parquet or CSV file to write; default: FILE-verdicts.jsonl beside it.",

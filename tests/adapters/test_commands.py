@@ -106,6 +106,27 @@ def test_modules_without_effect_behind_the_gate_are_named(
 
 
 @pytest.mark.parametrize(
+    ("told", "noted"),
+    [("elsewhere/other", True), ("some/Base", False), ("x/base-4bit", False), (None, False)],
+)
+def test_another_base_in_the_configuration_is_noted(
+    console: Console,
+    tmp_path: Path,
+    base: BaseCheckpoint,
+    capsys: pytest.CaptureFixture[str],
+    told: str | None,
+    noted: bool,
+) -> None:
+    folder = make_adapter(tmp_path / "theirs")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": told}))
+    flags = ["--base", str(base.folder), "--family", "tiny", "--store", str(console.store.root)]
+    assert main(["import", str(folder), *flags]) == 0
+    note = f"names the base {told!r}; the adapter was checked against 'base' by shapes alone"
+    assert (note in capsys.readouterr().err) == noted
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (("show", "absent"), "'absent' is not in"),

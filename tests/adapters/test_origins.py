@@ -91,6 +91,32 @@ def _foreign_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"version": 2, "files": []}')
 
 
+def _number(value: float, dtype: str) -> Callable[[Path], None]:
+    """Puts a number into one tensor, of another type perhaps."""
+
+    def change(found: dict[str, Any]) -> dict[str, Any]:
+        other = found[f"{KEY}.lora_A.weight"].astype(dtype)
+        other[0, 0] = value
+        return found | {f"{KEY}.lora_A.weight": other}
+
+    return tensors(change)
+
+
+def _pointer(file: str) -> Callable[[Path], None]:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    return lambda folder: (folder / file).write_text(text) and None
+
+
+def _below(folder: Path) -> None:
+    (folder / "checkpoint-500").mkdir()
+    for file in (CONFIG, WEIGHTS):
+        (folder / file).rename(folder / "checkpoint-500" / file)
+
+
+def _whole_model(folder: Path) -> None:
+    (folder / CONFIG).rename(folder / "config.json")
+
+
 def _index(content: object) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / WEIGHTS).rename(folder / "elsewhere.safetensors")
@@ -149,7 +175,20 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "one other layer": (configured(layers_to_transform=1), "layers_to_transform leaves out model"),
     "layers elsewhere": (configured(layers_to_transform=[0], layers_pattern="h"),
                          "layers_to_transform leaves out"),
-    "layers of text": (configured(layers_to_transform="0"), "layers_to_transform.*: input should"),
+    "layers of text": (configured(layers_to_transform="0"), "layers_to_transform is neither a"),
+    "layers of true": (configured(layers_to_transform=True), "layers_to_transform is neither a"),
+    "excluded numbers": (configured(exclude_modules=[1]), "exclude_modules is neither a list"),
+    "a layers' pattern of 3": (configured(layers_pattern=3), "layers_pattern is neither a pattern"),
+    "one of several": (configured(target_modules=["all-linear"]), "does not name model.*leave it"),
+    "weights beyond all": (_number(1e300, "f8"), "holds numbers of 65536 or more"),
+    "weights of float16's end": (_number(65536, "f4"), "holds numbers of 65536 or more"),
+    "weights of NaN": (_number(float("nan"), "f4"), "holds numbers that are NaN or infinite"),
+    "weights of integers": (_number(1, "i1"), "is I8; save it as one of F64, F32"),
+    "a pointer of Git LFS": (_pointer(WEIGHTS), "safetensors: a pointer of Git LFS.*git lfs pull"),
+    "a configuration of Git LFS": (_pointer(CONFIG), "config.json: a pointer of Git LFS"),
+    "a page of HTML": (lambda folder: (folder / WEIGHTS).write_text("<html>"), "not a safetensors"),
+    "a folder of checkpoints": (_below, "is missing; name the folder below that has it: 'checkpo"),
+    "a whole model": (_whole_model, "what is there is a whole model .config.json., which can be"),
     "an empty Arrow": (configured(arrow_config={}), "arrow_config: Arrow, a router"),
     "no rank": (configured(r=...), "r is missing; add the value that the adapter was trained with"),
     "a rank of null": (configured(r=None), "r is null; add the value"),

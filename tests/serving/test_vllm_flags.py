@@ -250,3 +250,19 @@ def test_flags_of_vllms_log_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     vllm_flags.configure_logging(args)
     assert seen == [args]
     assert not any(hasattr(vllm_flags.parse([]), name) for name in vllm_flags.LOGGING)
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--store", "do you mean --adapters?"),
+        ("--defaultgate-rate", "do you mean --default-gate-rate?"),
+        ("--tensor-paralel-size", "do you mean --tensor-parallel-size?"),
+        ("--frobnicate", "`--help` lists ours"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_one_that_is_meant(flag: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        vllm_flags.parse(["--model", "m", flag, "3"])
+    said = f"{flag}: neither a setting of this server nor a flag of vLLM; {meant}"
+    assert str(refused.value) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -69,7 +70,7 @@ class Body(BaseModel):
         return value.get("x")
 
 
-async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
+async def ask(path: str, body: dict[str, Any] | bytes) -> httpx.Response:
     app = FastAPI()
 
     @app.post("/read")
@@ -80,6 +81,10 @@ async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
     async def fail(body: dict[str, Any]) -> None:
         raise KeyError("a fault of the server")
 
+    @app.post("/deep")
+    async def deep(body: dict[str, Any]) -> Any:
+        return json.loads("[" * 10**5)
+
     @app.post("/take")
     async def take(body: dict[str, Any]) -> None:
         return None
@@ -87,12 +92,18 @@ async def ask(path: str, body: dict[str, Any]) -> httpx.Response:
     well_formed.install(app)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await client.post(path, json=body)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return await client.post(path, content=content, headers=headers)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "kind"),
-    [("/read", 400, "BadRequestError"), ("/fail", 500, "InternalServerError")],
+    [
+        ("/read", 400, "BadRequestError"),
+        ("/fail", 500, "InternalServerError"),
+        ("/deep", 400, "BadRequestError"),
+    ],
 )
 def test_a_validator_that_breaks_is_the_requests_fault_and_nothing_else_is(
     path: str, status: int, kind: str
@@ -117,3 +128,26 @@ def test_no_truth_value_is_taken_for_a_number(body: dict[str, Any], status: int)
     answer = asyncio.run(ask("/take", body))
     assert answer.status_code == status, answer.text
     assert status == 200 or "must be a number" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": "a\ud83d"}, "prompt"),
+        ({"prompt": ["a", "\udc00b"]}, "prompt"),
+        (
+            {"messages": [{"role": "user", "content": [{"text": "\ud83d"}]}]},
+            "messages.content.text",
+        ),
+        ({"messages": [{"\ud83d": 1}]}, "messages"),
+        ({"input": [{"content": "\ud83d\ud83d"}]}, "input.content"),
+        (b'{"prompt": "\xed\xa0\x80"}', "prompt"),
+        ({"prompt": "\U0001f600 \u00e9", "messages": [{"content": "\U0001f600"}]}, None),
+        ({"prompt": "\\ud83d", "theirs": "\ud83d"}, None),
+    ],
+)
+def test_half_a_character_in_a_prompt_is_named(body: dict[str, Any] | bytes, field: str) -> None:
+    answer = asyncio.run(ask("/take", body))
+    assert answer.status_code == (400 if field else 200), answer.text
+    if field:
+        assert answer.json()["detail"].startswith(f"{field}: has half a character")

@@ -163,7 +163,7 @@ def test_a_row_that_cannot_be_graded_is_named(
     [
         ([], "FILE"),
         (["no-such.jsonl"], "no-such.jsonl: no such file"),
-        (["answers.txt"], "answers.txt: neither of .jsonl, .parquet, .csv"),
+        (["answers.txt"], "answers.txt: its name ends with none of .jsonl, .json, .parquet"),
         (["answers.jsonl", "--output", "x.txt"], "--output: must end in one of"),
         (["answers.jsonl", "--grader", "oracle"], "--grader"),
         (["answers.jsonl", "--output", "answers.jsonl"], "is the file of answers itself"),

@@ -117,6 +117,31 @@ def test_a_row_without_its_answer(
         load_problems(f"{benchmark}:{write(tmp_path / 'p.jsonl', row)}")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", '[{"problem": "1+1", "answer": "2", "score": NaN}]'),
+        ("p.json", '\n [\n{"problem": "1+1",\n"answer": "2"}]'),
+        ("p.json", '{"problem": "1+1", "answer": "2"}\n'),
+        ("p.jsonl", '\ufeff{"problem": "1+1", "answer": "2"}\r\n\r\n'),
+        ("p.csv", 'problem;answer\r\n"1+1";2\r\n'),
+        ("p.csv", '"problem","answer"\n1+1,2'),
+        ("p.csv", "problem\tanswer\n1+1\t2"),
+        ("p.tsv", "problem\tanswer\n1+1\t2\n"),
+    ],
+)
+def test_files_of_every_form(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (problem,) = load_problems(str(tmp_path / name))
+    assert (problem.problem, problem.answer) == ("1+1", "2")
+
+
+def test_half_a_character_becomes_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"problem": "1+1 \\ud83d\\ude00 \\ud83d", "answer": "2"}')
+    (problem,) = load_problems(str(tmp_path / "p.jsonl"))
+    assert (problem.problem, problem.answer) == ("1+1 \U0001f600 ?", "2")
+
+
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"id": \n')
     (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "caf\xe9"}\n')
@@ -127,13 +152,19 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "twice.csv").write_text("problem,problem\n1,2\n")
     (tmp_path / "open.csv").write_text('problem,answer\n"1 + 1,2\n')
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "keys.jsonl").write_text('{"problem": "?", "answer": "1", "answer": "2"}')
+    (tmp_path / "list.json").write_text('[{"problem": "?", "answer": "1"}, 2]')
+    (tmp_path / "nan.jsonl").write_text('{"problem": "?", "answer": NaN}')
     for name, message in [
         ("broken.jsonl", "line 1: not JSON"),
         ("latin.jsonl", "not UTF-8"),
         ("broken.parquet", "not a Parquet file"),
         ("empty.jsonl", "holds none"),
         ("missing.jsonl", "no such file"),
-        ("p.txt", "neither of"),
+        ("p.txt", "ends with none of .jsonl, .json, .parquet, .csv, .tsv"),
+        ("keys.jsonl", "line 1: not JSON .the key 'answer' is there twice"),
+        ("list.json", "object 2: not a JSON object"),
+        ("nan.jsonl", "line 1: .*answer"),
         ("short.csv", "line 2: has not the 2 fields of the header"),
         ("twice.csv", "line 1: a column's name occurs twice"),
         ("open.csv", "not CSV"),

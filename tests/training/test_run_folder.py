@@ -122,6 +122,7 @@ def test_a_bar_over_problems_shows_tokens_per_second(monkeypatch) -> None:
     monkeypatch.setattr("training.generation.token_rate.time.monotonic", lambda: next(now))
     with tqdm(total=4) as bar:
         rate = TokenRate(bar)
+        assert bar.postfix == "waiting for the first tokens"
         rate.note = "pass@1=0.500"
         rate.show()
         assert bar.postfix == "pass@1=0.500"

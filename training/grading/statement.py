@@ -61,7 +61,9 @@ _DENIED = re.compile(
     r"(?i)(?:\b(?:not|never|neither|nor|cannot|hardly|nowhere)\b|n't\b|≠|\\neq?\b)"
     r"(?:\s+(?:equal|be|to|simply|just|necessarily))*[\s:*_$\\(\[{]*$"
 )
-_DENIAL = re.compile(r"(?i)^[\s,*_]*(?:not|never|neither|nor|no longer|unlikely|n't|cannot)\b")
+_DENIAL = re.compile(
+    r"(?i)^[\s,*_]*(?:not|never|neither|nor|no longer|unlikely|n't|cannot)\b|^\s*(?:不|并非|並非)"
+)
 _RETRACTION = re.compile(
     r"(?i)\b(?:no,? wait|wait|that(?:'s| is| was) (?:wrong|incorrect|not right|a mistake)|"
     r"i made a mistake|scratch that|let me (?:re|double))"
@@ -185,7 +187,8 @@ def _announced(text: str) -> Stated | None:
     answer = _trimmed(_cut(content))
     if not re.search(r"\w|∅|∞", answer):
         return None  # the text ends before its answer
-    rest = text[start + len(_cut(content)) :]
+    # "A. No wait, B." is one piece: a letter and a point may begin an option's text.
+    rest = text[start + len(re.split(r"[.!?;]", _cut(content), maxsplit=1)[0]) :]
     return Stated(answer, "announced", retracted=bool(_RETRACTION.search(rest)))
 
 

@@ -1,4 +1,10 @@
-"""Records of problems: from JSONL, Parquet or CSV, or from a dataset on the hub."""
+"""Records of problems: from a file of JSON, Parquet or CSV, or from a dataset on the hub.
+
+.jsonl           one object a line
+.json            a list of objects, or the same as .jsonl
+.csv, .tsv       a header, then fields between commas, semicolons or tabs
+.parquet
+"""
 
 from __future__ import annotations
 
@@ -6,10 +12,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUFFIXES = (".jsonl", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+_DELIMITERS = {".tsv": "\t"}
 
 
 class Row(NamedTuple):
@@ -20,41 +28,77 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL, Parquet or CSV file. Raises ValueError naming file and line."""
+    """The rows of a file. Raises ValueError naming file and line."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: neither of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: its name ends with none of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
     try:
-        if path.suffix == ".csv":
+        if path.suffix in (".csv", ".tsv"):
             yield from _csv_rows(path)
-            return
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield Row(f"{path}, line {number}", _json_object(path, number, line))
+        elif path.suffix == ".json" and _begins_a_list(path):
+            yield from _listed_rows(path)
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        where = f"{path}, line {number}"
+                        yield Row(where, _object(where, _parsed(where, line)))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text") from error
 
 
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _begins_a_list(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        return next((line for line in file if line.strip()), "").lstrip().startswith("[")
+
+
+def _listed_rows(path: Path) -> Iterator[Row]:
+    for number, value in enumerate(_parsed(str(path), path.read_text("utf-8-sig")), 1):
+        where = f"{path}, object {number}"
+        yield Row(where, _object(where, value))
+
+
+def _parsed(where: str, text: str) -> Any:
+    """The JSON value that `text` is, each key of an object once.
+
+    NaN is a value that is missing, as pandas writes it. Half of a character, where a text was cut
+    off, becomes a question mark.
+    """
     try:
-        values = json.loads(line)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=lambda _: None)
+        if r"\u" in text:
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}, line {number}: not a JSON object")
-    return values
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    return value
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:100]!a} is there twice")
+    return value
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file with a header; an empty field is a value that is missing."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        delimiter = _DELIMITERS.get(path.suffix) or _delimiter(file.readline())
+        file.seek(0)
+        reader = csv.DictReader(file, strict=True, delimiter=delimiter)
         try:
             names = reader.fieldnames
             if names is None:
@@ -68,6 +112,14 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 yield Row(where, {name: value or None for name, value in values.items()})
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the names of columns: a comma, or what spreadsheets write abroad."""
+    for delimiter in ",;\t":
+        if len(next(csv.reader(StringIO(header), delimiter=delimiter), [])) > 1:
+            return delimiter
+    return ","
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Loading the problems that a source string names.
 
-    problems.jsonl | .parquet | .csv             columns id (optional), problem, answer
+    problems.jsonl | .json | .parquet | .csv | .tsv    columns id (optional), problem, answer
     gsm8k                                        a benchmark: a local copy, or from the hub
     gsm8k:rows.jsonl                             a file with that benchmark's own columns
     owner/dataset                                with --problem-field and --answer-field

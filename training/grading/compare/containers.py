@@ -10,10 +10,13 @@ from training.grading.compare.words import as_words
 from training.grading.reading.plain_latex import squeezed
 from training.grading.reading.regions import read_regions, same_regions
 from training.grading.reading.shapes import Shape, is_name, read_shape
+from training.grading.reading.units import spelled
 from training.grading.verdict import Decision, right, unknown, wrong
 
 _MONEY = r"(?:USD|EUR|GBP|[€£¥₹])?\s*"
-_DECIMAL_COMMA = re.compile(rf"({_MONEY}-?(?:\d{{1,3}}(?:\.\d{{3}})*|\d+)),(\d+)")
+_DECIMAL_COMMA = re.compile(
+    rf"({_MONEY}-?(?:\d{{1,3}}(?:[. ]\d{{3}})*|\d+)),(\d+)(\s*[^\s\d,.].*)?"
+)
 _INDIAN = re.compile(rf"{_MONEY}-?\d{{1,2}}(?:,\d\d)+,\d{{3}}(?:\.\d+)?")
 _SETS = re.compile(r"\b(?:all|real|reals|integers?|numbers?|none|empty|solutions?|every|no|any)\b")
 _DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
@@ -53,10 +56,12 @@ def _one_and_several(by: Comparison, a: Shape, b: Shape) -> Decision | None:
         return wrong("several named values against one")
     listed = ",".join(several.items) if several.kind == "list" else ""
     comma = _DECIMAL_COMMA.fullmatch(listed)
-    if comma is not None and by.inner(f"{comma[1].replace('.', '')}.{comma[2]}", one).correct:
-        if "." in comma[1]:
-            return right("equal numbers, with a decimal comma")
-        return unknown("the comma may be a decimal comma")
+    if comma is not None:
+        pointed = spelled(f"{re.sub('[. ]', '', comma[1])}.{comma[2]}{comma[3] or ''}")
+        if by.inner(*_sided(a, pointed, one)).correct:
+            if "." in comma[1]:
+                return right("equal numbers, with a decimal comma")
+            return unknown("the comma may be a decimal comma")
     if _INDIAN.fullmatch(listed) and by.inner(listed.replace(",", ""), one).correct:
         return right("equal numbers, with Indian separators")
     if as_words(one) is not None and not _SETS.search(one):

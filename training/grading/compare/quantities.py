@@ -77,9 +77,25 @@ def _units(a: Quantity, b: Quantity) -> bool:
 
 
 def _with_units(a: Quantity, x: Fraction, b: Quantity, y: Fraction) -> Decision:
+    degrees = _kelvins(a, x), _kelvins(b, y)
+    if a.unit != b.unit and None not in degrees:
+        same = degrees[0] == degrees[1]
+        return right("the same temperature") if same else wrong("different temperatures")
+    if None in degrees and degrees != (None, None) and (("angle", 1),) in (a.unit, b.unit):
+        return right("the same temperature") if x == y else wrong("different temperatures")
     if a.unit == b.unit:
         same = x * a.factor == y * b.factor
         return right("equal quantities") if same else wrong("different quantities")
     if x != y or (a.known and b.known):
         return wrong("different units")
     return unknown("equal numbers of different things")
+
+
+def _kelvins(a: Quantity, x: Fraction) -> Fraction | None:
+    """The temperature in kelvins; None: the quantity is no temperature."""
+    names = {name: power for name, power in a.unit if (name, power) != ("angle", 1)}
+    if names == {"celsius": 1}:
+        return x + Fraction(27315, 100)
+    if names == {"fahrenheit": 1}:
+        return (x + Fraction(45967, 100)) * Fraction(5, 9)
+    return x if names == {"temperature": 1} else None

@@ -16,6 +16,14 @@ _SHORT_WORDS = frozenset([
 _SYNONYMS = ({"yes", "true"}, {"no", "false"})
 _NEGATION = re.compile(r"\b(?:no|not|non|never|none|neither|cannot|un\w+|in\w+able)\b")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z\s'\-,.]*")
+# "sun" may be the star.
+_IN_FULL = {
+    **{"mon": "monday", "tue": "tuesday", "tues": "tuesday", "wed": "wednesday"},
+    **{"thu": "thursday", "thur": "thursday", "thurs": "thursday", "fri": "friday"},
+    **{"sat": "saturday", "jan": "january", "feb": "february", "mar": "march", "apr": "april"},
+    **{"jun": "june", "jul": "july", "aug": "august", "sep": "september", "sept": "september"},
+    **{"oct": "october", "nov": "november", "dec": "december"},
+}
 _ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 
 
@@ -56,7 +64,8 @@ def as_words(text: str) -> str | None:
     if not _LETTERS.fullmatch(text) or len(text) < 2 or re.search(r"\bd?[a-z]\b.*\b[a-z]\b", text):
         return None
     words = _ARTICLES.sub("", re.sub(r"[^a-z ]+", " ", text.lower()))
-    return " ".join(words.split()) or None
+    words = " ".join(words.split())
+    return _IN_FULL.get(words, words) or None
 
 
 def _stem(words: str) -> str:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from training.grading.reading.arithmetic import Number, read_number
+from training.grading.reading.chinese import in_english
 from training.grading.reading.number_words import PARTS, in_digits
 from training.grading.reading.short_numbers import clock_in_digits
 
@@ -300,7 +301,7 @@ _PHRASES = [
 
 def spelled(text: str) -> str:
     """`text` with numbers in words as digits: "five apples" is "5 apples", "6 squared" is (6)^2."""
-    text = in_digits(clock_in_digits(text))
+    text = in_digits(clock_in_digits(in_english(text)))
     for pattern, form in _PHRASES:
         found = pattern.fullmatch(text)
         if found:
