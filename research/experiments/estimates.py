@@ -7,8 +7,8 @@ r"""Do estimates from base answers rank checkpoints as decoding does?
 Adapters are fitted at several learning rates, from sane to ruinous. Each of their checkpoints has
 an estimate from the base's answers to the held-out problems; here it answers them itself, too. The
 table says how far the two lie apart, and whether the rule of training/evaluation/
-importance_sampling.py trusts the estimate. Beside it stands the estimate that is not divided by its
-mean weight. A killed run goes on.
+importance_sampling.py trusts the estimate. The agreement is also told of estimates that are divided
+by their mean weight. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Pair(NamedTuple):
     decoded_stderr: float
 
     @property
-    def unnormalised(self) -> float:
-        """The mean of weight times reward, which the estimate divides by the mean weight."""
-        return self.estimated * max(self.mean_weight, MIN_WEIGHT)
+    def normalised(self) -> float:
+        """The estimate, divided by its mean weight (self-normalised importance sampling)."""
+        return self.estimated / self.mean_weight
 
 
 def measure(config: EstimatesConfig) -> list[Pair]:
@@ -151,7 +151,7 @@ def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, floa
     """Rank correlation, root mean square difference, mean difference.
 
     Args:
-        estimator: `estimated` or `unnormalised`.
+        estimator: `estimated` or `normalised`.
     """
     estimated, decoded = (np.array([getattr(p, f) for p in pairs]) for f in (estimator, "decoded"))
     ranks = [ranked(values) for values in (estimated, decoded)]
@@ -199,7 +199,7 @@ def main() -> None:
     }
     found = {name: agreement(group) for name, group in groups.items() if group}
     found |= {
-        f"{name}, not normalised": agreement(group, "unnormalised")
+        f"{name}, divided by the mean weight": agreement(group, "normalised")
         for name, group in groups.items()
         if group
     }

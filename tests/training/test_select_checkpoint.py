@@ -51,17 +51,27 @@ def test_an_estimate_that_is_high_by_chance_does_not_come_first() -> None:
 
 
 def test_a_doubtful_candidate_is_decoded_only_where_it_may_be_the_best() -> None:
-    hopeless = candidate(5, 0.40, mean_weight=0.75)  # at most .40 * .8 + .25 + .01
-    hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .75
+    hopeless = candidate(5, 0.40, mean_weight=0.75)  # at most .40 + .25 + .01
+    hopeful = candidate(6, 0.55, mean_weight=0.7)  # at most .86
     few = candidate(7, 0.75, effective=0.1)  # its estimate is above the best already
     found = [candidate(1, 0.7), candidate(2, 0.6), hopeless, hopeful, few]
-    assert steps(shortlist(found, 1)) == [1, 7]
-    assert steps(shortlist(found, 2)) == [1, 2, 7, 6]
+    assert steps(shortlist(found, 1)) == [1, 6, 7]
+    assert steps(shortlist(found, 2)) == [1, 2, 6, 7]
+
+
+def test_doubtful_candidates_are_taken_from_the_whole_training() -> None:
+    trusted = candidate(2, 0.42)
+    lost = [candidate(4 + 2 * n, 0.4 / (n + 1), mean_weight=0.7 / (n + 1)) for n in range(9)]
+    assert steps(shortlist([trusted, *lost], 2)) == [2, 4, 10, 14, 20]
+    assert steps(shortlist([trusted, *lost], 1)) == [2, 4, 20]
+    cooled = [one._replace(gate=GATE.model_copy(update={"temperature": 0.5})) for one in lost]
+    assert steps(shortlist([trusted, *lost, *cooled], 1)) == [2, 4, 20]
+    assert len(shortlist([trusted, *cooled], 1)) == 3  # of the gate that there is
 
 
 def test_where_no_estimate_is_trusted_the_best_of_them_are_decoded() -> None:
     found = [candidate(1, 0.3, mean_weight=0.5), candidate(2, 0.4, mean_weight=0.5)]
-    assert steps(shortlist(found, 1)) == [2]
+    assert steps(shortlist(found, 1)) == [1, 2]
     assert best_estimated(found) is found[1]
 
 

@@ -5,16 +5,13 @@ answer y changes by a product of few factors, its weight
 
     w(y) = product over t with H_t > tau of  p_adapter(y_t) / p_base(y_t)
 
-and the mean of right(y) over the base's answers, weighted by w(y), estimates how often the adapter
-is right (self-normalised importance sampling: sum of w * right over sum of w). Both probabilities
-are taken at the temperature of answers, T; a temperature of the gate, c, makes the adapter's T * c.
-Another threshold changes which t belong to the product.
+and the mean of w(y) * right(y) over the base's answers estimates how often the adapter is right
+(importance sampling). Both probabilities are taken at the temperature of answers, T; a temperature
+of the gate, c, makes the adapter's T * c. Another threshold changes which t belong to the product.
 
-The mean of w must be 1 but for chance, and chance moves it and the mean of w * right alike: hence
-the division. It falls far below where the adapter prefers tokens that the base's answers do not
-contain. What follows those is unknown: it may be ruin, or a better way to answer. So the estimate
-cannot be trusted, and it is not divided by less than MIN_WEIGHT: what is lost beyond counts as
-wrong.
+The mean of w alone must be 1. It falls below where the adapter prefers tokens that the base's
+answers do not contain. What follows those is unknown: it may be ruin, or a better way to answer. So
+the estimate cannot be trusted.
 """
 
 from __future__ import annotations
@@ -27,9 +24,7 @@ import numpy.typing as npt
 
 from training.evaluation.statistics import Estimate, mean
 
-ESTIMATOR = "self-normalised"  # another one makes other files in a run folder
 CAP = 5.0  # on log w: one answer in a hundred must not decide
-LEAST = -100.0  # of log w, so that a sum of weights is never 0
 MIN_WEIGHT = 0.8  # of the mean weight, in a trusted estimate
 MIN_EFFECTIVE = 0.2  # of the effective share, in a trusted estimate
 
@@ -54,28 +49,12 @@ class WeightedScore(NamedTuple):
         The more an adapter has moved, the more few answers weigh and the wider the estimate; of
         many such, the highest is high by chance.
         """
-        return self.gain.value - _or_zero(self.gain.stderr)
-
-    @property
-    def at_most(self) -> float:
-        """The score and its standard error, were all right that the weights do not account for."""
-        accounted = self.score.value * _divisor(self.mean_weight)
-        return accounted + max(0.0, 1 - self.mean_weight) + _or_zero(self.score.stderr)
+        return self.gain.value - (0.0 if math.isnan(self.gain.stderr) else self.gain.stderr)
 
     def __str__(self) -> str:
         if not self.trusted:
             return f"not known before decoding (mean weight {self.mean_weight:.2f})"
         return f"{self.score} (gain {self.gain.signed})"
-
-
-def _divisor(mean_weight: float) -> float:
-    """What the mean of w * right is divided by."""
-    return max(mean_weight, MIN_WEIGHT)
-
-
-def _or_zero(stderr: float) -> float:
-    """A standard error; that of a single problem is not known and counts as 0."""
-    return 0.0 if math.isnan(stderr) else stderr
 
 
 def weighted_score(
@@ -91,23 +70,16 @@ def weighted_score(
     right = np.asarray(rewards, dtype=np.float64)
     graded = ~np.isnan(right)
     right, problem = right[graded], np.asarray(problems)[graded]
-    w = np.exp(np.clip(np.asarray(log_weights, dtype=np.float64)[graded], LEAST, CAP))
+    w = np.exp(np.minimum(np.asarray(log_weights, dtype=np.float64)[graded], CAP))
     groups = [problem == one for one in np.unique(problem)]
 
-    def by_problem(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.array([values[rows].mean() for rows in groups])
+    def by_problem(values: npt.NDArray[np.float64]) -> list[float]:
+        return [float(values[rows].mean()) for rows in groups]
 
-    weights = by_problem(w)
-    mean_weight = float(weights.mean())
-    divisor = _divisor(mean_weight)
-    score = float(by_problem(w * right).mean()) / divisor
-    # What each problem adds, to the first order where the divisor is itself a mean: of these the
-    # errors are taken.
-    slope = score if divisor == mean_weight else 0.0
-    gains = by_problem((w / divisor - 1) * (right - slope))
+    weights = np.array(by_problem(w))
     return WeightedScore(
-        mean(by_problem(right) + gains),
-        mean(gains),
-        mean_weight,
-        float((weights**2 / by_problem(w**2)).mean()),
+        mean(by_problem(w * right)),
+        mean(by_problem((w - 1) * right)),
+        float(weights.mean()),
+        float((weights**2 / np.array(by_problem(w**2))).mean()),
     )

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adapters.files import write_json
 from adapters.manifest import Gate
 from training import sharded_base
 from training.contrastive_trainer import CheckpointNote
 from training.evaluation import Estimate
 from training.evaluation.heldout_scorer import Answers, HeldoutScorer, Setting
-from training.evaluation.importance_sampling import ESTIMATOR, WeightedScore
+from training.evaluation.importance_sampling import WeightedScore
 from training.hf_model import free_memory
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
@@ -39,6 +41,12 @@ class Candidate(NamedTuple):
         cooled = self.gate.temperature != 1
         return f"{text}, temperature {self.gate.temperature:g}" if cooled else text
 
+    @property
+    def at_most(self) -> float:
+        """What it may score at best: all that the weights do not account for might be right."""
+        lost = max(0.0, 1 - self.estimate.mean_weight)
+        return self.estimate.score.value + lost + self.estimate.score.stderr
+
 
 class CheckpointEstimates:
     """Estimated held-out scores, by checkpoint and gate; kept in the run folder as they are made.
@@ -54,9 +62,7 @@ class CheckpointEstimates:
         self.heldout, self.gates = heldout, list(gates)
         self._run = run
         self._settings = [Setting(gate.tau, gate.temperature) for gate in gates]
-        self._stage = heldout.stage.then(
-            "estimates", {"settings": self._settings, "estimator": ESTIMATOR}
-        )
+        self._stage = heldout.stage.then("estimates", {"settings": self._settings})
         self._scorer: HeldoutScorer | None = None
 
     def _path(self, checkpoint: Path) -> Path:
@@ -151,20 +157,32 @@ def _answers(rollouts: Rollouts) -> Answers:
 
 
 def shortlist(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The candidates to decode: the `count` best, and as many doubtful ones that may be better.
+    """The candidates to decode: the `count` best, and up to twice as many that may be better.
 
     Best is by the estimated gain less its standard error. Ties go to the earlier candidate: an
-    earlier checkpoint has moved less from the base.
+    earlier checkpoint has moved less from the base. Estimates that are not trusted say nothing of
+    each other: an adapter that they call ruined may be the best. So of those that may beat the best
+    trusted one, checkpoints from the whole training are taken, the last among them, behind the gate
+    that was trained for.
+
+    Args:
+        candidates: in the order of `CheckpointEstimates.candidates`.
     """
-    ranked = sorted(candidates, key=lambda one: -one.estimate.at_least)
-    trusted = [one for one in ranked if one.estimate.trusted]
-    doubtful = [one for one in ranked if not one.estimate.trusted]
+    trusted = [one for one in _ranked(candidates) if one.estimate.trusted]
+    doubtful = [one for one in candidates if not one.estimate.trusted]
     if trusted:
         best = trusted[0].estimate.score.value
-        doubtful = [one for one in doubtful if one.estimate.at_most > best]
-    return trusted[:count] + doubtful[:count]
+        doubtful = [one for one in doubtful if one.at_most > best]
+    doubtful = [one for one in doubtful if one.gate == candidates[0].gate] or doubtful
+    places = np.linspace(0, len(doubtful) - 1, min(2 * count, len(doubtful))).round().astype(int)
+    return trusted[:count] + [doubtful[place] for place in places]
 
 
 def best_estimated(candidates: Sequence[Candidate]) -> Candidate:
     """The best trusted candidate, or the best of all where none is trusted."""
-    return shortlist(candidates, 1)[0]
+    ranked = _ranked(candidates)
+    return next((one for one in ranked if one.estimate.trusted), ranked[0])
+
+
+def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda one: -one.estimate.at_least)
