@@ -77,23 +77,35 @@ def right_version(answers: Iterable[Answer], plan: Plan, moves: Sequence[Move]) 
 
 
 def not_the_alias(answers: Iterable[Answer], moves: Sequence[Move]) -> list[str]:
-    """List the answers by a version that the alias did not point at when they were admitted.
+    """List the answers by a version that the alias did not point at when they were admitted."""
+    late = (
+        (answer, staleness(answer, moves))
+        for answer in answers
+        if not answer.error and answer.ttft is not None
+    )
+    return [f"at {one.at:.2f} s: {one.served or 'no version'}" for one, seconds in late if seconds]
+
+
+def staleness(answer: Answer, moves: Sequence[Move]) -> float:
+    """Seconds from when the alias had left the version that answered until the request was sent.
 
     A request is admitted at some moment between its sending and its first text. A move takes effect
     at some moment between its request and its answer.
+
+    Returns:
+        0 where the alias may have pointed at the version, infinity where it did not up to then.
     """
     good = [move for move in moves if not move.error]
     ends = [*(move.end for move in good[1:]), float("inf")]  # from when on a version is not served
-    wrong = []
-    for answer in answers:
-        if answer.error or answer.ttft is None:
-            continue
-        start, end = answer.at, answer.at + answer.ttft / 1000
-        spans = zip(good, ends, strict=True)
-        allowed = {move.version for move, gone in spans if move.start <= end and gone >= start}
-        if answer.served not in allowed:
-            wrong.append(f"at {answer.at:.2f} s: {answer.served or 'no version'}")
-    return wrong
+    admitted = answer.at + (answer.ttft or 0.0) / 1000
+    return min(
+        (
+            max(0.0, answer.at - gone)
+            for move, gone in zip(good, ends, strict=True)
+            if move.version == answer.served and move.start <= admitted
+        ),
+        default=float("inf"),
+    )
 
 
 def not_slower(

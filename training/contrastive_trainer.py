@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from adapters.files import write_text
 from adapters.recipe import Objective
-from training import processes
+from training import processes, sharded_base
 from training.base_cache import CacheStore
 from training.decision_points import (
     Batch,
@@ -168,16 +168,26 @@ class ContrastiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(model, *args, **kwargs)
-        if not self.is_world_process_zero():
-            return
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        if self.on_checkpoint is not None:
-            note = self.on_checkpoint(self.accelerator.unwrap_model(model), folder)
-            self.bar.text = note.text
-            if note.metrics:
-                self.log(dict(note.metrics))
-        # The marker comes last: a checkpoint without it was cut short by a kill.
-        write_text(folder / WHOLE, "")
+        module = self.accelerator.unwrap_model(model)
+        with sharded_base.in_step(module):
+            if self.on_checkpoint is not None:
+                note = self.on_checkpoint(module, folder)
+                self.bar.text = note.text
+                if note.metrics:
+                    self.log(dict(note.metrics))
+        if self.is_world_process_zero():
+            # The marker comes last: a checkpoint without it was cut short by a kill.
+            write_text(folder / WHOLE, "")
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if processes.sharded() and training:
+            return sharded_base.averaged(model)
+        return super()._wrap_model(model, training, dataloader)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not processes.sharded():  # shards are where they belong
+            super()._move_model_to_device(model, device)
 
 
 def forwarded(
@@ -226,13 +236,16 @@ class DecisionPointTrainer(ContrastiveTrainer):
         super().__init__(model=model, **kwargs)
         self.points = [points_of(row) for row in self.rows]
         model.eval()
-        (self.sampled_log_p,) = log_probs(
-            model, self.points, store, self.windows, label="sampling policy"
-        )
+        with sharded_base.in_step(model):
+            (self.sampled_log_p,) = log_probs(
+                model, self.points, store, self.windows, label="sampling policy"
+            )
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         points = [self.points[index] for index in indices]
-        batch = make_batch(points, self.store.get(indices), self.windows)
+        with sharded_base.in_step(self.model):  # what is not kept is computed
+            caches = self.store.get(indices)
+        batch = make_batch(points, caches, self.windows)
         sizes = torch.tensor([len(one.ids) for one in points])
         advantages = [
             torch.tensor(row["advantages"])[torch.tensor(row["decisions"])]

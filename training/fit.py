@@ -33,7 +33,7 @@ from training.stages.sample import sample_adapter, sample_base
 from training.stages.score import score
 from training.stages.select_checkpoint import select_checkpoint
 from training.stages.select_rollouts import calibrate_gates, select_rollouts
-from training.stages.train import checkpoints_of, help_to_train, train
+from training.stages.train import checkpoints_of, train
 from training.stages.verify import verify
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     config = FitConfig.load(argv)
     processes.join()
     if processes.rank() > 0:
-        processes.help_with(help_to_train)
+        processes.help_the_first()
         processes.leave()
         return
     with config.usage_errors():

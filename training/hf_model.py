@@ -38,25 +38,28 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 WIDE = 512
 
 
-def load_model(model: str, dtype: Dtype = "auto") -> Any:
-    """The causal language model `model`, in evaluation mode, on the GPU where there is one.
+def load_model(model: str, dtype: Dtype = "auto", device: str | None = None) -> Any:
+    """The causal language model `model`, in evaluation mode.
 
     Args:
         dtype: of the weights; auto: see `best_dtype`. LoRA weights and losses are float32 anyway.
+        device: where it goes; None: to the GPU where there is one.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of seconds, between bars of minutes
-    gpu = torch.cuda.is_available()
     if dtype == "auto":
         dtype = best_dtype(AutoConfig.from_pretrained(model))
     loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, dtype), use_safetensors=True
     )
-    # One of several processes that train together has a GPU of its own, the current one.
-    return loaded.to(torch.device("cuda", torch.cuda.current_device()) if gpu else "cpu").eval()
+    if device is None:
+        # One of several processes that train together has a GPU of its own, the current one.
+        gpu = torch.cuda.is_available()
+        device = f"cuda:{torch.cuda.current_device()}" if gpu else "cpu"
+    return loaded.to(device).eval()
 
 
 def best_dtype(config: Any) -> Literal["float32", "bfloat16"]:

@@ -6,8 +6,10 @@ The first process does the whole fit. The others wait, and help in its trainings
 its share of every batch, and gradients are averaged over all of them before the optimizer's step.
 So the adapter is the same as that of one process, but for rounding.
 
-The first one tells the others of a training by the arguments of `training.stages.train`, as an
-object over gloo; None ends them.
+With `--use_fsdp` the base lies in shards on all of them (training/sharded_base.py).
+
+The first one tells the others what to call, a function and its arguments, as an object over gloo;
+None ends them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ import torch.distributed as dist
 
 # A sampling stage may take a day, in which the others wait.
 PATIENCE = timedelta(days=7)
+# What `accelerate launch --use_fsdp` sets. Of its other settings none applies here.
+FSDP = "ACCELERATE_USE_FSDP"
+
+_sharded = False
 
 
 def launched() -> bool:
@@ -31,8 +37,12 @@ def launched() -> bool:
 
 def join() -> None:
     """Become one of the group that was launched."""
+    global _sharded  # noqa: PLW0603
+    # Taken away: accelerate would shard LoRA too, and on a GPU alone.
+    wanted = os.environ.pop(FSDP, "false").lower() == "true"
     if not launched() or dist.is_initialized():
         return
+    _sharded = wanted
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -58,26 +68,29 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def call_the_others(job: dict[str, Any]) -> None:
-    """In the first process: have all others begin the training `job` too."""
+def sharded() -> bool:
+    """Whether the base lies in shards on all processes."""
+    return _sharded and dist.is_initialized()
+
+
+def call_the_others(work: Callable[..., object], **arguments: Any) -> None:
+    """In the first process: have all others call `work`, a function of a module, too."""
     if count() > 1 and rank() == 0:
-        _tell(job)
+        _tell((work, arguments))
 
 
-def help_with(work: Callable[[dict[str, Any]], object]) -> None:
-    """In every other process: `work` on each job until the first process leaves."""
+def help_the_first() -> None:
+    """In every other process: call what the first one says, until it leaves."""
     while (job := _hear()) is not None:
-        work(job)
+        work, arguments = job
+        work(**arguments)
 
 
-def _tell(job: dict[str, Any] | None) -> None:
-    dist.broadcast_object_list([job], src=0, device=torch.device("cpu"))
-
-
-def _hear() -> dict[str, Any] | None:
-    heard: list[dict[str, Any] | None] = [None]
-    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-    return heard[0]
+def least(number: int) -> int:
+    """The least of the numbers that all processes give."""
+    given = torch.tensor(number)
+    dist.all_reduce(given, dist.ReduceOp.MIN)
+    return int(given)
 
 
 def share(batch_size: int, accumulation: int) -> tuple[int, int]:
@@ -95,3 +108,13 @@ def share(batch_size: int, accumulation: int) -> tuple[int, int]:
         f"optimizer.accumulation: neither it ({accumulation}) nor optimizer.batch_size "
         f"({batch_size}) is a multiple of the {number} processes; change one of them"
     )
+
+
+def _tell(job: Any) -> None:
+    dist.broadcast_object_list([job], src=0, device=torch.device("cpu"))
+
+
+def _hear() -> Any:
+    heard: list[Any] = [None]
+    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+    return heard[0]

@@ -7,10 +7,10 @@ A `Run` holds the settings, the base, the problems and the run folder. Each stag
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,10 @@ class Run:
             data_parallel_size=self.config.data_parallel_size,
         )
 
-    def load_base(self) -> Any:
-        """Load the base in transformers; each call loads it anew."""
-        return load_model(str(self.base.folder), self.config.dtype)
+    @property
+    def load_base(self) -> Callable[..., Any]:
+        """What loads the base in transformers, anew with each call."""
+        return partial(load_model, str(self.base.folder), self.config.dtype)
 
 
 def split_problems(config: FitConfig) -> tuple[list[Problem], list[Problem]]:

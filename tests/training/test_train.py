@@ -107,6 +107,7 @@ def run_training(
     on_checkpoint=None,
     kept=None,
     tracking=NOT_TRACKED,
+    budget=None,
     **changes,
 ):
     optimizer = Optimizer(**{
@@ -122,6 +123,7 @@ def run_training(
         optimizer=optimizer,
         checkpoint_every=0.5,
         seed=0,
+        budget=budget,
         kept=kept,
         start=start,
         on_checkpoint=on_checkpoint,
@@ -333,16 +335,17 @@ def test_a_tracked_training_is_seen_in_tensorboard_and_is_the_same(train, tmp_pa
 # ------------------------------------------------------------------------- several processes
 
 
-def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
+@pytest.mark.parametrize("flag", ["--multi_gpu", "--use_fsdp"])
+def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, flag) -> None:
     """Launched as docs/real-models-gpu.md says, over gloo; each batch is shared by the two."""
+    import train_together
     from safetensors.torch import load
 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    flags = f"{flag} --num_processes 2 --num_machines 1 --mixed_precision no"
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
-    script = Path(__file__).with_name("train_together.py")
     done = subprocess.run(
-        [*command, "--main_process_port", str(free_port()), script, tmp_path],
+        [*command, "--main_process_port", str(free_port()), train_together.__file__, tmp_path],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -350,15 +353,26 @@ def test_two_processes_train_the_adapter_of_one(tmp_path, rows) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("helped") == 1
+    told = json.loads((tmp_path / "told.json").read_text())
+    whole_base = train_together.local_bytes(model)
+    assert told["bytes"] <= whole_base * (0.55 if flag == "--use_fsdp" else 1.0)
+    assert told["entropy"] == pytest.approx(train_together.entropy_alone(model), abs=1e-4)
     for positions in ("decisions", "all"):
-        alone = run_training(tmp_path / f"alone-{positions}", rows, positions)
+        logits: list[float] = []
+
+        def estimate(model, folder: Path, to=logits) -> CheckpointNote:
+            to.append(train_together.logit_of(model))
+            return CheckpointNote("")
+
+        alone = run_training(
+            tmp_path / f"alone-{positions}", rows, positions, on_checkpoint=estimate
+        )
+        assert told[positions] == pytest.approx(logits, rel=1e-3, abs=1e-3)
         whole = sorted((tmp_path / positions).glob("training-*/checkpoint-*/whole"))
         assert [path.parent.name for path in whole] == [path.name for path in alone]
         found = load(weights(whole[-1].parent))
         for name, tensor in load(weights(alone[-1])).items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
-        # The first process alone is told of checkpoints.
-        assert done.stdout.count(f"estimated {positions}") == len(alone)
 
 
 def test_a_batch_that_processes_cannot_share_is_named(monkeypatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from adapters.files import write_json
 from adapters.manifest import Gate
+from training import sharded_base
 from training.contrastive_trainer import CheckpointNote
 from training.evaluation import Estimate
 from training.evaluation.heldout_scorer import Answers, HeldoutScorer, Setting
@@ -106,10 +107,11 @@ class CheckpointEstimates:
         if missing:
             self.close()
             run = self._run
-            model = peft_model(run.load_base(), run.lora, run.config.seed)
-            for path in missing:
-                load_adapter(model, path)
-                self.update(model, path)
+            with sharded_base.lent(run.load_base) as base:
+                model = peft_model(base, run.lora, run.config.seed)
+                for path in missing:
+                    load_adapter(model, path)
+                    self.update(model, path)
         self.close()
         scores = {path: _read_scores(self._path(path)) for path in checkpoints}
         return [

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from adapters.gate import entropy
+from training import sharded_base
 from training.hf_model import batches, head, hidden_states, pad_right
 from training.run import Run
 from training.run_folder import Parts, Stage
@@ -81,7 +82,7 @@ def sequence_entropies(
 
 
 def rollout_entropies(
-    stage: Stage, rollouts: pa.Table, load_base: Callable[[], Any], token_budget: int = 16384
+    stage: Stage, rollouts: pa.Table, load_base: Callable[..., Any], token_budget: int = 16384
 ) -> list[npt.NDArray[np.float32]]:
     """Entropies of every rollout, in the table's order: one array [T] each, nats.
 
@@ -94,12 +95,12 @@ def rollout_entropies(
         return [np.asarray(h.values) for h in rollouts["entropies"]]
     parts = Parts(stage.path(), SCHEMA)
     if not parts.complete:
-        model = load_base()
         prompts, answers = rollouts["prompt_ids"].to_pylist(), rollouts["token_ids"].to_pylist()
         done = set(parts.read(["row"])["row"].to_pylist())
         missing = [row for row in range(len(answers)) if row not in done]
         lengths = [len(prompts[row]) + len(answers[row]) for row in missing]
-        with tqdm(desc="score", unit="tok", total=sum(lengths), unit_scale=True) as bar:
+        bar = tqdm(desc="score", unit="tok", total=sum(lengths), unit_scale=True)
+        with sharded_base.lent(load_base) as model, bar:
             for batch in batches(lengths, token_budget):
                 rows = [missing[place] for place in batch]
                 found = sequence_entropies(

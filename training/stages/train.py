@@ -7,7 +7,6 @@ while it is trained is the trainer's business (`training/contrastive_trainer.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from transformers import TrainingArguments
 
 from adapters.files import write_json, write_text
 from adapters.recipe import Lora, Objective, Optimizer
-from training import processes
+from training import processes, sharded_base
 from training.base_cache import Budget, CacheStore
 from training.contrastive_trainer import (
     WHOLE,
@@ -30,7 +29,6 @@ from training.contrastive_trainer import (
     points_of,
 )
 from training.fit_config import FitConfig
-from training.hf_model import load_model
 from training.lora_model import load_adapter, peft_model
 from training.run import Run
 from training.run_folder import Stage
@@ -87,7 +85,7 @@ def train(
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
             stage,
-            partial(load_model, str(run.base.folder), config.dtype),
+            run.load_base,
             examples.rows,
             lora=run.lora,
             objective=config.objective,
@@ -118,7 +116,7 @@ def _tracking(config: FitConfig, examples: TrainingSet, estimates: CheckpointEst
 
 def train_adapter(
     stage: Stage,
-    load_base: Callable[[], Any],
+    load_base: Callable[..., Any],
     rows: Sequence[TrainingRow],
     *,
     lora: Lora,
@@ -156,13 +154,12 @@ def train_adapter(
     done = folder / "complete"
     if not done.exists():
         processes.call_the_others(
-            {
-                **{"stage": stage, "load_base": load_base, "rows": list(rows), "lora": lora},
-                **{"objective": objective, "optimizer": optimizer, "seed": seed, "start": start},
-                **{"checkpoint_every": checkpoint_every, "budget": budget, "kept": kept},
-            }
+            train_adapter,
+            **{"stage": stage, "load_base": load_base, "rows": list(rows), "lora": lora},
+            **{"objective": objective, "optimizer": optimizer, "seed": seed, "start": start},
+            **{"checkpoint_every": checkpoint_every, "budget": budget, "kept": kept},
         )
-        model = peft_model(load_base(), lora, seed)
+        model = peft_model(sharded_base.load(load_base), lora, seed)
         if start is not None:
             load_adapter(model, start)
         given: dict[str, Any] = {
@@ -185,19 +182,15 @@ def train_adapter(
             trainer = DecisionPointTrainer(store=store, **given)
         if tracking.trackers:
             trainer.add_callback(FactsCallback(trainer, tracking.facts))
-        if on_start is not None:
-            on_start(model)
+        with sharded_base.in_step(model):
+            if on_start is not None:
+                on_start(model)
         _run(trainer, folder)
         if store is not None:
             store.close()
         if processes.rank() == 0:
             write_text(done, "")
     return _checkpoints(folder)
-
-
-def help_to_train(job: dict[str, Any]) -> None:
-    """In a process that helps: the training that the first one has begun."""
-    train_adapter(**job)
 
 
 def base_caches(
@@ -213,7 +206,8 @@ def base_caches(
         [points_of(row).reads for row in rows],
         keep=kept is not None,
     )
-    store.fill("base cache")
+    with sharded_base.in_step(model):
+        store.fill("base cache")
     return store
 
 

@@ -1,0 +1,109 @@
+"""Several servers over one store, each of which can be killed and started again at its address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from demo.server import free_port, stop
+
+START_SECONDS = 300.0
+ENDS_SECONDS = 30.0  # in which the engine of a killed server must have ended by itself
+
+
+@dataclass
+class Replica:
+    """One server.
+
+    Args:
+        flags: of `python -m serving`.
+        work: a folder for its log.
+    """
+
+    flags: Sequence[str]
+    work: Path
+    port: int = field(default_factory=free_port)
+    up: bool = False  # asked by clients, as by a router that looks at /health
+    kills: list[float] = field(default_factory=list)  # perf_counter's times
+    left_behind: int = 0  # processes that outlived their server
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address, the same after each start."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """What all its processes have printed."""
+        return self.work / f"replica-{self.port}.log"
+
+    async def start(self) -> float:
+        """Start it and wait until it answers. Returns the seconds that took.
+
+        Raises:
+            RuntimeError: it ended, or did not answer in time; the message has the end of its log.
+        """
+        begun = time.perf_counter()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "serving", *self.flags, "--port", str(self.port)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the command, which ends it then
+            )
+        async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
+            while not await _healthy(client):
+                passed = time.perf_counter() - begun
+                if self._process.poll() is not None or passed > START_SECONDS:
+                    tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+                    raise RuntimeError(f"a replica is not up after {passed:.0f} s:\n{tail}")
+                await asyncio.sleep(0.1)
+        self.up = True
+        return time.perf_counter() - begun
+
+    async def kill(self) -> None:
+        """SIGKILL for the server alone, as the kernel sends it where memory runs out.
+
+        Its engine has to end by itself.
+        """
+        assert self._process is not None
+        engines = psutil.Process(self._process.pid).children(recursive=True)
+        self.up = False
+        self.kills.append(time.perf_counter())
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=ENDS_SECONDS)
+        self.left_behind += len(alive)
+        for one in alive:
+            one.kill()
+
+    async def restart(self) -> float:
+        """End it as an upgrade does, by SIGTERM, and start it again. Returns the seconds of all."""
+        begun = time.perf_counter()
+        await asyncio.to_thread(self.stop)
+        await self.start()
+        return time.perf_counter() - begun
+
+    def stop(self) -> None:
+        """End it as it wants to be ended: what it answers is finished."""
+        self.up = False
+        if self._process is not None and self._process.poll() is None:
+            stop(self._process)
+
+
+async def _healthy(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health")).status_code == 200
+    except httpx.HTTPError:
+        return False
