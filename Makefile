@@ -74,8 +74,8 @@ test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Trit
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
 
 # Each in an environment of its own, whose packages are none of ours. nginx is the system's.
-test-routers: install $(VENV)-routers/installed $(VENV)-litellm/installed ## two replicas behind nginx, vllm-router and LiteLLM (about 6 minutes)
-	$(BIN)/python -m pytest tests/deploy/test_deploy_routers.py
+test-routers: install $(VENV)-routers/installed $(VENV)-litellm/installed ## two replicas behind nginx, vllm-router and LiteLLM, and replicas that are killed (about 8 minutes)
+	REASONMAXXER_CHAOS=1 $(BIN)/python -m pytest tests/deploy/test_deploy_routers.py tests/deploy/test_deploy_chaos.py
 
 $(VENV)-routers/installed $(VENV)-litellm/installed: $(VENV)/installed
 	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv venv --quiet --clear $(@D)
@@ -88,7 +88,7 @@ test-ray: install $(VENV)-ray/installed ## the Ray Serve application with two re
 
 $(VENV)-ray/installed: $(VENV)/installed
 	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv venv --quiet --clear $(VENV)-ray
-	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(VENV)-ray/bin/python \
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --compile-bytecode --python $(VENV)-ray/bin/python \
 	    $(if $(LINKS),,--torch-backend cpu) --override overrides-cpu.txt -e '.[serve,cpu]' 'ray[serve]==2.60.0'
 	@touch $@
 

@@ -54,7 +54,7 @@ NAME = "moving"
 VERSIONS = 4
 FOLLOWS_SECONDS = 2.0  # in which a move must have reached every replica
 PROMPTS = ("What is 9-11*7+12+9?", "What is 3*4+17?", "What is 80-3*6?")
-FLAGS = ("--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "256")
+FLAGS: tuple[str, ...] = ("--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "256")
 FLAGS += ("--kv-cache-memory-bytes", str(2**27), "--model", str(BASE))
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
-from routers import KINDS, Kind, Router, running
 from stand_in import StandIn
-from support import ADMIN_KEY, ROOT, Server, StartServer, make_adapter
+from support import ADMIN_KEY, KEY, ROOT, Server, StartServer, make_adapter
 
 from adapters.store import Store
 from demo.server import free_port
+from loadtests.routers import KINDS, Kind, Router, running
 
 QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
 XARGS = {"gate_tau": 0.05, "gate_trace": 1}
@@ -106,7 +106,7 @@ def stand_ins(
     for one in pair:
         one.begin()
     try:
-        with running(request.param, [one.url for one in pair], tmp_path / "router") as router:
+        with running(request.param, [one.url for one in pair], tmp_path / "router", KEY) as router:
             yield router, pair
     finally:
         for one in pair:
@@ -201,7 +201,7 @@ def all_routers(
     work = tmp_path_factory.mktemp("routers")
     with ExitStack() as stack:
         yield {
-            kind.name: stack.enter_context(running(kind, replicas.urls, work / kind.name))
+            kind.name: stack.enter_context(running(kind, replicas.urls, work / kind.name, KEY))
             for kind in KINDS
             if kind.find() is not None
         }

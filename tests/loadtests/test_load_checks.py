@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
-from loadtests import checks
+import pytest
+
+from loadtests import chaos, checks
 from loadtests.answers import HOSTILE, Answer, MemorySample, Move
 from loadtests.figures import Saturation
 from loadtests.plan import Plan
+from loadtests.replicas import Replica
 
 PLAN = Plan("steady", "http://x", 4, 10, 0, {"m": 1.0, "n": 1.0}, "p.jsonl")
 GOOD = Answer(0, "m", status=200, ttft=1.0, served="a@1")
@@ -116,3 +123,58 @@ def test_each_scenario_has_its_checks() -> None:
     assert len(steady) == 2
     ramp = checks.run_checks(replace(PLAN, scenario="ramp"), [GOOD], phases, [], [], None)
     assert [check.ok for check in ramp] == [True, True, False]
+
+
+# ------------------------------------------------------------------- an alias that moves
+
+
+MOVES = [Move("v@1", 0, 0), Move("v@2", 10, 11), Move("v@1", 20, 21), Move("v@3", 30, 31)]
+
+
+def of_alias(at: float, served: str, ttft: float = 100.0) -> Answer:
+    return Answer(at, "v", status=200, ttft=ttft, served=served)
+
+
+def test_an_answer_is_as_old_as_the_move_away_from_its_version() -> None:
+    cases = [
+        (5.0, "v@1", 0.0),
+        (10.5, "v@1", 0.0),  # the move may not have happened yet
+        (10.5, "v@2", 0.0),  # or it may
+        (13.0, "v@1", 2.0),
+        (19.95, "v@1", 0.0),  # admitted after the move back had begun
+        (24.0, "v@2", 3.0),
+        (40.0, "v@1", 9.0),
+        (29.0, "v@3", float("inf")),  # nobody had moved it there
+        (40.0, "", float("inf")),
+    ]
+    for at, served, seconds in cases:
+        assert checks.staleness(of_alias(at, served), MOVES) == pytest.approx(seconds)
+    failed = Move("v@9", 5, 6, error="no such version")
+    assert checks.staleness(of_alias(8.0, "v@1"), [MOVES[0], failed]) == 0
+
+
+def test_what_replicas_that_are_killed_must_not_do() -> None:
+    """Each fault of a run alone is found; a run without one passes."""
+
+    def judged(history: Sequence[str] = ("v@2", "v@1", "v@3"), **faults: Any) -> dict[str, Any]:
+        options = SimpleNamespace(clients=1)
+        store: Any = None
+        run = chaos.Run(options, store, [], [Replica((), Path()) for _ in range(2)], Random(0))
+        run.moves = list(MOVES)
+        run.answers = [of_alias(5.0, "v@1"), of_alias(12.5, "v@1"), *faults.get("answers", [])]
+        run.wrong_texts = faults.get("texts", [])
+        run.replicas[0].left_behind = faults.get("left", 0)
+        last = faults.get("last", ["v@3", "v@3"])
+        figures, wrong = chaos.judge(run, last, faults.get("audit", []), history)
+        assert figures["moves"] == 3
+        return wrong
+
+    assert judged() == {}
+    assert judged(answers=[of_alias(14.0, "v@1")]) == {"wrong version after 2 s": 1}
+    lost = Answer(6.0, "v", status=500, error="broken")
+    assert list(judged(answers=[lost])) == ["requests lost"]
+    assert list(judged(texts=["v@1 said 'x', alone 'y'"])) == ["text of another version"]
+    assert judged(last=["v@3", "v@1"]) == {"last version not served": ["v@1"]}
+    assert list(judged(history=["v@2", "v@3"])) == ["moves not in the history"]
+    assert judged(audit=["v: gone"]) == {"store audit": ["v: gone"]}
+    assert judged(left=1) == {"engines that outlived their server": 1}

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import KEY, ROOT
-
 from demo.server import free_port
 
+ROOT = Path(__file__).parents[1]
+
 MASTER_KEY = "sk-litellm"
-START_SECONDS = 120
+START_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kind:
     executable: str
     command: Callable[[str, int, list[str], Path], list[str]]
     health: str
-    key: str = KEY
+    key: str = ""  # what clients send; empty: the key of the replicas
     sticky: str | None = None
     keyless: tuple[str, ...] = ()
     where: str = ""  # an environment of `make test-routers`
@@ -109,14 +109,19 @@ KINDS = (
 
 
 @contextmanager
-def running(kind: Kind, replicas: list[str], work: Path) -> Iterator[Router]:
-    """Start a router before the replicas, wait until it answers, and end it at last."""
+def running(kind: Kind, replicas: list[str], work: Path, key: str) -> Iterator[Router]:
+    """Start a router before the replicas, wait until it answers, and end it at last.
+
+    Args:
+        work: a folder that is made for its configuration and its log.
+        key: of the replicas.
+    """
     executable, port = kind.find(), free_port()
     assert executable is not None
     work.mkdir()
     environment = os.environ | {
         "LITELLM_MASTER_KEY": MASTER_KEY,
-        "REASONMAXXER_API_KEY": KEY,
+        "REASONMAXXER_API_KEY": key,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     with (work / "log").open("wb") as log:
@@ -131,7 +136,7 @@ def running(kind: Kind, replicas: list[str], work: Path) -> Iterator[Router]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(process, url + kind.health)
-        yield Router(kind.name, url, kind.key, kind.sticky, kind.keyless)
+        yield Router(kind.name, url, kind.key or key, kind.sticky, kind.keyless)
     except BaseException:
         print(f"the end of the log of {kind.name}:")
         print("\n".join((work / "log").read_text(errors="replace").splitlines()[-40:]))
