@@ -47,6 +47,15 @@ class Shape:
         """Keys and values of one token."""
         return 2 * BYTES * self.layers * self.kv_heads * self.head_size
 
+    @property
+    def gathered_bytes(self) -> int:
+        """Whole weights that a process with a share of the base holds for a moment.
+
+        Embeddings and head, and two layers: one that runs, and the next one, which is fetched.
+        """
+        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
+        return BYTES * (embeddings + 2 * (self.parameters - embeddings) // self.layers)
+
     def lora_parameters(self, rank: int) -> int:
         """On q_proj, o_proj and the MLP, as a gated adapter has them."""
         query = self.heads * self.head_size
@@ -93,10 +102,10 @@ class Estimate:
     weights_gb: float
     sampling_gpus: int  # that share the weights (--tensor-parallel-size)
     kv_tokens: int  # that fit beside them, on all of those GPUs together
-    training_gb: float  # of each process: the whole base, LoRA, and its optimizer
-    fits: bool  # one process fits on one GPU
+    training_gpus: int  # that train; with more than one the base is sharded (--use_fsdp)
+    training_gb: float  # of each process: its share of the base, LoRA, and its optimizer
     sampling_hours: float  # of these GPUs
-    training_hours: float  # of one GPU
+    training_hours: float  # of those GPUs, without what they say to each other
 
 
 def estimate(shape: Shape, gpu: Gpu, work: Work) -> Estimate:
@@ -116,21 +125,30 @@ def estimate(shape: Shape, gpu: Gpu, work: Work) -> Estimate:
     trained = work.problems * work.kept * work.answer
     passes = 2 * trained + 4 * work.epochs * trained * work.gate_rate
     training = passes * shape.parameters / (gpu.teraflops * 1e12 * gpu.utilization)
-    held = weights + LORA_BYTES * shape.lora_parameters(work.rank)
+    trainers = 1
+    while (held := _held(shape, trainers, work.rank)) > room:
+        trainers *= 2
     return Estimate(
         weights_gb=weights / 1e9,
         sampling_gpus=gpus,
         kv_tokens=int((gpus * room - weights) / shape.kv_bytes),
+        training_gpus=trainers,
         training_gb=held / 1e9,
-        fits=held <= room,
         sampling_hours=sampling / 3600,
-        training_hours=training / 3600,
+        training_hours=training / trainers / 3600,
     )
 
 
+def _held(shape: Shape, gpus: int, rank: int) -> float:
+    """Bytes of one of so many training processes."""
+    weights = BYTES * shape.parameters
+    base = weights if gpus == 1 else weights / gpus + shape.gathered_bytes
+    return base + LORA_BYTES * shape.lora_parameters(rank)
+
+
 HEAD = """\
-| base | weights | GPUs to sample | tokens of KV cache | a training process | sampling | training |
-|---|---|---|---|---|---|---|"""
+| base | weights | GPUs to sample | tokens of KV cache | sampling | GPUs to train | each | training |
+|---|---|---|---|---|---|---|---|"""
 
 
 def table(gpu: Gpu, work: Work) -> str:
@@ -138,11 +156,10 @@ def table(gpu: Gpu, work: Work) -> str:
     lines = [HEAD]
     for shape in SHAPES:
         one = estimate(shape, gpu, work)
-        training = f"{_minutes(one.training_hours)}" if one.fits else "needs a sharded base"
         lines.append(
             f"| {shape.name} | {one.weights_gb:.0f} GB | {one.sampling_gpus} "
-            f"| {one.kv_tokens // 1000:,} k | {one.training_gb:.0f} GB "
-            f"| {_minutes(one.sampling_hours)} | {training} |"
+            f"| {one.kv_tokens // 1000:,} k | {_minutes(one.sampling_hours)} "
+            f"| {one.training_gpus} | {one.training_gb:.0f} GB | {_minutes(one.training_hours)} |"
         )
     return "\n".join(lines)
 
