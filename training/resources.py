@@ -147,7 +147,7 @@ def _held(shape: Shape, gpus: int, rank: int) -> float:
 
 
 HEAD = """\
-| base | weights | GPUs to sample | tokens of KV cache | sampling | GPUs to train | each | training |
+| base | weights | GPUs to sample | tokens of cache | sampling | GPUs to train | each | training |
 |---|---|---|---|---|---|---|---|"""
 
 
