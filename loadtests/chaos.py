@@ -254,7 +254,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--moves", type=int, default=200, help="of the alias (%(default)s)")
     parser.add_argument("--every", type=float, default=1.0, help="seconds a move (%(default)s)")
     parser.add_argument("--kills", type=int, default=1, help="at least (%(default)s)")
-    parser.add_argument("--pause", type=float, default=0.5, help="of a client, s (%(default)s)")
+    parser.add_argument("--pause", type=float, default=1.0, help="of a client, s (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("runs/loadtest"), help="(%(default)s)")
     options = parser.parse_args(argv)

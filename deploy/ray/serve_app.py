@@ -164,6 +164,8 @@ def main(argv: list[str]) -> int:
     # Ray's own five seconds for its proxy to import itself are too few on a busy machine.
     for name in ("READY_CHECK", "HEALTH_CHECK"):
         os.environ.setdefault(f"RAY_SERVE_PROXY_{name}_TIMEOUT_S", "60")
+    # Ray starts its workers with niceness 15: beside anything else a replica would get no processor.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Workers find this module and the working copy as this process does.
     paths = os.pathsep.join(filter(None, sys.path))
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, include_dashboard=False)
