@@ -112,6 +112,7 @@ def run_training(
     kept=None,
     tracking=NOT_TRACKED,
     budget=None,
+    base=BASE,
     **changes,
 ):
     optimizer = Optimizer(**{
@@ -120,7 +121,7 @@ def run_training(
     })  # fmt: skip
     return train_adapter(
         Stage.first(folder, "training", {}),
-        partial(load_model, BASE),
+        partial(load_model, base),
         rows,
         lora=LORA,
         objective=Objective(positions=positions),
@@ -360,6 +361,13 @@ def alone(tmp_path_factory) -> dict[str, tuple[list[Path], list[float]]]:
     return found
 
 
+def untie(model):
+    """The same model with a head of its own, which is sharded apart from the embeddings."""
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("flag", ["--multi_gpu", "--use_fsdp"])
 def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, alone, flag) -> None:
@@ -368,6 +376,7 @@ def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, alone, fl
     from safetensors.torch import load
 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
+    untie(load_model(BASE)).save_pretrained(tmp_path / "untied")
     flags = f"{flag} --num_processes 2 --num_machines 1 --mixed_precision no"
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
     done = subprocess.run(

@@ -56,7 +56,14 @@ def main(folder: Path) -> None:
 
             # Too little room for the base's caches: each process computes some when it needs them.
             budget = Budget(60_000, 0)
-            run_training(folder / positions, rows, positions, on_checkpoint=estimate, budget=budget)
+            run_training(
+                folder / positions,
+                rows,
+                positions,
+                on_checkpoint=estimate,
+                budget=budget,
+                base=str(folder / "untied"),
+            )
         (folder / "told.json").write_text(json.dumps(told))
     processes.leave()
 
