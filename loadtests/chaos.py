@@ -1,7 +1,7 @@
 """Replicas that are killed while an alias moves in the bucket they share: is any answer wrong?
 
     python -m loadtests.chaos                            # two replicas, 16 clients, 200 moves
-    python -m loadtests.chaos --moves 40 --kills 1       (about 3 minutes on one core)
+    python -m loadtests.chaos --moves 40                  (about 2 minutes on one core)
 
 An S3 server (moto) on this machine holds the store, replicas of the shipped miniature follow it.
 One process moves an alias through the bucket. Another kills replicas at random and starts them
@@ -47,6 +47,7 @@ from benchmarks.swap import BASE
 from demo.server import end_as_asked
 from loadtests.answers import Answer, Move
 from loadtests.checks import staleness
+from loadtests.preloaded import Preloaded, preloaded
 from loadtests.replicas import Replica
 from training.provenance import machine
 
@@ -221,14 +222,18 @@ def judge(
 
 
 async def chaos(
-    options: argparse.Namespace, url: str, work: Path
+    options: argparse.Namespace, url: str, work: Path, starter: Preloaded
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Publish, start, and run. Returns what `judge` does."""
     store = open_store(url, work / "mover")
     made = [make_random_adapter(work, BASE, seed) for seed in range(VERSIONS)]
     versions = [store.publish(folder, NAME).id for folder in made]
     replicas = [
-        Replica((*FLAGS, "--adapters", url, "--store-cache", str(work / f"cache-{number}")), work)
+        Replica(
+            (*FLAGS, "--adapters", url, "--store-cache", str(work / f"cache-{number}")),
+            work,
+            starter,
+        )
         for number in range(options.replicas)
     ]
     run = Run(options, store, versions, replicas, random.Random(options.seed))
@@ -270,9 +275,13 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     end_as_asked()
     environment()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, own_storage() as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as folder,
+        own_storage() as url,
+        preloaded(Path(folder)) as starter,
+    ):
         try:
-            figures, wrong = asyncio.run(chaos(options, url, Path(folder)))
+            figures, wrong = asyncio.run(chaos(options, url, Path(folder), starter))
         except RuntimeError as error:
             print(f"python -m loadtests.chaos: {error}", file=sys.stderr)
             return 1

@@ -39,6 +39,7 @@ from benchmarks.report import print_table
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked
+from loadtests.preloaded import Preloaded, preloaded
 from loadtests.replicas import Replica
 from loadtests.routers import KINDS, Router, running
 from training.provenance import machine
@@ -149,9 +150,9 @@ def all_routers(replicas: Sequence[Replica], work: Path) -> Iterator[list[Router
         ]
 
 
-async def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+async def measure(options: argparse.Namespace, work: Path, starter: Preloaded) -> dict[str, Any]:
     """Start everything, and measure. Returns the figures."""
-    replicas = [Replica(FLAGS, work) for _ in range(2)]
+    replicas = [Replica(FLAGS, work, starter) for _ in range(2)]
     try:
         await asyncio.gather(*(replica.start() for replica in replicas))
         with all_routers(replicas, work) as routers:
@@ -221,9 +222,12 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     end_as_asked()
     environment(REASONMAXXER_API_KEY=KEY)
-    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-") as folder,
+        preloaded(Path(folder)) as starter,
+    ):
         try:
-            result = asyncio.run(measure(options, Path(folder)))
+            result = asyncio.run(measure(options, Path(folder), starter))
         except RuntimeError as error:
             print(f"python -m loadtests.fleet: {error}", file=sys.stderr)
             return 1

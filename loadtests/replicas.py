@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +11,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from demo.server import free_port, stop
+from demo.server import free_port
+from loadtests.preloaded import Preloaded
 
 START_SECONDS = 300.0
+DRAIN_SECONDS = 60.0
 ENDS_SECONDS = 30.0  # in which the engine of a killed server must have ended by itself
 
 
@@ -28,15 +26,17 @@ class Replica:
     Args:
         flags: of `python -m serving`.
         work: a folder for its log.
+        starter: forks it.
     """
 
     flags: Sequence[str]
     work: Path
+    starter: Preloaded
     port: int = field(default_factory=free_port)
     up: bool = False  # asked by clients, as by a router that looks at /health
     kills: list[float] = field(default_factory=list)  # perf_counter's times
     left_behind: int = 0  # processes that outlived their server
-    _process: subprocess.Popen[bytes] | None = None
+    _process: psutil.Process | None = None
 
     @property
     def url(self) -> str:
@@ -55,17 +55,12 @@ class Replica:
             RuntimeError: it ended, or did not answer in time; the message has the end of its log.
         """
         begun = time.perf_counter()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving", *self.flags, "--port", str(self.port)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the command, which ends it then
-            )
+        flags = (*self.flags, "--port", str(self.port))
+        self._process = psutil.Process(self.starter.start(flags, self.log))
         async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
             while not await _healthy(client):
                 passed = time.perf_counter() - begun
-                if self._process.poll() is not None or passed > START_SECONDS:
+                if not self._process.is_running() or passed > START_SECONDS:
                     tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
                     raise RuntimeError(f"a replica is not up after {passed:.0f} s:\n{tail}")
                 await asyncio.sleep(0.1)
@@ -78,11 +73,10 @@ class Replica:
         Its engine has to end by itself.
         """
         assert self._process is not None
-        engines = psutil.Process(self._process.pid).children(recursive=True)
+        engines = self._process.children(recursive=True)
         self.up = False
         self.kills.append(time.perf_counter())
-        os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.kill()
         _, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=ENDS_SECONDS)
         self.left_behind += len(alive)
         for one in alive:
@@ -98,8 +92,13 @@ class Replica:
     def stop(self) -> None:
         """End it as it wants to be ended: what it answers is finished."""
         self.up = False
-        if self._process is not None and self._process.poll() is None:
-            stop(self._process)
+        if self._process is None or not self._process.is_running():
+            return
+        everything = [self._process, *self._process.children(recursive=True)]
+        self._process.terminate()
+        _, alive = psutil.wait_procs(everything, timeout=DRAIN_SECONDS)
+        for one in alive:
+            one.kill()
 
 
 async def _healthy(client: httpx.AsyncClient) -> bool:

@@ -158,8 +158,9 @@ def test_what_replicas_that_are_killed_must_not_do() -> None:
 
     def judged(history: Sequence[str] = ("v@2", "v@1", "v@3"), **faults: Any) -> dict[str, Any]:
         options = SimpleNamespace(clients=1)
-        store: Any = None
-        run = chaos.Run(options, store, [], [Replica((), Path()) for _ in range(2)], Random(0))
+        none: Any = None
+        replicas = [Replica((), Path(), none) for _ in range(2)]
+        run = chaos.Run(options, none, [], replicas, Random(0))
         run.moves = list(MOVES)
         run.answers = [of_alias(5.0, "v@1"), of_alias(12.5, "v@1"), *faults.get("answers", [])]
         run.wrong_texts = faults.get("texts", [])
