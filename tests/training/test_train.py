@@ -15,7 +15,7 @@ import torch
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
 from demo.server import free_port
-from training import processes
+from training import processes, sharded_base
 from training.contrastive_trainer import (
     CheckpointNote,
     ContrastiveTrainer,
@@ -399,6 +399,23 @@ def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, alone, fl
         found = load(weights(whole[-1].parent))
         for name, tensor in load(weights(checkpoints[-1])).items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_base_without_known_layers_is_not_sharded(monkeypatch) -> None:
+    whole = load_model(BASE)
+    monkeypatch.setattr(whole, "_no_split_modules", [])
+    with pytest.raises(ValueError, match="launch without --use_fsdp"):
+        sharded_base.shard(whole)
+
+
+def test_processes_are_sharded_only_where_several_were_launched(monkeypatch) -> None:
+    monkeypatch.setenv(processes.FSDP, "true")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    processes.join()
+    assert not processes.sharded()
+    assert processes.FSDP not in os.environ  # accelerate must not see it
+    with sharded_base.lent(lambda: "the base") as lent:
+        assert lent == "the base"
 
 
 def test_a_batch_that_processes_cannot_share_is_named(monkeypatch) -> None:
