@@ -168,7 +168,9 @@ class Run:
         killing = asyncio.create_task(self.kill())
         moving = asyncio.create_task(self.move())
         try:
-            await asyncio.wait([moving, killing], return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait([moving, killing], return_when=asyncio.FIRST_COMPLETED)
+            if killing.done():
+                await killing  # it goes on as long as the alias moves: a replica does not start
             await moving
             await asyncio.sleep(FOLLOWS_SECONDS)
             self.over = True
