@@ -62,8 +62,10 @@ async def stream(
                     answer.error = str(chunk["error"])
                     return answer
                 answer.version = chunk.get("system_fingerprint") or chunk["model"]
-                answer.text += chunk["choices"][0]["text"]
-                answer.arrivals.append(time.perf_counter() - start)
+                texts = [one["text"] for one in chunk["choices"] if "text" in one]
+                if texts:  # LiteLLM ends with a chunk that has none
+                    answer.text += texts[0] or ""
+                    answer.arrivals.append(time.perf_counter() - start)
     except httpx.HTTPError as error:
         answer.error = repr(error)
     return answer

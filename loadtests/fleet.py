@@ -46,7 +46,6 @@ from training.provenance import machine
 
 KEY = "fleet-key"
 MODELS = ("tiny-qwen2", "tiny-math", "tiny-math:gated")
-PROMPT = "What is 9-11*7+12+9?"
 FLAGS: tuple[str, ...] = ("--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "256")
 FLAGS += ("--kv-cache-memory-bytes", str(2**27), "--model", str(BASE), "--adapters", str(SHIPPED))
 
@@ -72,6 +71,11 @@ def client_of(router: Router) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=router.url, headers=headers, timeout=120)
 
 
+def question(number: int) -> str:
+    """A prompt; vllm-router sends equal ones to the same replica."""
+    return f"What is {number % 97}-11*{number % 89}+12+9?"
+
+
 async def load(
     targets: Sequence[Router], tally: Tally, clients: int, tokens: int, over: asyncio.Event
 ) -> None:
@@ -82,7 +86,8 @@ async def load(
         async with client_of(targets[number % len(targets)]) as client:
             while not over.is_set():
                 turn += 1
-                got = await stream(client, MODELS[turn % len(MODELS)], PROMPT, tokens)
+                model, prompt = MODELS[turn % len(MODELS)], question(100 * number + turn)
+                got = await stream(client, model, prompt, tokens)
                 if got.error or not got.text:
                     tally.failed[f"{got.status} {got.error or 'no text'}"[:200]] += 1
                 else:
@@ -113,7 +118,7 @@ async def first_tokens(ways: dict[str, list[Router]], times: int) -> dict[str, f
     clients = {name: client_of(targets[0]) for name, targets in ways.items()}
     for turn in range(times):
         for name, client in clients.items():
-            got = await stream(client, MODELS[turn % len(MODELS)], PROMPT, 2)
+            got = await stream(client, MODELS[turn % len(MODELS)], question(turn), 2)
             got.whole()
             found[name].append(got.arrivals[0])
     for client in clients.values():
