@@ -90,13 +90,14 @@ class Replica:
         return time.perf_counter() - begun
 
     def stop(self) -> None:
-        """End it as it wants to be ended: what it answers is finished."""
-        self.up = False
+        """End it: what it answers is finished. One that still starts is killed."""
+        answers, self.up = self.up, False
         if self._process is None or not self._process.is_running():
             return
-        everything = [self._process, *self._process.children(recursive=True)]
-        self._process.terminate()
-        _, alive = psutil.wait_procs(everything, timeout=DRAIN_SECONDS)
+        alive = [self._process, *self._process.children(recursive=True)]
+        if answers:
+            self._process.terminate()
+            _, alive = psutil.wait_procs(alive, timeout=DRAIN_SECONDS)
         for one in alive:
             one.kill()
 
