@@ -128,7 +128,7 @@ class Run:
             if self.over and len(self.restarts) >= self.options.kills:
                 return
             victim = self.random.choice(self.replicas)
-            await victim.kill()
+            await asyncio.to_thread(victim.kill)
             self.restarts.append(await victim.start())
 
     async def ask(self) -> None:
@@ -217,7 +217,6 @@ def judge(
         "last version not served": [one for one in last if one != run.moves[-1].version],
         "moves not in the history": 0 if list(history[-len(moved) :]) == moved else "differs",
         "store audit": list(audit),
-        "engines that outlived their server": sum(one.left_behind for one in run.replicas),
         "no answers": not good,
     }
     return figures, {name: found for name, found in wrong.items() if found}

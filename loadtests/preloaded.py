@@ -27,6 +27,9 @@ import gc, importlib, json, os, signal, sys
 
 gc.disable()
 main = [importlib.import_module(name) for name in sys.argv[1:]][0].main
+from vllm.utils import system_utils
+# vLLM's CPU platform asks for new interpreters; with one thread a fork does no harm.
+system_utils._maybe_force_spawn = lambda: os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="fork")
 gc.freeze()
 gc.enable()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what ends is gone, and no zombie
@@ -70,8 +73,7 @@ def preloaded(work: Path) -> Iterator[Preloaded]:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, *MODULES],
         # prometheus_client decides when it is imported whether processes count together.
-        env=os.environ
-        | {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "PROMETHEUS_MULTIPROC_DIR": str(counted)},
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(counted)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

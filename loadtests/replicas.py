@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from loadtests.preloaded import Preloaded
 
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0
-ENDS_SECONDS = 30.0  # in which the engine of a killed server must have ended by itself
 
 
 @dataclass
@@ -35,7 +35,6 @@ class Replica:
     port: int = field(default_factory=free_port)
     up: bool = False  # asked by clients, as by a router that looks at /health
     kills: list[float] = field(default_factory=list)  # perf_counter's times
-    left_behind: int = 0  # processes that outlived their server
     _process: psutil.Process | None = None
 
     @property
@@ -67,20 +66,13 @@ class Replica:
         self.up = True
         return time.perf_counter() - begun
 
-    async def kill(self) -> None:
-        """SIGKILL for the server alone, as the kernel sends it where memory runs out.
-
-        Its engine has to end by itself.
-        """
+    def kill(self) -> None:
+        """SIGKILL for all its processes, as a container gets it that has no memory left."""
         assert self._process is not None
-        engines = self._process.children(recursive=True)
+        everything = [self._process, *self._process.children(recursive=True)]
         self.up = False
         self.kills.append(time.perf_counter())
-        self._process.kill()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, engines, timeout=ENDS_SECONDS)
-        self.left_behind += len(alive)
-        for one in alive:
-            one.kill()
+        _kill(everything)
 
     async def restart(self) -> float:
         """End it as an upgrade does, by SIGTERM, and start it again. Returns the seconds of all."""
@@ -90,15 +82,23 @@ class Replica:
         return time.perf_counter() - begun
 
     def stop(self) -> None:
-        """End it as it wants to be ended: what it answers is finished."""
-        self.up = False
+        """End it: what it answers is finished. One that still starts is killed."""
+        answers, self.up = self.up, False
         if self._process is None or not self._process.is_running():
             return
-        everything = [self._process, *self._process.children(recursive=True)]
-        self._process.terminate()
-        _, alive = psutil.wait_procs(everything, timeout=DRAIN_SECONDS)
-        for one in alive:
+        alive = [self._process, *self._process.children(recursive=True)]
+        if answers:
+            with suppress(psutil.NoSuchProcess):
+                self._process.terminate()
+            _, alive = psutil.wait_procs(alive, timeout=DRAIN_SECONDS)
+        _kill(alive)
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
             one.kill()
+    psutil.wait_procs(processes)
 
 
 async def _healthy(client: httpx.AsyncClient) -> bool:

@@ -164,7 +164,6 @@ def test_what_replicas_that_are_killed_must_not_do() -> None:
         run.moves = list(MOVES)
         run.answers = [of_alias(5.0, "v@1"), of_alias(12.5, "v@1"), *faults.get("answers", [])]
         run.wrong_texts = faults.get("texts", [])
-        run.replicas[0].left_behind = faults.get("left", 0)
         last = faults.get("last", ["v@3", "v@3"])
         figures, wrong = chaos.judge(run, last, faults.get("audit", []), history)
         assert figures["moves"] == 3
@@ -178,4 +177,3 @@ def test_what_replicas_that_are_killed_must_not_do() -> None:
     assert judged(last=["v@3", "v@1"]) == {"last version not served": ["v@1"]}
     assert list(judged(history=["v@2", "v@3"])) == ["moves not in the history"]
     assert judged(audit=["v: gone"]) == {"store audit": ["v: gone"]}
-    assert judged(left=1) == {"engines that outlived their server": 1}
