@@ -128,14 +128,21 @@ WORDS = (
 )
 
 
+def regular(path: Path) -> Path:
+    """`path`, unless a change before has put a pipe there, which nobody would ever write to."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path
+
+
 def other_value(folder: Path, choose: random.Random) -> None:
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = json.loads(regular(folder / CONFIG).read_bytes())
     config[choose.choice([*GOOD, "eva_config", "alora_invocation_tokens"])] = choose.choice(WORDS)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
 def no_value(folder: Path, choose: random.Random) -> None:
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = json.loads(regular(folder / CONFIG).read_bytes())
     config.pop(choose.choice([*config]))
     (folder / CONFIG).write_text(json.dumps(config))
 
@@ -155,13 +162,13 @@ def cut_short(folder: Path, choose: random.Random) -> None:
 
 
 def other_names(folder: Path, choose: random.Random) -> None:
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(regular(folder / WEIGHTS))
     old, new = choose.choice(NAMES)
     write_raw(folder, {key.replace(old, new): value for key, value in tensors.items()})
 
 
 def other_shapes(folder: Path, choose: random.Random) -> None:
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(regular(folder / WEIGHTS))
     key = choose.choice([*tensors])
     tensors[key] = tensors[key].reshape(choose.choice([(-1,), (1, -1), (-1, 1), (1, 1, -1)]))
     write_raw(folder, tensors)
@@ -175,7 +182,7 @@ def write_raw(folder: Path, tensors: dict[str, Any]) -> None:
 
 def other_header(folder: Path, choose: random.Random) -> None:
     """A header of well-formed JSON that says odd things."""
-    content = (folder / WEIGHTS).read_bytes()
+    content = regular(folder / WEIGHTS).read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     key = choose.choice([*header])
