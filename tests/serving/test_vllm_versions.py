@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,16 @@ import pytest
 from serving import launch, vllm_versions
 from serving.settings import Settings, SettingsError
 from serving.vllm_versions import CLI_ARGS, RUN_SERVER, Installed, find, gate_problem, installed
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that is started in this process starts no fork server, and leaves no variable."""
+    before = dict(os.environ)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
