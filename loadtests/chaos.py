@@ -47,8 +47,8 @@ from benchmarks.swap import BASE
 from demo.server import end_as_asked
 from loadtests.answers import Answer, Move
 from loadtests.checks import staleness
-from loadtests.preloaded import Preloaded, preloaded
-from loadtests.replicas import Replica
+from loadtests.preloaded import Command
+from loadtests.replicas import Replica, forking
 from training.provenance import machine
 
 NAME = "moving"
@@ -223,7 +223,7 @@ def judge(
 
 
 async def chaos(
-    options: argparse.Namespace, url: str, work: Path, starter: Preloaded
+    options: argparse.Namespace, url: str, work: Path, starter: Command
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Publish, start, and run. Returns what `judge` does."""
     store = open_store(url, work / "mover")
@@ -279,7 +279,7 @@ def main(argv: list[str]) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="chaos-") as folder,
         own_storage() as url,
-        preloaded(Path(folder)) as starter,
+        forking(Path(folder)) as starter,
     ):
         try:
             figures, wrong = asyncio.run(chaos(options, url, Path(folder), starter))

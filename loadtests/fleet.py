@@ -39,8 +39,8 @@ from benchmarks.report import print_table
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked
-from loadtests.preloaded import Preloaded, preloaded
-from loadtests.replicas import Replica
+from loadtests.preloaded import Command
+from loadtests.replicas import Replica, forking
 from loadtests.routers import KINDS, Router, running
 from training.provenance import machine
 
@@ -155,7 +155,7 @@ def all_routers(replicas: Sequence[Replica], work: Path) -> Iterator[list[Router
         ]
 
 
-async def measure(options: argparse.Namespace, work: Path, starter: Preloaded) -> dict[str, Any]:
+async def measure(options: argparse.Namespace, work: Path, starter: Command) -> dict[str, Any]:
     """Start everything, and measure. Returns the figures."""
     replicas = [Replica(FLAGS, work, starter) for _ in range(2)]
     try:
@@ -229,7 +229,7 @@ def main(argv: list[str]) -> int:
     environment(REASONMAXXER_API_KEY=KEY)
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
-        preloaded(Path(folder)) as starter,
+        forking(Path(folder)) as starter,
     ):
         try:
             result = asyncio.run(measure(options, Path(folder), starter))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,16 @@ import httpx
 import psutil
 
 from demo.server import free_port
-from loadtests.preloaded import Preloaded
+from loadtests.preloaded import Command, preloaded
+from serving.preloading import START_METHOD
 
+# What a server, its engine and its worker import by and by.
+MODULES = (
+    *("serving.launch", "serving.routes", "serving.middleware"),
+    *("transformers.models.auto", "vllm.entrypoints.launchers.cli_args"),
+    *("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "vllm.v1.engine.async_llm"),
+    *("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1"),
+)
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0
 
@@ -31,7 +40,7 @@ class Replica:
 
     flags: Sequence[str]
     work: Path
-    starter: Preloaded
+    starter: Command
     port: int = field(default_factory=free_port)
     up: bool = False  # asked by clients, as by a router that looks at /health
     kills: list[float] = field(default_factory=list)  # perf_counter's times
@@ -55,7 +64,7 @@ class Replica:
         """
         begun = time.perf_counter()
         flags = (*self.flags, "--port", str(self.port))
-        self._process = psutil.Process(self.starter.start(flags, self.log))
+        self._process = psutil.Process(self.starter.start_alone(flags, self.log))
         async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
             while not await _healthy(client):
                 passed = time.perf_counter() - begun
@@ -99,6 +108,23 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     psutil.wait_procs(processes)
+
+
+@contextmanager
+def forking(work: Path) -> Iterator[Command]:
+    """Within, what forks replicas: they are up within seconds, soon enough for many kills in a run.
+
+    Args:
+        work: a folder for what the imports count.
+    """
+    counted = work / "counted"
+    counted.mkdir()
+    # prometheus_client decides when it is imported whether processes count together.
+    environment = os.environ | {START_METHOD: "fork", "PROMETHEUS_MULTIPROC_DIR": str(counted)}
+    with preloaded(
+        *("loadtests.forked_server", work, *MODULES), environment=environment, own_session=True
+    ) as command:
+        yield command
 
 
 async def _healthy(client: httpx.AsyncClient) -> bool:

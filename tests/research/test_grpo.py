@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from preloaded import preloaded
 
+from loadtests.preloaded import preloaded
 from research.miniature.world import puzzles
 from research.paper import grpo
 from research.paper.grpo import GrpoConfig, Look, best, cost, neutral_rewards, stopped_rising

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from gate_models import make_adapters, make_model
 from gate_reference import Reference
-from preloaded import Command, preloaded
 from support import Server, StartServer, make_adapter
 
 from adapters.manifest import Gate, Manifest
+from loadtests.preloaded import Command, preloaded
 
 if TYPE_CHECKING:
     from test_gate_exact import World

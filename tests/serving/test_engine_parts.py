@@ -11,8 +11,8 @@ import inspect
 from pathlib import Path
 
 import pytest
-from preloaded import Command
 
+from loadtests.preloaded import Command
 from vllm_gate import patches
 from vllm_gate.errors import PatchError
 from vllm_gate.patches import TABLE, Patch

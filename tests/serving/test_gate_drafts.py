@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from gate_models import ARCHITECTURES, VOCAB, nearly, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
-from preloaded import Command
 from support import adapter_folder
 from test_gate_exact import (
     CRAMPED,
@@ -36,6 +35,8 @@ from test_gate_exact import (
     next_turns,
     scenarios,
 )
+
+from loadtests.preloaded import Command
 
 DRAFTS = 4
 ORACLE = {

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 from gate_models import ADAPTERS, ARCHITECTURES, SLIDING, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
-from preloaded import Command, Ended
 from support import ENGINE_ENVIRONMENT, ROOT
+
+from loadtests.preloaded import Command, Ended
 
 FULL = os.environ.get("REASONMAXXER_GATE_CASES") == "full"
 ROUNDS = 4 if FULL else 1

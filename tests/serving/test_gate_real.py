@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import pytest
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Asked, Forced, Reference
-from preloaded import Command
 from real_models import real_model
 from test_gate_exact import CRAMPED, NEVER, World
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
 from adapters.store import Store
+from loadtests.preloaded import Command
 
 NAMES = ("attention", "mlp", "all")  # ranks 8, 64 and 16
 TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, NEVER)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preloaded import Command
 from support import Reference, Server
+
+from loadtests.preloaded import Command
 
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 

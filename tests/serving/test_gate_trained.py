@@ -15,11 +15,11 @@ import pytest
 import torch
 from gate_models import make_adapters, prompts
 from gate_reference import TIE, Reference
-from preloaded import Command
 from real_models import real_model
 from support import ROOT
 from test_gate_exact import CRAMPED, PLAIN, World
 
+from loadtests.preloaded import Command
 from training.base_cache import compute_caches
 from training.decision_points import Points, layer_windows, make_batch, point_log_probs
 from training.stages.score import sequence_entropies

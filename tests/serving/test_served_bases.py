@@ -15,7 +15,6 @@ import pytest
 from gate_models import ATTENTION, MLP, make_model, prompts
 from gate_reference import Asked, Forced, Reference
 from origins import lora
-from preloaded import Command
 from quantised import FORMS, quantise
 from test_gate_exact import World
 from wrapped import TEXT, wrap
@@ -24,6 +23,7 @@ from adapters.adapter import AdapterError
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
 from adapters.store import Store
+from loadtests.preloaded import Command
 
 TOKENS = 16
 TAU = 1.0  # nats

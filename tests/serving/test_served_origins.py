@@ -11,12 +11,12 @@ from pathlib import Path
 from gate_models import make_model, prompts
 from gate_reference import Asked, Reference
 from origins import make_all
-from preloaded import Command
 from test_gate_exact import World
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
 from adapters.store import Store
+from loadtests.preloaded import Command
 
 TOLERANCE = 1e-4  # nats
 ENGINE = {"enable_prefix_caching": False, "enforce_eager": True, "max_loras": 8}

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from preloaded import Command
 from support import ROOT
 
 from adapters import places
 from adapters.store import SHIPPED
+from loadtests.preloaded import Command
 from serving.settings import PREFIX, SettingsError, from_command_line
 
 

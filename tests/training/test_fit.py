@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from preloaded import Command, preloaded
 
 from adapters.adapter import WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.recipe import GateChoice
 from adapters.store import Store
+from loadtests.preloaded import Command, preloaded
 from research.miniature.world import puzzles
 from training.fit import main
 from training.fit_config import FitConfig
