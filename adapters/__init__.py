@@ -24,9 +24,9 @@
     gguf_adapter.py      export for llama.cpp
     __main__.py          the store's commands, `python -m adapters`
     gate.py              entropy, threshold, calibration
-    engine.py            how vLLM is told to gate
     prompt.py            the one place that renders a prompt
     recipe.py            how a family of bases is trained and prompted (recipes/*.yaml)
+    json_keys.py         each key of a JSON object once
     files.py             atomic writes
 
 Nothing heavy is imported here: no vllm, no transformers, no torch.

@@ -26,6 +26,8 @@ from pydantic import (
     ValidationError,
 )
 
+from adapters.json_keys import DuplicateKeyError, unique_keys
+
 FILE = "adapter_config.json"
 LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e9
@@ -254,31 +256,18 @@ def _object(content: bytes) -> dict[str, Any]:
     """The JSON object in UTF-8 `content`, each key there once."""
     try:
         text = content.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=unique_keys)
         json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
     except UnicodeDecodeError:
         raise ValueError(f"{FILE} is not JSON: it is not UTF-8; save it again as UTF-8") from None
     except UnicodeEncodeError:
         raise ValueError(f"{FILE} is not JSON: it holds half a character (\\ud8..)") from None
-    except _DuplicateError as error:
-        raise ValueError(f"{FILE}: {error}") from None
+    except DuplicateKeyError as error:
+        raise ValueError(f"{FILE}: {error}; keep one") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{FILE} is not JSON; copy it again from where it was saved") from None
     if not isinstance(value, dict):
         raise ValueError(f"{FILE}: peft_type is not LORA: the file holds no object")
-    return value
-
-
-class _DuplicateError(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateError(f"the key {twice[:100]!a} is there twice; keep one")
     return value
 
 

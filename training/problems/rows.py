@@ -16,6 +16,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adapters.json_keys import unique_keys
+
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _DELIMITERS = {".tsv": "\t"}
 
@@ -69,7 +71,7 @@ def _parsed(where: str, text: str) -> Any:
     off, becomes a question mark.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=lambda _: None)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=lambda _: None)
         if r"\u" in text:
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
@@ -80,15 +82,6 @@ def _parsed(where: str, text: str) -> Any:
 def _object(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: not a JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:100]!a} is there twice")
     return value
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from training.grading.reading.dates import MONTHS
+
 _DIGITS = dict(zip("零一二三四五六七八九", range(10), strict=True)) | {
     "〇": 0, "两": 2, "兩": 2, "壹": 1, "贰": 2, "貳": 2, "叁": 3, "參": 3, "肆": 4, "伍": 5,
     "陆": 6, "陸": 6, "柒": 7, "捌": 8, "玖": 9,
@@ -51,10 +53,6 @@ _WEEKDAYS = dict(
     zip("一二三四五六日", ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
                             "sunday"], strict=True)
 )  # fmt: skip
-_MONTHS = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
-]  # fmt: skip
 
 
 def in_english(text: str) -> str:
@@ -76,7 +74,7 @@ def _date(text: str) -> str | None:
     if month is None or day is None or not 1 <= month <= 12:
         return None
     if year is None:
-        return f"{_MONTHS[int(month) - 1]} {int(day)}"
+        return f"{MONTHS[int(month) - 1].capitalize()} {int(day)}"
     return f"{int(year):04}-{int(month):02}-{int(day):02}"
 
 

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 from training.grading.reading.number_words import in_digits
 
-_MONTHS = [
+MONTHS = [
     "january", "february", "march", "april", "may", "june", "july", "august", "september",
     "october", "november", "december",
 ]  # fmt: skip
-_MONTH = {name[:length]: place for place, name in enumerate(_MONTHS, 1) for length in (3, 4, 20)}
+_MONTH = {name[:length]: place for place, name in enumerate(MONTHS, 1) for length in (3, 4, 20)}
 _TIME = re.compile(
     r"(?i)(?P<hour>\d{1,2})\s*(?:[:h]\s*(?P<minute>\d\d)(?:\s*:\s*(?P<second>\d\d))?)?"
     r"\s*(?P<half>[ap]\.?\s?m\.?|noon|midnight|o'clock)?"
@@ -82,7 +82,7 @@ def dates(text: str) -> frozenset[Moment]:
     if match := _NAMED.fullmatch(text):
         name = (match["month"] or match["month2"]).lower()
         month = _MONTH.get(name) or (_MONTH.get(name[:3]) if name[:4] in _MONTH else None)
-        if month is None or name not in (_MONTHS[month - 1], name[:3], name[:4]):
+        if month is None or name not in (MONTHS[month - 1], name[:3], name[:4]):
             return frozenset()
         day = int(match["day"] or match["day2"])
         year = int(match["year"]) if match["year"] else None
