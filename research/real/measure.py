@@ -157,7 +157,7 @@ class Measurer:
         problems, label = self._asked[task], f"{name}-{task}"
         result = self._ask(
             problems,
-            self._applied(way, cell.seed) if way.trained else None,
+            self._applied(way, cell) if way.trained else None,
             label,
             samples=self._size.samples if way.vote else 1,
             temperature=0 if way.greedy else None,
@@ -172,9 +172,9 @@ class Measurer:
             "samples": figures(task, result)[plan.ANSWERS],
         }
 
-    def _applied(self, way: Way, seed: int | None) -> Applied:
+    def _applied(self, way: Way, cell: Cell) -> Applied:
         """What runs beside the base, and where."""
-        folder = self.adapter(plan.train(self.base.folder.name, way.trained, seed or 0))
+        folder = self.adapter(plan.train(cell.base, way.trained, cell.seed or 0))
         if way.runs == "always":
             return Applied(folder)
         gate = gate_of(folder)
@@ -360,8 +360,7 @@ class Measurer:
         rank = self._recipe.lora.rank
         if applied:
             rank = max(rank, AdapterVersion.read(applied.adapter, applied.adapter.name).rank)
-        needed = (rank, length)
-        if self._open and all(has >= need for has, need in zip(self._size_of, needed, strict=True)):
+        if self._open and rank <= self._size_of[0] and length <= self._size_of[1]:
             return self._open
         self.close()
         self._size_of = (rank, -(-length // ROOM) * ROOM)
