@@ -34,12 +34,14 @@ class Answer:
 
 
 async def stream(
-    client: httpx.AsyncClient, model: str, prompt: str, tokens: int, **more: Any
+    client: httpx.AsyncClient, model: str, prompt: str, tokens: int, chat: bool = False, **more: Any
 ) -> Answer:
-    """A greedy completion of exactly `tokens` tokens."""
+    """A greedy completion of exactly `tokens` tokens; with `chat`, of a message."""
+    asked = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
     body = {
         "model": model,
-        "prompt": prompt,
+        **asked,
         "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
@@ -49,7 +51,7 @@ async def stream(
     answer = Answer()
     start = time.perf_counter()
     try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
+        async with client.stream("POST", path, json=body) as response:
             answer.status = response.status_code
             if response.status_code != 200:
                 answer.error = (await response.aread()).decode()[:300]
@@ -62,13 +64,20 @@ async def stream(
                     answer.error = str(chunk["error"])
                     return answer
                 answer.version = chunk.get("system_fingerprint") or chunk["model"]
-                texts = [one["text"] for one in chunk["choices"] if "text" in one]
-                if texts:  # LiteLLM ends with a chunk that has none
+                texts = [text for one in chunk["choices"] if (text := _text(one)) is not None]
+                if texts:
                     answer.text += texts[0] or ""
                     answer.arrivals.append(time.perf_counter() - start)
     except httpx.HTTPError as error:
         answer.error = repr(error)
     return answer
+
+
+def _text(choice: dict[str, Any]) -> str | None:
+    """The text of a piece; the first piece of a chat has none, and the last one of LiteLLM's."""
+    if "delta" in choice:
+        return choice["delta"].get("content") or None
+    return choice.get("text")
 
 
 def percentile(values: list[float], share: float) -> float:

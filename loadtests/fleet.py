@@ -5,7 +5,7 @@
     python -m loadtests.fleet --no-restart --seconds 5
 
 Two replicas of the shipped miniature run over the shipped store, with vllm-router, nginx and the
-LiteLLM proxy in front of both. Clients stream from the base, from the adapter and behind its gate:
+LiteLLM proxy in front of both. Clients stream chats of the base, the adapter and its gated name:
 
 - to one replica, to both without a router, and to both through each router, in turns;
 - one client alone, for the time to the first token;
@@ -87,7 +87,7 @@ async def load(
             while not over.is_set():
                 turn += 1
                 model, prompt = MODELS[turn % len(MODELS)], question(100 * number + turn)
-                got = await stream(client, model, prompt, tokens)
+                got = await stream(client, model, prompt, tokens, chat=True)
                 if got.error or not got.text:
                     tally.failed[f"{got.status} {got.error or 'no text'}"[:200]] += 1
                 else:
@@ -118,12 +118,12 @@ async def first_tokens(ways: dict[str, list[Router]], times: int) -> dict[str, f
     clients = {name: client_of(targets[0]) for name, targets in ways.items()}
     for turn in range(times):
         for name, client in clients.items():
-            got = await stream(client, MODELS[turn % len(MODELS)], question(turn), 2)
+            got = await stream(client, MODELS[turn % len(MODELS)], question(turn), 8, chat=True)
             got.whole()
-            found[name].append(got.arrivals[0])
+            found[name] += got.arrivals[:1]
     for client in clients.values():
         await client.aclose()
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {name: statistics.median(seconds) for name, seconds in found.items() if seconds}
 
 
 async def rolling_restart(

@@ -78,7 +78,8 @@ def _vllm_router(executable: str, port: int, replicas: list[str], _: Path) -> li
         *("--policy", "consistent_hash", "--health-check-interval-secs", "2"),
         *("--health-failure-threshold", "1", "--health-success-threshold", "1"),
         *("--prometheus-port", str(free_port()), "--log-level", "warning"),
-        *("--disable-circuit-breaker", "--retry-max-retries", "8", "--retry-max-backoff-ms", "500"),
+        *("--disable-circuit-breaker", "--retry-max-retries", "16"),
+        *("--retry-max-backoff-ms", "500"),
     ]
 
 
