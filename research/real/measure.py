@@ -29,7 +29,7 @@ from adapters.recipe import recipe_for
 from research.paper.cells import Cell
 from research.real import plan, ways
 from research.real.signal import signal
-from research.real.tasks import admitted, candidates, fits_rule, problems_to_test
+from research.real.tasks import admitted, candidates, enough, fits_rule, problems_to_test
 from research.real.vote import answer_texts, vote_scores
 from research.real.ways import Way
 from training.evaluation import Result, evaluate_generator
@@ -62,13 +62,13 @@ class Size:
 
     rule: int = 40  # training problems that the rule looks at
     drawn: int = 120  # training problems of each generator; none of them is tested on
-    problems: int = 320  # of all tasks together, that a fit is given
+    problems: int = 160  # of all tasks together, that a fit is given
     questions: int = 300  # test problems of each task
     samples: int = 4  # the base's answers to each, of which self-consistency votes
     looks: int = 40  # test problems of each task, for footprint and interventions
     signal: int = 48  # rollouts
     max_tokens: int = 300
-    fit: tuple[str, ...] = ()  # further flags of training.fit
+    fit: tuple[str, ...] = ("--checkpoints.rollouts", "4")  # further flags of training.fit
     sft: tuple[str, ...] = ()
     grpo: tuple[str, ...] = ("--max-steps", "60", "--every", "20", "--samples", "1")
 
@@ -133,16 +133,17 @@ class Measurer:
     # ------------------------------------------------------------------------------ the answers
 
     def rule(self, _: Cell) -> dict[str, Any]:
-        """pass@1 of the base on training problems of every candidate, and what that admits."""
-        asked = {
-            task.name: load_problems(task.train, limit=self._size.rule, data_dir=self._data)
-            for task in self._tasks.values()
-            if task.train
-        }
-        found = {}
-        for name, problems in asked.items():
-            one = self._ask(problems, None, name)
-            found[name] = {
+        """pass@1 of the base on training problems of the candidates, and what that admits.
+
+        They are asked in their order; of Reasoning Gym's tasks until enough are admitted.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for task in self._tasks.values():
+            if task.train is None or (not task.always and enough(found)):
+                continue
+            problems = load_problems(task.train, limit=self._size.rule, data_dir=self._data)
+            one = self._ask(problems, None, task.name)
+            found[task.name] = {
                 "pass@1": one.pass_at_1.value,
                 "stderr": one.stderr,
                 "boxed": one.boxed_rate.value,

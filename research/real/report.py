@@ -24,7 +24,8 @@ one set of rollouts, so that seeds differ in training alone.
 _RULE = """
 The rule, stated before anything was measured: a task is admitted where the base's pass@1 on {rule}
 training problems lies between .15 and .85; of Reasoning Gym's tasks the first six in alphabetical
-order are taken. GSM8K and MATH-500 (levels 1 to 3) are measured whatever the rule says.
+order are taken, and those behind them are not asked. GSM8K and MATH-500 (levels 1 to 3) are
+measured whatever the rule says.
 """
 
 

@@ -2,9 +2,9 @@
 
 The rule is stated before anything is measured: a task is admitted for a base whose pass@1 at the
 temperature of its recipe lies between .15 and .85 on the first training problems. Of Reasoning
-Gym's tasks the first six admitted are taken, in alphabetical order. GSM8K and MATH-500 (its levels
-1 to 3) are measured whatever the rule says of them; where it does not admit them, the report says
-so.
+Gym's tasks the first six admitted are taken, in alphabetical order, and those behind them are not
+asked. GSM8K and MATH-500 (its levels 1 to 3) are measured whatever the rule says of them; where it
+does not admit them, the report says so.
 """
 
 from __future__ import annotations
@@ -78,8 +78,17 @@ def admitted(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         found: task -> {"pass@1": ...}; tasks without training problems are missing.
     """
-    inside = [name for name in sorted(GYM) if name in found and fits_rule(found[name]["pass@1"])]
-    return [*inside[:GYM_TASKS], "gsm8k", "math500"]
+    return [*_of_the_gym(found)[:GYM_TASKS], "gsm8k", "math500"]
+
+
+def enough(found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Are so many of Reasoning Gym's tasks admitted that what others score changes nothing?"""
+    return len(_of_the_gym(found)) >= GYM_TASKS
+
+
+def _of_the_gym(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those that the rule admits, in alphabetical order."""
+    return [name for name in sorted(GYM) if name in found and fits_rule(found[name]["pass@1"])]
 
 
 def fits_rule(pass_at_1: float) -> bool:

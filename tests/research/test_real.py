@@ -27,6 +27,7 @@ from research.real.tasks import (
     GYM_TASKS,
     admitted,
     candidates,
+    enough,
     fits_rule,
     problems_to_test,
 )
@@ -57,6 +58,13 @@ def test_the_first_six_admitted_are_taken_and_two_benchmarks_always() -> None:
     scores[first] = {"pass@1": 0.9}
     assert admitted(scores) == [*sorted(GYM)[1 : GYM_TASKS + 1], "gsm8k", "math500"]
     assert admitted({}) == ["gsm8k", "math500"]
+
+
+def test_the_rule_asks_until_six_are_admitted() -> None:
+    found = {name: {"pass@1": 0.5} for name in sorted(GYM)[: GYM_TASKS - 1]}
+    outside = {sorted(GYM)[GYM_TASKS]: {"pass@1": 0.1}, "gsm8k": {"pass@1": 0.5}}
+    assert not enough(found | outside)
+    assert enough(found | outside | {sorted(GYM)[GYM_TASKS + 1]: {"pass@1": 0.5}})
 
 
 def test_every_candidate_is_a_task_with_options_that_it_knows() -> None:
