@@ -62,7 +62,7 @@ class Size:
 
     rule: int = 40  # training problems that the rule looks at
     drawn: int = 120  # training problems of each generator; none of them is tested on
-    problems: int = 160  # of all tasks together, that a fit is given
+    problems: int = 112  # of all tasks together, that a fit is given
     questions: int = 300  # test problems of each task
     samples: int = 4  # the base's answers to each, of which self-consistency votes
     looks: int = 40  # test problems of each task, for footprint and interventions
