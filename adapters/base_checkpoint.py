@@ -5,6 +5,7 @@ Only headers and a few sampled blocks are read, so that a 60 GB base costs milli
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +54,7 @@ def local_folder(
 
     A folder has no revisions. `cache_dir` is another folder than the hub's own cache.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -82,7 +83,7 @@ class BaseCheckpoint:
         Raises:
             FileNotFoundError: the model is neither, or has no config.json.
         """
-        if Path(model).is_file() and model.lower().endswith(".gguf"):
+        if os.path.isfile(model) and model.lower().endswith(".gguf"):
             raise FileNotFoundError(
                 f"{model}: make a folder of it first: python -m training.gguf {model} --out FOLDER"
             )
@@ -93,7 +94,7 @@ class BaseCheckpoint:
             raise FileNotFoundError(f"{model}{at}: neither a folder nor a model in {cache}")
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{model}: the folder has no config.json")
-        name = (folder.name or folder.resolve().name) if Path(model).is_dir() else model
+        name = (folder.name or folder.resolve().name) if os.path.isdir(model) else model
         return cls(name, folder)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
     Raises:
         SourceError: it is none of them, or cannot be reached.
     """
-    if not hub and Path(source).is_dir():
+    if not hub and os.path.isdir(source):
         yield Path(source)
         return
     if "://" in source:
@@ -124,7 +125,7 @@ def import_adapter(
         if base is not None and not (copied / MANIFEST).exists():
             known = recipe_for(base, family)
             # Of a folder nobody else knows the place; the same content is the same version.
-            if place is None and not Path(source).is_dir():
+            if place is None and not os.path.isdir(source):
                 place = source if "://" in source else f"{source}@{revision or 'main'}"
             made_by = {"imported from": place} if place else {}
             manifest = first_manifest(copied, name, known.family, base, made_by)

@@ -8,6 +8,7 @@ one. `base_model` is a hub id or is left out: a path of some machine means nothi
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def _hub_id(folder: Path, asked: str) -> str | None:
     cached = next((_HUB_CACHE.fullmatch(part) for part in folder.parts if "--" in part), None)
     if cached:
         return f"{cached['owner']}/{cached['name']}"
-    return asked if HUB_ID.fullmatch(asked) and not Path(asked).exists() else None
+    return asked if HUB_ID.fullmatch(asked) and not os.path.exists(asked) else None
 
 
 def _licence(folder: Path) -> dict[str, str]:

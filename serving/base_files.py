@@ -9,9 +9,9 @@ against a folder that has both.
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.base_checkpoint import BaseCheckpoint
@@ -75,7 +75,7 @@ class BaseFiles:
     @property
     def _common(self) -> dict[str, Any]:
         return {
-            "cache_dir": None if Path(self.model).is_dir() else self.download_dir,
+            "cache_dir": None if os.path.isdir(self.model) else self.download_dir,
             "trust_remote_code": self.trust_remote_code,
             "token": self.token,
         }

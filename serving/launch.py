@@ -60,7 +60,7 @@ def set_environment(model: str) -> None:
     # A connection that the server ends may be in use again by then, and that request is lost. So it
     # waits longer than openai's client (5 s, as vLLM) and load balancers (a minute).
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

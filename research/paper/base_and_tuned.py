@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Tuned:
             try:
                 version = find_adapter(tuned, store, base)
             except ValueError:
-                if "/" not in tuned or Path(tuned).exists():
+                if "/" not in tuned or os.path.exists(tuned):
                     raise
             else:
                 return cls(version.name, version, None)

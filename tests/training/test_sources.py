@@ -128,6 +128,9 @@ def test_a_generator_as_a_source() -> None:
         ("gsm9k+gsm8k", "'gsm9k' is neither a file"),
         ("gsm8k_train,count=3", "is neither a file"),
         ("reasoning_gym:chain_sum,a=[1+gsm8k", r"lacks a '\]'"),
+        ("x" * 300, "is neither a file"),  # longer than any file's name
+        ("x" * 300 + ".jsonl", "no such file"),
+        ("gsm\0", "is neither a file"),
     ],
 )
 def test_bad_sources(source: str, message: str) -> None:
@@ -136,6 +139,11 @@ def test_bad_sources(source: str, message: str) -> None:
 
 
 # ----------------------------------------------------------------------------------- mixtures
+
+
+def test_a_mixture_may_be_longer_than_a_file_name() -> None:
+    parts = [f"reasoning_gym:chain_sum,min_terms=2,max_terms=3,seed={n},count=1" for n in range(9)]
+    assert len(load_problems("+".join(parts), limit=9)) == 9
 
 
 @given(st.text(max_size=20))

@@ -158,7 +158,7 @@ def local_copy(name: str, data_dir: Path | None = None) -> Path | None:
     folder = data_dir or (Path(given) if given else None)
     if folder is None:
         return None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"{'data-dir' if data_dir else DATA_DIR}: {folder} is not a folder")
     benchmark = BENCHMARKS.get(name)
     stem = (benchmark and benchmark.copy) or name

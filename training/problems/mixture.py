@@ -6,9 +6,9 @@ first hundred problems are mixed as its last hundred are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from training.problems.problem import Problem
@@ -32,7 +32,7 @@ def parse_mixture(text: str) -> list[Part]:
     Raises:
         ValueError: a part is empty, a bracket is not closed, or a weight is not a positive number.
     """
-    if text.strip() and Path(text).is_file():
+    if os.path.isfile(text):
         return [Part(1.0, text)]
     parts = []
     for piece in split_outside(text, "+"):

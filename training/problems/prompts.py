@@ -10,6 +10,7 @@ itself.
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def load_prompts(
     Raises:
         ValueError: the source cannot be read, or a row is no prompt; the message names both.
     """
-    if Path(source).is_file():
+    if os.path.isfile(source):
         prompts = [_prompt(row) for row in read_rows(Path(source))]
         if limit is not None and len(prompts) > limit:
             prompts = random.Random(seed).sample(prompts, limit)

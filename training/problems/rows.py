@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -33,7 +34,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file. Raises ValueError naming file and line."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: its name ends with none of {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)

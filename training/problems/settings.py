@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ class ProblemsConfig(Config):
     @field_validator("data_dir")
     @classmethod
     def _is_a_folder(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
+        if value is not None and not os.path.isdir(value):
             raise ValueError("is not a folder")
         return value
 

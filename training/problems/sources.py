@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ class Loader:
             draws: how many a generator draws where its `count` does not say.
         """
         name, colon, task = source.partition(":")
-        if name.strip() == GYM and not Path(source).is_file():
+        if name.strip() == GYM and not os.path.isfile(source):
             found: Iterable[Problem] = gym_problems(task if colon else "", draws)
         else:
             found = table_problems(source, self.columns, self.place, self.data_dir)
@@ -345,7 +346,7 @@ def source_name(source: str) -> str:
 
 
 def _one_name(source: str) -> str:
-    if Path(source).is_file():
+    if os.path.isfile(source):
         return Path(source).name
     name, colon, path = source.partition(":")
     return f"{name}:{Path(path).name}" if colon and benchmark_of(source) else source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def _open(
 ) -> tuple[Benchmark, Iterator[Row]]:
     """The mapping that applies to `source`, and its rows."""
     benchmark = benchmark_of(source)
-    if benchmark is not None and not Path(source).is_file():
+    if benchmark is not None and not os.path.isfile(source):
         name, colon, path = source.partition(":")
         if colon and not path.strip():
             raise ValueError(f"'{source}' lacks a file behind the colon")
@@ -77,7 +78,7 @@ def _open(
         return benchmark, rows
     split = place.split or "train"
     own = Benchmark(source, split, (columns.problem,), columns.answer, place.config, id=columns.id)
-    if Path(source).suffix in SUFFIXES or (source.strip() and Path(source).exists()):
+    if Path(source).suffix in SUFFIXES or os.path.exists(source):
         return own, read_rows(Path(source))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return own, hub_rows(source, place.config, split)
