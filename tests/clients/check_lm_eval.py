@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["lm-eval[api]==0.4.13", "transformers"]
 # ///
-"""lm-eval: a generating task on the gated name, a task of log-probabilities on the plain one.
+"""lm-eval: a generating task on the gated name, a task of log-probabilities on every name.
 
     uv run tests/clients/check_lm_eval.py http://127.0.0.1:8000
 
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from page import ADAPTER, commands
+from page import ADAPTER, BASE, commands
 
 ROWS = [{"question": f"What is {a}+{a + 1}?", "answer": str(2 * a + 1)} for a in range(2, 6)]
 SUMS = """
@@ -60,7 +60,7 @@ def samples(folder: Path) -> list[Any]:
 
 
 def main() -> None:
-    """Run both commands of the page, and the second with the gated name."""
+    """Run both commands of the page, and the second with the gated name and the base."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         rows = folder / "rows.jsonl"
@@ -74,13 +74,16 @@ def main() -> None:
         answers = [sample["resps"][0][0] for sample in samples(folder / "generated")]
         assert len(answers) == len(ROWS) and all(answers), answers
 
-        code, text = evaluate(choose, folder, "chosen")
-        assert code == 0, text
-        assert len(samples(folder / "chosen")) == len(ROWS)
-
-        gated = [word.replace(f"model={ADAPTER},", f"model={ADAPTER}:gated,") for word in choose]
-        code, text = evaluate([*gated[:4], *gated[4:]], folder, "refused")
-        assert code != 0 and "prompt_logprobs" in text, text
+        told = {}
+        for name in (ADAPTER, f"{ADAPTER}:gated", Path(BASE).name):
+            asked = [word.replace(f"model={ADAPTER},", f"model={name},") for word in choose]
+            output = name.replace(":", "-")
+            code, text = evaluate(asked, folder, output)
+            assert code == 0, text
+            told[name] = [sample["resps"] for sample in samples(folder / output)]
+            assert len(told[name]) == len(ROWS)
+        plain, gated, base = told.values()
+        assert gated == base != plain, told
     print("lm-eval: all checks passed")
 
 
