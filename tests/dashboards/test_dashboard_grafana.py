@@ -19,7 +19,14 @@ import yaml
 from jsonschema import Draft7Validator
 from support import ROOT
 
-from dashboards.grafana.build import COLUMNS, PLUGIN_VERSION, SCHEMA_VERSION, TARGET, dashboard
+from dashboards.grafana.build import (
+    COLUMNS,
+    PLUGIN_VERSION,
+    SCHEMA_VERSION,
+    TARGET,
+    as_json,
+    dashboard,
+)
 
 Json = dict[str, Any]
 SCHEMA = json.loads((Path(__file__).parent / "grafana-12.3.0.schema.json").read_text())
@@ -30,7 +37,8 @@ each_panel = pytest.mark.parametrize("panel", SHOWN, ids=lambda panel: panel["ti
 
 
 def test_json_is_what_the_panels_say() -> None:
-    assert dashboard() == DASHBOARD, "run python -m dashboards.grafana.build"
+    assert as_json() == TARGET.read_text(), "run python -m dashboards.grafana.build"
+    assert dashboard() == DASHBOARD
 
 
 def test_schema() -> None:
