@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ class Budget:
 
     memory: float
     disk: float
+    kept: set[Path] = field(default_factory=set)  # files that stay, each counted once
 
     @classmethod
     def of_gib(cls, memory: float, disk: float) -> Budget:
@@ -221,12 +222,19 @@ class CacheStore:
         }
         self._in_memory: Pieces = {}
         self._on_disk: dict[Piece, Path] = {}
+        self._occupied = Budget(0, 0)  # by this store
         if not keep:
             self.close()  # what a killed run left
         for piece in self._tokens if keep else ():
             if (path := self._path(piece)).exists():
                 self._on_disk[piece] = path
-                self._budget.disk -= path.stat().st_size
+                self._count_kept(path, path.stat().st_size)
+
+    def _count_kept(self, path: Path, size: int) -> None:
+        """Take a file that stays from the budget, unless an earlier store has."""
+        if path not in self._budget.kept:
+            self._budget.kept.add(path)
+            self._budget.disk -= size
 
     def fill(self, label: str) -> None:
         """Compute every cache once and keep what the budget admits."""
@@ -292,6 +300,7 @@ class CacheStore:
         size = sum(tensor.nbytes for layer in cache for tensor in layer)
         if size <= self._budget.memory and not (self._keeps and size <= self._budget.disk):
             self._budget.memory -= size
+            self._occupied.memory += size
             self._in_memory[piece] = cache
         elif size <= self._budget.disk:
             path = self._path(piece)
@@ -312,7 +321,11 @@ class CacheStore:
                 logger.warning("base caches: the disk takes no more (%s)", error)
                 self._budget.disk = 0
                 return
-            self._budget.disk -= size
+            if self._keeps:
+                self._count_kept(path, size)
+            else:
+                self._budget.disk -= size
+                self._occupied.disk += size
             self._on_disk[piece] = path
 
     def get(self, rows: Sequence[int]) -> list[RolloutCache]:
@@ -360,8 +373,14 @@ class CacheStore:
         ]
 
     def close(self) -> None:
-        """Forget every cache and, unless they are to be kept, remove those on disk."""
+        """Forget every cache and, unless they are to be kept, remove those on disk.
+
+        What they occupied goes back to the budget, for the stores that come after.
+        """
         self._in_memory.clear()
         self._on_disk.clear()
+        self._budget.memory += self._occupied.memory
+        self._budget.disk += self._occupied.disk
+        self._occupied = Budget(0, 0)
         if not self._keeps:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -48,6 +48,7 @@ from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
 from training.hf_model import open_base
 from training.problems import Problem, load_problems, source_name, write_problems
+from training.run_folder import held
 from training.seen_problems import compared_with_training
 
 logger = logging.getLogger("training.evaluate")
@@ -63,14 +64,15 @@ def evaluate(config: EvaluateConfig) -> list[Result]:
     problems = load_problems(config.problems, limit=config.limit, **config.reading)
     problems, seen = compared_with_training(config, problems)
     logger.info("%d problems, %d answers each", len(problems), config.answers_each)
-    if config.output:
+    ways = _over_url if config.url else _in_process
+    if config.output is None:
+        with Verifier(config.deadline) as verifier:
+            return ways(config, problems, verifier)
+    with held(config.output, "--output"), Verifier(config.deadline) as verifier:
         config.save(config.output / "evaluate.yaml")
         # Answers can be graded again from these and the parts.
         write_problems(config.output / "problems.jsonl", problems)
-    with Verifier(config.deadline) as verifier:
-        ways = _over_url if config.url else _in_process
         results = ways(config, problems, verifier)
-    if config.output:
         report = {
             "problems": source_name(config.problems),
             "results": {result.label: result.report(config.ks) for result in results},

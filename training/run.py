@@ -27,7 +27,7 @@ from training.generation import Generator, open_generator
 from training.grading import Verifier
 from training.hf_model import best_dtype, load_model, open_base
 from training.problems import Problem, benchmarks_at_hand, load_problems, without_overlaps
-from training.run_folder import Clock
+from training.run_folder import Clock, held
 
 logger = logging.getLogger("training.fit")
 
@@ -69,9 +69,14 @@ class Run:
             check_readable(shape)
             layer_windows(shape)
         problems, heldout = split_problems(config)
+        if config.rounds > len(problems):
+            raise ValueError(
+                f"rounds: {config.rounds} are more than the {len(problems)} problems to train on; "
+                "each needs one of its own"
+            )
         renderer = PromptRenderer.load(base.folder, config.prompt)
-        config.save(config.run_dir / "fit.yaml")
-        with Verifier() as verifier:
+        with held(config.run_dir, "run-dir"), Verifier() as verifier:
+            config.save(config.run_dir / "fit.yaml")
             yield cls(config, base, renderer, problems, heldout, verifier)
 
     def __post_init__(self) -> None:

@@ -3,12 +3,17 @@
 Each result's file name carries a digest of every setting that it and the stages before it depend
 on. The same command finds the finished files and skips them; a changed learning rate keeps the
 rollouts and trains anew; nothing is ever overwritten by a run with other settings.
+
+One process at a time writes there: two would take each other's parts for their own.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +25,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.files import atomic_write, write_json
+
+
+@contextmanager
+def held(folder: Path, field: str) -> Iterator[None]:
+    """Be the only process that writes into `folder`, which is made if it is not there.
+
+    The lock goes with its process, so that a killed run resumes at once. Where the file system has
+    no locks, nothing is held.
+
+    Args:
+        field: the setting that names the folder, for the message.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise ValueError(
+                    f"{field}: another run writes into {folder}; wait until it ends, or name "
+                    "another folder"
+                ) from None
+        yield
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,39 @@ def test_a_second_answer_makes_a_right_box_doubtful() -> None:
     assert [one.correct for one in found] == [None, True, False, None]
 
 
+@pytest.mark.parametrize("grader", ["math", "text", "choice"])
+def test_an_answer_that_its_text_contradicts_is_right_by_no_grader(grader: str) -> None:
+    grading = None if grader == "math" else Grading(grader=grader, task="", entry="")
+    problem = Problem(id="1", problem="?", answer="A", grading=grading)
+    texts = [r"\boxed{A}", r"\boxed{A} Scratch that.", r"\boxed{A} So the answer is B."]
+    with Verifier(workers=1) as verifier:
+        found = verifier.check([*texts, "#### A\nNo wait, the answer is B."], [problem] * 4)
+    assert [one.correct for one in found] == [True, None, None, None]
+
+
+def test_what_a_worker_finds_equal_may_be_taken_back_too() -> None:
+    """The comparison takes computer algebra, so that another process makes it."""
+    text = r"The answer is $\frac{\sqrt{8}}{2}$."
+    with Verifier(workers=1) as verifier:
+        texts = [text, f"{text} No wait, that is wrong.", rf"\boxed{{\sqrt{{2}}}} {text}"]
+        found = verifier.check(texts, [r"\sqrt{2}"] * 3)
+    assert [one.correct for one in found] == [True, None, True]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "correct"),
+    [
+        ("cats", "cat", True),
+        ("princess", "prince", False),
+        ("needless", "needles", False),
+        ("glasses", "glass", False),
+    ],
+)
+def test_only_a_plural_is_the_same_word(candidate: str, reference: str, correct: bool) -> None:
+    assert result(candidate, reference) is correct
+    assert result(reference, candidate) is correct
+
+
 def test_references_that_cannot_be_graded() -> None:
     references = {
         "18": None,

@@ -319,3 +319,19 @@ def test_without_room_nothing_is_computed_in_advance(model, tmp_path, passes) ->
     assert passes == []
     store.get([0, 1])
     assert passes == [1, 2]  # the prompt once, then both answers
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_stores_one_after_another_share_a_budget(model, tmp_path, keep: bool) -> None:
+    """A later round of training has the room that the first one had."""
+    total = sum(map(size_of, compute_caches(model, ROWS)))
+    budget = Budget(total, total)
+    rooms = []
+    for _ in range(3):
+        store = CacheStore(model, PROMPTS, ANSWERS, budget, tmp_path / "cache", keep=keep)
+        store.fill("base cache")
+        assert len(store._in_memory) + len(store._on_disk) == len(store._tokens)
+        rooms.append((budget.memory, budget.disk))
+        store.close()
+    assert len(set(rooms)) == 1
+    assert budget.memory == total and (budget.disk == total) is not keep

@@ -332,6 +332,9 @@ def test_rounds_share_the_problems_and_the_later_ones_ask_the_adapter(
     assert "pass@1 of the rollouts, round 2" in ended.output
     trained = sorted((tmp_path / "run").glob("training-*/complete"))
     assert len(trained) == 2
+    made = list((tmp_path / "run").glob("training-*/checkpoint-*"))
+    gates = {one["tau"] for one in report["estimates"].values()}
+    assert len(report["estimates"]) == len(made) * len(gates)  # those of both rounds
     again = fit.run(arguments(problems, tmp_path, *flags))
     assert again.returncode == 0, again.output
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report

@@ -1,5 +1,7 @@
 """Both generators on the shipped base: greedy tokens as PEFT gives them, seeds that hold."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from research.miniature.world import puzzles
 from training.generation import Applied, Guidance, SamplingOptions, open_generator
+from training.generation.transformers_engine import TransformersEngine
 from training.hf_model import load_model
 from training.stages.score import sequence_entropies
 
@@ -253,3 +256,26 @@ def test_the_base_reads_as_itself() -> None:
     base = BaseCheckpoint.open(BASE)
     assert base.architecture == "Qwen2ForCausalLM"
     assert len(base.fingerprint) == 64
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_bases_own_sampling_defaults_change_nothing(
+    prompts, tmp_path, temperature: float
+) -> None:
+    """Qwen2.5-Instruct's generation_config.json has a repetition penalty, for one."""
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    file = base / "generation_config.json"
+    defaults = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_p": 0.9, "top_k": 1}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True} | defaults))
+    options = SamplingOptions(temperature=temperature, top_p=1.0, max_tokens=24, seed=3)
+    answers = []
+    for model in (BASE, str(base)):
+        with open_generator(model, engine="transformers") as generator:
+            answers.append(generator.generate(prompts, options))
+    assert answers[0] == answers[1]
+
+
+def test_transformers_samples_in_the_data_type_that_is_asked_for() -> None:
+    engines = [TransformersEngine(BASE, dtype) for dtype in ("float32", "bfloat16")]
+    assert [one._model.dtype for one in engines] == [torch.float32, torch.bfloat16]

@@ -169,6 +169,9 @@ def test_what_an_entry_may_hold() -> None:
         (r"\frac{1}{2}", "1/2"),
         (r"1{,}234", "1,234"),
         (r"a\_b", "a_b"),
+        (r"\frac{x+1}{2}", "(x+1)/2"),
+        (r"-\frac{1}{x + 1}", "-1/(x + 1)"),
+        (r"\frac{1}{2}x + \frac{3}{4}", "(1/2)x + 3/4"),
         (r"2 \times 3", "2 × 3"),
         (r"2 \times 3", "2 * 3"),
         ("Q _\n_ Q", "Q _\n_ Q"),
@@ -177,6 +180,10 @@ def test_what_an_entry_may_hold() -> None:
 def test_readings(answer: str, reading: str) -> None:
     assert readings(answer)[0] == answer
     assert reading in readings(answer)
+
+
+def test_a_mixed_number_is_no_other_fraction() -> None:
+    assert readings(r"1\frac{1}{2}") == (r"1\frac{1}{2}",)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +215,11 @@ def test_the_generator_grades(verifier: Verifier) -> None:
     texts = [
         rf"\boxed{{{answer}.00}}", rf"\boxed{{\text{{{answer}}}}}", f"#### {answer}",
         rf"\boxed{{{answer + 1}}}", rf"\boxed{{{answer} or so}}", f"The answer is {answer}.",
-        r"\boxed{}", "",
+        r"\boxed{}", "", rf"\boxed{{{answer}}} Hence the answer is {answer + 1}.",
     ]  # fmt: skip
     verdicts = verifier.check([*texts, r"\boxed{\frac{2}{4}}"], [gym] * len(texts) + [plain])
-    assert [one.correct for one in verdicts] == [True] * 3 + [False] * 2 + [True] + [False] * 2 + [
-        True
-    ]
+    right = [True] * 3 + [False] * 2 + [True] + [False] * 2 + [None, True]
+    assert [one.correct for one in verdicts] == right
     assert not any(one.timed_out for one in verdicts)
 
 

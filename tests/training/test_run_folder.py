@@ -1,18 +1,23 @@
 """The run folder: digests chain, parts survive, and only what is missing is asked again."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from tqdm import tqdm
 
+from adapters.manifest import Gate
 from adapters.recipe import Sampling
 from training.generation import Completion, SamplingOptions, derive_seed
 from training.generation.token_rate import TokenRate
 from training.problems import Problem
-from training.run_folder import Parts, Stage
-from training.stages.sample import sample_problems
+from training.run_folder import Parts, Stage, held
+from training.stages import sample, score
+from training.stages.sample import sample_adapter, sample_problems
 from training.stages.score import rollout_entropies
 
 
@@ -130,3 +135,56 @@ def test_a_bar_over_problems_shows_tokens_per_second(monkeypatch) -> None:
         assert bar.postfix == "pass@1=0.500, 64 tokens"
         rate(3064)
         assert bar.postfix == "pass@1=0.500, 3,064 tokens, 300/s"
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with held(folder, "run-dir"):
+        with (
+            pytest.raises(ValueError, match="run-dir: another run writes into"),
+            held(folder, "run-dir"),
+        ):
+            pass
+        with held(tmp_path / "other", "run-dir"):
+            pass
+    with held(folder, "run-dir"):  # free again
+        pass
+
+
+def run_like(**config: Any) -> Any:
+    """As much of a `Run` as a stage asks to find its place."""
+    return SimpleNamespace(
+        config=SimpleNamespace(sampling=Sampling(), seed=0, **config),
+        clock=lambda *_: nullcontext(),
+        generator=lambda **_: nullcontext(),
+        renderer=None,
+        load_base=None,
+    )
+
+
+def test_a_later_round_depends_on_the_adapter_that_samples_it(tmp_path, monkeypatch) -> None:
+    """Held-out answers choose it, on which the training before does not depend."""
+    monkeypatch.setattr(sample, "sample_problems", lambda *_: None)
+    before, gate = Stage.first(tmp_path, "training", {}), Gate(tau=1.0, rate=0.1, tokens=9)
+    asked = [Problem(id="1", problem="1 + 1?", answer="2")]
+
+    def folder(checkpoint: str) -> Path:
+        adapter = before.path() / checkpoint
+        return sample_adapter(run_like(), before, 2, asked, adapter, gate).stage.path()
+
+    assert folder("checkpoint-2") == folder("checkpoint-2") != folder("checkpoint-4")
+
+
+def test_entropies_depend_on_the_data_type_of_the_base_that_computes_them(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(score, "rollout_entropies", lambda *_: [])
+    rewards = Stage.first(tmp_path, "rewards", {})
+    verified = SimpleNamespace(
+        stage=rewards, problems=[], table=None, note="", rewards=None, boxed=None
+    )
+
+    def digest(dtype: Any) -> str:
+        return score.score(run_like(dtype=dtype), verified).stage.digest
+
+    assert len({digest(dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3

@@ -146,3 +146,10 @@ def test_an_always_on_adapter_is_chosen_by_decoding_every_checkpoint() -> None:
     assert choice.checkpoint.name == "checkpoint-2"
     assert {tau for _, tau, _ in ask.asked} == {None}
     assert {label for label, _, _ in ask.asked} == ask.scores.keys()
+
+
+def test_checkpoints_of_two_rounds_have_names_of_their_own() -> None:
+    """The steps of each round begin anew, and a report is a mapping by label."""
+    one = candidate(4, 0.5)
+    assert one.label == "checkpoint-4 at 1.000"
+    assert one._replace(round=2).label == "checkpoint-4 of round 2 at 1.000"

@@ -69,10 +69,31 @@ def test_another_answer_behind_the_box_is_kept() -> None:
     assert stated_answer(r"\boxed{5} The answer is 5.").other == ""
     assert stated_answer(r"\boxed{5} The answer is in the box.").other == ""
 
+    assert stated_answer(r"\boxed{A} So the answer is (B).").other == "(B)"
+    assert stated_answer(r"\boxed{A} So the answer is A.").other == ""
 
-def test_an_answer_that_is_taken_back() -> None:
+
+@pytest.mark.parametrize("mark", ["#### 5\n", "<answer>5</answer> "])
+def test_another_answer_behind_a_mark_is_kept(mark: str) -> None:
+    assert stated_answer(f"{mark}Hence the answer is 6.").answer == "5"
+    assert stated_answer(f"{mark}Hence the answer is 6.").other == "6"
+    assert stated_answer(f"The answer is 6. {mark}").other == ""
+    assert stated_answer(f"{mark}Hence the answer is 5.").other == ""
+
+
+@pytest.mark.parametrize(
+    "answer", ["The answer is 5.", r"\boxed{5}", "#### 5\n", "<answer>5</answer>"]
+)
+def test_an_answer_that_is_taken_back(answer: str) -> None:
+    assert stated_answer(f"{answer} No, that is wrong.").retracted
+    assert stated_answer(f"{answer} Scratch that.").retracted
+    assert not stated_answer(f"{answer} I am sure.").retracted
+    assert not stated_answer(f"That is wrong. {answer}").retracted
+
+
+def test_checking_an_answer_behind_its_box_takes_nothing_back() -> None:
     assert stated_answer("The answer is 5. Wait, no.").retracted
-    assert not stated_answer("The answer is 5. I am sure.").retracted
+    assert not stated_answer(r"\boxed{5} Let me double-check: 2 + 3 = 5.").retracted
 
 
 @pytest.mark.parametrize(

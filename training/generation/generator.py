@@ -20,6 +20,7 @@ from training.generation.interface import (
     derive_seed,
 )
 from training.generation.token_rate import TokenRate
+from training.hf_model import Dtype
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Generator:
                 logger.warning("%s; sampling with transformers instead", error)
         from training.generation.transformers_engine import TransformersEngine
 
-        return TransformersEngine(self._model)
+        return TransformersEngine(self._model, self._engine_args.dtype)
 
     def close(self) -> None:
         """Stop the engine, if it was started."""
@@ -117,7 +118,7 @@ def open_generator(
     gated: bool = False,
     max_model_len: int | None = None,
     seed: int = 0,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     tensor_parallel_size: int = 1,
     data_parallel_size: int = 1,
 ) -> Iterator[Generator]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from adapters.manifest import Gate, Mode
+from training.hf_model import Dtype
 
 EngineName = Literal["auto", "vllm", "transformers"]
 
@@ -120,7 +121,7 @@ class VllmArguments(NamedTuple):
     gated: bool  # an adapter will be asked for with a tau, or entropies will
     max_model_len: int | None  # longest prompt plus answer, tokens; None: what the model allows
     seed: int
-    dtype: str = "auto"  # of weights and cache; auto: bfloat16, or as the checkpoint is stored
+    dtype: Dtype = "auto"  # of weights and cache; auto: bfloat16, or as the checkpoint is stored
     tensor_parallel_size: int = 1  # GPUs that share the weights of one engine
 
 

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoTokenizer,
+    GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -18,7 +19,7 @@ from transformers import (
 from training.generation.gated_decoding import Draw, IsOpen, decode, open_above, open_at_random
 from training.generation.interface import Applied, Completion, Event, SamplingOptions
 from training.generation.stop_strings import StopStrings
-from training.hf_model import load_model
+from training.hf_model import Dtype, load_model
 
 
 class TransformersEngine:
@@ -26,16 +27,21 @@ class TransformersEngine:
 
     Args:
         model: a folder.
+        dtype: of the weights.
         batch_size: answers that are sampled together.
     """
 
-    def __init__(self, model: str, batch_size: int = 256) -> None:
-        self._model = load_model(model)
+    def __init__(self, model: str, dtype: Dtype = "auto", batch_size: int = 256) -> None:
+        self._model = load_model(model, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._batch_size = batch_size
         self._ends = end_tokens(self._model)
         pad = self._tokenizer.pad_token_id
         self._pad = self._tokenizer.eos_token_id if pad is None else pad
+        # The base's own sampling defaults, a repetition penalty say, would change what is drawn.
+        self._model.generation_config = GenerationConfig(
+            eos_token_id=sorted(self._ends), pad_token_id=self._pad
+        )
 
     def stream(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from training.grading import references
 from training.grading.compare import HERE, WORKER, NeedsWorkerError, compare
 from training.grading.statement import Stated
-from training.grading.verdict import Decision, right, unknown, wrong
+from training.grading.verdict import Decision, unknown, wrong
 
 if TYPE_CHECKING:
     from training.problems.problem import Problem
@@ -35,7 +35,6 @@ class MathQuestion(NamedTuple):
 
     answer: str
     reference: str
-    other: str  # another answer that the text states behind its box; empty: none
     compare: Compare = math_equal
 
     def prepare(self) -> None:
@@ -44,10 +43,7 @@ class MathQuestion(NamedTuple):
 
     def decide(self) -> Decision:
         """Decide whether the answer equals the reference."""
-        return weighed(self.compare(self.answer, self.reference), self.other, self._other)
-
-    def _other(self) -> Decision:
-        return self.compare(self.other, self.reference)
+        return self.compare(self.answer, self.reference)
 
 
 class ReferenceQuestion(NamedTuple):
@@ -87,17 +83,11 @@ class MathGrader:
         if stated.answer is None:
             return wrong(stated.reason)
         try:
-            decision = compare(stated.answer, reference, HERE)
-            decision = weighed(
-                decision, stated.other, lambda: compare(stated.other, reference, HERE)
-            )
+            return compare(stated.answer, reference, HERE)
         except NeedsWorkerError:
-            return MathQuestion(stated.answer, reference, stated.other, self.compare)
+            return MathQuestion(stated.answer, reference, self.compare)
         except Exception as error:  # whatever an adversarial answer provokes
             return unknown(f"the comparison failed ({type(error).__name__})")
-        if decision.correct and stated.retracted:
-            return unknown("the text takes its answer back")
-        return decision
 
     def reference(self, problem: Problem) -> Decision | ReferenceQuestion:
         """Whether answers can be compared with the problem's reference."""
@@ -105,12 +95,3 @@ class MathGrader:
             return references.check(problem.answer, HERE)
         except NeedsWorkerError:
             return ReferenceQuestion(problem.answer)
-
-
-def weighed(decision: Decision, other: str, compare_other: Callable[[], Decision]) -> Decision:
-    """`decision` on a box, given that the text states another answer behind it."""
-    if not decision.correct or not other:
-        return decision
-    if compare_other().correct is False:
-        return unknown("the text states another answer behind its box")
-    return right(decision.reason)

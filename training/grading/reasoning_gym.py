@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LONGEST = 20_000  # characters; no reference answer of a generator comes near
 _FULL = 1 - 1e-9  # a score is a float
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_FACTOR = re.compile(r"\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*")  # what a slash keeps together
 _ESCAPED = re.compile(r"\\([_{}#&])")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![A-Za-z])")
 
@@ -87,9 +88,23 @@ def clean(text: str) -> str:
     return text
 
 
+def _slashed(match: re.Match[str]) -> str:
+    r"""\frac{1}{2} as 1/2 and \frac{x+1}{2} as (x+1)/2; a mixed number stays as it is."""
+    before, behind = match.string[: match.start()].rstrip(), match.string[match.end() :].lstrip()
+    if before[-1:].isdigit():
+        return match[0]
+    above, below = (
+        part.strip() if _FACTOR.fullmatch(part) else f"({part.strip()})" for part in match.groups()
+    )
+    alone = before[-1:] in ("", "+", "-", "=", "(", "[", "{", ",") and (
+        behind[:1] in ("", "+", "-", "=", ")", "]", "}", ",")
+    )
+    return f"{above}/{below}" if alone else f"({above}/{below})"
+
+
 def readings(answer: str) -> tuple[str, ...]:
     r"""`answer` as written, then without LaTeX: \text{yes} is yes, \frac{1}{2} is 1/2."""
-    plain = _ESCAPED.sub(r"\1", _FRACTION.sub(r"\1/\2", clean(answer)))
+    plain = _ESCAPED.sub(r"\1", _FRACTION.sub(_slashed, clean(answer)))
     found = [answer.strip(), *(_TIMES.sub(sign, plain) for sign in ("*", "×"))]
     return tuple(dict.fromkeys(found))
 

@@ -5,17 +5,19 @@ r"""The final answer that a text states, and nothing that it merely mentions.
     <answer>18</answer>               the way of many RL prompts
     **Final Answer:** 18              announced, in Markdown or plain: "The answer is 18."
 
-A box counts first, then the last of the others. What stands inside think tags is no answer. A box
-that was cut off hides every earlier answer: the model had not finished. "The answer is not 18"
-states nothing, and neither does a number that merely comes last.
+They count in that order. What the text states or takes back behind its answer is kept beside it.
+What stands inside think tags is no answer. A box that was cut off hides every earlier answer: the
+model had not finished. "The answer is not 18" states nothing, and neither does a number that merely
+comes last.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import NamedTuple
 
-from training.grading.final_answer import Boxes, after_hashes, boxes
+from training.grading.final_answer import Boxes, boxes, last_hashes
 
 _TAIL = 4000  # characters in which an unboxed answer is looked for
 
@@ -68,6 +70,12 @@ _RETRACTION = re.compile(
     r"(?i)\b(?:no,? wait|wait|that(?:'s| is| was) (?:wrong|incorrect|not right|a mistake)|"
     r"i made a mistake|scratch that|let me (?:re|double))"
 )
+# The same behind a box or a mark, where "wait, let me check" often ends in agreement.
+_TAKEN_BACK = re.compile(
+    r"(?i)\b(?:no,? wait|(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not right|a mistake)|"
+    r"i made a mistake|my mistake|scratch that)"
+)
+_LETTER = re.compile(r"[\s(\[*$]*[A-J][\s)\].:*$]*")  # an option, and nothing else
 _FILLER = re.compile(
     r"(?i)^(?:\s|[*_`])*(?:(?:therefore|thus|hence|then|simply|just|indeed|now|clearly|equal to|"
     r"given by|as follows|exactly|:|=|：)[\s,:]*)+"
@@ -87,8 +95,12 @@ class Stated(NamedTuple):
     answer: str | None
     reason: str  # where it stands, or why there is none
     boxed: bool = False
-    other: str = ""  # another answer that the text states behind its box
+    other: str = ""  # another answer that the text announces behind its box or mark
     retracted: bool = False  # the text takes the answer back
+
+    def behind(self) -> Stated:
+        """The other answer, alone."""
+        return Stated(self.other, self.reason)
 
 
 def stated_answer(text: str) -> Stated:
@@ -104,9 +116,8 @@ def stated_answer(text: str) -> Stated:
         return other
     if _DENIED.search(spoken[max(0, found.start - 80) : found.start]):
         return Stated(None, "the last box says what the answer is not")
-    later = other.answer or ""
-    same = later.strip() == found.last.strip() or not _names_a_value(later)
-    return Stated(found.last, "the last box", True, "" if same else later)
+    taken_back = other.retracted or _is_taken_back(spoken[found.end :])
+    return Stated(found.last, "the last box", True, _other(found.last, other.answer), taken_back)
 
 
 def without_thoughts(text: str) -> str:
@@ -139,16 +150,40 @@ def _unboxed(text: str, found: Boxes) -> Stated:
     text = _END_OF_TURN.sub("", text)
     tail_start = max(found.end, len(text) - _TAIL)
     tail = _CODE.sub("\n", text[tail_start:])
-    hashed = after_hashes(tail)
-    if hashed is not None and not _TITLE.match(hashed):
-        return Stated(_trimmed(hashed), "behind ####")
-    tagged = _TAGGED.findall(tail)
+    hashed = last_hashes(tail)
+    if hashed is not None and not _TITLE.match(hashed[1]):
+        return _marked(hashed, "behind ####")
+    tagged = deque(_TAGGED.finditer(tail), maxlen=1)
     if tagged:
-        return Stated(_trimmed(tagged[-1]), "in answer tags")
+        return _marked(tagged[0], "in answer tags")
     announced = _announced(tail)
     if announced is not None:
         return announced
     return Stated(None, "no boxed or final answer was given")
+
+
+def _marked(mark: re.Match[str], reason: str) -> Stated:
+    """The answer of a mark, with what the text says behind it."""
+    answer, rest = _trimmed(mark[1]), mark.string[mark.end() :]
+    later = _announced(rest)
+    other = _other(answer, later.answer if later else None)
+    return Stated(answer, reason, other=other, retracted=_is_taken_back(rest))
+
+
+def _is_taken_back(rest: str) -> bool:
+    """Whether what stands behind a box or a mark takes it back."""
+    return bool(_TAKEN_BACK.search(rest[:_TAIL]))
+
+
+def _other(answer: str, later: str | None) -> str:
+    """`later` if it may contradict `answer`; else empty."""
+    if later is None or later.strip() == answer.strip():
+        return ""
+    return later if _names_a_value(later) or _both_options(answer, later) else ""
+
+
+def _both_options(answer: str, later: str) -> bool:
+    return bool(_LETTER.fullmatch(answer) and _LETTER.fullmatch(later))
 
 
 def _announced(text: str) -> Stated | None:

@@ -55,6 +55,22 @@ def unknown(reason: str) -> Decision:
     return Decision(None, reason)
 
 
+def agreed(decision: Decision, other: Decision | None, retracted: bool) -> Decision:
+    """The decision on an answer, given what the text says behind it.
+
+    Args:
+        other: the decision on another answer that the text states there.
+        retracted: the text takes the answer back.
+    """
+    if not decision.correct:
+        return decision
+    if retracted:
+        return unknown("the text takes its answer back")
+    if other is not None and other.correct is False:
+        return unknown("the text states another answer behind its own")
+    return decision
+
+
 def all_of(decisions: list[Decision], reason: str) -> Decision:
     """Right if all are; wrong if one is; else the first that cannot tell."""
     for one in decisions:

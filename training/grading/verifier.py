@@ -28,8 +28,8 @@ from training.grading.final_answer import last_boxed
 from training.grading.grader import Grader, Question
 from training.grading.math import Compare, MathGrader, math_equal
 from training.grading.registry import MATH, grader_of
-from training.grading.statement import stated_answer
-from training.grading.verdict import Decision, Verdict, unknown
+from training.grading.statement import Stated, stated_answer
+from training.grading.verdict import Decision, Verdict, agreed, unknown
 from training.grading.worker import Worker
 
 if TYPE_CHECKING:
@@ -94,9 +94,16 @@ class Verifier:
             RuntimeError: the workers cannot start.
         """
         boxed = [bool((last_boxed(text) or "").strip()) for text in texts]
-        decisions = self._decided(
-            [self._grade(text, one) for text, one in zip(texts, problems, strict=True)]
-        )
+        stated = [stated_answer(text) for text in texts]
+        asked = list(zip(texts, stated, problems, strict=True))
+        # What a text states behind its answer is graded too: the two must not disagree.
+        others = [(text, one.behind(), p) for text, one, p in asked if one.other]
+        first = self._decided([self._grade(*one) for one in (*asked, *others)])
+        behind = iter(first[len(asked) :])
+        decisions = [
+            agreed(decision, next(behind) if one.other else None, one.retracted)
+            for decision, one in zip(first, stated, strict=False)
+        ]
         verdicts = [
             Verdict(one.correct, box, one is _OVERDUE, self._reason(one))
             for one, box in zip(decisions, boxed, strict=True)
@@ -141,8 +148,7 @@ class Verifier:
         name = problem.grading.grader if problem.grading is not None else MATH
         return self._math if name == MATH else grader_of(name)
 
-    def _grade(self, text: str, problem: Problem | str) -> Decision | Question:
-        stated = stated_answer(text)
+    def _grade(self, text: str, stated: Stated, problem: Problem | str) -> Decision | Question:
         if isinstance(problem, str):
             return self._math.grade_against(text, stated, problem)
         return self._grader(problem).grade(text, stated, problem)

@@ -33,11 +33,13 @@ class Candidate(NamedTuple):
     checkpoint: Path
     gate: Gate
     estimate: WeightedScore
+    round: int | None = None  # that made the checkpoint; None: there is one round
 
     @property
     def label(self) -> str:
-        """The checkpoint's name and its gate, as reports name the candidate."""
-        text = f"{self.checkpoint.name} at {self.gate.tau:.3f}"
+        """The checkpoint's name, its round and its gate, as reports name the candidate."""
+        of_round = "" if self.round is None else f" of round {self.round}"
+        text = f"{self.checkpoint.name}{of_round} at {self.gate.tau:.3f}"
         cooled = self.gate.temperature != 1
         return f"{text}, temperature {self.gate.temperature:g}" if cooled else text
 
@@ -118,8 +120,10 @@ class CheckpointEstimates:
                     self.update(model, path)
         self.close()
         scores = {path: _read_scores(self._path(path)) for path in checkpoints}
+        folders = list(dict.fromkeys(path.parent for path in checkpoints))
+        rounds = {folder: place for place, folder in enumerate(folders, 1) if len(folders) > 1}
         return [
-            Candidate(path, gate, scores[path][number])
+            Candidate(path, gate, scores[path][number], rounds.get(path.parent))
             for number, gate in enumerate(self.gates)
             for path in checkpoints
         ]

@@ -113,7 +113,10 @@ def sample_adapter(
         before: the training stage of the round before.
         adapter: a PEFT folder.
     """
-    stage = before.then("rollouts", {"problems": [p.model_dump() for p in problems]})
+    # The adapter is chosen by held-out answers, on which `before` does not depend.
+    chosen = f"{adapter.parent.name}/{adapter.name}"
+    asked = [p.model_dump() for p in problems]
+    stage = before.then("rollouts", {"problems": asked, "adapter": chosen})
     note = f", round {number}"
     with run.clock(f"sample{note}", stage), run.generator(adapter=True) as generator:
         table = sample_problems(

@@ -37,7 +37,8 @@ class Rollouts(VerifiedRollouts):
 
 def score(run: Run, verified: VerifiedRollouts) -> Rollouts:
     """Find the base's entropy at every token."""
-    stage = verified.stage.then("entropies", {})
+    dtype = run.config.dtype  # of the base that computes what the engine has not reported
+    stage = verified.stage.then("entropies", {} if dtype == "auto" else {"dtype": dtype})
     with run.clock(f"score{verified.note}", stage):
         entropies = rollout_entropies(stage, verified.table, run.load_base)
     return Rollouts(

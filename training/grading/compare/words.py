@@ -69,4 +69,5 @@ def as_words(text: str) -> str | None:
 
 
 def _stem(words: str) -> str:
-    return " ".join(word.rstrip("s") if len(word) > 3 else word for word in words.split())
+    """`words` without the plural's s; "princess" and "needless" end in another one."""
+    return " ".join(re.sub(r"(?<=[a-z]{3})(?<!s)s$", "", word) for word in words.split())
