@@ -116,6 +116,7 @@ def _over_url(
             mode=mode,
             source=source_name(config.problems),
             output=config.output,
+            identity=str(config.url),
         )
         for name, mode in zip(names, config.mode or default, strict=True)
     ]
@@ -131,6 +132,8 @@ def _in_process(
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     ways = {mode: _applied(config, mode, version) for mode in _modes(config, version)}
+    # Each engine draws other answers from the same seeds.
+    identity = " ".join([base.fingerprint, *([config.engine] if config.engine != "auto" else [])])
     with open_generator(
         str(base.folder),
         engine=config.engine,
@@ -152,7 +155,7 @@ def _in_process(
                 source=source_name(config.problems),
                 label=f"{mode} (random gate)" if applied and applied.random_rate else mode,
                 output=config.output,
-                identity=base.fingerprint,
+                identity=identity,
             )
             for mode, applied in ways.items()
         ]

@@ -18,6 +18,16 @@ from training.problems import benchmark_of
 from training.problems.overlap import Action
 from training.problems.settings import ColumnsConfig
 
+# Settings of one way of asking, which the other one would ignore.
+IN_PROCESS = ("adapter", "store", "tau", "gate", "family", "engine")
+IN_PROCESS += ("tensor_parallel_size", "data_parallel_size")
+OVER_URL = ("api_key_env", "concurrency", "retries", "timeout", "extra_body")
+INSTEAD = {
+    "adapter": "name the adapter with --models BASE,ADAPTER",
+    "tau": """give --extra-body '{"vllm_xargs": {"gate_tau": 0.8}}'""",
+    "family": "the server renders prompts by its own; leave it out",
+}
+
 
 class EvaluateConfig(ColumnsConfig):
     """Settings of an evaluation."""
@@ -115,8 +125,10 @@ class EvaluateConfig(ColumnsConfig):
             problem = self._in_process_problem()
         elif not re.match(r"https?://\S+$", self.url):
             problem = f"--url: '{self.url}' is not http://... or https://..."
-        elif self.adapter:
-            problem = "--adapter: with --url, name the adapter with --models BASE,ADAPTER"
+        elif self.model and self.models:
+            problem = "--model: with --models, name it there"
+        elif given := self._changed(IN_PROCESS):
+            problem = f"{given[0]}: with --url, {INSTEAD.get(given[1], 'it says nothing')}"
         elif self.mode and len(self.mode) != len(names):
             problem = f"--mode: {len(self.mode)} modes for {len(names)} models"
         elif len(set(names)) < len(names):
@@ -129,13 +141,31 @@ class EvaluateConfig(ColumnsConfig):
             raise ValueError(problem)
         return self
 
-    def _in_process_problem(self) -> str | None:
-        if self.models:
-            return "--models: needs --url; in process, give --model and --adapter"
-        if set(self.mode) - {"base"} and not self.adapter:
-            return f"--adapter: is missing for --mode {','.join(self.mode)}"
-        if self.gate == "random" and (self.engine != "transformers" or self.tau is not None):
-            return "--gate: random goes with --engine transformers and without --tau"
-        if len(set(self.mode)) < len(self.mode):
-            return "--mode: one occurs twice"
+    def _changed(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """The first of these settings that is not at its default, as flag and name."""
+        fields = type(self).model_fields
+        for name in names:
+            if getattr(self, name) != fields[name].default:
+                return f"--{name.replace('_', '-')}", name
         return None
+
+    def _in_process_problem(self) -> str | None:
+        problem = None
+        if self.models:
+            problem = "--models: needs --url; in process, give --model and --adapter"
+        elif given := self._changed(OVER_URL):
+            problem = f"{given[0]}: needs --url"
+        elif set(self.mode) - {"base"} and not self.adapter:
+            problem = f"--adapter: is missing for --mode {','.join(self.mode)}"
+        elif len(set(self.mode)) < len(self.mode):
+            problem = "--mode: one occurs twice"
+        elif not self._has_gated and (given := self._changed(("tau", "gate"))):
+            problem = f"{given[0]}: is of a gated adapter; give --adapter, and gated among --mode"
+        elif self.gate == "random" and (self.engine != "transformers" or self.tau is not None):
+            problem = "--gate: random goes with --engine transformers and without --tau"
+        return problem
+
+    @property
+    def _has_gated(self) -> bool:
+        """Whether an adapter runs behind its gate, in process."""
+        return self.adapter is not None and (not self.mode or "gated" in self.mode)

@@ -123,10 +123,11 @@ class FitConfig(RecipeSections, RunSettings):
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Names derived from where the adapter goes."""
-        if "publish" not in given and "output" not in given:
+        publish, output = given.get("publish"), given.get("output")
+        if publish is None and output is None:
             raise ValueError("--publish: name the adapter (or write a plain folder with --output)")
-        name = given.get("name") or given.get("publish") or Path(given["output"]).resolve().name
-        if not is_name(name):
+        name = given.get("name") or publish or Path(str(output)).resolve().name
+        if not isinstance(name, str) or not is_name(name):
             raise ValueError(
                 f"--name: '{name}' is not a name; use lower case letters, digits, . _ -"
             )

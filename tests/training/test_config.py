@@ -71,6 +71,39 @@ def test_what_only_the_model_can_prove_wrong_exits_with_2_too(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("publish: null", "--publish"),
+        ("publish: null\noutput: null", "--publish"),
+        ("publish: 7", "--name"),
+        ("publish: [a]", "--name"),
+        ("output: x\nname: {a: 1}", "--name"),
+        ("output: 7", "--output"),
+    ],
+)
+def test_bad_names_in_yaml_exit_with_2_and_name_the_field(
+    text: str, named: str, tmp_path: Path, capsys
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        FitConfig.load([*BASE[:4], "--config", str(file)])
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_each_round_needs_a_problem(tmp_path: Path, capsys) -> None:
+    lines = (f'{{"problem": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(8))
+    (tmp_path / "p.jsonl").write_text("".join(lines))
+    folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        main([*BASE[:2], "--problems", str(tmp_path / "p.jsonl"), *folder, "--rounds", "7"])
+    assert stop.value.code == 2
+    assert "rounds: 7 are more than the 6 problems" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_reading_flags_looks_at_no_model(monkeypatch) -> None:
     """Neither a download nor a look into the hub's cache: that is for the run."""
     import huggingface_hub

@@ -418,6 +418,9 @@ def test_command_over_url(
     server.requests = []
     main([*args.split(), "--samples", "2", "--api-key-env", "THE_KEY"])
     assert server.requests == []
+    there = args.replace("127.0.0.1", "localhost")  # another server, for all that is known
+    main([*there.split(), "--samples", "2", "--api-key-env", "THE_KEY"])
+    assert len(server.requests) == 2 * 2 * 8
 
 
 def test_command_reports_a_refusing_server(
@@ -453,6 +456,12 @@ def test_paper_default_of_samples() -> None:
         ("--models a,b --problems gsm8k", "--models"),
         ("--model m --problems gsm8k --url ftp://x", "--url"),
         ("--model m --problems gsm8k --url http://x/v1 --adapter a", "--adapter"),
+        ("--model m --problems gsm8k --url http://x/v1 --tau 0.5", "--tau"),
+        ("--model m --problems gsm8k --url http://x/v1 --engine vllm", "--engine"),
+        ("--model m --models a,b --problems gsm8k --url http://x/v1", "--model"),
+        ("--model m --problems gsm8k --tau 0.5", "--tau"),
+        ("--model m --problems gsm8k --adapter a --mode base,always --tau 0.5", "--tau"),
+        ("--model m --problems gsm8k --concurrency 3", "--concurrency"),
         ("--models a,b --problems gsm8k --url http://x/v1 --mode base", "--mode"),
         ("--models a,a --problems gsm8k --url http://x/v1", "--models"),
         ("--model m --problems gsm8k --url http://x/v1 --api-key-env NO_SUCH_KEY", "--api-key-env"),
