@@ -150,15 +150,21 @@ async def scrapes(url: str, adapters: int, runs: int) -> dict[str, Any]:
                 assert page.count("time_to_first_token_seconds_count{adapter=") >= 2 * adapters
             return found
 
+        async def user(name: str, prompt: str) -> None:
+            while True:  # until it is cancelled: no scrape must find the server idle
+                (await stream(client, name, prompt, 480)).whole()
+
         idle = await timed()
         users = [
-            asyncio.create_task(stream(client, f"a0{mode}", PROBLEMS[n], 480))
+            asyncio.create_task(user(f"a0{mode}", PROBLEMS[n]))
             for n, mode in enumerate(4 * ("", ":gated"))
         ]
         await asyncio.sleep(1)
         busy = await timed()
-        for user in users:
-            user.cancel()
+        failed = [task for task in users if task.done()]
+        assert not failed, failed
+        for task in users:
+            task.cancel()
         await asyncio.gather(*users, return_exceptions=True)
         size = (await client.get("/metrics")).text.count("\n")
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Answer:
     text: str = ""
     status: int = 0
     error: str = ""
-    arrivals: list[float] = field(default_factory=list)  # seconds since the request, of each token
+    arrivals: list[float] = field(default_factory=list)  # seconds since the request, of each piece
 
     def whole(self) -> str:
         """The text. Raises RuntimeError where there was an error."""
@@ -29,7 +30,7 @@ class Answer:
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between tokens."""
+        """Seconds between pieces of text: tokens, or several together where the client is late."""
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
@@ -82,8 +83,7 @@ def _text(choice: dict[str, Any]) -> str | None:
 
 def percentile(values: list[float], share: float) -> float:
     """The value that `share` of `values` do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def resident_mib(pid: int) -> float:

@@ -22,9 +22,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from adapters.adapter import WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import sha256_file, write_json, write_text
+from adapters.files import write_json, write_text
 from adapters.manifest import Mode
 from adapters.recipe import Recipe, recipe_for
 from adapters.store import Store
@@ -161,7 +160,8 @@ def take(path: Path, count: int, seed: int) -> str:
     Raises:
         ValueError: the file has too few.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    with path.open(encoding="utf-8") as file:
+        lines = list(file)
     if count > len(lines):
         raise ValueError(f"{path} has {len(lines)} problems, not {count}: give more by --problems")
     first = seed * count % len(lines)
@@ -190,11 +190,8 @@ def ask(
     """The base, and the adapter at every step and at decision points: the same problems each."""
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
     store, warm = Store(config.output / "store"), config.temperature
-    own, nothing, demo = (
-        base.fingerprint,
-        # The server has made versions of these two folders.
-        *(sha256_file(store.get(name).path / WEIGHTS) for name in ("nothing", "demo")),
-    )
+    # The server has made versions of these two folders; their hashes cover weights and gate.
+    own, nothing, demo = base.fingerprint, store.get("nothing").hash, store.get("demo").hash
     ways = (
         Way("base", config.model, "base", warm, own),
         Way("base, temperature 0", config.model, "base", 0.0, own),

@@ -97,7 +97,8 @@ def zipf(models: Sequence[str], seed: int) -> dict[str, float]:
 def read_problems(path: str) -> tuple[str, ...]:
     """Read the problems of a JSONL file. Raises PlanError if it cannot be read, or has none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold what Unicode takes for the end of a line.
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
         found = tuple(str(json.loads(line)["problem"]) for line in lines if line.strip())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"--problems {path}: not JSONL with a field `problem` ({error})") from error

@@ -32,7 +32,7 @@ from adapters.files import atomic_write
 from training.config import Config
 from training.grading import Verdict, Verifier
 from training.problems.problem import Grading, Problem
-from training.problems.rows import SUFFIXES, Row, read_rows
+from training.problems.rows import DELIMITERS, SUFFIXES, Row, read_rows
 from training.problems.table import PLAIN_GRADERS, value_at
 
 logger = logging.getLogger("training.grade")
@@ -52,7 +52,8 @@ class GradeConfig(Config):
     )
     output: Path | None = Field(
         None,
-        description="JSONL, Parquet or CSV file to write; default: FILE-verdicts.jsonl beside it.",
+        description="JSONL, Parquet, CSV or TSV file to write; default: FILE-verdicts.jsonl beside "
+        "it.",
     )
     text_field: str = Field("text", description="Column with what the model wrote.")
     answer_field: str = Field("answer", description="Column with the reference answer.")
@@ -184,10 +185,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
                 place = table.column_names.index("correct")
                 table = table.set_column(place, "correct", table["correct"].cast(pyarrow.bool_()))
             pyarrow.parquet.write_table(table, temporary)
-        elif path.suffix == ".csv":
+        elif path.suffix in (".csv", ".tsv"):
             names = list(dict.fromkeys(name for row in rows for name in row)) or list(COLUMNS)
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, names)
+                writer = csv.DictWriter(file, names, delimiter=DELIMITERS.get(path.suffix, ","))
                 writer.writeheader()
                 writer.writerows(rows)
         else:

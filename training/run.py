@@ -27,7 +27,7 @@ from training.generation import Generator, open_generator
 from training.grading import Verifier
 from training.hf_model import best_dtype, load_model, open_base
 from training.problems import Problem, benchmarks_at_hand, load_problems, without_overlaps
-from training.run_folder import Clock, held
+from training.run_folder import Clock, clear_scratch, held
 
 logger = logging.getLogger("training.fit")
 
@@ -76,6 +76,7 @@ class Run:
             )
         renderer = PromptRenderer.load(base.folder, config.prompt)
         with held(config.run_dir, "run-dir"), Verifier() as verifier:
+            clear_scratch(config.run_dir)
             config.save(config.run_dir / "fit.yaml")
             yield cls(config, base, renderer, problems, heldout, verifier)
 

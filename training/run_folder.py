@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.files import atomic_write, write_json
+
+SCRATCH = "-base-cache"  # in the names of folders that are of use to a running process alone
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what killed runs left in a run folder that this process holds.
+
+    A run that goes on with other settings has other names, and would never come upon it.
+    """
+    for left in folder.glob(f"*{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -76,6 +88,11 @@ class Stage:
     def path(self, suffix: str = "") -> Path:
         """The stage's file or folder, FOLDER/NAME-DIGEST + `suffix`."""
         return self.folder / f"{self.name}-{self.digest}{suffix}"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what the stage needs while it runs; the next run removes what is left."""
+        return self.path(SCRATCH)
 
 
 def _digest(before: str, settings: dict[str, Any]) -> str:

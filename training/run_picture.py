@@ -165,11 +165,13 @@ def draw_checkpoints(axes: Axes, report: dict[str, Any]) -> None:
             capsize=2,
             alpha=0.8,
         )
+    rounds = {label: one["round"] for label, one in report["estimates"].items()}
     for mode, colour in (("gated", "black"), ("always", GREY)):
         decoded = [
             (_step(label), one)
             for label, one in report["heldout"].items()
             if label.startswith("checkpoint-") and one["mode"] == mode
+            if rounds.get(label, last) == last
         ]
         if decoded:
             axes.errorbar(

@@ -63,6 +63,8 @@ def test_problems_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"problem": "1 + 1"}\n\n{"problem": "2"}\n')
     assert read_problems(str(path)) == ("1 + 1", "2")
+    path.write_text('{"problem": "1 +\u2028 1"}\n{"problem": "2"}\n')  # no end of a line in JSON
+    assert read_problems(str(path)) == ("1 +\u2028 1", "2")
     for content in ("", "{", "[1]", '{"question": "1"}'):
         path.write_text(content)
         with pytest.raises(PlanError, match="--problems"):

@@ -109,12 +109,13 @@ def test_what_cannot_be_told_is_counted_apart(
     assert "its braces are not balanced" in caplog.text
 
 
-def test_csv_in_csv_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_csv_in_csv_out(tmp_path: Path, suffix: str, mark: str) -> None:
     (tmp_path / "answers.csv").write_text('text,answer\n"The answer is 1,000.",1000\n#### 2,3\n')
-    main([str(tmp_path / "answers.csv"), "--output", str(tmp_path / "verdicts.csv")])
-    lines = (tmp_path / "verdicts.csv").read_text().splitlines()
-    assert lines[0] == "text,answer," + ",".join(COLUMNS)
-    assert [line.split(",")[-5] for line in lines[1:]] == ["right", "wrong"]
+    main([str(tmp_path / "answers.csv"), "--output", str(tmp_path / f"verdicts.{suffix}")])
+    lines = (tmp_path / f"verdicts.{suffix}").read_text().splitlines()
+    assert lines[0] == mark.join(["text", "answer", *COLUMNS])
+    assert [line.split(mark)[-5] for line in lines[1:]] == ["right", "wrong"]
 
 
 def test_texts_that_are_answers_themselves(tmp_path: Path) -> None:

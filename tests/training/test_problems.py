@@ -69,6 +69,14 @@ def test_jsonl_and_parquet_agree(tmp_path: Path) -> None:
     assert load_problems(str(tmp_path / "p.jsonl"), limit=1) == jsonl[:1]
 
 
+def test_nan_in_parquet_is_a_missing_value(tmp_path: Path) -> None:
+    answers = pa.array([2.0, float("nan")])  # as numpy writes it, not a null
+    table = pa.table({"problem": ["1 + 1", "2 * 3"], "answer": answers})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="row 2: answer: is missing"):
+        load_problems(str(tmp_path / "p.parquet"), grader="text")
+
+
 def test_own_columns_and_numbered_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"q": "1 + 1", "a": 2}, {"q": "1 / 2", "a": 0.5})
     problems = load_problems(path, problem_field="q", answer_field="a")

@@ -15,7 +15,7 @@ from adapters.recipe import Sampling
 from training.generation import Completion, SamplingOptions, derive_seed
 from training.generation.token_rate import TokenRate
 from training.problems import Problem
-from training.run_folder import Parts, Stage, held
+from training.run_folder import Parts, Stage, clear_scratch, held
 from training.stages import sample, score
 from training.stages.sample import sample_adapter, sample_problems
 from training.stages.score import rollout_entropies
@@ -188,3 +188,14 @@ def test_entropies_depend_on_the_data_type_of_the_base_that_computes_them(
         return score.score(run_like(dtype=dtype), verified).stage.digest
 
     assert len({digest(dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3
+
+
+def test_what_a_killed_run_with_other_settings_left_is_removed(tmp_path: Path) -> None:
+    stage = Stage.first(tmp_path, "training", {"rate": 1})
+    kept = [stage.path(), tmp_path / "base-caches-0123456789-float32"]  # of --base-cache.keep
+    scratch = [stage.scratch, stage.scratch.with_name(f"{stage.scratch.name}-1")]
+    for folder in (*kept, *scratch):
+        folder.mkdir()
+        (folder / "0.safetensors").write_bytes(b"gigabytes")
+    clear_scratch(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

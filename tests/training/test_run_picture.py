@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.run_picture import PICTURE, draw_if_possible, main
+from training.run_picture import PICTURE, draw_checkpoints, draw_if_possible, main
 from training.stages.diagnose import entropy_histogram
 
 
@@ -89,6 +89,19 @@ def test_it_shows_what_the_report_holds(
         *(["round 1", "round 2"] if rounds == 2 else []),
     ):
         assert f">{shown}<" in text or shown in text, shown
+
+
+def test_decoded_checkpoints_of_an_earlier_round_are_on_no_axis() -> None:
+    """Steps begin anew in each round, and the axis is that of the last one."""
+    from matplotlib.figure import Figure
+
+    made = report(2)
+    labels = [f"checkpoint-4 at 0.46, round {number}" for number in (1, 2)]
+    made["heldout"] = {"base": score(0.5)} | {label: score(0.7) for label in labels}
+    axes = Figure().subplots()
+    draw_checkpoints(axes, made)
+    shown = [one for one in axes.containers if str(one.get_label()).startswith("decoded")]
+    assert [len(one[0].get_xdata()) for one in shown] == [1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from adapters.json_keys import unique_keys
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
-_DELIMITERS = {".tsv": "\t"}
+DELIMITERS = {".tsv": "\t"}
 
 
 class Row(NamedTuple):
@@ -90,7 +91,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file with a header; an empty field is a value that is missing."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = _DELIMITERS.get(path.suffix) or _delimiter(file.readline())
+        delimiter = DELIMITERS.get(path.suffix) or _delimiter(file.readline())
         file.seek(0)
         reader = csv.DictReader(file, strict=True, delimiter=delimiter)
         try:
@@ -125,7 +126,15 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file ({error})") from None
     for number, values in enumerate(table.to_pylist(), 1):
-        yield Row(f"{path}, row {number}", values)
+        yield Row(f"{path}, row {number}", _without_nan(values))
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN, which numpy writes for a value that is missing, as None."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
 
 
 def hub_rows(dataset: str, config: str | None, split: str, hint: str = "") -> Iterator[Row]:
@@ -143,4 +152,4 @@ def hub_rows(dataset: str, config: str | None, split: str, hint: str = "") -> It
             f"{dataset} ({config or 'default'}, {split}) could not be loaded: {error}{hint}"
         ) from error
     for number, values in enumerate(rows, 1):
-        yield Row(f"{dataset}, row {number}", values)
+        yield Row(f"{dataset}, row {number}", _without_nan(values))

@@ -79,7 +79,7 @@ class CheckpointEstimates:
                 self._settings,
                 self._run.config.sampling.temperature,
                 self._run.budget,
-                self._run.kept_caches or self._stage.path("-base-cache"),
+                self._run.kept_caches or self._stage.scratch,
                 keep=self._run.kept_caches is not None,
             )
 

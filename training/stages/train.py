@@ -202,7 +202,7 @@ def base_caches(
         [row["prompt_ids"] for row in rows],
         [row["token_ids"] for row in rows],
         budget,
-        _of_this_process(kept or stage.path("-base-cache")),
+        _of_this_process(kept or stage.scratch),
         [points_of(row).reads for row in rows],
         keep=kept is not None,
     )
