@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 ROOM = 0.15  # share of a GPU's memory that is left to everything not counted
 BYTES = 2  # bfloat16
@@ -102,7 +102,9 @@ class Estimate:
     weights_gb: float
     sampling_gpus: int  # that share the weights (--tensor-parallel-size)
     kv_tokens: int  # that fit beside them, on all of those GPUs together
-    training_gpus: int  # that train; with more than one the base is sharded (--use_fsdp)
+    # That train; with more than one the base is sharded (--use_fsdp). 0: however many there are,
+    # each would hold too much at once.
+    training_gpus: int
     training_gb: float  # of each process: its share of the base, LoRA, and its optimizer
     sampling_hours: float  # of these GPUs
     training_hours: float  # of those GPUs, without what they say to each other
@@ -125,9 +127,8 @@ def estimate(shape: Shape, gpu: Gpu, work: Work) -> Estimate:
     trained = work.problems * work.kept * work.answer
     passes = 2 * trained + 4 * work.epochs * trained * work.gate_rate
     training = passes * shape.parameters / (gpu.teraflops * 1e12 * gpu.utilization)
-    trainers = 1
-    while (held := _held(shape, trainers, work.rank)) > room:
-        trainers *= 2
+    trainers = _trainers(shape, room, work.rank)
+    held = _held(shape, trainers, work.rank) if trainers else _held_at_least(shape, work.rank)
     return Estimate(
         weights_gb=weights / 1e9,
         sampling_gpus=gpus,
@@ -135,15 +136,31 @@ def estimate(shape: Shape, gpu: Gpu, work: Work) -> Estimate:
         training_gpus=trainers,
         training_gb=held / 1e9,
         sampling_hours=sampling / 3600,
-        training_hours=training / trainers / 3600,
+        training_hours=training / trainers / 3600 if trainers else inf,
     )
+
+
+def _trainers(shape: Shape, room: float, rank: int) -> int:
+    """GPUs with so much room that must train together; 0: no number of them is enough."""
+    if _held_at_least(shape, rank) >= room:
+        return 0
+    gpus = 1
+    while _held(shape, gpus, rank) > room:
+        gpus *= 2
+    return gpus
 
 
 def _held(shape: Shape, gpus: int, rank: int) -> float:
     """Bytes of one of so many training processes."""
     weights = BYTES * shape.parameters
-    base = weights if gpus == 1 else weights / gpus + shape.gathered_bytes
-    return base + LORA_BYTES * shape.lora_parameters(rank)
+    if gpus == 1:
+        return weights + LORA_BYTES * shape.lora_parameters(rank)
+    return weights / gpus + _held_at_least(shape, rank)
+
+
+def _held_at_least(shape: Shape, rank: int) -> float:
+    """The same, without its share of the base."""
+    return shape.gathered_bytes + LORA_BYTES * shape.lora_parameters(rank)
 
 
 HEAD = """\
@@ -159,12 +176,15 @@ def table(gpu: Gpu, work: Work) -> str:
         lines.append(
             f"| {shape.name} | {one.weights_gb:.0f} GB | {one.sampling_gpus} "
             f"| {one.kv_tokens // 1000:,} k | {_minutes(one.sampling_hours)} "
-            f"| {one.training_gpus} | {one.training_gb:.0f} GB | {_minutes(one.training_hours)} |"
+            f"| {one.training_gpus or 'too small'} | {one.training_gb:.0f} GB "
+            f"| {_minutes(one.training_hours)} |"
         )
     return "\n".join(lines)
 
 
 def _minutes(hours: float) -> str:
+    if hours == inf:
+        return ""
     return f"{max(1, ceil(hours * 60))} min"
 
 
@@ -173,7 +193,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     for name, value in Gpu().__dict__.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
-    print(table(Gpu(**vars(parser.parse_args(argv))), Work()))
+    given = vars(parser.parse_args(argv))
+    for name, value in given.items():
+        if not 0 < value < inf:
+            parser.error(f"--{name.replace('_', '-')}: must be above 0, not {value:g}")
+    print(table(Gpu(**given), Work()))
     return 0
 
 

@@ -54,3 +54,20 @@ def test_the_page_shows_this_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--memory-gb", "192"]) == 0
     shown = capsys.readouterr().out.splitlines()[2:]
     assert [line.split(" | ")[5] for line in shown] == ["1"] * len(SHAPES)
+
+
+def test_gpus_too_small_for_two_layers_are_not_counted_for_ever(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert estimate(SHAPES[-1], Gpu(memory_gb=8), Work()).training_gpus == 0
+    assert main(["--memory-gb", "8"]) == 0
+    assert "| too small | 13 GB |  |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--memory-gb", "--bandwidth", "--teraflops", "--utilization"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_gpu_of_nothing_is_refused(flag: str, value: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([f"{flag}={value}"])
+    assert stop.value.code == 2
+    assert f"{flag}: must be above 0" in capsys.readouterr().err
