@@ -179,15 +179,19 @@ def test_entropies_depend_on_the_data_type_of_the_base_that_computes_them(
     tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(score, "rollout_entropies", lambda *_: [])
-    rewards = Stage.first(tmp_path, "rewards", {})
-    verified = SimpleNamespace(
-        stage=rewards, problems=[], table=None, note="", rewards=None, boxed=None
-    )
 
-    def digest(dtype: Any) -> str:
-        return score.score(run_like(dtype=dtype), verified).stage.digest
+    def digests(entropies: list[float] | None) -> set[str]:
+        table = pa.table({"entropies": pa.array([entropies], pa.list_(pa.float32()))})
+        rewards = Stage.first(tmp_path, "rewards", {})
+        more: dict[str, Any] = {"note": "", "rewards": None, "boxed": None}
+        verified: Any = SimpleNamespace(stage=rewards, problems=[], table=table, **more)
+        return {
+            score.score(run_like(dtype=dtype), verified).stage.digest
+            for dtype in ("auto", "float32", "bfloat16")
+        }
 
-    assert len({digest(dtype) for dtype in ("auto", "float32", "bfloat16")}) == 3
+    assert len(digests(None)) == 3
+    assert len(digests([0.5])) == 1  # the engine that sampled has reported them
 
 
 def test_what_a_killed_run_with_other_settings_left_is_removed(tmp_path: Path) -> None:

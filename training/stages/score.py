@@ -37,8 +37,9 @@ class Rollouts(VerifiedRollouts):
 
 def score(run: Run, verified: VerifiedRollouts) -> Rollouts:
     """Find the base's entropy at every token."""
-    dtype = run.config.dtype  # of the base that computes what the engine has not reported
-    stage = verified.stage.then("entropies", {} if dtype == "auto" else {"dtype": dtype})
+    computed = verified.table["entropies"].null_count > 0  # not by the engine that sampled
+    dtype = {"dtype": run.config.dtype} if computed and run.config.dtype != "auto" else {}
+    stage = verified.stage.then("entropies", dtype)
     with run.clock(f"score{verified.note}", stage):
         entropies = rollout_entropies(stage, verified.table, run.load_base)
     return Rollouts(
