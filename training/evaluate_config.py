@@ -19,8 +19,10 @@ from training.problems.overlap import Action
 from training.problems.settings import ColumnsConfig
 
 # Settings of one way of asking, which the other one would ignore.
-IN_PROCESS = ("adapter", "store", "tau", "gate", "family", "engine")
-IN_PROCESS += ("tensor_parallel_size", "data_parallel_size")
+IN_PROCESS = (
+    *("adapter", "store", "tau", "gate", "family", "engine"),
+    *("tensor_parallel_size", "data_parallel_size"),
+)
 OVER_URL = ("api_key_env", "concurrency", "retries", "timeout", "extra_body")
 INSTEAD = {
     "adapter": "name the adapter with --models BASE,ADAPTER",

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from adapters.base_checkpoint import BaseCheckpoint
+from training.evaluate import main as evaluate
 from training.evaluate_config import EvaluateConfig
 from training.fit import main
 from training.fit_config import FitConfig
+from training.run_folder import held
 
 BASE = ["--model", "models/tiny-qwen2", "--problems", "p.jsonl", "--output", "out/my-adapter"]
 
@@ -91,6 +93,20 @@ def test_bad_names_in_yaml_exit_with_2_and_name_the_field(
         FitConfig.load([*BASE[:4], "--config", str(file)])
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_run_folder_that_another_run_holds_exits_with_2(tmp_path: Path, capsys) -> None:
+    lines = (f'{{"problem": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(8))
+    (tmp_path / "p.jsonl").write_text("".join(lines))
+    problems, run = ["--problems", str(tmp_path / "p.jsonl")], tmp_path / "run"
+    fitting = [*BASE[:2], *problems, "--output", str(tmp_path / "a"), "--run-dir", str(run)]
+    asking = [*BASE[:2], *problems, "--output", str(run)]
+    for command, arguments in ((main, fitting), (evaluate, asking)):
+        with held(run, "run-dir"), pytest.raises(SystemExit) as stop:
+            command(arguments)
+        assert stop.value.code == 2
+        assert "another run writes into" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [".lock"]  # nothing was written
 
 
 def test_each_round_needs_a_problem(tmp_path: Path, capsys) -> None:
