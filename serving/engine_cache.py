@@ -205,9 +205,10 @@ class EngineCache:
             AdapterError: it is on its way out of the engine, or gone.
         """
         async with self._changing:
-            if self.get(loaded.version) is not loaded:
+            if self.get(loaded.version) is loaded:
+                await self._pin_in_engine(loaded, pinned)
+            if self.get(loaded.version) is not loaded:  # if it was pinned, it is until it goes
                 raise AdapterError(loaded.version, "was replaced meanwhile; ask again")
-            await self._pin_in_engine(loaded, pinned)
             loaded.pinned = pinned
 
     async def _pin_in_engine(self, loaded: LoadedVersion, pinned: bool) -> None:

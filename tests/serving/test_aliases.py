@@ -379,6 +379,29 @@ def test_a_pin_waits_for_a_slot_and_two_pins_leave_one(many: Admission) -> None:
     asyncio.run(story())
 
 
+def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = engine(admission).collective_rpc
+
+    async def unloaded_meanwhile(method: str, args: tuple[Any, ...] = ()) -> Any:
+        found = await call(method, args)
+        if method == "pin_adapter":
+            admission.aliases.unload("alpha")
+        return found
+
+    monkeypatch.setattr(engine(admission), "collective_rpc", unloaded_meanwhile)
+
+    async def story() -> None:
+        with pytest.raises(AdapterError, match="was replaced meanwhile"):
+            await admission.aliases.pin("alpha", True)
+        await settled(admission)
+
+    asyncio.run(story())
+    assert not admission.aliases.slots.pinned
+    assert not engine(admission).loaded and not engine(admission).pinned
+
+
 def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
     old, new = versions(admission)
     aliases = admission.aliases
