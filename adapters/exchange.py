@@ -67,7 +67,7 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
                 allow_patterns=[*FILES, *ALONGSIDE, INDEX, SHARDS],
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
         yield Path(folder)
 

@@ -6,7 +6,9 @@ A reader sees the old content or the new, never a mixture, whatever kills the wr
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,14 +32,15 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays: writers such as pyarrow and safetensors look at it.
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    # Not by mkstemp, which makes 0600: results are ordinary files, with the mode that the process
+    # gives its files. To ask for that mode would change it for all threads.
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
     os.close(fd)
-    temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; results are ordinary files
+        temporary.chmod(mode)
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
@@ -63,9 +66,15 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
             for file in files:
                 fsync(Path(folder, file))
             fsync(Path(folder))
-        if path.exists():
-            os.rename(path, temporary / "old")
-        os.rename(build, path)
+        older = temporary / "old"
+        try:
+            if path.exists():
+                os.rename(path, older)
+            os.rename(build, path)
+        except BaseException:
+            with suppress(OSError):  # there is none, or another writer was faster
+                os.rename(older, path)
+            raise
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

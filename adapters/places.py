@@ -121,7 +121,12 @@ def _folder(url: str) -> Path:
 
 def shown(value: object) -> str:
     """`value` for an error message: of an address that may hold credentials, the scheme alone."""
-    return _SECRETIVE.sub(r"\1://...", repr(value))
+    return without_credentials(repr(value))
+
+
+def without_credentials(text: str) -> str:
+    """`text` with no more than the scheme of addresses that may hold credentials."""
+    return _SECRETIVE.sub(r"\1://...", text)
 
 
 def check_writable(place: Path | str) -> None:

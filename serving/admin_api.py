@@ -24,6 +24,7 @@ from adapters.store import StoreAwayError, StoreError
 from serving.aliases import Aliases
 from serving.default_gate import Source
 from serving.engine_cache import LoadedVersion
+from serving.slots import QueueFullError
 
 logger = logging.getLogger("serving.admin")
 
@@ -143,7 +144,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin key is missing or wrong."},
     404: {"description": "The store has no such name or version."},
     409: {"description": "Not now, or not any more."},
-    503: {"description": "The storage behind the store is out of reach."},
+    503: {"description": "The storage is out of reach, or too many requests wait for a slot."},
 }
 router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSALS)
 
@@ -251,6 +252,8 @@ class _refusing:  # noqa: N801
             raise HTTPException(404, f"name: the store has no {error.args[0]}") from error
         if isinstance(error, StoreAwayError):
             raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
+        if isinstance(error, QueueFullError):
+            raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from error
         if isinstance(error, StoreError):
             raise HTTPException(409, str(error)) from error
         if isinstance(error, ValueError):  # AdapterError is one

@@ -24,11 +24,11 @@ from adapters.manifest import Gate
 from adapters.store import Listing, Plain, Store, StoreAwayError
 from serving.default_gate import DefaultGate, Threshold, threshold
 from serving.engine_cache import EngineCache, LoadedVersion
-from serving.metrics import MOVE_SECONDS, MOVES
+from serving.metrics import MOVE_SECONDS, MOVES, QUEUE_SECONDS
 from serving.plain_folders import PlainFolders
 from serving.prompts import ServedPrompt
 from serving.request import RequestContext
-from serving.slots import Slots
+from serving.slots import QueueFullError, Slots
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Aliases:
     _checked: dict[str, tuple[Look, AdapterVersion | AdapterError]] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     _switching: dict[str, asyncio.Task[str]] = field(default_factory=dict)
+    _pinning: set[str] = field(default_factory=set)  # versions that wait for the slot they keep
+    _pinning_again: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         # Versions in use never fill the engine's cache: the next one is loaded before one goes.
@@ -84,6 +86,7 @@ class Aliases:
             QueueFullError: too many wait for a slot.
         """
         mine = RequestContext.current()
+        waited = 0.0  # seconds
         while True:
             version = await self.version(name)
             loaded = self.cache.get(version)
@@ -91,17 +94,21 @@ class Aliases:
                 return loaded  # vLLM asks twice on some ways
             with ExitStack() as taken:
                 # Whoever waits for a place has its slot already, so nobody waits in a circle.
-                engine = None
+                engine, start = None, time.perf_counter()
                 if not (gated and self.shares_slots):
                     engine = await self.slots.take(version, mine.asked_engine if mine else None)
                     taken.callback(self.slots.give, version, engine)
                 await self.host_slots.take(version)
                 taken.callback(self.host_slots.give, version)
+                waited += time.perf_counter() - start
                 loaded = await self._load(version, name)
                 if loaded is None:  # replaced while this waited
                     continue
+                QUEUE_SECONDS.observe(waited)
                 self.cache.enter(loaded)
                 taken.callback(self.cache.leave, loaded)
+                if "@" not in name and self.serving(name) != version:
+                    self._retire(version)  # the alias has moved meanwhile: it goes after this
                 if mine is not None:  # else nothing says when the request is over
                     mine.version, mine.engine = version, engine
                     mine.held.enter_context(taken.pop_all())
@@ -229,14 +236,33 @@ class Aliases:
                 self._refused[name] = now, error.reason
                 logger.warning("refused: %s", error)
                 raise
+            if name in self.withdrawn:  # while it was loaded
+                self._retire(loaded.version)
+                raise KeyError(name)
             self._serving[name] = Serving(now, loaded.version)
             self._refused.pop(name, None)
             if serving is not None and serving.version != loaded.version:
                 MOVES.inc()
                 MOVE_SECONDS.observe(time.perf_counter() - start)
                 logger.info("'%s' moved from %s to %s", name, serving.version, loaded.version)
-                self._retire(serving.version)
+                await self._hand_over(name, serving.version, loaded)
             return loaded.version
+
+    async def _hand_over(self, name: str, old: str, new: LoadedVersion) -> None:
+        """`new` serves `name` in place of `old`, and has its pin."""
+        pinned = old in self.slots.pinned and old not in self.names_by_version()
+        if pinned:
+            await self._unpin(old)
+            task = asyncio.ensure_future(self._pin_again(name, new))
+            self._pinning_again.add(task)
+            task.add_done_callback(self._pinning_again.discard)
+        self._retire(old)
+
+    async def _pin_again(self, name: str, loaded: LoadedVersion) -> None:
+        try:
+            await self._pin(name, loaded)
+        except (AdapterError, QueueFullError) as error:
+            logger.warning("'%s' is no longer pinned: %s", name, error)
 
     def _forget(self, name: str) -> None:
         """The store has nothing of that name any more."""
@@ -332,16 +358,47 @@ class Aliases:
         await self.switch(name)
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Keep what serves `name` in its slot; at least one slot stays for the others."""
+        """Keep what serves `name` in its slot; at least one slot stays for the others.
+
+        Waits until that slot is free: the engine ends where those that run have one too few.
+
+        Raises:
+            KeyError, AdapterError: as `admit`, or no further one can be pinned.
+            QueueFullError: too many wait for a slot.
+        """
         loaded = await self.preload(name)
-        if pinned and len(self.slots.pinned | {loaded.version}) >= self.slots.count:
+        if pinned:
+            await self._pin(name, loaded)
+        else:
+            await self._unpin(loaded.version)
+
+    async def _pin(self, name: str, loaded: LoadedVersion) -> None:
+        version, slots = loaded.version, self.slots
+        if len(slots.pinned | self._pinning | {version}) >= slots.count:
             raise AdapterError(
-                name,
-                f"of {self.slots.count} slots an engine (--max-loras) one must stay unpinned",
+                name, f"of {slots.count} slots an engine (--max-loras) one must stay unpinned"
             )
-        await self.cache.pin(loaded, pinned)
+        with ExitStack() as taken:
+            self._pinning.add(version)
+            taken.callback(self._pinning.discard, version)
+            self.cache.enter(loaded)
+            taken.callback(self.cache.leave, loaded)
+            for engine in range(len(slots.engines)):
+                await slots.take(version, engine)
+                taken.callback(slots.give, version, engine)
+            await self.host_slots.take(version)
+            taken.callback(self.host_slots.give, version)
+            await self.cache.pin(loaded, True)
+            for turns in (slots, self.host_slots):
+                turns.pin(version)
+
+    async def _unpin(self, version: str) -> None:
+        loaded = self.cache.get(version)
+        if loaded is not None:
+            with suppress(AdapterError):  # it goes, and its pin with it
+                await self.cache.pin(loaded, False)
         for turns in (self.slots, self.host_slots):
-            (turns.pinned.add if pinned else turns.pinned.discard)(loaded.version)
+            turns.unpin(version)
 
     def of_name(self, name: str) -> list[LoadedVersion]:
         """What of `name` is in the engine: its versions, and what serves it."""
@@ -354,10 +411,14 @@ class Aliases:
     def unload(self, name: str) -> None:
         """Take what `name` has in the engine out of it, once the requests are over."""
         for loaded in self.of_name(name):
-            loaded.pinned = False
-            for turns in (self.slots, self.host_slots):
-                turns.pinned.discard(loaded.version)
+            self._let_go(loaded)
             self.cache.retire(loaded.version)
+
+    def _let_go(self, loaded: LoadedVersion) -> None:
+        """Take its pin away; the engine hears of it when it is dropped, or used again."""
+        loaded.pinned = False
+        for turns in (self.slots, self.host_slots):
+            turns.unpin(loaded.version)
 
     def withdraw(self, name: str) -> None:
         """Serve `name` no longer, until it is loaded by hand; the store keeps it.
@@ -370,9 +431,7 @@ class Aliases:
             return
         loaded = self.cache.get(serving.version)
         if loaded is not None:
-            loaded.pinned = False
-            for turns in (self.slots, self.host_slots):
-                turns.pinned.discard(serving.version)
+            self._let_go(loaded)
         self._retire(serving.version)
 
     # ----------------------------------------------------------------------------------- listing

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from adapters.adapter import AdapterError
 from adapters.exchange import SourceError, import_adapter
 from adapters.manifest import is_name
-from adapters.store import StoreError
+from adapters.store import StoreAwayError, StoreError
 from serving.admin_api import Served, Who
 from serving.aliases import Aliases
 from serving.controller_sources import ForbiddenSourceError, MissingSourceError, Sources
@@ -63,6 +63,9 @@ async def load_lora_adapter(body: Load, who: Who, aliases: Served, request: Requ
         refusal = error_response(404, str(error), "NotFoundError", param="lora_path")
     except (ForbiddenSourceError, SourceError) as error:
         refusal = _invalid(str(error), "lora_path")
+    except StoreAwayError as error:
+        kind, headers = "ServiceUnavailableError", {"Retry-After": "5"}
+        refusal = error_response(503, str(error), kind, headers, param="lora_name")
     except StoreError as error:
         refusal = error_response(409, str(error), "Conflict", param="lora_name")
     except ValueError as error:  # AdapterError is one

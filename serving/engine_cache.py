@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -61,7 +62,7 @@ class EngineCache:
     capacity: int  # versions, as the engine's --max-cpu-loras
     _by_version: dict[str, LoadedVersion] = field(default_factory=dict)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one load or drop at a time
-    _dropping: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)  # loads and drops under way
 
     def __post_init__(self) -> None:
         self.plain = PlainFolders(self.store)
@@ -85,14 +86,24 @@ class EngineCache:
             KeyError: the store has no such version.
             AdapterError: it has, but it cannot be used; the engine is as it was.
         """
-        present = self.get(version)
-        if present is not None:
-            return present
+        while (present := self.get(version)) is None:
+            # In a task of its own: a client that hangs up leaves no half of a load behind.
+            await asyncio.shield(self._begin(self._load(version, asked)))
+        return present
+
+    def _begin(self, change: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, version: str, asked: str) -> None:
         async with self._changing:
             present = self._by_version.get(version)
             if present is not None:
                 present.retired = False  # wanted again before its last request was over
-                return present
+                await self._pin_in_engine(present, present.pinned)  # unloading took its pin
+                return
             start = time.perf_counter()
             try:
                 found, lease = await asyncio.to_thread(self._read, version, asked or version)
@@ -105,7 +116,7 @@ class EngineCache:
                 loaded = await self._add(found, lease)
             except BaseException:
                 LOADS.labels("refused").inc()
-                await asyncio.shield(asyncio.to_thread(lease.close))
+                await asyncio.to_thread(lease.close)
                 raise
             LOADS.labels("loaded").inc()
             LOAD_SECONDS.observe(time.perf_counter() - start)
@@ -114,7 +125,6 @@ class EngineCache:
                 "engine": round(time.perf_counter() - read, 4),
             }
         logger.info("loaded %s: %s", loaded.version, loaded.seconds)
-        return loaded
 
     def _read(self, version: str, asked: str) -> tuple[AdapterVersion, Lease]:
         """In a thread: the version, checked, and held against garbage collection."""
@@ -189,12 +199,24 @@ class EngineCache:
             self._drop_if_done(loaded)
 
     async def pin(self, loaded: LoadedVersion, pinned: bool) -> None:
-        """Keep it in the engine, in its slot, whatever else is asked for; or no longer."""
+        """Keep it in the engine, in its slot, whatever else is asked for; or no longer.
+
+        Raises:
+            AdapterError: it is on its way out of the engine, or gone.
+        """
+        async with self._changing:
+            if self.get(loaded.version) is loaded:
+                await self._pin_in_engine(loaded, pinned)
+            if self.get(loaded.version) is not loaded:  # if it was pinned, it is until it goes
+                raise AdapterError(loaded.version, "was replaced meanwhile; ask again")
+            loaded.pinned = pinned
+
+    async def _pin_in_engine(self, loaded: LoadedVersion, pinned: bool) -> None:
+        """Tell the engine where it does not know; the caller holds the lock."""
         if pinned != loaded.pinned_in_engine:
             method = "pin_adapter" if pinned else "unpin_adapter"
             await self.engine.collective_rpc(method, args=(loaded.lora.lora_int_id,))
             loaded.pinned_in_engine = pinned
-        loaded.pinned = pinned
 
     async def locations(self) -> dict[str, list[int]]:
         """The engines that have each one in a LoRA slot; the others have it in host memory."""
@@ -206,9 +228,7 @@ class EngineCache:
 
     def _drop_if_done(self, loaded: LoadedVersion) -> None:
         if loaded.retired and not loaded.in_flight:
-            task = asyncio.ensure_future(self._drop_retired(loaded))
-            self._dropping.add(task)
-            task.add_done_callback(self._dropping.discard)
+            self._begin(self._drop_retired(loaded))
 
     async def _drop_retired(self, loaded: LoadedVersion) -> None:
         async with self._changing:
@@ -224,8 +244,7 @@ class EngineCache:
         for name in (loaded.version, loaded.version + GATED):
             self.models.lora_requests.pop(name, None)
         try:
-            if loaded.pinned_in_engine:
-                await self.pin(loaded, False)
+            await self._pin_in_engine(loaded, False)
             await self.engine.remove_lora(loaded.lora.lora_int_id)  # type: ignore[attr-defined]
         except Exception:
             logger.exception("the engine could not drop %s", loaded.version)

@@ -18,7 +18,11 @@ from typing import Any
 MOST_REPEATS = 2000  # of all patterns of a schema; xgrammar's time grows with their square
 _REPEAT = re.compile(r"\{\s*(\d+)?\s*(?:,\s*(\d+)?\s*)?\}")
 _SAME_PLACE = ("anyOf", "oneOf", "allOf")  # schemas of the very value that has the keyword
-_WORDS = re.compile(rb'"(?:pattern|patternProperties|\$ref|grammar)"|\\"(?:pattern|\$ref)')
+ZERO = b"\0"  # in JSON of UTF-16 or UTF-32, which is read too
+# The words that matter; or an escaped letter, which may be one of theirs.
+_WORDS = re.compile(
+    rb'"(?:pattern|patternProperties|\$ref|grammar)"|\\"(?:pattern|\$ref)|\\u00|' + ZERO
+)
 
 
 def check(body: dict[str, Any], raw: bytes) -> None:

@@ -86,7 +86,7 @@ def look_at_base(settings: Settings, engine_flags: Sequence[str] = ()) -> Base:
         tokenizer = files.fetch()
         checkpoint = files.checkpoint()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" --revision {files.revision}" if files.revision else ""
         raise SettingsError(
             f"--model {settings.model}{at}: neither a model folder nor a hub model within reach "
@@ -272,7 +272,7 @@ def prepare(
     args.store = store
     shown = settings.model_dump(mode="json", exclude={"engine"})
     logger.info("settings: %s", json.dumps(shown | {"family": base.prompt.family}))
-    logger.info("vLLM flags: %s", " ".join(engine_flags) or "none")
+    logger.info("vLLM flags: %s", " ".join(vllm_flags.without_secrets(engine_flags)) or "none")
     starting.check_plugin()
     if preloaded:
         preloading.use()

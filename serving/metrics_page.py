@@ -169,7 +169,9 @@ class Gauges:
             states[state] += len(names)
             seen.update(names)
             for name in names:
-                info.add(f'adapter="{name}",version="{UNKNOWN}",state="{state}"', 1)
+                adapter, _, content = name.partition("@")
+                own = f'adapter="{adapter}",version="{content or UNKNOWN}"'
+                info.add(f'{own},state="{state}"', 1)
         states["available"] = sum(name not in seen for name in there)
         adapters = Gauge("adapters", "Names of the store and versions in the engine.")
         for state in STATES:

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from fastapi import Request
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -80,7 +81,7 @@ class ApiKey:
     def _admits(self, scope: Scope) -> bool:
         if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             return True  # OPTIONS: a browser's preflight carries no key
-        path = scope["path"]
+        path = get_route_path(scope)  # as routes are found, with --root-path too
         if path in OPEN or path.startswith(ADMIN) or self._also.get(path, b"") is None:
             return True
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
@@ -145,7 +146,8 @@ class Draining:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if not self.drain.begun or scope["type"] != "http" or scope["path"] in MACHINES:
+        passes = not self.drain.begun or scope["type"] != "http"
+        if passes or get_route_path(scope) in MACHINES:
             return await self.app(scope, receive, send)
         message = "The server is shutting down; ask another one, or again later."
         refusal = error_response(503, message, "ServiceUnavailableError", {"Retry-After": "10"})

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
@@ -38,9 +39,10 @@ logger = logging.getLogger("serving.requests")
 
 LOGGED = ("/v1/", "/inference/")  # paths that ask for an answer
 SHED = (429, 503)  # come again later
-ERROR = b'data: {"error"'  # an event of a stream that cannot go on
+ERRORS = (b'data: {"error"', b"event: error\n")  # events of a stream that cannot go on
 VERSION_HEADER = "X-ReasonMaxxer-Version"
 ENGINE_HEADER = "X-data-parallel-rank"  # vLLM's: the engine that is to answer
+LONGEST_RANK = 10  # digits; int() fails at some thousand
 _COMPLETION = re.compile(rb'"object":"(?:chat\.completion|text_completion)')
 _FINGERPRINT = re.compile(rb'"system_fingerprint":(?:null|"(?:[^"\\]|\\.)*")')
 
@@ -90,7 +92,7 @@ class RequestContext(AnswerContext):
         Args:
             status: HTTP, if anything was sent.
             aborted: the client hung up before the end.
-            broken: an error was sent in the stream.
+            broken: an error was sent in the stream, or the answer has no end.
         """
         seconds = time.perf_counter() - self.begun
         outcome = _outcome(status, aborted, broken)
@@ -201,7 +203,7 @@ class RequestMiddleware(GateAnswers):
             return await self.app(scope, receive, send)
         mine = RequestContext()
         asked = Headers(scope=scope).get(ENGINE_HEADER, "")
-        if asked.isdecimal():
+        if asked.isdecimal() and len(asked) < LONGEST_RANK:
             mine.asked_engine = int(asked)
         status: int | None = None
         complete = broken = gone = False
@@ -218,12 +220,12 @@ class RequestMiddleware(GateAnswers):
                 status = message["status"]
             else:
                 complete = not message.get("more_body", False)
-                broken = broken or message.get("body", b"").startswith(ERROR)
+                broken = broken or message.get("body", b"").startswith(ERRORS)
             await send(message)
 
         try:
             return await self.follow(mine, scope, receiving, sending)
         finally:
             mine.held.close()
-            if scope["method"] == "POST" and scope["path"].startswith(LOGGED):
-                mine.end(status, aborted=gone, broken=broken)
+            if scope["method"] == "POST" and get_route_path(scope).startswith(LOGGED):
+                mine.end(status, aborted=gone, broken=broken or not complete)

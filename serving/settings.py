@@ -9,6 +9,7 @@ are vLLM's and reach it untouched, after those under `engine` in the YAML file:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -161,17 +162,22 @@ class Settings(BaseSettings):
 
     @property
     def engine_flags(self) -> list[str]:
-        """`engine` as vLLM flags: true is a bare flag, false its --no- form."""
+        """`engine` as vLLM flags: true is a bare flag, false its --no- form, null none."""
         flags: list[str] = []
         for name, value in self.engine.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 flags.append(f"--{flag}" if value else f"--no-{flag}")
             elif isinstance(value, list):
-                flags += [f"--{flag}", *map(str, value)]
-            else:
-                flags += [f"--{flag}", str(value)]
+                flags += [f"--{flag}", *map(_word, value)]
+            elif value is not None:
+                flags += [f"--{flag}", _word(value)]
         return flags
+
+
+def _word(value: Any) -> str:
+    """A value of the YAML file as vLLM's flags take it: mappings and lists as JSON."""
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,7 +227,9 @@ def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
         said = f"--{flag}" if name in flags else f"{name} (--{flag}, {PREFIX}{name.upper()})"
         if problem["type"] == "extra_forbidden":
             said, problem["msg"] = name, "no such setting; vLLM's own flags belong under 'engine'"
-        told = not name.endswith("_key") and problem["input"] != ""
+        # What belongs elsewhere may be a key or a token, and so may a part of `engine`.
+        secretive = problem["type"] == "extra_forbidden" or isinstance(problem["input"], dict)
+        told = not (secretive or name.endswith("_key") or problem["input"] == "")
         given = f", not {shown(problem['input'])}" if told else ""
         lines.append(f"{said}: {problem['msg']}{given}")
     return "\n".join(lines)

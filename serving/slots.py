@@ -15,8 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.metrics import QUEUE_SECONDS
-
 
 class QueueFullError(RuntimeError):
     """No room to wait."""
@@ -87,7 +85,8 @@ class Slots:
 
     def waiting_for(self, version: str) -> int:
         """Requests in the queue for one version."""
-        return sum(one.version == version for one in self._waiting)
+        # A copy: /metrics counts in a thread, while others join and leave.
+        return sum(one.version == version for one in list(self._waiting))
 
     async def take(self, version: str, wanted: int | None = None) -> int:
         """Wait for `version`'s turn; each take needs one give.
@@ -110,7 +109,6 @@ class Slots:
             if engine is not None:
                 # Nobody in the queue could use the slot, or they would have it already.
                 self.engines[engine][version] += 1
-                QUEUE_SECONDS.observe(0)
                 return engine
         if self.waiting_for(version) >= max(1, self.queue // 2):
             raise QueueFullError(version, 429, self.waiting_for(version))
@@ -133,6 +131,15 @@ class Slots:
         busy[version] -= 1
         if busy[version] <= 0:
             del busy[version]
+        self._admit()
+
+    def pin(self, version: str) -> None:
+        """Have `version` keep a slot on every engine; the caller has taken one on each."""
+        self.pinned.add(version)
+
+    def unpin(self, version: str) -> None:
+        """Its slots are for others again, where no request of its own is being answered."""
+        self.pinned.discard(version)
         self._admit()
 
     def _engine(self, version: str, wanted: int | None) -> int | None:
@@ -183,7 +190,6 @@ class Slots:
                 continue  # the engine that the client asks for is full
             self.longest_wait = max(self.longest_wait, now - one.since)
             self.engines[engine][version] += 1
-            QUEUE_SECONDS.observe(now - one.since)
             one.turn.set_result(engine)
             entered = True
         self._waiting = deque(one for one in self._waiting if not one.turn.done())

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NamedTuple, NoReturn
 
+from adapters.places import without_credentials
 from adapters.program import program
 from serving import vllm_versions
 from serving.settings import Settings, SettingsError
@@ -187,6 +188,21 @@ def parse(argv: Sequence[str]) -> Namespace:
     return args
 
 
+def without_secrets(flags: Sequence[str]) -> list[str]:
+    """The flags for a log: no token, and no credentials in an address."""
+    told: list[str] = []
+    for word in flags:
+        follows_token = bool(told) and _TOKEN.fullmatch(told[-1]) is not None
+        if follows_token and not word.startswith("--"):
+            told.append("***")
+        elif (named := _TOKEN.match(word)) and word[named.end() :].startswith("="):
+            told.append(f"{named[0]}=***")
+        else:
+            told.append(without_credentials(word))
+    return told
+
+
+_TOKEN = re.compile(r"--hf[-_]t[a-z]*")  # --hf-token; argparse takes the beginning of a flag too
 _OTHER_WORDS = {"--store": "--adapters"}  # what other commands call it
 
 

@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from email.message import Message
 from http import HTTPStatus
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -130,15 +131,23 @@ def _while_reading(error: Exception) -> bool:
     return False
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether FastAPI takes a body of this type for JSON."""
+    message = Message()
+    message["content-type"] = content_type
+    main, sub = message.get_content_maintype(), message.get_content_subtype()
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
+
+
 async def look_at_body(request: Request) -> None:
     """Raise HTTPException where the gate's arguments, texts, schemas or grammars are ill-formed."""
-    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+    if not _is_json(request.headers.get("content-type", "")):
         return
     body = await request.json()  # FastAPI has read it already
     if not isinstance(body, dict):
         return
     raw = await request.body()
-    if _HALVES.search(raw):
+    if _HALVES.search(raw) or grammars.ZERO in raw:
         for name in RENDERED & body.keys():
             for field, part in _parts(name, body[name]):
                 if isinstance(part, str) and _has_half(part):

@@ -43,7 +43,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from vllm_gate import patches, token_report
+from vllm_gate import patches, pins, token_report
 from vllm_gate.base_top_tokens import BaseView, StepViews, views_of
 from vllm_gate.compat import check, check_parts, shares_slots
 from vllm_gate.counters import HELD, count_replay
@@ -128,8 +128,8 @@ class GateMixin(Scheduler):
         return super()._free_request(request, delay_free_blocks)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        # Always-on requests may still be taking turns.
-        if not self._gates and not self._turns.turned_away:
+        # Always-on requests may still be taking turns, or run beside pinned adapters.
+        if not (self._gates or self._turns.turned_away or pins.PINNED):
             return super().schedule(throttle_prefills)
         # vLLM counts the adapters of requests against max_loras; show it those the step may run.
         for name, gate in self._gates.items():

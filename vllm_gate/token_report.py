@@ -11,6 +11,7 @@ what is counted is what the client gets, stop strings, aborts and preemptions in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -116,12 +117,8 @@ class AnswerContext:
 
     def add(self, state: RequestState, report: GateReport) -> None:
         """Add the report of a vLLM RequestState."""
-        name = state.external_req_id
-        # vLLM numbers the prompts of a completion and the turns of a response in their ids.
-        separator = {"cmpl": "-", "resp": "_"}.get(name[:4])
-        prompt = int(name.rpartition(separator)[2]) if separator else 0
         n = state.parent_req.n if state.parent_req is not None else 1
-        self.reports[prompt * n + state.request_index] = report
+        self.reports[_number_of(state.external_req_id) * n + state.request_index] = report
 
     @property
     def gated_tokens(self) -> int:
@@ -132,6 +129,16 @@ class AnswerContext:
         """The trace of one choice."""
         report = self.reports.get(choice)
         return report.trace if report else []
+
+
+# The prompts of a completion, and the turns of a response, whose id a client may choose.
+_NUMBERED = re.compile(r"cmpl-.*-(\d{1,9})|(?!chatcmpl-).*_(\d{1,9})", re.ASCII | re.DOTALL)
+
+
+def _number_of(request_id: str) -> int:
+    """Which of an answer's requests to the engine it is; vLLM numbers them in their ids."""
+    found = _NUMBERED.fullmatch(request_id)
+    return int(found[1] or found[2]) if found else 0
 
 
 @dataclass

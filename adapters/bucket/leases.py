@@ -71,8 +71,9 @@ class Leases:
 
     def write(self, reference: Reference) -> None:
         """Have the lease name a version that was counted. Raises AwayError."""
-        if str(reference) not in self._written:
-            self.renew()
+        with self._writing:  # `release` may just be deleting what was written
+            if str(reference) not in self._written:
+                self._write()
 
     def release(self, reference: Reference) -> None:
         """It is used once less. With the last one the lease goes, which asks the network."""
@@ -91,14 +92,18 @@ class Leases:
     def renew(self) -> None:
         """Write the lease as it is now, for another five minutes. Raises AwayError."""
         with self._writing:
-            with self._lock:
-                held = frozenset(self._held)
-            if not held:
-                return
-            content = Holder(by=whoami(), versions=sorted(held)).model_dump_json().encode()
-            self._begun = True
-            self._objects.put(self._key, content)
-            self._written = held
+            self._write()
+
+    def _write(self) -> None:
+        """The same, for a caller whose turn it is."""
+        with self._lock:
+            held = frozenset(self._held)
+        if not held:
+            return
+        content = Holder(by=whoami(), versions=sorted(held)).model_dump_json().encode()
+        self._begun = True
+        self._objects.put(self._key, content)
+        self._written = held
 
     def _keep_renewing(self, over: threading.Event) -> None:
         while not over.wait(self._renewal):

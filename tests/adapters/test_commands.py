@@ -273,6 +273,8 @@ def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
         asked.append((repo, revision, allow_patterns))
         if repo == "someone/absent":
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network\nat all")
+        if repo == "someone/slow":
+            raise TimeoutError
         for file in allow_patterns:
             if (hub / file).exists():
                 shutil.copy(hub / file, local_dir)
@@ -286,6 +288,8 @@ def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
     assert version.manifest.made_by == {"imported from": "someone/their-lora@abc"}
     with pytest.raises(SourceError, match=r"'someone/absent' cannot be fetched.*: no network$"):
         import_adapter(store, "someone/absent", "absent", base=None)
+    with pytest.raises(SourceError, match=r"'someone/slow' cannot be fetched.*: TimeoutError$"):
+        import_adapter(store, "someone/slow", "absent", base=None)
     (hub / WEIGHTS).unlink()  # a repository of pickled weights
     with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is missing"):
         import_adapter(store, "someone/pickled", "pickled", base=None)

@@ -1,5 +1,6 @@
 """Atomic writes: an error or a kill leaves the old content and no litter."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,39 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         raise RuntimeError
     assert (path / "file").read_text() == "two"
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "adapter"
+    with atomic_directory(path) as folder:
+        (folder / "file").write_text("old")
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(errno.EIO, "gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="gone"), atomic_directory(path) as folder:
+        (folder / "file").write_text("new")
+    assert (path / "file").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_file_has_the_mode_of_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    umask = os.umask
+    monkeypatch.setattr(os, "umask", asked.append)  # it is the whole process's, threads included
+    before = umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+    assert not asked
 
 
 def _killed_while_writing(path: Path) -> None:

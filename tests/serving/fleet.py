@@ -111,5 +111,5 @@ async def answered(
 async def settled(admission: Admission) -> None:
     """Let loads and drops that were begun come to their end."""
     aliases = admission.aliases
-    while aliases._switching or aliases.cache._dropping:
+    while aliases._switching or aliases._pinning_again or aliases.cache._tasks:
         await asyncio.sleep(0)

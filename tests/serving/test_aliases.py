@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 from support import make_adapter
 
 from adapters.adapter import WEIGHTS, AdapterError
+from adapters.lease import Lease
 from adapters.store import Store
 from serving.admission import Admission
+from serving.metrics import QUEUE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +319,216 @@ def test_a_threshold_set_by_hand(admission: Admission) -> None:
             assert request.vllm_xargs["gate_tau"] == tau
 
     asyncio.run(story())
+
+
+def pinned(admission: Admission) -> set[str]:
+    """NAME@HASH that the engine has pinned."""
+    return {engine(admission).loaded[number] for number in engine(admission).pinned}
+
+
+@pytest.fixture
+def many(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
+    """`a0` to `a3`, and two slots."""
+    store = Store(tmp_path / "store")
+    for number, folder in enumerate(folders):
+        store.publish(folder, f"a{number}")
+    return make_admission(tmp_path, base_folder, capacity=4)
+
+
+def test_a_version_that_comes_back_while_it_drains_is_pinned_no_more(admission: Admission) -> None:
+    aliases = admission.aliases
+
+    async def story() -> None:
+        async def unload_and_ask_again(_: Any) -> None:
+            aliases.unload("alpha")
+            assert pinned(admission)  # until it goes
+            version = await answered(admission, "alpha", nothing)
+            assert version in engine(admission).loaded.values()
+            assert not pinned(admission)  # else the engine had a slot less than is counted here
+
+        await aliases.pin("alpha", True)
+        await answered(admission, "alpha", unload_and_ask_again)
+
+    asyncio.run(story())
+    assert not aliases.slots.pinned
+
+
+def test_a_pin_waits_for_a_slot_and_two_pins_leave_one(many: Admission) -> None:
+    aliases = many.aliases
+
+    async def story() -> None:
+        end = asyncio.Event()
+
+        async def until_the_end(_: Any) -> None:
+            await end.wait()
+
+        asked = [asyncio.create_task(answered(many, f"a{n}", until_the_end)) for n in (0, 1)]
+        while sum(one.in_flight for one in aliases.cache) < 2:
+            await asyncio.sleep(0)
+        first = asyncio.create_task(aliases.pin("a2", True))
+        while not aliases.slots.waiting:
+            await asyncio.sleep(0)
+        assert not pinned(many)  # the engine runs two adapters in its two slots
+        with pytest.raises(AdapterError, match="one must stay unpinned"):
+            await aliases.pin("a3", True)
+        end.set()
+        await asyncio.gather(first, *asked)
+        assert pinned(many) == aliases.slots.pinned == {aliases.serving("a2")}
+        assert not aliases.slots.busy and not aliases._pinning
+
+    asyncio.run(story())
+
+
+def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = engine(admission).collective_rpc
+
+    async def unloaded_meanwhile(method: str, args: tuple[Any, ...] = ()) -> Any:
+        found = await call(method, args)
+        if method == "pin_adapter":
+            admission.aliases.unload("alpha")
+        return found
+
+    monkeypatch.setattr(engine(admission), "collective_rpc", unloaded_meanwhile)
+
+    async def story() -> None:
+        with pytest.raises(AdapterError, match="was replaced meanwhile"):
+            await admission.aliases.pin("alpha", True)
+        await settled(admission)
+
+    asyncio.run(story())
+    assert not admission.aliases.slots.pinned
+    assert not engine(admission).loaded and not engine(admission).pinned
+
+
+def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
+    old, new = versions(admission)
+    aliases = admission.aliases
+
+    async def story() -> None:
+        await aliases.pin("alpha", True)
+        assert pinned(admission) == {old}
+        await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
+        await settled(admission)
+        assert pinned(admission) == aliases.slots.pinned == {new}
+        assert set(engine(admission).loaded.values()) == {new}
+        await aliases.pin("alpha", False)
+
+    asyncio.run(story())
+    assert not aliases.slots.pinned and not pinned(admission)
+
+
+def test_a_slot_that_is_unpinned_goes_to_who_waits(many: Admission) -> None:
+    aliases = many.aliases
+
+    async def story() -> None:
+        await aliases.pin("a0", True)
+
+        async def ask_for_another(_: Any) -> None:
+            waits = asyncio.create_task(answered(many, "a2", nothing))
+            while not aliases.slots.waiting:
+                await asyncio.sleep(0)
+            await aliases.pin("a0", False)
+            await waits
+
+        await answered(many, "a1", ask_for_another)
+
+    asyncio.run(story())
+
+
+def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = admission.aliases.cache
+    store = admission.aliases.store
+    reads, goes_on = threading.Event(), threading.Event()
+    read = cache._read
+
+    def slow_read(version: str, asked: str) -> Any:
+        found = read(version, asked)  # with a lease
+        reads.set()
+        assert goes_on.wait(60)
+        return found
+
+    monkeypatch.setattr(cache, "_read", slow_read)
+
+    async def story() -> None:
+        asked = asyncio.create_task(answered(admission, "alpha", nothing))
+        while not reads.is_set():
+            await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        goes_on.set()
+        await settled(admission)
+        # What the engine holds is what the table names; so it can be found, used and dropped.
+        assert set(engine(admission).loaded.values()) == {one.version for one in cache}
+        version = await answered(admission, "alpha", nothing)
+        assert list(engine(admission).loaded.values()) == [version]
+        admission.aliases.unload("alpha")
+        await settled(admission)
+        assert not engine(admission).loaded
+        held = Lease.take_alone(store.path(store.resolve(version)))
+        assert held is not None  # nobody's lease is left
+        held.close()
+
+    asyncio.run(story())
+
+
+def test_a_version_that_was_replaced_while_it_was_waited_for_goes(
+    admission: Admission,
+) -> None:
+    old, new = versions(admission)
+    aliases = admission.aliases
+
+    async def story() -> None:
+        async def swap(_: Any) -> None:
+            waits = asyncio.create_task(answered(admission, "alpha", nothing))
+            while not aliases.slots.waiting:
+                await asyncio.sleep(0)
+            await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
+            aliases.slots.unpin("filler@000000000000")
+            assert await waits == old
+
+        assert await answered(admission, "alpha", nothing) == old
+        # Both slots are taken by others.
+        aliases.slots.pinned.add("filler@000000000000")
+        await answered(admission, "plain", swap)
+        await settled(admission)
+
+    asyncio.run(story())
+    assert old not in engine(admission).loaded.values()
+    assert new in engine(admission).loaded.values()
+
+
+def test_a_name_that_is_withdrawn_while_it_moves_stays_so(admission: Admission) -> None:
+    _, new = versions(admission)
+    aliases = admission.aliases
+
+    async def story() -> None:
+        await answered(admission, "alpha", nothing)
+        aliases.store.alias("alpha", new)
+        engine(admission).may_load.clear()
+        await answered(admission, "alpha", nothing)  # begins the move
+        aliases.withdraw("alpha")
+        engine(admission).may_load.set()
+        await settled(admission)
+        with pytest.raises(KeyError):
+            await answered(admission, "alpha", nothing)
+
+    asyncio.run(story())
+    assert not engine(admission).loaded
+    assert not aliases.served()
+
+
+def waits_counted() -> float:
+    (metric,) = QUEUE_SECONDS.collect()
+    return next(one.value for one in metric.samples if one.name.endswith("_count"))
+
+
+@pytest.mark.parametrize("model", ["alpha", "alpha:gated"])
+def test_a_request_waits_once(admission: Admission, model: str) -> None:
+    before = waits_counted()
+    asyncio.run(answered(admission, model, nothing))
+    assert waits_counted() == before + 1

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from support import make_adapter
 
 from adapters import exchange
-from adapters.store import Store
+from adapters.store import Store, StoreAwayError, StoreError
 from serving import admin_api, controller_api, models_api
 from serving.admission import Admission
 from serving.controller_sources import ForbiddenSourceError, MissingSourceError, Place, Sources
@@ -255,6 +255,27 @@ def test_refusals(
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == param
     assert models(client) == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"), [(StoreError, 409, None), (StoreAwayError, 503, "5")]
+)
+def test_a_store_that_cannot_be_written(
+    client: TestClient,
+    admission: Admission,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[StoreError],
+    status: int,
+    retry_after: str | None,
+) -> None:
+    def publish(*_: Any, **__: Any) -> None:
+        raise error("math", "cannot be written")
+
+    monkeypatch.setattr(admission.aliases.store, "publish", publish)
+    answer = load(client, "math", made / "one")
+    assert (answer.status_code, answer.headers.get("Retry-After")) == (status, retry_after)
+    assert answer.json()["error"]["param"] == "lora_name"
 
 
 def test_an_adapter_of_another_base_changes_nothing(

@@ -10,6 +10,7 @@ import pytest
 
 from vllm_gate import pins
 from vllm_gate.turns import Turns
+from vllm_gate.two_rows import TwoRows
 
 SLOTS = 2
 
@@ -51,3 +52,41 @@ def test_those_that_fit_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "PINNED", set())
     turns, running = Turns(SLOTS, shared=False), [request(1), request(2)]
     assert all(step(turns, running, number) == {1, 2} for number in range(1, 5))
+
+
+def test_always_on_requests_alone_take_turns_beside_a_pinned_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's worker would evict one that the step runs, and end the engine at its rows."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from vllm_gate.scheduler import GateMixin
+
+    monkeypatch.setattr(pins, "PINNED", {9})
+    scheduler: Any = object.__new__(GateMixin)
+    vars(scheduler).update(
+        _gates={},
+        _turns=Turns(SLOTS, shared=True),
+        _two_rows=TwoRows(),
+        lora_config=SimpleNamespace(max_loras=SLOTS),
+        running=[request(1), request(2)],
+        waiting=[],
+        requests={},
+        current_step=0,
+    )
+    seen: list[tuple[int, list[int]]] = []
+
+    def schedule(self: Any, _: bool) -> Any:
+        eligible = [one.next_decode_eligible_step for one in self.running]
+        seen.append((self.lora_config.max_loras, eligible))
+        return SimpleNamespace(
+            scheduled_new_reqs=[],
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+            num_scheduled_tokens={},
+            total_num_scheduled_tokens=0,
+        )
+
+    monkeypatch.setattr(Scheduler, "schedule", schedule)
+    scheduler.schedule()
+    assert seen == [(SLOTS - 1, [0, 2])]  # the second one waits for the step after the next
+    assert scheduler.lora_config.max_loras == SLOTS

@@ -108,6 +108,21 @@ def test_what_is_refused_with_its_field(body: dict[str, Any], reason: str) -> No
     assert re.search(reason, answer.json()["detail"])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-le"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"text": {"format": {"schema": {"p\u0061ttern": "a{9999}"}}}}',
+        r'{"structured_outputs": {"json": "{\u0022pattern\u0022: \"a{9999}\"}"}}',
+        '{"text": {"format": {"schema": {"pattern": "a{9999}"}}}}',
+    ],
+)
+def test_no_spelling_hides_a_word(text: str, encoding: str) -> None:
+    answer = asyncio.run(ask("/take", text.encode(encoding)))
+    assert answer.status_code == 400
+    assert REPEATS in answer.json()["detail"]
+
+
 SCHEMAS = st.recursive(
     st.none() | st.sampled_from(["#", "#/a", "#/a/b", "a{3}", "{", 7, True]),
     lambda inner: (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from fastapi.testclient import TestClient
 from fleet import answered, make_admission
 from support import make_adapter
 
+from adapters.manifest import FILE as MANIFEST
 from adapters.store import Store
 from serving import models_api
 from serving.admission import Admission
@@ -91,3 +94,30 @@ def test_one_is_found_where_a_request_for_it_is_answered(
             assert (answer.json()["id"], answer.json()["root"]) == (name, root)
         else:
             assert answer.json()["error"]["code"] == status
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gate", {"tau": math.inf, "rate": 0.1, "tokens": 9}),
+        ("gate", {"tau": 1.0, "rate": 0.1, "tokens": 9, "table": [[0.1, math.nan]]}),
+        (
+            "scores",
+            [
+                {"mode": "base", "problems": "x", "metric": "pass@1", "value": math.nan}
+                | {"n": 1, "temperature": 0}
+            ],
+        ),
+    ],
+)
+def test_a_number_that_json_lacks_is_refused_and_all_others_are_listed(
+    admission: Admission, client: TestClient, base_folder: Path, field: str, value: Any
+) -> None:
+    folder = make_adapter(admission.aliases.store.root, "odd", base_folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {field: value}))
+    names = {card["id"] for card in client.get("/v1/models").json()["data"]}
+    assert "alpha" in names and "odd" not in names
+    answer = client.get("/v1/models/odd")
+    assert answer.status_code == 400
+    assert f"manifest.json: {field}" in answer.json()["error"]["message"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -49,6 +51,21 @@ async def stream(_: Any) -> StreamingResponse:
 async def fails(_: Any) -> JSONResponse:
     take("slot")
     raise RuntimeError("on the way")
+
+
+async def cut(_: Any) -> StreamingResponse:
+    async def body() -> Any:
+        yield "data: {}\n\n"
+        raise RuntimeError("on the way")
+
+    return StreamingResponse(body(), media_type="text/event-stream")
+
+
+async def told(_: Any) -> StreamingResponse:
+    async def body() -> Any:  # as /v1/messages tells of an error
+        yield 'event: error\ndata: {"type":"error"}\n\n'
+
+    return StreamingResponse(body(), media_type="text/event-stream")
 
 
 async def full(_: Any) -> JSONResponse:
@@ -105,6 +122,7 @@ def client() -> TestClient:
         *(Route(f"/chat/{way}", chat(model)) for way, model in ASKED.items()),
         Route("/chat/base", chat("models/tiny", None)),
         Route("/completion_stream", completion_stream),
+        *(Route(f"/v1/{one.__name__}", one, methods=["POST"]) for one in (cut, told, response)),
     ]
     return TestClient(RequestMiddleware(Starlette(routes=routes)), raise_server_exceptions=False)
 
@@ -121,6 +139,21 @@ def test_a_stream_holds_to_its_last_chunk(client: TestClient) -> None:
 def test_a_failure_gives_back(client: TestClient) -> None:
     assert client.get("/fails").status_code == 500
     assert order == ["take slot", "give slot"]
+
+
+@pytest.mark.parametrize(
+    ("way", "outcome"), [("cut", "error"), ("told", "error"), ("response", "ok")]
+)
+@pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
+def test_an_answer_without_its_end_is_an_error(
+    client: TestClient, caplog: pytest.LogCaptureFixture, way: str, outcome: str, root_path: str
+) -> None:
+    caplog.set_level(logging.INFO, "serving.requests")
+    behind = TestClient(client.app, raise_server_exceptions=False, root_path=root_path)
+    with suppress(RuntimeError):  # the rest of the stream never comes
+        behind.post(f"{root_path}/v1/{way}", headers={"X-data-parallel-rank": "9" * 5000})
+    (line,) = [one for one in caplog.records if one.name == "serving.requests"]
+    assert vars(line)["outcome"] == outcome
 
 
 def test_come_again_says_when(client: TestClient) -> None:

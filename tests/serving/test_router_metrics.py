@@ -123,9 +123,12 @@ def test_pins_and_moves_show(admission: Admission, folders: list[Path]) -> None:
         aliases.store.publish(folders[1], "math")
         await aliases.switch("math")
         assert aliases.serving("math") != before
-        # The pinned version stays in the engine, but the name is no longer its own.
-        assert set(scrape(series).loaded) == {"math"}
-        assert scrape(series).counts["cpu"] == 2
+        await settled(admission)
+        # The pin goes with the name, and the version before leaves the engine.
+        assert {name: pinned for name, (_, pinned) in scrape(series).loaded.items()} == {
+            "math": "true"
+        }
+        assert scrape(series).counts["cpu"] == 1
 
     asyncio.run(story())
 

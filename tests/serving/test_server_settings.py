@@ -54,7 +54,8 @@ def test_vllm_flags_pass_through_untouched_after_those_of_the_yaml_file(tmp_path
     config = tmp_path / "serving.yaml"
     config.write_text(
         "engine:\n  dtype: float32\n  enforce_eager: true\n  async_scheduling: false\n"
-        "  served_model_name: [a, b]\n"
+        "  served_model_name: [a, b]\n  revision:\n"
+        "  speculative_config: {method: ngram, num_speculative_tokens: 4}\n"
     )
     line = ["--max-num-seqs", "64", "--port=7", "--max-lora", "x", "-tp", "2", "--dtype=bfloat16"]
     settings, flags = from_command_line(["--config", str(config), *line])
@@ -62,6 +63,7 @@ def test_vllm_flags_pass_through_untouched_after_those_of_the_yaml_file(tmp_path
     assert flags == [
         *("--dtype", "float32", "--enforce-eager", "--no-async-scheduling"),
         *("--served-model-name", "a", "b"),
+        *("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 4}'),
         *("--max-num-seqs", "64", "--max-lora", "x", "-tp", "2", "--dtype=bfloat16"),
     ]
 
@@ -96,6 +98,18 @@ def test_bad_yaml_is_named(tmp_path: Path) -> None:
         config.write_text(text)
         with pytest.raises(SettingsError, match=words):
             from_command_line(["--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    "text", ["hf_token: swordfish", "engine: {port: 1, hf_token: swordfish}", "apikey: swordfish"]
+)
+def test_a_misplaced_secret_is_not_shown(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "serving.yaml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        from_command_line(["--config", str(config)])
+    assert "swordfish" not in str(caught.value)
+    assert "engine" in str(caught.value)
 
 
 def test_vllms_variable_of_the_key_covers_all_paths_too(monkeypatch: pytest.MonkeyPatch) -> None:

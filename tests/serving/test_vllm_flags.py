@@ -266,3 +266,18 @@ def test_an_unknown_flag_is_named_with_the_one_that_is_meant(flag: str, meant: s
         vllm_flags.parse(["--model", "m", flag, "3"])
     said = f"{flag}: neither a setting of this server nor a flag of vLLM; {meant}"
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("--dtype float32 --hf-token swordfish", "--dtype float32 --hf-token ***"),
+        ("--hf-token=swordfish -tp 2", "--hf-token=*** -tp 2"),
+        ("--hf_token swordfish --dtype float32", "--hf_token *** --dtype float32"),
+        ("--hf-tok swordfish", "--hf-tok ***"),
+        ("--hf-token --dtype float32", "--hf-token --dtype float32"),  # that of the hub's login
+        ("--otlp-traces-endpoint http://me:swordfish@host", "--otlp-traces-endpoint http://..."),
+    ],
+)
+def test_the_log_shows_no_secret(flags: str, shown: str) -> None:
+    assert " ".join(vllm_flags.without_secrets(flags.split())) == shown

@@ -70,7 +70,9 @@ class Body(BaseModel):
         return value.get("x")
 
 
-async def ask(path: str, body: dict[str, Any] | bytes) -> httpx.Response:
+async def ask(
+    path: str, body: dict[str, Any] | bytes, content_type: str = "application/json"
+) -> httpx.Response:
     app = FastAPI()
 
     @app.post("/read")
@@ -93,7 +95,7 @@ async def ask(path: str, body: dict[str, Any] | bytes) -> httpx.Response:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": content_type}
         return await client.post(path, content=content, headers=headers)
 
 
@@ -151,3 +153,24 @@ def test_half_a_character_in_a_prompt_is_named(body: dict[str, Any] | bytes, fie
     assert answer.status_code == (400 if field else 200), answer.text
     if field:
         assert answer.json()["detail"].startswith(f"{field}: has half a character")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("Application/JSON", 400),
+        ("application/json ; charset=utf-8", 400),
+        ("application/vnd.theirs+json", 400),
+        ("text/plain", 422),  # no JSON to FastAPI
+        ("", 422),
+    ],
+)
+def test_every_type_that_is_read_as_json_is_looked_at(content_type: str, status: int) -> None:
+    answer = asyncio.run(ask("/take", {"prompt": "\ud83d"}, content_type))
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be"])
+def test_half_a_character_is_found_in_any_encoding(encoding: str) -> None:
+    body = json.dumps({"prompt": "\ud83d"}).encode(encoding)
+    assert asyncio.run(ask("/take", body)).status_code == 400

@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 
 from vllm_gate.answers import GateAnswers
 from vllm_gate.counters import ANSWERS
-from vllm_gate.token_report import ANSWER, GateReport
+from vllm_gate.token_report import ANSWER, AnswerContext, GateReport
 
 ENTRY = {"position": 3, "gated": True, "entropy": 1.2, "rank": 2}
 LATER = {"position": 5, "gated": True, "entropy": 1.1, "rank": 1}
@@ -142,6 +142,30 @@ def test_prompts_and_sequences_are_told_apart(client: TestClient) -> None:
     answer = client.get("/several").json()
     assert gated(answer) == 6
     assert [len(choice["gate_trace"]) for choice in answer["choices"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("cmpl-a_b-7-12", 12),
+        ("resp_0123abcd_3", 3),
+        # Clients may choose the id of a response, and the middle of the others.
+        ("cmpl-mine_0", 0),
+        ("cmpl-7-2_4", 4),
+        ("cmpl-mine", 0),
+        ("resp", 0),
+        ("mine_2", 2),
+        ("a\nb_2", 2),
+        ("chatcmpl-mine_7", 0),
+        ("generate-tokens-mine_" + "9" * 5000, 0),
+        ("cmpl-mine-\u0663", 0),
+    ],
+)
+def test_an_id_that_a_client_chose_ends_nothing(name: str, place: int) -> None:
+    answer = AnswerContext()
+    state: Any = SimpleNamespace(external_req_id=name, parent_req=None, request_index=0)
+    answer.add(state, GateReport(1, []))
+    assert list(answer.reports) == [place]
 
 
 def test_what_is_not_gated_passes_untouched(client: TestClient) -> None:
