@@ -47,6 +47,9 @@ def test_lost_weight_and_few_answers_are_not_trusted() -> None:
     few = weighted_score([np.log(7.93)] + [np.log(0.01)] * 7, [1] * 8, [0] * 8)
     assert few.mean_weight == pytest.approx(1, abs=0.01)
     assert few.effective < 0.2 and not few.trusted
+    heavy = weighted_score([np.log(4)] + [0.0] * 7, [1] * 8, [0] * 4 + [1] * 4)
+    assert heavy.mean_weight == pytest.approx(11 / 8) and heavy.effective > 0.2
+    assert not heavy.trusted
 
 
 def test_without_a_single_choice_it_is_exact(tmp_path) -> None:

@@ -10,8 +10,8 @@ and the mean of w(y) * right(y) over the base's answers estimates how often the 
 of the gate, c, makes the adapter's T * c. Another threshold changes which t belong to the product.
 
 The mean of w alone must be 1. It falls below where the adapter prefers tokens that the base's
-answers do not contain. What follows those is unknown: it may be ruin, or a better way to answer. So
-the estimate cannot be trusted.
+answers do not contain. What follows those is unknown: it may be ruin, or a better way to answer. It
+rises above where a few heavy answers decide. In both cases the estimate cannot be trusted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from training.evaluation.statistics import Estimate, mean
 
 CAP = 5.0  # on log w: one answer in a hundred must not decide
-MIN_WEIGHT = 0.8  # of the mean weight, in a trusted estimate
+MIN_WEIGHT, MAX_WEIGHT = 0.8, 1.25  # of the mean weight, in a trusted estimate
 MIN_EFFECTIVE = 0.2  # of the effective share, in a trusted estimate
 
 
@@ -40,7 +40,7 @@ class WeightedScore(NamedTuple):
     @property
     def trusted(self) -> bool:
         """Whether the weights carry the estimate; where not, decoding must tell."""
-        return self.mean_weight >= MIN_WEIGHT and self.effective >= MIN_EFFECTIVE
+        return MIN_WEIGHT <= self.mean_weight <= MAX_WEIGHT and self.effective >= MIN_EFFECTIVE
 
     @property
     def at_least(self) -> float:
