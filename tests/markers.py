@@ -43,6 +43,7 @@ LONG = {
     *("test_store_faults", "test_store_races", "test_hub", "test_adapter_fuzz", "test_watched"),
     *("test_load_users", "test_load_report", "test_miniature", "test_paper", "test_real"),
     *("test_train", "test_gym", "test_grade", "test_graded_answers", "test_follower"),
+    *("test_intervene", "test_footprint"),
 }
 
 _seconds: defaultdict[str, float] = defaultdict(float)
