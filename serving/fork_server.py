@@ -7,9 +7,9 @@ the title by way of the environment that the process began with, and ours get an
 
 from contextlib import suppress
 
-from serving.preloading import end_with_parent
+from serving.preloading import be_the_fork_server
 
-end_with_parent()
+be_the_fork_server()
 with suppress(ImportError):  # vLLM does without it too
     import setproctitle
 

@@ -99,7 +99,7 @@ def _with_environment(process: ForkServerProcess) -> tuple[Any, ...]:
 
 
 def _arrive(kind: type[ForkServerProcess], environment: dict[str, str]) -> ForkServerProcess:
-    end_with_parent()
+    end_with_parent(_fork_server)
     os.environ.clear()
     os.environ.update(environment)
     threads = (environment.get("VLLM_CPU_OMP_THREADS_BIND"), environment.get("OMP_NUM_THREADS"))
@@ -108,9 +108,25 @@ def _arrive(kind: type[ForkServerProcess], environment: dict[str, str]) -> ForkS
     return kind.__new__(kind)
 
 
-def end_with_parent() -> None:
+_fork_server: int | None = None  # its pid, in itself and in what is forked from it
+
+
+def be_the_fork_server() -> None:
+    """Called by the fork server, before it imports the rest."""
+    global _fork_server  # noqa: PLW0603
+    _fork_server = os.getpid()
+    end_with_parent()
+
+
+def end_with_parent(parent: int | None = None) -> None:
     """Have the kernel send this process SIGTERM when the thread that started it ends.
 
     So a server that is killed leaves neither fork server nor engine behind.
+
+    Args:
+        parent: its pid. The process ends at once if it has another by now: the kernel tells of no
+            end that came before.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

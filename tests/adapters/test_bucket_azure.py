@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +50,7 @@ def azure() -> Iterator[None]:
             [*command, "--blobHost", "127.0.0.1", "--blobPort", str(port)],
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # `node` is a script that starts another process
         )
         try:
             assert emulator.stdout is not None
@@ -56,7 +59,7 @@ def azure() -> Iterator[None]:
             subprocess.run([BIN / "python", "-c", MAKE_CONTAINER, account, CONTAINER], check=True)
             yield
         finally:
-            emulator.kill()
+            os.killpg(emulator.pid, signal.SIGKILL)
             emulator.wait()
 
 

@@ -82,6 +82,12 @@ def test_a_server_that_is_killed_leaves_no_engine_behind() -> None:
     assert not left(processes)
 
 
+@pytest.mark.parametrize(("parent", "code"), [("os.getppid()", 0), ("os.getppid() + 1", 1)])
+def test_what_arrives_after_its_parent_has_ended_ends_too(parent: str, code: int) -> None:
+    program = f"import os; from serving import preloading; preloading.end_with_parent({parent})"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
 @pytest.mark.parametrize(
     ("environment", "method"),
     [
@@ -100,7 +106,7 @@ def test_the_environment_comes_first_and_says_how_workers_start(
     there: dict[str, str] = {"FROM": "the fork server"}
     monkeypatch.setattr(preloading.os, "environ", there)
     monkeypatch.setitem(envs.environment_variables, preloading.START_METHOD, lambda: "spawn")
-    monkeypatch.setattr(preloading, "end_with_parent", lambda: None)
+    monkeypatch.setattr(preloading, "end_with_parent", lambda parent: None)
     process = preloading.ForkServerProcess(target=print, args=(1,))
     there |= environment
     made, (kind, travels), state = preloading._with_environment(process)
