@@ -27,6 +27,7 @@
     prompt.py            the one place that renders a prompt
     recipe.py            how a family of bases is trained and prompted (recipes/*.yaml)
     json_keys.py         each key of a JSON object once
+    first_line.py        what an error says, in one line
     files.py             atomic writes
 
 Nothing heavy is imported here: no vllm, no transformers, no torch.

@@ -21,6 +21,7 @@ from adapters.adapter import (
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.bucket.peft_source import download
 from adapters.files import atomic_directory, sha256_file
+from adapters.first_line import first_line
 from adapters.manifest import FILE as MANIFEST
 from adapters.model_card import HUB_ID
 from adapters.peft_config import lean
@@ -67,8 +68,9 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
                 allow_patterns=[*FILES, *ALONGSIDE, INDEX, SHARDS],
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SourceError(f"'{source}' cannot be fetched from the hub: {reason}") from error
+            raise SourceError(
+                f"'{source}' cannot be fetched from the hub: {first_line(error)}"
+            ) from error
         yield Path(folder)
 
 

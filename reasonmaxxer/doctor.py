@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from adapters.command_line import CommandLine
+from adapters.first_line import first_line
 from adapters.places import check_writable, default_store, open_store
 from reasonmaxxer import extras
 
@@ -154,7 +155,7 @@ def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
     except ModuleNotFoundError:
         return (), "torch is not installed, so GPUs are not looked for"
     except Exception as error:  # a broken installation or driver raises anything
-        return (), f"torch cannot be used: {_first_line(error)}"
+        return (), f"torch cannot be used: {first_line(error)}"
     return tuple(Gpu(one.name, round(one.total_memory / 2**30, 1)) for one in properties), None
 
 
@@ -240,10 +241,6 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ------------------------------------------------------------------------------- showing it

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.first_line import first_line
 from adapters.places import open_store, user_store
 from adapters.recipe import look_up
 from adapters.store import Store
@@ -86,7 +87,7 @@ def look_at_base(settings: Settings, engine_flags: Sequence[str] = ()) -> Base:
         tokenizer = files.fetch()
         checkpoint = files.checkpoint()
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         at = f" --revision {files.revision}" if files.revision else ""
         raise SettingsError(
             f"--model {settings.model}{at}: neither a model folder nor a hub model within reach "

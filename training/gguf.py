@@ -26,6 +26,7 @@ from pydantic_settings import CliPositionalArg
 
 from adapters.command_line import CommandLine, usage_error
 from adapters.files import atomic_directory, write_json
+from adapters.first_line import first_line
 
 logger = logging.getLogger("training.gguf")
 
@@ -88,8 +89,7 @@ class GgufFile:
             }
             tensors = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
         except Exception as error:  # numpy's and struct's errors, of many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise GgufError(f"{path}: damaged or cut short ({reason})") from error
+            raise GgufError(f"{path}: damaged or cut short ({first_line(error)})") from error
         found = cls(path, metadata, tensors)
         if found.metadata.get("split.count", 1) > 1:
             raise GgufError(
@@ -147,7 +147,7 @@ def read_config(file: GgufFile) -> tuple[Any, list[str]]:
     except Exception as error:
         raise GgufError(
             f"{file.path}: transformers cannot read the architecture '{file.architecture}' from "
-            f"GGUF ({_first(error)})"
+            f"GGUF ({first_line(error)})"
         ) from error
     rope, notes = _rope_scaling(file)
     if rope:
@@ -175,7 +175,7 @@ def read_tokenizer(file: GgufFile) -> tuple[Any, list[str]]:
         tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
     except Exception as error:  # of many kinds: KeyError, ValueError, tokenizers' own
         raise GgufError(
-            f"{file.path}: transformers cannot rebuild its tokenizer '{kind}' ({_first(error)})"
+            f"{file.path}: transformers cannot rebuild its tokenizer '{kind}' ({first_line(error)})"
         ) from error
     notes = []
     before = str(file.metadata.get("tokenizer.ggml.pre", "default"))
@@ -264,11 +264,11 @@ def convert_weights(
         )
     except NotImplementedError as error:
         raise GgufError(
-            f"{file.path}: a quantisation cannot be read ({_first(error)}); there are "
+            f"{file.path}: a quantisation cannot be read ({first_line(error)}); there are "
             f"{', '.join(sorted(set(file.tensors.values())))}"
         ) from error
     except Exception as error:
-        raise GgufError(f"{file.path}: the weights cannot be read ({_first(error)})") from error
+        raise GgufError(f"{file.path}: the weights cannot be read ({first_line(error)})") from error
     if info["missing_keys"]:
         raise GgufError(f"{file.path}: it lacks weights: {_some(sorted(info['missing_keys']))}")
     model.hf_quantizer = None  # else it would be saved as a GGUF model
@@ -366,12 +366,6 @@ def _tidy(folder: Path) -> None:
 
 
 # -------------------------------------------------------------------------------- the command
-
-
-def _first(error: BaseException) -> str:
-    """The first line of an error."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from adapters.first_line import first_line
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -93,7 +95,7 @@ def report_scores(arguments: TrainingArguments, step: int, scores: Mapping[str, 
                 callback.on_log(arguments, state, TrainerControl(), logs=dict(finite))
                 callback.on_train_end(arguments, state, TrainerControl())
         except Exception as error:  # of somebody's package, or of the network
-            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            reason = first_line(error)[:300]
             logger.warning("%s has not been told the final scores: %s", tracker, reason)
 
 

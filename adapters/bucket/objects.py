@@ -17,6 +17,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from adapters.first_line import first_line
+
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, PutResult
     from obstore.store import ObjectStore
@@ -217,8 +219,7 @@ def _etag(meta: ObjectMeta | PutResult) -> Etag:
 
 def _first_line(error: Exception) -> str:
     """What the library says, without the storage's XML and the library's own structures."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.partition("<?xml")[0].strip().rstrip(":")[:300]
+    return first_line(error).partition("<?xml")[0].strip().rstrip(":")[:300]
 
 
 # ------------------------------------------------------------------------------- the connection

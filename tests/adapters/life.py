@@ -1,4 +1,4 @@
-"""Everything that may happen to a store, in one fixed order, and what it answers.
+"""What may happen to any store: all of it in a fixed order, and moves by several machines at once.
 
 Two stores that answer alike behave alike, wherever they lie.
 """
@@ -6,6 +6,7 @@ Two stores that answer alike behave alike, wherever they lie.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny import served
 from adapters.adapter import AdapterError
 from adapters.audit import verify
 from adapters.collect import collect
+from adapters.moves import Move
 from adapters.store import Store
 
 
@@ -52,3 +54,26 @@ def life(store: Store, sources: list[Path]) -> list[str]:
     told.append(str([collect(store, 0, 0, dry_run=True), collect(store, 0, 0), verify(store)]))
     told.append(str([served(store), {name: store.versions(name) for name in store.folders()}]))
     return told
+
+
+def no_move_is_lost(machine: Callable[[str], Store], sources: list[Path]) -> None:
+    """Three machines move two aliases at once; afterwards the history has each of their moves."""
+    first = machine("0")
+    versions = [first.publish(source, "shared").id for source in sources[:3]]
+    names = ["one", "two"]
+
+    def move(number: int) -> list[Move]:
+        store = machine(str(number))
+        moved = []
+        for turn in range(6):
+            name = names[turn % 2]
+            moved.append(store.alias(name, versions[(turn + number) % 3], by=f"machine {number}"))
+        return moved
+
+    with ThreadPoolExecutor(3) as pool:
+        made = [move for moves in pool.map(move, range(3)) for move in moves]
+    store = machine("last")
+    lines = [line for name in names for line in store.history(name)]
+    # A move to where the alias was already is no line, but then it is another one's.
+    assert set(lines) == set(made)
+    assert verify(store) == []

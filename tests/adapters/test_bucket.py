@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from life import life
+from life import life, no_move_is_lost
 from tiny import served
 
 from adapters.adapter import WEIGHTS
@@ -75,25 +75,7 @@ def test_nothing_new_costs_one_small_answer(
 
 
 def test_no_move_is_lost_between_machines(machine: Machines, sources: list[Path]) -> None:
-    first = machine("0")
-    versions = [first.publish(source, "shared").id for source in sources[:3]]
-    names = ["one", "two"]
-
-    def move(number: int) -> list[Move]:
-        store = machine(str(number))
-        moved = []
-        for turn in range(6):
-            name = names[turn % 2]
-            moved.append(store.alias(name, versions[(turn + number) % 3], by=f"machine {number}"))
-        return moved
-
-    with ThreadPoolExecutor(3) as pool:
-        made = [move for moves in pool.map(move, range(3)) for move in moves]
-    store = machine("last")
-    lines = [line for name in names for line in store.history(name)]
-    # A move to where the alias was already is no line, but then it is another one's.
-    assert set(lines) == set(made)
-    assert verify(store) == []
+    no_move_is_lost(machine, sources)
 
 
 def test_of_two_that_race_one_wins(machine: Machines, sources: list[Path]) -> None:

@@ -6,17 +6,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from life import life
+from life import life, no_move_is_lost
 from tiny import served
 
-from adapters.audit import verify
 from adapters.bucket.objects import ConflictError, Objects, UnchangedError
 from adapters.bucket.store import BucketStore
-from adapters.moves import Move
 from adapters.places import open_store
 from adapters.store import Store
 from demo.server import free_port
@@ -85,18 +82,7 @@ def test_it_answers_as_a_folder_does(
 def test_no_move_is_lost_between_machines(
     machine: Callable[[str], BucketStore], sources: list[Path]
 ) -> None:
-    first = machine("0")
-    versions = [first.publish(source, "shared").id for source in sources[:3]]
-
-    def move(number: int) -> list[Move]:
-        store, by = machine(str(number)), f"machine {number}"
-        return [store.alias("prod", versions[(turn + number) % 3], by=by) for turn in range(6)]
-
-    with ThreadPoolExecutor(3) as pool:
-        made = [move for moves in pool.map(move, range(3)) for move in moves]
-    last = machine("last")
-    assert set(last.history("prod")) == set(made)
-    assert verify(last) == []
+    no_move_is_lost(machine, sources)
 
 
 def test_conditions_hold(azure: None, prefix: str) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from adapters.adapter import TRAINED_ON
 from adapters.files import atomic_write
+from adapters.first_line import first_line
 from training.problems.overlap import Fingerprint
 from training.problems.problem import Problem
 
@@ -56,5 +57,5 @@ def read_trained_on(folder: Path) -> list[Fingerprint] | None:
             Fingerprint(row["id"], row["whole"], tuple(row["runs"])) for row in table.to_pylist()
         ]
     except (pa.ArrowException, OSError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ValueError(f"{path}: holds no fingerprints of problems ({reason})") from error
