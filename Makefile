@@ -73,7 +73,7 @@ test-gate: install ## the gate's exactness in full: some 2,000 cases (about 10 m
 	REASONMAXXER_GATE_CASES=full $(BIN)/python -m pytest tests/serving/test_gate_exact.py tests/serving/test_gate_drafts.py tests/serving/test_gate_sampling.py -s
 
 test-gate-gpu: install .triton ## the gate in the GPU's model runner, under Triton's interpreter
-	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py -s
+	REASONMAXXER_GATE_V2=1 PYTHONPATH=.triton $(BIN)/python -m pytest tests/serving/test_gate_v2.py tests/vllm_gate/test_expert_kernels.py -s
 
 # In an environment of its own, with Node.js from PyPI and the emulator from npm (400 MB).
 test-azure: install $(VENV)-azure/installed ## a store in Azure's storage, by Microsoft's emulator (a minute)

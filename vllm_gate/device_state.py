@@ -108,11 +108,13 @@ def prepare_on_device(meta: LoRAKernelMeta, mapping: torch.Tensor, slots: torch.
 
     Args:
         mapping: [T] slots, -1: no LoRA.
-        slots: -1, 0, 1, ... up to the last one; made once.
+        slots: 0, 1, ... up to the last one, and -1; made once. The slots stand first, so that they
+            are found by those who look at as many entries as there are slots.
     """
     count = mapping.shape[0]
     meta.token_lora_mapping[:count].copy_(mapping)
-    meta.token_indices_sorted_by_lora_ids[:count].copy_(mapping.argsort(stable=True))
+    last = mapping.masked_fill(mapping < 0, slots.shape[0])
+    meta.token_indices_sorted_by_lora_ids[:count].copy_(last.argsort(stable=True))
     tokens = (mapping[None] == slots[:, None]).sum(1, dtype=torch.int32)
     meta.num_tokens_per_lora.copy_(tokens)
     meta.active_lora_ids.copy_(slots)
@@ -120,3 +122,8 @@ def prepare_on_device(meta: LoRAKernelMeta, mapping: torch.Tensor, slots: torch.
     meta.lora_token_start_loc[1:].copy_(tokens.cumsum(0))
     meta.no_lora_flag_cpu.fill_(False)  # the host's; which rows have a LoRA only the device knows
     meta.num_active_loras_cpu.fill_(slots.shape[0])
+
+
+def all_slots(count: int, device: torch.device) -> torch.Tensor:
+    """What `prepare_on_device` lists: [count + 1] the slots, then -1 for no LoRA."""
+    return torch.arange(-1, count, device=device).roll(-1)

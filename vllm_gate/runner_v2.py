@@ -33,7 +33,13 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from vllm_gate import patches
 from vllm_gate.base_top_tokens import BaseView, StepViews, attach, best
-from vllm_gate.device_state import GateTable, Unmasked, mask_loras, prepare_on_device
+from vllm_gate.device_state import (
+    GateTable,
+    Unmasked,
+    all_slots,
+    mask_loras,
+    prepare_on_device,
+)
 from vllm_gate.step_plan import EMPTY, Plan, plan_of
 from vllm_gate.two_rows import SECOND, with_second_rows, without_second_rows
 
@@ -158,13 +164,12 @@ class GateV2(Runner):
         manager = self.lora_manager._adapter_manager
         for wrapper in manager.punica_wrapper_mapping.values():
             self._mask_after(wrapper)
-            if not self.model_config.is_moe:  # whose kernels have only been seen with vLLM's own
-                self._without_waiting(wrapper)
+            self._without_waiting(wrapper)
 
     def _without_waiting(self, wrapper: PunicaWrapperBase) -> None:
         """What the LoRA kernels read, made on the device in steps with a gate."""
         assert self.lora_config is not None
-        slots = torch.arange(-1, self.lora_config.max_loras, device=self.device)
+        slots = all_slots(self.lora_config.max_loras, self.device)
         for name in ("token_mapping_meta", "prompt_mapping_meta"):
             meta = getattr(wrapper, name, None)
             if meta is None:

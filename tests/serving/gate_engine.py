@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import gate_drafts
+import interpreter
 import plain_experts
 
 from vllm_gate.token_report import AnswerContext
@@ -33,24 +34,7 @@ from vllm_gate.token_report import AnswerContext
 
 def _interpret(asynchronous: bool) -> None:
     """vLLM's V2 runner on this CPU, under Triton's interpreter; before vLLM is imported."""
-    import types
-
-    import triton.backends
-    from triton.backends.driver import DriverBase
-
-    class Driver(DriverBase):  # type: ignore[misc]
-        """A driver for a device that is always there."""
-
-        @classmethod
-        def is_active(cls) -> bool:
-            return True
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(name)
-
-    Driver.__abstractmethods__ = frozenset()
-    triton.backends.backends.clear()
-    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
+    interpreter.install()
     if asynchronous:
         from vllm.platforms.cpu import CpuPlatform
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import interpreter
 import pytest
 from gate_models import ADAPTERS, ARCHITECTURES, SLIDING, prompts
 from gate_reference import TIE, Asked, Decoded, Reference
@@ -87,7 +88,7 @@ class World(NamedTuple):
         if runner == "v1":
             return self.engine.run([str(given), str(results)])
         # Under Triton's interpreter, which has to be there before vLLM is imported.
-        interpreted = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+        interpreted = interpreter.ENVIRONMENT | {"VLLM_USE_V2_MODEL_RUNNER": "1"}
         process = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("gate_engine.py")), given, results],
             env=engine_environment(given.parent) | interpreted,

@@ -5,11 +5,10 @@ Slow, and in need of the `triton` package: `make test-gate-gpu` runs it, `make t
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
+import interpreter
 import pytest
 from gate_models import ARCHITECTURES, prompts
 from gate_reference import Asked
@@ -25,13 +24,7 @@ from test_gate_exact import (
     next_turns,
 )
 
-pytestmark = [
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        os.environ.get("REASONMAXXER_GATE_V2") != "1" or importlib.util.find_spec("triton") is None,
-        reason="make test-gate-gpu",
-    ),
-]
+pytestmark = [pytest.mark.timeout(1800), interpreter.needed]
 
 TIGHT = CRAMPED | {"num_gpu_blocks_override": 15}
 

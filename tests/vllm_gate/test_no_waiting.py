@@ -19,7 +19,7 @@ import test_runner_v2 as by_hand
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
 from benchmarks.waiting import waits
-from vllm_gate.device_state import GateTable, mask_loras, prepare_on_device
+from vllm_gate.device_state import GateTable, all_slots, mask_loras, prepare_on_device
 
 
 class WaitedError(Exception):
@@ -91,7 +91,7 @@ def test_the_mapping_of_adapters_does_not_wait() -> None:
         _token_lora_indices=torch.zeros(8, dtype=torch.long),
         _sampler_indices=torch.zeros(8, dtype=torch.long),
     )
-    meta, slots = LoRAKernelMeta.make(2, 8, "cpu"), torch.arange(-1, 2)
+    meta, slots = LoRAKernelMeta.make(2, 8, "cpu"), all_slots(2, torch.device("cpu"))
     starts = torch.tensor([0, 1, 5])
     with NoWaiting():
         base = torch.tensor([True, False])
@@ -145,6 +145,6 @@ def test_the_kernels_do_the_same_work() -> None:
         theirs, ours = (LoRAKernelMeta.make(slots, 128, "cpu") for _ in range(2))
         ours.lora_token_start_loc.fill_(77)  # of a step before
         theirs.prepare_tensors(mapping)
-        prepare_on_device(ours, mapping, torch.arange(-1, slots))
+        prepare_on_device(ours, mapping, all_slots(slots, torch.device("cpu")))
         wanted = {at: slot for at, slot in enumerate(mapping.tolist()) if slot >= 0}
         assert touched(theirs, slots) == touched(ours, slots) == wanted
