@@ -16,6 +16,7 @@ from test_gate_ends import ends, not_ended
 from test_gate_exact import (
     CRAMPED,
     PLAIN,
+    ROUNDS,
     World,
     assert_tidy,
     bad_cases,
@@ -147,16 +148,18 @@ def known(here: World, waves: list[list[Asked]]) -> dict[str, Any]:
     return {"sequences": [one.prompt + here.reference.decode(one).tokens for one in asked]}
 
 
-@pytest.mark.parametrize("method", ["standard", "block"])
+@pytest.mark.parametrize(
+    ("method", "seed"), [*(("standard", 71 + turn) for turn in range(ROUNDS)), ("block", 71)]
+)
 @RUNNERS
 def test_every_case_with_drafts(
-    world: Callable[[str], World], runner: str, scheduler: str, method: str
+    world: Callable[[str], World], runner: str, scheduler: str, method: str, seed: int
 ) -> None:
     """Verified as a block, a draft counts by what follows it: greedy answers show no difference."""
     here = world("qwen2")
     count = 20 if method == "standard" else 8
-    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(71, count)]
-    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, 71)]]
+    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(seed, count)]
+    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, seed)]]
     disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": [7], "reset": 2}}
     cases: list[tuple[Any, Any]] = [
         ([first], job(here, [first], PLAIN, **disturbed)),
@@ -176,7 +179,8 @@ def test_every_case_with_drafts(
         bad += bad_cases(here, waves, result)
     drafts = [result["drafts"] for result in results]
     total = sum(len(wave) for waves, _ in cases for wave in waves)
-    print(f"{runner} {method}: {total} cases, {drafts}, {len(bad)} bad")
+    preempted = sum(result["preempted"] for result in results)
+    print(f"{runner} {method}: {total} cases, {preempted} preemptions, {drafts}, {len(bad)} bad")
     assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
     assert sum(one["accepted"] for one in drafts) > 2 * count
 
