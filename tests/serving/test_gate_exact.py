@@ -42,7 +42,8 @@ ROOMY = {"enable_prefix_caching": True, "max_num_batched_tokens": 96, "max_loras
 
 def engine_environment(metrics: Path) -> dict[str, str]:
     """What gate_engine.py runs with; its processes count in the folder `metrics`."""
-    path = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    here = Path(__file__).parent
+    path = [str(ROOT), str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     settings = {
         "PYTHONPATH": os.pathsep.join(path),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
