@@ -429,10 +429,18 @@ def test_breaking_it_shows(
 full = pytest.mark.skipif(not FULL, reason="make test-gate")
 
 
+# vLLM wants all layers of a draft model to be of one kind.
+SCENARIOS = [
+    (method, architecture)
+    for method in ("oracle", "ngram", "draft_model")
+    for architecture in ARCHITECTURES
+    if method != "draft_model" or not architecture.startswith("gemma")
+]
+
+
 @full
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("method", ["oracle", "ngram", "draft_model"])
-def test_every_scenario(world: Callable[[str], World], architecture: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "architecture"), SCENARIOS)
+def test_every_scenario(world: Callable[[str], World], method: str, architecture: str) -> None:
     here = world(architecture)
     drafts = {"oracle": ORACLE, "ngram": NGRAM, "draft_model": draft_model(here.model)}[method]
     rounds = ROUNDS if method == "oracle" else 1
