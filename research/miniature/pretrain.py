@@ -198,6 +198,7 @@ def pretrain(config: PretrainConfig) -> None:
     with atomic_directory(config.output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes 0600; a model folder is for everybody
         measured = (
