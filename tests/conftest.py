@@ -9,12 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
+from support import (
+    ROOT,
+    Reference,
+    Refused,
+    Server,
+    StartServer,
+    make_adapter,
+    running_server,
+    sign,
+)
 
 from adapters.adapter import CONFIG, WEIGHTS
 
@@ -23,6 +32,19 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("markers",)
 PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Call a command that must end with exit code 2; returns what it says on stderr."""
+
+    def call(command: Callable[..., object], *arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(*arguments)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
-"""Helpers: adapters with random weights, a real server, greedy decoding by Hugging Face."""
+"""Helpers: adapters with random weights, a real server, greedy decoding by Hugging Face; and what
+tests of commands need: files of rows and problems, refusals, Python in a process of its own.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
@@ -30,6 +34,30 @@ START_SECONDS = 240
 # One thread: the miniature gains nothing from two, and two that wait for each other on a busy
 # machine are ten times slower.
 ENGINE_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+Refused = Callable[..., str]  # the fixture `refused`: a command and its arguments -> its error
+
+
+def python(
+    *arguments: object, check: bool = True, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own and keep what it writes."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, check=check, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def write_rows(path: Path, *rows: object) -> str:
+    """Write `rows` as JSONL; returns the path, as a command takes it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_puzzles(path: Path, count: int, seed: int, split: Literal["train", "heldout"]) -> Path:
+    """Write the first problems of a stream of the miniature world, as JSONL."""
+    from research.miniature.world import puzzles
+
+    found = (puzzle.problem for puzzle in islice(puzzles(seed, split), count))
+    path.write_text("".join(problem.model_dump_json() + "\n" for problem in found))
+    return path
 
 
 def make_adapter(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import python
 from tiny import MODULE, contents, make_adapter, make_base
 
 from adapters.__main__ import main
@@ -409,5 +408,4 @@ def test_the_shipped_store_is_sound() -> None:
 def test_nothing_heavy_is_imported() -> None:
     heavy = "{'torch', 'vllm', 'transformers', 'peft', 'huggingface_hub', 'serving', 'training'}"
     code = f"import sys, adapters.__main__; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert python("-c", code).stdout == "[]\n"

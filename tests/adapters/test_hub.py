@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import yaml
 from hub_server import Hub, running_hub
 from huggingface_hub import EvalResult, ModelCard
-from support import ROOT
+from support import python
 from tiny import contents, make_adapter, make_base, write_manifest
 
 from adapters.__main__ import main
@@ -32,14 +30,8 @@ def run_apart(home: Path, endpoint: str, *arguments: object) -> tuple[int, str]:
     """A store command in a process of its own, told of the hub by its environment."""
     environment = os.environ | ENVIRONMENT | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "adapters", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    done = python("-m", "adapters", *arguments, check=False, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

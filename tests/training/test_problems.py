@@ -9,15 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import write_rows as write
 
 from training.problems import BENCHMARKS, Problem, benchmark_of, load_problems
 
 DATA = Path(__file__).parent / "data"
-
-
-def write(path: Path, *rows: object) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.mark.parametrize(
