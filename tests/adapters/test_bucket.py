@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,12 @@ from tiny import served
 from adapters.adapter import WEIGHTS
 from adapters.audit import verify
 from adapters.bucket.objects import UnchangedError
-from adapters.bucket.store import BucketStore
 from adapters.moves import Move
 from adapters.reference import Reference
 from adapters.store import MovedMeanwhileError, Store
 
 if TYPE_CHECKING:
-    from cloud import Asked, Cloud
-
-Machines = Callable[[str], BucketStore]
+    from cloud import Asked, Cloud, Machines
 
 
 def test_it_answers_as_a_folder_does(

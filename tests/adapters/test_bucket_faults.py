@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +14,12 @@ from tiny import served
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.bucket.objects import AwayError
-from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.reference import Reference
 from adapters.store import StoreAwayError
 
 if TYPE_CHECKING:
-    from cloud import Asked, Cloud
-
-Machines = Callable[[str], BucketStore]
-Fault = Callable[["Asked"], "int | str | None"]
+    from cloud import Asked, Cloud, Fault, Machines
 
 FAULTS: dict[str, Fault] = {
     "500": lambda asked: None if asked.answered else 500,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -24,38 +25,13 @@ from adapters.moves import FILE as MOVES
 from adapters.peft_folder import INDEX, SHARDS
 from adapters.store import SHIPPED, Store
 
-
-@pytest.fixture
-def base(tmp_path: Path) -> BaseCheckpoint:
-    return make_base(tmp_path / "base")
+Console = Callable[..., str]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-class Console:
+def console(store: Store, run: Callable[..., str]) -> Console:
     """Commands on one store, and what they print."""
-
-    def __init__(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-        self.store, self.capsys = store, capsys
-
-    def __call__(self, *argv: object, code: int = 0) -> str:
-        self.capsys.readouterr()
-        try:
-            found = main([*map(str, argv), "--store", str(self.store.root)])
-        except SystemExit as end:
-            found = int(end.code or 0)
-        out, err = self.capsys.readouterr()
-        assert found == code, err
-        assert "Traceback" not in err
-        return out if code == 0 else err or out
-
-
-@pytest.fixture
-def console(store: Store, capsys: pytest.CaptureFixture[str]) -> Console:
-    return Console(store, capsys)
+    return lambda *argv, code=0: run(*argv, "--store", store.root, code=code)
 
 
 def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseCheckpoint) -> None:
@@ -91,11 +67,11 @@ def test_a_store_by_hand(console: Console, tmp_path: Path, base: BaseCheckpoint)
 
 
 def test_modules_without_effect_behind_the_gate_are_named(
-    console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    console: Console, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = MODULE.replace("q_proj", "v_proj")
     folder = make_adapter(tmp_path / "theirs", module=values)
-    assert main(["import", str(folder), "--no-base", "--store", str(console.store.root)]) == 0
+    assert main(["import", str(folder), "--no-base", "--store", str(store.root)]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("theirs@")
     assert err.startswith("v_proj: no effect behind the gate")
@@ -109,7 +85,7 @@ def test_modules_without_effect_behind_the_gate_are_named(
     [("elsewhere/other", True), ("some/Base", False), ("x/base-4bit", False), (None, False)],
 )
 def test_another_base_in_the_configuration_is_noted(
-    console: Console,
+    store: Store,
     tmp_path: Path,
     base: BaseCheckpoint,
     capsys: pytest.CaptureFixture[str],
@@ -119,7 +95,7 @@ def test_another_base_in_the_configuration_is_noted(
     folder = make_adapter(tmp_path / "theirs")
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": told}))
-    flags = ["--base", str(base.folder), "--family", "tiny", "--store", str(console.store.root)]
+    flags = ["--base", str(base.folder), "--family", "tiny", "--store", str(store.root)]
     assert main(["import", str(folder), *flags]) == 0
     note = f"names the base {told!r}; the adapter was checked against 'base' by shapes alone"
     assert (note in capsys.readouterr().err) == noted
@@ -151,12 +127,12 @@ def test_another_base_in_the_configuration_is_noted(
     ],
 )
 def test_bad_input_is_named(
-    console: Console, tmp_path: Path, argv: tuple[str, ...], message: str
+    console: Console, store: Store, tmp_path: Path, argv: tuple[str, ...], message: str
 ) -> None:
-    console.store.root.mkdir()
+    store.root.mkdir()
     folder = make_adapter(tmp_path / "folder")
     assert message in console(*(text.format(folder=folder) for text in argv), code=2)
-    assert contents(console.store.root) == {}
+    assert contents(store.root) == {}
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +143,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {name} " in out or f"\n    {name}\n" in out for name in COMMANDS)
 
 
-def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console) -> None:
-    config = make_adapter(console.store.root / "alpha") / CONFIG
+def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(
+    console: Console, store: Store
+) -> None:
+    config = make_adapter(store.root / "alpha") / CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
     (row,) = json.loads(console("list", "--json"))
     assert row["state"].startswith("refused: vLLM would not load it: ")
@@ -176,8 +154,7 @@ def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(console: Console
     assert "vLLM would not load it: " in console("show", "alpha", code=2)
 
 
-def test_verify_tells_what_is_unsound(console: Console, tmp_path: Path) -> None:
-    store = console.store
+def test_verify_tells_what_is_unsound(console: Console, store: Store, tmp_path: Path) -> None:
     version = store.publish(make_adapter(tmp_path / "alpha"), "alpha")
     other = store.publish(make_adapter(tmp_path / "beta", value=2), "beta")
     store.alias("latest", other.id)
@@ -228,14 +205,6 @@ def test_weights_that_are_no_numbers_are_refused(
         else:
             store.publish(folder, "good")
     assert store.names() == ["good"]
-
-
-def test_integers_are_no_weights(store: Store, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "alpha")
-    ints = {k: v.astype(np.int8) for k, v in load_file(folder / WEIGHTS).items()}
-    save_file(ints, folder / WEIGHTS)
-    with pytest.raises(AdapterError, match="is I8; save it as one of F64, F32, F16, BF16"):
-        store.publish(folder, "alpha")
 
 
 # ------------------------------------------------------------------------------ import and export

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,8 @@ import yaml
 from hub_server import Hub, running_hub
 from huggingface_hub import EvalResult, ModelCard
 from support import python
-from tiny import contents, make_adapter, make_base, write_manifest
+from tiny import contents, make_adapter, write_manifest
 
-from adapters.__main__ import main
 from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import export_adapter, import_adapter
@@ -53,22 +52,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """A store command in this process."""
-    capsys.readouterr()
-    try:
-        code = main([*map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out + err
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> BaseCheckpoint:
-    return make_base(tmp_path / "base")
-
-
 @pytest.fixture
 def here(tmp_path: Path, base: BaseCheckpoint) -> Store:
     """A store with the adapter `mine`."""
@@ -81,7 +64,7 @@ def here(tmp_path: Path, base: BaseCheckpoint) -> Store:
 
 
 def test_what_is_pushed_can_be_pulled(
-    hub: Hub, here: Store, base: BaseCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, here: Store, base: BaseCheckpoint, tmp_path: Path, run: Callable[..., str]
 ) -> None:
     code, told = run_apart(
         tmp_path / "home", hub.url, "push", "mine", "someone/math", "--store", here.root
@@ -95,13 +78,12 @@ def test_what_is_pushed_can_be_pulled(
 
     there = Store(tmp_path / "there")
     flags = ("--name", "theirs", "--base", base.folder, "--store", there.root)
-    code, told = run(capsys, "pull", "someone/math", *flags)
-    assert code == 0, told
+    run("pull", "someone/math", *flags)
     assert there.get("theirs", base).gate == here.get("mine").gate
 
 
 def test_what_cannot_be_pushed_or_pulled_ends_with_one_line(
-    hub: Hub, here: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Hub, here: Store, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
 ) -> None:
     for arguments, message in [
         (("push", "mine", "nowhere"), "'nowhere' is no repository"),
@@ -109,11 +91,9 @@ def test_what_cannot_be_pushed_or_pulled_ends_with_one_line(
         (("pull", "/etc", "--no-base"), "'/etc' is no repository"),
         (("pull", "someone/absent", "--no-base", "--name", "x"), "cannot be fetched from the"),
     ]:
-        code, told = run(capsys, *arguments, "--store", here.root)
-        assert (code, message in told) == (2, True), told
+        assert message in run(*arguments, "--store", here.root, code=2)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    code, told = run(capsys, "push", "mine", "someone/math", "--store", here.root)
-    assert code == 1
+    told = run("push", "mine", "someone/math", "--store", here.root, code=1)
     assert "'someone/math' cannot be pushed to: " in told
     assert hub.repositories == {}
 
@@ -195,11 +175,9 @@ def test_the_defaults_are_pefts() -> None:
 
 @pytest.mark.parametrize("place", ["one", "another"])
 def test_the_same_adapter_from_another_place_is_the_same_version(
-    tmp_path: Path, place: str
+    tmp_path: Path, base: BaseCheckpoint, store: Store, place: str
 ) -> None:
-    base = make_base(tmp_path / "base")
     folder = make_adapter(tmp_path / place / "theirs")
-    store = Store(tmp_path / "store")
     version = import_adapter(store, str(folder), "x", base=base, family="tiny")
     assert version.manifest is not None
     assert version.manifest.made_by == {}

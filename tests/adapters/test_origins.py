@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights beyond all": (_number(1e300, "f8"), "holds numbers of 65536 or more"),
     "weights of float16's end": (_number(65536, "f4"), "holds numbers of 65536 or more"),
     "weights of NaN": (_number(float("nan"), "f4"), "holds numbers that are NaN or infinite"),
-    "weights of integers": (_number(1, "i1"), "is I8; save it as one of F64, F32"),
+    "weights of integers": (_number(1, "i1"), "is I8; save it as one of F64, F32, F16, BF16"),
     "a pointer of Git LFS": (_pointer(WEIGHTS), "safetensors: a pointer of Git LFS.*git lfs pull"),
     "a configuration of Git LFS": (_pointer(CONFIG), "config.json: a pointer of Git LFS"),
     "a page of HTML": (lambda folder: (folder / WEIGHTS).write_text("<html>"), "not a safetensors"),
@@ -243,6 +243,7 @@ def test_what_cannot_be_served_is_refused_at_import(
     listing = store.listing(base)
     assert list(listing.offered) == ["good"]
     assert list(listing.refused) == ["bad"]
+    assert re.search(f"'bad'.*{reason}", str(listing.refused["bad"]))
 
 
 def rows(title: str) -> dict[str, str]:
@@ -537,12 +538,7 @@ def test_a_folder_is_read_the_same_with_every_name_peft_gives(tmp_path: Path) ->
     folder = make_adapter(tmp_path / "theirs")
     first = AdapterVersion.read(folder)
     assert first.folder.is_canonical
-    for prefix in (
-        "",
-        "module.",
-        "_orig_mod.base_model.model.",
-        "base_model.model.base_model.model.",
-    ):
+    for prefix in ("", "module.", "_orig_mod.base_model.model.", "base_model.model." * 2):
         other = make_adapter(tmp_path / f"other{len(prefix)}")
         renamed("base_model.model.", prefix)(other)
         assert AdapterVersion.read(other).shapes == first.shapes
