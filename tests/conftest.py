@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from support import (
     ROOT,
     Reference,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cloud import Cloud
 
 pytest_plugins = ("markers",)
+settings.register_profile("any machine", deadline=None)  # one that is busy is slow
+settings.load_profile("any machine")
 PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
 
 

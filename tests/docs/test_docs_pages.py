@@ -92,10 +92,6 @@ def test_some_examples_are_run() -> None:
     assert len(blocks("bash {.run}")) >= 3
 
 
-NEW = [ROOT / name for name in ("vllm_gate", "training/stages", "tests/fuzz")]
-
-
-@pytest.mark.skipif(not all(map(Path.is_dir, NEW)), reason="the pages describe these packages")
 @each_page
 def test_files_that_are_named_exist(page: Path) -> None:
     """`training/fit.py` in backticks is a file of the repository."""

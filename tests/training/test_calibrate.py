@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,13 +101,21 @@ def test_the_gate_and_its_standard_error_by_hand() -> None:
 # --------------------------------------------------------------------------------- the version
 
 
-@pytest.fixture
-def store(tmp_path: Path, base_folder: Path) -> Store:
-    """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
-    made = Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    """The store that each test gets a copy of, and beside it the folder `fitted`."""
+    folder = tmp_path_factory.mktemp("prepared")
+    made = Store(folder / "store")
     make_adapter(made.root, "plain", base_folder, targets=("q_proj", "k_proj"), manifest=False)
-    made.publish(make_adapter(tmp_path, "fitted", base_folder, seed=1), "fitted")
-    return made
+    made.publish(make_adapter(folder, "fitted", base_folder, seed=1), "fitted")
+    return folder
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Store:
+    """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return Store(tmp_path / "store")
 
 
 def test_only_scores_of_the_same_gate_are_kept(store: Store, base_folder: Path) -> None:

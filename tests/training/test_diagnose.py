@@ -38,8 +38,17 @@ def warnings(**changes: object) -> list[str]:
     return known_failures(**{"kept": result(right=8), **given})  # type: ignore[arg-type]
 
 
-def test_a_healthy_run_is_left_in_peace() -> None:
-    assert warnings() == []
+@pytest.mark.parametrize(
+    "log",
+    [
+        LOG,
+        [{"loss": 0.01}, {"loss": 0.01}, {"loss": 4.9}],  # small beside the clip
+        [{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}],  # a large scale, no spike
+        [],
+    ],
+)
+def test_a_healthy_run_is_left_in_peace(log: list[dict[str, float]]) -> None:
+    assert warnings(log=log) == []
 
 
 @pytest.mark.parametrize(
@@ -64,16 +73,6 @@ def test_a_known_failure_is_named(changes: dict[str, object], words: str) -> Non
 def test_many_rollouts_that_could_not_be_graded() -> None:
     assert ungraded(2, 100) == []
     assert "3 of 100 rollouts could not be graded" in ungraded(3, 100)[0]
-
-
-def test_a_bounded_loss_is_no_spike() -> None:
-    assert (
-        warnings(log=[{"loss": 0.01}, {"loss": 0.01}, {"loss": 4.9}]) == []
-    )  # small beside the clip
-    assert (
-        warnings(log=[{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}]) == []
-    )  # a large scale, no spike
-    assert warnings(log=[]) == []
 
 
 def test_the_scores_that_trackers_get() -> None:

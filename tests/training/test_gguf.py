@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,14 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape)
 
 
+@cache
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def write_gguf(path: Path, kind: str, more: dict[str, Any] | None = None, drop: str = "") -> Path:
     """The miniature Llama as a GGUF file; `kind` is the quantisation of its matrices."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model = load(MODEL)
     shape, words = model.config, json.loads((MODEL / "tokenizer.json").read_text())
     vocabulary = words["model"]["vocab"] | {t["content"]: t["id"] for t in words["added_tokens"]}
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -96,6 +102,10 @@ def write_gguf(path: Path, kind: str, more: dict[str, Any] | None = None, drop: 
         stored = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
         packed = gguf.quants.quantize(np.ascontiguousarray(array), stored)
         writer.add_tensor(ggml_name(name), packed, raw_dtype=stored)
+    return finished(writer, path)
+
+
+def finished(writer: Any, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -106,7 +116,7 @@ def write_gguf(path: Path, kind: str, more: dict[str, Any] | None = None, drop: 
 def logits(model: Path) -> torch.Tensor:
     ids = torch.arange(3, 120)[None]
     with torch.inference_mode():
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(ids).logits
+        return load(model)(ids).logits
 
 
 @pytest.mark.parametrize(
@@ -241,10 +251,6 @@ def test_llama_3s_rotary_scaling_is_recognised(tmp_path: Path) -> None:
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_float32("llama.rope.freq_base", 500000.0)
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        said, notes = _rope_scaling(GgufFile.open(path))
+        said, notes = _rope_scaling(GgufFile.open(finished(writer, path)))
         assert said == found
         assert bool(notes) == (not found)
