@@ -6,7 +6,6 @@ several processes (`--dist loadgroup`) all that share a server run in the same o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,12 +20,14 @@ from support import (
     Refused,
     Server,
     StartServer,
+    configured,
+    flip_bit,
     make_adapter,
     running_server,
     sign,
 )
 
-from adapters.adapter import CONFIG, WEIGHTS
+from adapters.adapter import WEIGHTS
 
 if TYPE_CHECKING:
     from cloud import Cloud
@@ -65,15 +66,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
 
     corrupt = make_adapter(store, "corrupt", base_folder, seed=3, manifest=False) / WEIGHTS
     corrupt.write_bytes(corrupt.read_bytes()[:-100])
-    tampered = make_adapter(store, "tampered", base_folder, seed=4) / WEIGHTS
-    content = bytearray(tampered.read_bytes())
-    content[-1] ^= 1
-    tampered.write_bytes(content)
+    flip_bit(make_adapter(store, "tampered", base_folder, seed=4) / WEIGHTS)
     pickled = make_adapter(store, "pickled", base_folder, seed=5)
     (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
     for name, field in (("odd-config", {"rank_pattern": ["q_proj"]}), ("pissa", PISSA)):
-        config = make_adapter(store, name, base_folder, manifest=False) / CONFIG
-        config.write_text(json.dumps(json.loads(config.read_text()) | field))
+        configured(make_adapter(store, name, base_folder, manifest=False), **field)
     make_adapter(store, "too-large", base_folder, rank=65)
     make_adapter(
         store,

@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
-from adapters.manifest import Base, Gate, Manifest
+from adapters.manifest import Base, Gate, Manifest, Mode
 from adapters.store import Store
 from demo.server import free_port
+
+if TYPE_CHECKING:
+    from training.evaluation import Result
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -89,6 +92,32 @@ def make_adapter(
     if manifest:
         sign(folder, base)
     return folder
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    """Change keys of adapter_config.json; Ellipsis takes one away."""
+    config = json.loads((folder / CONFIG).read_text()) | changes
+    kept = {key: value for key, value in config.items() if value is not ...}
+    (folder / CONFIG).write_text(json.dumps(kept))
+
+
+def flip_bit(path: Path) -> None:
+    """Change the last bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def made_up_result(correct: Any, label: str = "x", mode: Mode = "gated", **more: Any) -> Result:
+    """An evaluation with `correct` [problems, samples]; answers of 7 tokens, boxed and whole."""
+    import numpy as np
+
+    from training.evaluation import Result
+
+    zeros = np.zeros_like(correct, dtype=np.int64)
+    answers = {"boxed": zeros == 0, "tokens": zeros + 7, "gated": zeros, "truncated": zeros > 0}
+    ids = [str(number) for number in range(len(correct))]
+    return Result(label, mode, "made up", 0.6, ids, correct, **(answers | more))
 
 
 def adapter_folder(store: Path, name: str) -> Path:

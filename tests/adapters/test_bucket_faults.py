@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cloud import BUCKET, once
+from support import flip_bit
 from tiny import served
 
 from adapters.adapter import WEIGHTS, AdapterError
@@ -202,10 +203,8 @@ def test_a_damaged_cache_is_mended(machine: Machines, sources: list[Path]) -> No
     store = machine("a")
     version = store.publish(sources[0], "alpha")
     weights = store.path(Reference("alpha", version.hash)) / WEIGHTS
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
     weights.chmod(0o644)
-    weights.write_bytes(bytes(content))
+    flip_bit(weights)
     assert store.get("alpha").id == version.id
     assert weights.read_bytes() == (sources[0] / WEIGHTS).read_bytes()
 

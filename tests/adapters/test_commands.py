@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import python
+from support import configured, flip_bit, python
 from tiny import MODULE, contents, make_adapter, make_base
 
 from adapters.__main__ import main
@@ -93,8 +93,7 @@ def test_another_base_in_the_configuration_is_noted(
     noted: bool,
 ) -> None:
     folder = make_adapter(tmp_path / "theirs")
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": told}))
+    configured(folder, base_model_name_or_path=told)
     flags = ["--base", str(base.folder), "--family", "tiny", "--store", str(store.root)]
     assert main(["import", str(folder), *flags]) == 0
     note = f"names the base {told!r}; the adapter was checked against 'base' by shapes alone"
@@ -146,8 +145,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_plain_folder_that_vllm_would_not_load_is_no_good_one(
     console: Console, store: Store
 ) -> None:
-    config = make_adapter(store.root / "alpha") / CONFIG
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
+    configured(make_adapter(store.root / "alpha"), init_lora_weights="olora")
     (row,) = json.loads(console("list", "--json"))
     assert row["state"].startswith("refused: vLLM would not load it: ")
     assert "alpha: vLLM would not load it: " in console("verify", code=1)
@@ -161,10 +159,8 @@ def test_verify_tells_what_is_unsound(console: Console, store: Store, tmp_path: 
     make_adapter(store.root / "plain")
     assert verify(store) == []
 
-    data = bytearray((version.path / WEIGHTS).read_bytes())
-    data[-1] ^= 1
     (version.path / WEIGHTS).chmod(0o644)
-    (version.path / WEIGHTS).write_bytes(data)
+    flip_bit(version.path / WEIGHTS)
     shutil.rmtree(other.path)
     make_adapter(store.root / "broken", value=float("nan"))
     shutil.copy(tmp_path / "beta" / WEIGHTS, store.root / "alpha")
@@ -182,28 +178,22 @@ def test_verify_tells_what_is_unsound(console: Console, store: Store, tmp_path: 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "bf16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_weights_that_are_no_numbers_are_refused(
     store: Store, tmp_path: Path, value: float, dtype: str
 ) -> None:
-    folder = make_adapter(tmp_path / "alpha")
-    finite = load_file(folder / WEIGHTS)
-    for bad in (False, True):
-        tensors = {key: weight.copy() for key, weight in finite.items()}
-        tensors[f"base_model.model.{MODULE}.lora_B.weight"][-1, -1] = value if bad else 3e4
-        if dtype == "bf16":
-            import torch
-            from safetensors.torch import save_file as save_torch
+    import torch
+    from safetensors.torch import save_file as save
 
-            converted = {k: torch.from_numpy(v).to(torch.bfloat16) for k, v in tensors.items()}
-            save_torch(converted, folder / WEIGHTS)
-        else:
-            save_file({k: v.astype(dtype) for k, v in tensors.items()}, folder / WEIGHTS)
-        if bad:
-            with pytest.raises(AdapterError, match=r"lora_B\.weight holds numbers that are NaN or"):
-                store.publish(folder, "bad")
-        else:
-            store.publish(folder, "good")
+    folder = make_adapter(tmp_path / "alpha")
+    weights = {key: torch.from_numpy(one) for key, one in load_file(folder / WEIGHTS).items()}
+    for name, number in (("good", 3e4), ("bad", value)):
+        weights[f"base_model.model.{MODULE}.lora_B.weight"][-1, -1] = number
+        of_type = {key: one.to(getattr(torch, dtype)) for key, one in weights.items()}
+        save(of_type, make_adapter(tmp_path / name) / WEIGHTS)
+    store.publish(tmp_path / "good", "good")
+    with pytest.raises(AdapterError, match=r"lora_B\.weight holds numbers that are NaN or"):
+        store.publish(tmp_path / "bad", "bad")
     assert store.names() == ["good"]
 
 
@@ -222,13 +212,17 @@ def test_an_import_is_bound_to_its_base(store: Store, tmp_path: Path, base: Base
     store.get("mine", base)
     with pytest.raises(AdapterError, match="made for other weights"):
         store.get("mine", other)
+    make_adapter(store.root / "plain", shape=(16, 8))
+    refused = store.listing(other).refused
+    assert "made for other weights" in refused["mine"].reason
+    assert "made for a 16 x 8 weight" in refused["plain"].reason
     # Without a base the shapes are all that can be compared.
     import_adapter(store, str(folder), "unbound", base=None)
     assert store.get("unbound", other).manifest is None
     with pytest.raises(AdapterError, match="made for a 16 x 8 weight"):
         wide = make_adapter(tmp_path / "wide", shape=(16, 8))
         import_adapter(store, str(wide), "wide", base=base, family="tiny")
-    assert store.names() == ["mine", "unbound"]
+    assert store.names() == ["mine", "plain", "unbound"]
 
 
 def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tiny import contents, make_adapter
 
+from adapters.adapter import WEIGHTS
 from adapters.manifest import is_name
 from adapters.reference import Reference, is_hash
 from adapters.store import Store
@@ -132,8 +134,13 @@ def test_links_are_neither_followed_out_nor_written_through(tmp_path: Path) -> N
     (store.root / "linked").symlink_to(outside)
     with pytest.raises(ValueError, match="is a link"):
         store.publish(outside, "linked")
-    with pytest.raises(ValueError, match="leads out of the store"):
-        store.get("linked")
+    shutil.copytree(outside, store.root / "file-linked")
+    (store.root / "file-linked" / WEIGHTS).unlink()
+    (store.root / "file-linked" / WEIGHTS).symlink_to(outside / WEIGHTS)
+    for name in ("linked", "file-linked"):
+        with pytest.raises(ValueError, match="leads out of the store"):
+            store.get(name)
+    assert list(store.listing().offered) == ["alpha"]
     # A version that is a link is none, wherever it leads; nor is a history.
     (store.root / "alpha" / HASH).symlink_to(version.path)
     with pytest.raises(KeyError):
