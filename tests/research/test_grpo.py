@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support import write_puzzles
 
 from loadtests.preloaded import preloaded
-from research.miniature.world import puzzles
 from research.paper import grpo
 from research.paper.grpo import GrpoConfig, Look, best, cost, neutral_rewards, stopped_rising
 
@@ -43,15 +43,11 @@ def test_what_it_cost_is_the_sum_over_steps() -> None:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("grpo")
-    stream = puzzles(6, "train")
-    found = []
-    for name, count in (("train", 8), ("heldout", 4)):
-        path = folder / f"{name}.jsonl"
-        path.write_text(
-            "".join(next(stream).problem.model_dump_json() + "\n" for _ in range(count))
-        )
-        found.append(path)
-    return found[0], found[1]
+    train, heldout = folder / "train.jsonl", folder / "heldout.jsonl"
+    lines = write_puzzles(train, 12, seed=6, split="train").read_text().splitlines(keepends=True)
+    train.write_text("".join(lines[:8]))
+    heldout.write_text("".join(lines[8:]))
+    return train, heldout
 
 
 def arguments(files: tuple[Path, Path], folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reasoning_gym.factory import DATASETS
-from support import Refused, write_rows
+from support import Refused, made_up_result, write_rows
 
 from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
@@ -33,7 +33,6 @@ from research.real.tasks import (
     problems_to_test,
 )
 from research.real.vote import vote, vote_scores
-from training.evaluation import Result
 from training.evaluation.statistics import Estimate
 from training.grading import Verifier
 from training.gym.task import GymTask
@@ -225,16 +224,8 @@ def test_the_verdict_over_bases_and_tasks(verdicts: list[str], whole: str) -> No
 def answers(share: float, task: str, length: int = 100) -> dict[str, Any]:
     """100 problems, the first `share` of them right; all answers are boxed."""
     right = np.array([[1.0 if n < 100 * share else 0.0] for n in range(100)])
-    result = Result(
-        *("", "base", "t", 0.6),
-        problem_ids=[str(n) for n in range(100)],
-        correct=right,
-        boxed=np.ones_like(right, dtype=bool),
-        tokens=np.full(right.shape, length),
-        gated=np.full(right.shape, length // 10),
-        truncated=np.zeros_like(right, dtype=bool),
-    )
-    return figures(task, result)
+    counts = {"tokens": np.full(right.shape, length), "gated": np.full(right.shape, length // 10)}
+    return figures(task, made_up_result(right, mode="base", **counts))
 
 
 SCORES = {"greedy": 0.35, "vote": 0.4, "gated": 0.6, "grpo": 0.6}  # all others .3

@@ -47,22 +47,12 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         (["--name", "../x"], "--name"),
         (["--unknown", "1"], "--unknown"),
         (["--config", "/no/such.yaml"], "no/such.yaml"),
-    ],
-)
-def test_bad_values_exit_with_2_and_name_the_field(flags, named, refused) -> None:
-    assert named in refused(FitConfig.load, [*BASE, *flags])
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
+        # What only the model can prove wrong.
         (["--family", "nope"], "family: 'nope' is unknown"),
         (["--model", "/no/such/model"], "/no/such/model"),
     ],
 )
-def test_what_only_the_model_can_prove_wrong_exits_with_2_too(
-    flags, named, refused, monkeypatch
-) -> None:
+def test_bad_values_exit_with_2_and_name_the_field(flags, named, refused, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert named in refused(main, [*BASE, *flags])
 

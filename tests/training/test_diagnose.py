@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import made_up_result
 
 from adapters.manifest import Gate
 from training.evaluation import Result
@@ -14,23 +15,11 @@ GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
 LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
 
 
-def result(
-    right: int = 5, boxed: int = 10, tokens: int = 100, gated: int = 6, problems: int = 10
-) -> Result:
+def result(right: int = 5, boxed: int = 10, tokens: int = 100, gated: int = 6) -> Result:
     """`right` and `boxed` of ten problems, one answer each."""
-    column = np.arange(problems)[:, None]
-    return Result(
-        label="x",
-        mode="gated",
-        source="problems",
-        temperature=0.6,
-        problem_ids=[str(number) for number in range(problems)],
-        correct=column < right,
-        boxed=column < boxed,
-        tokens=np.full((problems, 1), tokens),
-        gated=np.full((problems, 1), gated),
-        truncated=column < 0,
-    )
+    column = np.arange(10)[:, None]
+    counts = {"tokens": np.full_like(column, tokens), "gated": np.full_like(column, gated)}
+    return made_up_result(column < right, boxed=column < boxed, **counts)
 
 
 def warnings(**changes: object) -> list[str]:

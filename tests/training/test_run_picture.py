@@ -62,18 +62,20 @@ def test_entropies_are_counted_in_bins() -> None:
     assert sum(entropy_histogram(same)["counts"]) == 1
 
 
+def test_it_lies_in_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(report()))
+    main([str(tmp_path)])
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(tmp_path / PICTURE)
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_it_shows_what_the_report_holds(
-    rounds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_shows_what_the_report_holds(rounds: int, tmp_path: Path) -> None:
     import matplotlib
 
     run = tmp_path / "my-run"
     run.mkdir()
     (run / "report.json").write_text(json.dumps(report(rounds)))
-    main([str(run)])
-    assert (run / PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.strip() == str(run / PICTURE)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         main([str(run), "--output", str(tmp_path / "a.svg")])
     text = (tmp_path / "a.svg").read_text()
@@ -89,7 +91,7 @@ def test_it_shows_what_the_report_holds(
         "pass@1",
         *(["round 1", "round 2"] if rounds == 2 else []),
     ):
-        assert f">{shown}<" in text or shown in text, shown
+        assert shown in text
 
 
 def test_decoded_checkpoints_of_an_earlier_round_are_on_no_axis() -> None:
