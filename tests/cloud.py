@@ -48,6 +48,8 @@ class Asked:
         return self.method == "PUT" and self.path.partition("?")[0].endswith(key)
 
 
+# A machine by name, each with a cache of its own.
+Machines = Callable[[str], BucketStore]
 # What to do with a request: nothing (None), answer with a status, "cut" the connection, or cut it
 # in the middle of the answer ("half").
 Fault = Callable[[Asked], int | str | None]

@@ -6,23 +6,49 @@ several processes (`--dist loadgroup`) all that share a server run in the same o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import ROOT, Reference, Server, StartServer, make_adapter, running_server, sign
+from hypothesis import settings
+from support import (
+    ROOT,
+    Reference,
+    Refused,
+    Server,
+    StartServer,
+    configured,
+    flip_bit,
+    make_adapter,
+    running_server,
+    sign,
+)
 
-from adapters.adapter import CONFIG, WEIGHTS
+from adapters.adapter import WEIGHTS
 
 if TYPE_CHECKING:
     from cloud import Cloud
 
 pytest_plugins = ("markers",)
+settings.register_profile("any machine", deadline=None)  # one that is busy is slow
+settings.load_profile("any machine")
 PISSA = {"init_lora_weights": "pissa"}  # vLLM's own loader refuses it
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Call a command that must end with exit code 2; returns what it says on stderr."""
+
+    def call(command: Callable[..., object], *arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(*arguments)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -40,15 +66,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
 
     corrupt = make_adapter(store, "corrupt", base_folder, seed=3, manifest=False) / WEIGHTS
     corrupt.write_bytes(corrupt.read_bytes()[:-100])
-    tampered = make_adapter(store, "tampered", base_folder, seed=4) / WEIGHTS
-    content = bytearray(tampered.read_bytes())
-    content[-1] ^= 1
-    tampered.write_bytes(content)
+    flip_bit(make_adapter(store, "tampered", base_folder, seed=4) / WEIGHTS)
     pickled = make_adapter(store, "pickled", base_folder, seed=5)
     (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
     for name, field in (("odd-config", {"rank_pattern": ["q_proj"]}), ("pissa", PISSA)):
-        config = make_adapter(store, name, base_folder, manifest=False) / CONFIG
-        config.write_text(json.dumps(json.loads(config.read_text()) | field))
+        configured(make_adapter(store, name, base_folder, manifest=False), **field)
     make_adapter(store, "too-large", base_folder, rank=65)
     make_adapter(
         store,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+from support import configured
 
 from adapters.peft_config import FILE as CONFIG
 from adapters.peft_folder import INDEX, WEIGHTS
@@ -23,6 +24,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 PREFIX = "base_model.model."
 STRENGTH = 0.6
+PEFT_CONFIGS = Path(__file__).parent / "adapters" / "data" / "peft-configs.json"  # by version
 
 
 class Origin(NamedTuple):
@@ -77,13 +79,6 @@ def rekeyed(folder: Path, rename: Callable[[str], str]) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
-def configured(folder: Path, **changes: Any) -> None:
-    """Change keys of adapter_config.json; Ellipsis takes one away."""
-    config = json.loads((folder / CONFIG).read_text()) | changes
-    kept = {key: value for key, value in config.items() if value is not ...}
-    (folder / CONFIG).write_text(json.dumps(kept))
-
-
 def trainer(folder: Path) -> None:
     """What transformers' Trainer leaves beside the weights."""
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
@@ -130,13 +125,7 @@ def unsloth(folder: Path) -> None:
 def old_peft(folder: Path) -> None:
     """The keys that PEFT 0.10 wrote, and no others."""
     config = json.loads((folder / CONFIG).read_text())
-    keys = (
-        *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out"),
-        *("inference_mode", "init_lora_weights", "layer_replication", "layers_pattern"),
-        *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_config"),
-        *("megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern", "revision"),
-        *("target_modules", "task_type", "use_dora", "use_rslora"),
-    )
+    keys = json.loads(PEFT_CONFIGS.read_text())["0.10.0"]
     (folder / CONFIG).write_text(json.dumps({key: config[key] for key in keys}))
 
 

@@ -1,7 +1,10 @@
-"""Helpers: adapters with random weights, a real server, greedy decoding by Hugging Face."""
+"""Helpers: adapters with random weights, a real server, greedy decoding by Hugging Face; and what
+tests of commands need: files of rows and problems, refusals, Python in a process of its own.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,19 +12,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file
-from adapters.manifest import Base, Gate, Manifest
+from adapters.manifest import Base, Gate, Manifest, Mode
 from adapters.store import Store
 from demo.server import free_port
+
+if TYPE_CHECKING:
+    from training.evaluation import Result
 
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
@@ -30,6 +37,30 @@ START_SECONDS = 240
 # One thread: the miniature gains nothing from two, and two that wait for each other on a busy
 # machine are ten times slower.
 ENGINE_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+Refused = Callable[..., str]  # the fixture `refused`: a command and its arguments -> its error
+
+
+def python(
+    *arguments: object, check: bool = True, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own and keep what it writes."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, check=check, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def write_rows(path: Path, *rows: object) -> str:
+    """Write `rows` as JSONL; returns the path, as a command takes it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_puzzles(path: Path, count: int, seed: int, split: Literal["train", "heldout"]) -> Path:
+    """Write the first problems of a stream of the miniature world, as JSONL."""
+    from research.miniature.world import puzzles
+
+    found = (puzzle.problem for puzzle in islice(puzzles(seed, split), count))
+    path.write_text("".join(problem.model_dump_json() + "\n" for problem in found))
+    return path
 
 
 def make_adapter(
@@ -61,6 +92,32 @@ def make_adapter(
     if manifest:
         sign(folder, base)
     return folder
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    """Change keys of adapter_config.json; Ellipsis takes one away."""
+    config = json.loads((folder / CONFIG).read_text()) | changes
+    kept = {key: value for key, value in config.items() if value is not ...}
+    (folder / CONFIG).write_text(json.dumps(kept))
+
+
+def flip_bit(path: Path) -> None:
+    """Change the last bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def made_up_result(correct: Any, label: str = "x", mode: Mode = "gated", **more: Any) -> Result:
+    """An evaluation with `correct` [problems, samples]; answers of 7 tokens, boxed and whole."""
+    import numpy as np
+
+    from training.evaluation import Result
+
+    zeros = np.zeros_like(correct, dtype=np.int64)
+    answers = {"boxed": zeros == 0, "tokens": zeros + 7, "gated": zeros, "truncated": zeros > 0}
+    ids = [str(number) for number in range(len(correct))]
+    return Result(label, mode, "made up", 0.6, ids, correct, **(answers | more))
 
 
 def adapter_folder(store: Path, name: str) -> Path:

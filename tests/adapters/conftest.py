@@ -9,13 +9,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny import MEMORY, make_adapter
+from tiny import MEMORY, make_adapter, make_base
 
+from adapters.__main__ import main
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.bucket import objects
-from adapters.bucket.store import BucketStore
+from adapters.store import Store
 
 if TYPE_CHECKING:
-    from cloud import Cloud
+    from cloud import Cloud, Machines
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseCheckpoint:
+    """A base of one weight, in a folder of its own."""
+    return make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A command of `python -m adapters`; what it prints, where it ends with `code`."""
+
+    def run(*argv: object, code: int = 0) -> str:
+        capsys.readouterr()
+        try:
+            found = main([*map(str, argv)])
+        except SystemExit as end:
+            found = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert found == code, err
+        assert "Traceback" not in err
+        return out if code == 0 else err or out
+
+    return run
 
 
 @pytest.fixture
@@ -39,7 +71,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def machine(cloud: Cloud, prefix: str, quick_disk: Path) -> Callable[[str], BucketStore]:
+def machine(cloud: Cloud, prefix: str, quick_disk: Path) -> Machines:
     """A machine by name, each with a cache of its own."""
     return lambda name: cloud.store(prefix, quick_disk / name)
 

@@ -193,18 +193,8 @@ def _child(operation: Callable[[], Any], fault: Fault, writer: int) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
         writes = writes and args[0] != os.devnull  # dill's, where vLLM is imported first here
         changes = event.startswith(("os.", "shutil.")) and event.partition(".")[2] in (
-            *(
-                "mkdir",
-                "rename",
-                "rmdir",
-                "remove",
-                "truncate",
-                "chmod",
-                "link",
-                "symlink",
-                "utime",
-            ),
-            *("copyfile", "move", "copytree"),
+            *("mkdir", "rename", "rmdir", "remove", "truncate", "chmod", "link", "symlink"),
+            *("utime", "copyfile", "move", "copytree"),
         )
         if (writes or changes) and not counted and not done:
             raise Uncounted(f"{event}{args} is not one of the counted calls")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,34 +11,21 @@ import pytest
 from life import life, no_move_is_lost
 from tiny import served
 
-from adapters.adapter import WEIGHTS
 from adapters.audit import verify
 from adapters.bucket.objects import UnchangedError
-from adapters.bucket.store import BucketStore
 from adapters.moves import Move
 from adapters.reference import Reference
 from adapters.store import MovedMeanwhileError, Store
 
 if TYPE_CHECKING:
-    from cloud import Asked, Cloud
-
-Machines = Callable[[str], BucketStore]
+    from cloud import Asked, Cloud, Machines
 
 
 def test_it_answers_as_a_folder_does(
     machine: Machines, quick_disk: Path, sources: list[Path]
 ) -> None:
     assert life(machine("a"), sources) == life(Store(quick_disk / "folder"), sources)
-
-
-def test_another_machine_sees_all_of_it(machine: Machines, sources: list[Path]) -> None:
-    here = machine("a")
-    for source in sources[:2]:
-        here.publish(source, "alpha")
-    there = machine("b")
-    assert served(there) == served(here)
-    assert there.history("alpha") == here.history("alpha")
-    assert (there.get("alpha").path / WEIGHTS).read_bytes() == (sources[1] / WEIGHTS).read_bytes()
+    assert served(machine("b")) == served(machine("a"))
 
 
 def test_a_listing_reads_no_weights(cloud: Cloud, machine: Machines, sources: list[Path]) -> None:

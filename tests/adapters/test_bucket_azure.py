@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from life import life, no_move_is_lost
@@ -17,6 +18,9 @@ from adapters.bucket.store import BucketStore
 from adapters.places import open_store
 from adapters.store import Store
 from demo.server import free_port
+
+if TYPE_CHECKING:
+    from cloud import Machines
 
 # The emulator and Azure's own client, which makes the container: obstore makes none.
 BIN = Path(__file__).parents[2] / ".venv-azure" / "bin"
@@ -61,7 +65,7 @@ def azure() -> Iterator[None]:
 
 
 @pytest.fixture
-def machine(azure: None, prefix: str, quick_disk: Path) -> Callable[[str], BucketStore]:
+def machine(azure: None, prefix: str, quick_disk: Path) -> Machines:
     """A machine by name, each with a cache of its own."""
 
     def of(name: str) -> BucketStore:
@@ -73,15 +77,13 @@ def machine(azure: None, prefix: str, quick_disk: Path) -> Callable[[str], Bucke
 
 
 def test_it_answers_as_a_folder_does(
-    machine: Callable[[str], BucketStore], quick_disk: Path, sources: list[Path]
+    machine: Machines, quick_disk: Path, sources: list[Path]
 ) -> None:
     assert life(machine("a"), sources) == life(Store(quick_disk / "folder"), sources)
     assert served(machine("b")) == served(machine("a"))
 
 
-def test_no_move_is_lost_between_machines(
-    machine: Callable[[str], BucketStore], sources: list[Path]
-) -> None:
+def test_no_move_is_lost_between_machines(machine: Machines, sources: list[Path]) -> None:
     no_move_is_lost(machine, sources)
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cloud import BUCKET
-from tiny import make_adapter, make_base
+from tiny import make_adapter
 
 from adapters import places, vllm_loader
 from adapters.__main__ import main
 from adapters.adapter import CONFIG, WEIGHTS
+from adapters.base_checkpoint import BaseCheckpoint
 from adapters.bucket import objects as objects_module
 from adapters.bucket import peft_source
 from adapters.bucket.objects import Objects
-from adapters.bucket.store import BucketStore
 from adapters.calibration import add_gate
 from adapters.exchange import SourceError, export_adapter, import_adapter
 from adapters.manifest import Gate
@@ -26,9 +26,7 @@ from adapters.store import Store
 from reasonmaxxer import doctor
 
 if TYPE_CHECKING:
-    from cloud import Cloud
-
-Machines = Callable[[str], BucketStore]
+    from cloud import Cloud, Machines
 
 
 @pytest.mark.parametrize(
@@ -121,22 +119,13 @@ def test_commands(
     prefix: str,
     tmp_path: Path,
     sources: list[Path],
+    base: BaseCheckpoint,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., str],
 ) -> None:
     monkeypatch.setenv(places.CACHE_VARIABLE, str(tmp_path / "cache"))
     url = f"s3://{BUCKET}/{prefix}"
-
-    def run(*argv: object, code: int = 0) -> str:
-        try:
-            found = main([*map(str, argv), "--store", url])
-        except SystemExit as stop:
-            found = int(str(stop.code))
-        output = capsys.readouterr()
-        assert found == code, output.err
-        return output.out + output.err
-
-    base = make_base(tmp_path / "base")
+    monkeypatch.setenv(places.STORE_VARIABLE, url)
     assert "NAME" in run("list")
     monkeypatch.setattr(vllm_loader, "bring_in", lambda: None)  # half a minute
     first = run("publish", sources[0], "--name", "alpha").strip()
@@ -156,7 +145,6 @@ def test_commands(
     assert "REASONMAXXER_STORE_CACHE_GIB: 'much'" in run("list", code=2)
     monkeypatch.delenv(places.CACHE_SIZE_VARIABLE)
     monkeypatch.setattr(objects_module, "QUICK", {"timeout": 1, "connect": 1, "retries": 0})
-    monkeypatch.setenv(places.STORE_VARIABLE, url)
     state = doctor.look_at_store()
     assert (state.path, state.exists, state.writable, state.adapters) == (url, True, True, 3)
     with cloud.away():
@@ -173,9 +161,8 @@ def test_an_export_needs_no_more_than_the_bucket(
 
 
 def test_a_gate_for_an_adapter_in_a_bucket(
-    machine: Machines, sources: list[Path], tmp_path: Path
+    machine: Machines, sources: list[Path], base: BaseCheckpoint
 ) -> None:
-    base = make_base(tmp_path / "base")
     machine("a").publish(sources[0], "alpha", base=base)
     gate = Gate(tau=0.5, rate=0.1, tokens=100)
     there = machine("b")
@@ -196,10 +183,15 @@ def test_a_fit_asks_first_whether_it_may_publish(cloud: Cloud, prefix: str) -> N
 
 
 def test_an_import_from_a_folder_in_a_bucket(
-    cloud: Cloud, sources: list[Path], tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud,
+    sources: list[Path],
+    base: BaseCheckpoint,
+    store: Store,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vllm_loader, "bring_in", lambda: None)
-    store = Store(tmp_path / "store")
     url = f"s3://{BUCKET}/{prefix}/theirs"
     with pytest.raises(SourceError, match="holds no adapter"):
         import_adapter(store, url, "alpha", base=None)
@@ -210,7 +202,6 @@ def test_an_import_from_a_folder_in_a_bucket(
         cloud.client().put_object(Bucket=BUCKET, Key=f"{prefix}/theirs/{name}", Body=b"x")
     version = import_adapter(store, url, "alpha", base=None)
     assert version.hash == Store(tmp_path / "other").publish(sources[0], "alpha").hash
-    base = make_base(tmp_path / "base")
     bound = import_adapter(store, url, "beta", base=base, family="qwen2.5")
     assert bound.manifest is not None
     assert bound.manifest.made_by == {"imported from": url}
@@ -237,13 +228,16 @@ def test_the_default_store_may_be_a_bucket(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_fit_publishes_the_same_version_into_a_bucket(
-    cloud: Cloud, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud,
+    tmp_path: Path,
+    prefix: str,
+    base: BaseCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from training.problems import Problem, read_trained_on
     from training.stages.publish import publish
 
     monkeypatch.setenv(places.CACHE_VARIABLE, str(tmp_path / "cache"))
-    base = make_base(tmp_path / "base")
     scores = SimpleNamespace(to_scores=list)
     choice: Any = SimpleNamespace(
         gate=Gate(tau=0.5, rate=0.1, tokens=10),

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from cloud import BUCKET, once
+from support import flip_bit
 from tiny import served
 
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.bucket.objects import AwayError
-from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.reference import Reference
 from adapters.store import StoreAwayError
 
 if TYPE_CHECKING:
-    from cloud import Asked, Cloud
-
-Machines = Callable[[str], BucketStore]
-Fault = Callable[["Asked"], "int | str | None"]
+    from cloud import Asked, Cloud, Fault, Machines
 
 FAULTS: dict[str, Fault] = {
     "500": lambda asked: None if asked.answered else 500,
@@ -207,10 +203,8 @@ def test_a_damaged_cache_is_mended(machine: Machines, sources: list[Path]) -> No
     store = machine("a")
     version = store.publish(sources[0], "alpha")
     weights = store.path(Reference("alpha", version.hash)) / WEIGHTS
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
     weights.chmod(0o644)
-    weights.write_bytes(bytes(content))
+    flip_bit(weights)
     assert store.get("alpha").id == version.id
     assert weights.read_bytes() == (sources[0] / WEIGHTS).read_bytes()
 

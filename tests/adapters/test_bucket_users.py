@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,12 @@ import pytest
 from adapters.adapter import WEIGHTS
 from adapters.audit import verify
 from adapters.bucket.leases import SECONDS, Leases
-from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.reference import Reference
 from adapters.store import StoreError
 
 if TYPE_CHECKING:
-    from cloud import Asked, Cloud
-
-Machines = Callable[[str], BucketStore]
+    from cloud import Asked, Cloud, Machines
 
 
 def test_the_cache_keeps_what_is_leased_and_what_was_used_last(

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
+from support import Refused
 
 from adapters.command_line import CommandLine
 
@@ -32,13 +33,6 @@ class Cook(CommandLine):
     spices: list[str] = Field([], description="Names, such as a,b.")
 
 
-def said(argv: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
-    with pytest.raises(SystemExit) as stop:
-        Cook.load(argv)
-    assert stop.value.code == code
-    return "".join(capsys.readouterr())
-
-
 def test_flags() -> None:
     plain = Cook.load(["soup"])
     assert (plain.the_meal, plain.servings, plain.kitchen) == ("soup", 2, PLACE)
@@ -53,7 +47,10 @@ def test_the_environment_steers_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    text = " ".join(said(["--help"], capsys, 0).split())
+    with pytest.raises(SystemExit) as stop:
+        Cook.load(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: cook [-h] [--servings int]")
     assert "Cook a meal. cook soup --servings 3 positional" in text
     assert "For how many. (default: 2)" in text
@@ -73,19 +70,18 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "the following arguments are required: THE-MEAL"),
     ],
 )
-def test_bad_input_is_named(
-    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert words in said(argv, capsys, 2)
+def test_bad_input_is_named(argv: list[str], words: str, refused: Refused) -> None:
+    assert words in refused(Cook.load, argv)
 
 
-def test_all_that_is_wrong_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    text = said(["soup", "--servings", "0", "--heat", "mild"], capsys, 2)
+def test_all_that_is_wrong_is_said_at_once(refused: Refused) -> None:
+    text = refused(Cook.load, ["soup", "--servings", "0", "--heat", "mild"])
     assert "--servings: " in text and "; --heat: " in text
 
 
-def test_what_a_file_proves_wrong_ends_alike(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop, Cook.load(["soup"]).usage_errors():
-        raise ValueError("soup: there is none")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "cook: error: soup: there is none\n"
+def test_what_a_file_proves_wrong_ends_alike(refused: Refused) -> None:
+    def find() -> None:
+        with Cook.load(["soup"]).usage_errors():
+            raise ValueError("soup: there is none")
+
+    assert refused(find) == "cook: error: soup: there is none\n"

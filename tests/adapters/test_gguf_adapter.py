@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from adapters.__main__ import main
 from adapters.adapter import AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import import_adapter
@@ -82,31 +82,21 @@ def turned_back(weight: Any, heads: int) -> Any:
 
 
 def test_what_llama_cpp_cannot_apply_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, store: Store, run: Callable[..., str]
 ) -> None:
     base = small_base("llama", tmp_path / "base")
     opened = BaseCheckpoint.open(str(base))
-    store = Store(tmp_path / "store")
     head = lora(base, tmp_path / "head", target_modules=["q_proj", "lm_head"])
     import_adapter(store, str(head), "head", base=opened)
     good = lora(base, tmp_path / "good")
     import_adapter(store, str(good), "good", base=opened)
-
-    def export(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        try:
-            code = main(["export", *map(str, arguments), "--store", str(store.root)])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, "".join(capsys.readouterr())
-
     target = tmp_path / "x.gguf"
-    code, told = export("head", target, "--base", base)
-    assert (code, "applies no LoRA to 'lm_head'" in told) == (2, True)
-    code, told = export("good", target)
-    assert (code, "--base: a GGUF adapter needs the base" in told) == (2, True)
+    flags = (target, "--store", store.root)
+    told = run("export", "head", *flags, "--base", base, code=2)
+    assert "applies no LoRA to 'lm_head'" in told
+    assert "--base: a GGUF adapter needs the base" in run("export", "good", *flags, code=2)
     config = json.loads((base / "config.json").read_text()) | {"architectures": ["XForCausalLM"]}
     (base / "config.json").write_text(json.dumps(config))
-    code, told = export("good", target, "--base", base)
-    assert (code, "XForCausalLM has no GGUF adapter here" in told) == (2, True)
+    told = run("export", "good", *flags, "--base", base, code=2)
+    assert "XForCausalLM has no GGUF adapter here" in told
     assert not target.exists()

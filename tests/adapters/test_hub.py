@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import Hub, running_hub
 from huggingface_hub import EvalResult, ModelCard
-from support import ROOT
-from tiny import contents, make_adapter, make_base, write_manifest
+from support import configured, python
+from tiny import contents, make_adapter, write_manifest
 
-from adapters.__main__ import main
 from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.exchange import export_adapter, import_adapter
@@ -32,14 +29,8 @@ def run_apart(home: Path, endpoint: str, *arguments: object) -> tuple[int, str]:
     """A store command in a process of its own, told of the hub by its environment."""
     environment = os.environ | ENVIRONMENT | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "adapters", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    done = python("-m", "adapters", *arguments, check=False, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -61,27 +52,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """A store command in this process."""
-    capsys.readouterr()
-    try:
-        code = main([*map(str, arguments)])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out + err
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> BaseCheckpoint:
-    return make_base(tmp_path / "base")
-
-
 @pytest.fixture
 def here(tmp_path: Path, base: BaseCheckpoint) -> Store:
     """A store with the adapter `mine`."""
     made = make_adapter(tmp_path / "mine")
-    (made / CONFIG).write_text(json.dumps(json.loads((made / CONFIG).read_text()) | {"x": None}))
+    configured(made, x=None)
     write_manifest(made, base)
     store = Store(tmp_path / "here")
     store.publish(made, "mine")
@@ -89,7 +64,7 @@ def here(tmp_path: Path, base: BaseCheckpoint) -> Store:
 
 
 def test_what_is_pushed_can_be_pulled(
-    hub: Hub, here: Store, base: BaseCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, here: Store, base: BaseCheckpoint, tmp_path: Path, run: Callable[..., str]
 ) -> None:
     code, told = run_apart(
         tmp_path / "home", hub.url, "push", "mine", "someone/math", "--store", here.root
@@ -103,13 +78,12 @@ def test_what_is_pushed_can_be_pulled(
 
     there = Store(tmp_path / "there")
     flags = ("--name", "theirs", "--base", base.folder, "--store", there.root)
-    code, told = run(capsys, "pull", "someone/math", *flags)
-    assert code == 0, told
+    run("pull", "someone/math", *flags)
     assert there.get("theirs", base).gate == here.get("mine").gate
 
 
 def test_what_cannot_be_pushed_or_pulled_ends_with_one_line(
-    hub: Hub, here: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Hub, here: Store, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
 ) -> None:
     for arguments, message in [
         (("push", "mine", "nowhere"), "'nowhere' is no repository"),
@@ -117,11 +91,9 @@ def test_what_cannot_be_pushed_or_pulled_ends_with_one_line(
         (("pull", "/etc", "--no-base"), "'/etc' is no repository"),
         (("pull", "someone/absent", "--no-base", "--name", "x"), "cannot be fetched from the"),
     ]:
-        code, told = run(capsys, *arguments, "--store", here.root)
-        assert (code, message in told) == (2, True), told
+        assert message in run(*arguments, "--store", here.root, code=2)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    code, told = run(capsys, "push", "mine", "someone/math", "--store", here.root)
-    assert code == 1
+    told = run("push", "mine", "someone/math", "--store", here.root, code=1)
     assert "'someone/math' cannot be pushed to: " in told
     assert hub.repositories == {}
 
@@ -201,13 +173,13 @@ def test_the_defaults_are_pefts() -> None:
     assert lean(defaults).keys() <= {*REQUIRED, "peft_version"}
 
 
-@pytest.mark.parametrize("place", ["one", "another"])
 def test_the_same_adapter_from_another_place_is_the_same_version(
-    tmp_path: Path, place: str
+    tmp_path: Path, base: BaseCheckpoint, store: Store
 ) -> None:
-    base = make_base(tmp_path / "base")
-    folder = make_adapter(tmp_path / place / "theirs")
-    store = Store(tmp_path / "store")
-    version = import_adapter(store, str(folder), "x", base=base, family="tiny")
-    assert version.manifest is not None
-    assert version.manifest.made_by == {}
+    versions = [
+        import_adapter(store, str(make_adapter(folder)), "x", base=base, family="tiny")
+        for folder in (tmp_path / "one" / "theirs", tmp_path / "another" / "theirs")
+    ]
+    assert versions[0].id == versions[1].id
+    assert versions[0].manifest is not None
+    assert versions[0].manifest.made_by == {}

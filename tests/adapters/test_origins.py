@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import support
 from safetensors.numpy import load_file, save_file
 from support import ROOT
 from tiny import MODULE, make_adapter, make_base
@@ -36,13 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseCheckpoint:
 
 def configured(**changes: Any) -> Callable[[Path], None]:
     """Changes keys of adapter_config.json; Ellipsis takes one away."""
-
-    def change(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text()) | changes
-        kept = {key: value for key, value in config.items() if value is not ...}
-        (folder / CONFIG).write_text(json.dumps(kept))
-
-    return change
+    return lambda folder: support.configured(folder, **changes)
 
 
 def tensors(make: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
@@ -62,33 +57,29 @@ def raw(content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / CONFIG).write_bytes(content)
 
 
-def _pickled(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    (folder / "training_args.bin").write_bytes(b"")
+def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Writes other bytes of weights."""
+    return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
 
 
-def _no_weights(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "pytorch_lora_weights.safetensors")
-    (folder / "training_args.bin").write_bytes(b"")
+def weights_named(name: str) -> Callable[[Path], None]:
+    """Gives the weights another name, beside what a trainer leaves."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / name)
+        (folder / "training_args.bin").write_bytes(b"")
+
+    return change
 
 
-def _folder_for_config(folder: Path) -> None:
-    (folder / CONFIG).unlink()
-    (folder / CONFIG).mkdir()
+def instead(file: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Puts something else in the place of a file."""
 
+    def change(folder: Path) -> None:
+        (folder / file).unlink()
+        make(folder / file)
 
-def _pipe_for_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    os.mkfifo(folder / WEIGHTS)
-
-
-def _circle(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / WEIGHTS).symlink_to(WEIGHTS)
-
-
-def _foreign_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text('{"version": 2, "files": []}')
+    return change
 
 
 def _number(value: float, dtype: str) -> Callable[[Path], None]:
@@ -113,10 +104,6 @@ def _below(folder: Path) -> None:
         (folder / file).rename(folder / "checkpoint-500" / file)
 
 
-def _whole_model(folder: Path) -> None:
-    (folder / CONFIG).rename(folder / "config.json")
-
-
 def _index(content: object) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / WEIGHTS).rename(folder / "elsewhere.safetensors")
@@ -126,7 +113,7 @@ def _index(content: object) -> Callable[[Path], None]:
 
 
 # What stands in docs/adapters-from-elsewhere.md, and more: name -> (how it is made, why it is not).
-REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "PiSSA": (configured(init_lora_weights="pissa"), r"vLLM would not load it: .*'pissa'.*Convert"),
     "PiSSA, iterated": (configured(init_lora_weights="pissa_niter_4"), "would not load it.*pissa"),
     "OLoRA": (configured(init_lora_weights="olora"), "vLLM would not load it: .*'olora'"),
@@ -155,8 +142,16 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "mlx-lm's names": (renamed(".lora_A.weight", ".lora_a"), "is written as mlx-lm does"),
     "Kohya": (renamed(".lora_A.weight", ".lora_down.weight"), "is written as Kohya's scripts do"),
     "NeMo": (renamed(".lora_A.weight", ".linear_in.weight"), "is written as NeMo does"),
-    "pickled weights": (_pickled, r"only pickled weights \(adapter_model\.bin\).*as safetensors"),
-    "weights of another name": (_no_weights, r"safetensors is missing \(there is 'pytorch_lora"),
+    "pickled weights": (weights_named("adapter_model.bin"),
+                        r"only pickled weights \(adapter_model\.bin\).*as safetensors"),
+    "weights of another name": (weights_named("pytorch_lora_weights.safetensors"),
+                                r"safetensors is missing \(there is 'pytorch_lora"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors is missing"),
+    "no configuration": (lambda folder: (folder / CONFIG).unlink(), r"config\.json is missing"),
+    "weights cut short": (weights(lambda content: content[:-8]), "cut short"),
+    "an endless header": (weights(lambda _: b"\0" * 7 + b"\x40{}"), "not a safetensors file"),
+    "no tensors of a LoRA": (tensors(lambda _: {"lm_head.weight": np.ones((2, 2), "f4")}),
+                             "holds no tensors of a LoRA"),
     "no alpha": (configured(lora_alpha=...), "lora_alpha is missing; add the value that"),
     "an alpha of null": (configured(lora_alpha=None), "lora_alpha is null; add the value that"),
     "an alpha of text": (configured(lora_alpha="16"), "lora_alpha: input should be a valid number"),
@@ -183,12 +178,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights beyond all": (_number(1e300, "f8"), "holds numbers of 65536 or more"),
     "weights of float16's end": (_number(65536, "f4"), "holds numbers of 65536 or more"),
     "weights of NaN": (_number(float("nan"), "f4"), "holds numbers that are NaN or infinite"),
-    "weights of integers": (_number(1, "i1"), "is I8; save it as one of F64, F32"),
+    "weights of integers": (_number(1, "i1"), "is I8; save it as one of F64, F32, F16, BF16"),
     "a pointer of Git LFS": (_pointer(WEIGHTS), "safetensors: a pointer of Git LFS.*git lfs pull"),
     "a configuration of Git LFS": (_pointer(CONFIG), "config.json: a pointer of Git LFS"),
     "a page of HTML": (lambda folder: (folder / WEIGHTS).write_text("<html>"), "not a safetensors"),
     "a folder of checkpoints": (_below, "is missing; name the folder below that has it: 'checkpo"),
-    "a whole model": (_whole_model, "what is there is a whole model .config.json., which can be"),
+    "a whole model": (lambda folder: (folder / CONFIG).rename(folder / "config.json"),
+                      "what is there is a whole model .config.json., which can be"),
     "an empty Arrow": (configured(arrow_config={}), "arrow_config: Arrow, a router"),
     "no rank": (configured(r=...), "r is missing; add the value that the adapter was trained with"),
     "a rank of null": (configured(r=None), "r is null; add the value"),
@@ -210,10 +206,13 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no JSON": (raw(b"peft_type: LORA"), "is not JSON; copy it again"),
     "an abyss": (raw(b"[" * 200_000), "is not JSON"),
     "a number of numbers": (raw(b"7"), "the file holds no object"),
-    "a folder for a file": (_folder_for_config, "what has its name is a folder"),
-    "a pipe for a file": (_pipe_for_weights, "what has its name is no ordinary file"),
-    "a circle of links": (_circle, "(in a circle|cannot be read)"),
-    "another's manifest": (_foreign_manifest, "manifest.json: .*remove the file if another progr"),
+    "a folder for a file": (instead(CONFIG, Path.mkdir), "what has its name is a folder"),
+    "a pipe for a file": (instead(WEIGHTS, os.mkfifo), "what has its name is no ordinary file"),
+    "a circle of links": (instead(WEIGHTS, lambda path: path.symlink_to(path.name)),
+                          "(in a circle|cannot be read)"),
+    "another's manifest": (
+        lambda folder: (folder / "manifest.json").write_text('{"version": 2, "files": []}'),
+        "manifest.json: .*remove the file if another progr"),
     "two adapters": (added(f"{KEY}.lora_A.default.weight"), "holds several adapters"),
     "half a pair": (tensors(lambda found: {f"{KEY}.lora_A.weight": found[f"{KEY}.lora_A.weight"]}),
                     "lora_A or lora_B is missing"),
@@ -225,16 +224,26 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+def rows(title: str) -> dict[str, str]:
+    """First cell -> second cell of a table of docs/adapters-from-elsewhere.md."""
+    text = (ROOT / "docs" / "adapters-from-elsewhere.md").read_text()
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| ([^|`]+) \| ([^|]+) \|$", section, re.MULTILINE)[1:])
+
+
+DOCUMENTED = rows("What is refused")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_served_is_refused_at_import(
-    tmp_path: Path, base: BaseCheckpoint, name: str
+    tmp_path: Path, base: BaseCheckpoint, store: Store, name: str
 ) -> None:
     write, reason = REFUSED[name]
     folder = make_adapter(tmp_path / "theirs")
     write(folder)
-    store = Store(tmp_path / "store")
-    with pytest.raises(AdapterError, match=reason):
+    with pytest.raises(AdapterError, match=reason) as error:
         import_adapter(store, str(folder), "theirs", base=base, family="tiny")
+    assert DOCUMENTED.get(name, "").strip("`") in str(error.value)
     assert store.names() == []
 
     # A plain folder in the store is refused by name, and takes no other one down.
@@ -243,23 +252,12 @@ def test_what_cannot_be_served_is_refused_at_import(
     listing = store.listing(base)
     assert list(listing.offered) == ["good"]
     assert list(listing.refused) == ["bad"]
+    assert re.search(f"'bad'.*{reason}", str(listing.refused["bad"]))
 
 
-def rows(title: str) -> dict[str, str]:
-    """First cell -> second cell of a table of docs/adapters-from-elsewhere.md."""
-    text = (ROOT / "docs" / "adapters-from-elsewhere.md").read_text()
-    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
-    return dict(re.findall(r"^\| ([^|`]+) \| ([^|]+) \|$", section, re.MULTILINE)[1:])
-
-
-def test_the_docs_tell_what_is_refused(tmp_path: Path, base: BaseCheckpoint) -> None:
-    told = rows("What is refused")
-    assert len(told) > 20
-    for number, (name, message) in enumerate(told.items()):
-        folder = make_adapter(tmp_path / str(number))
-        REFUSED[name][0](folder)
-        with pytest.raises(AdapterError, match=re.escape(message.strip("`"))):
-            import_adapter(Store(tmp_path / "s"), str(folder), "x", base=base, family="tiny")
+def test_the_docs_tell_of_adapters_that_are_refused_here() -> None:
+    assert len(DOCUMENTED) > 20
+    assert DOCUMENTED.keys() <= REFUSED.keys()
 
 
 def test_the_docs_tell_what_is_served() -> None:
@@ -374,12 +372,11 @@ def make_wrapped(folder: Path, prefix: str, **config: Any) -> BaseCheckpoint:
     "prefix", ["model.language_model.", "language_model.model.", "model.", "language_model."]
 )
 def test_an_adapter_of_the_text_model_gets_the_names_of_the_wrapper(
-    tmp_path: Path, prefix: str
+    tmp_path: Path, store: Store, prefix: str
 ) -> None:
     wrapped = make_wrapped(tmp_path / "wrapped", prefix)
     folder = make_adapter(tmp_path / "theirs")
     configured(rank_pattern={"layers.0.self_attn.q_proj": 2}, r=5)(folder)
-    store = Store(tmp_path / "store")
     version = import_adapter(store, str(folder), "theirs", base=wrapped, family="tiny")
     assert list(version.modules()) == [f"{prefix}layers.0.self_attn.q_proj"]
     assert version.config.targets(f"{prefix}layers.0.self_attn.q_proj")
@@ -499,14 +496,13 @@ PACKED = {
 
 @pytest.mark.parametrize("method", PACKED)
 def test_the_shapes_of_a_quantised_base_follow_from_its_configuration(
-    tmp_path: Path, method: str
+    tmp_path: Path, store: Store, method: str
 ) -> None:
     base = quantised(tmp_path / "base", method, PACKED[method])
     assert base.modules.shape(MODULE) == [8, 8]
     if vllm_loader.bring_in() and vllm_loader.refused_quantisation(method):
         assert method == "bitsandbytes"  # vLLM has it in a plugin
         return
-    store = Store(tmp_path / "store")
     good = make_adapter(tmp_path / "good", shape=(8, 8))
     import_adapter(store, str(good), "good", base=base, family="tiny")
     with pytest.raises(AdapterError, match="made for a 12 x 8 weight, the base 'base' has 8 x 8"):
@@ -537,12 +533,7 @@ def test_a_folder_is_read_the_same_with_every_name_peft_gives(tmp_path: Path) ->
     folder = make_adapter(tmp_path / "theirs")
     first = AdapterVersion.read(folder)
     assert first.folder.is_canonical
-    for prefix in (
-        "",
-        "module.",
-        "_orig_mod.base_model.model.",
-        "base_model.model.base_model.model.",
-    ):
+    for prefix in ("", "module.", "_orig_mod.base_model.model.", "base_model.model." * 2):
         other = make_adapter(tmp_path / f"other{len(prefix)}")
         renamed("base_model.model.", prefix)(other)
         assert AdapterVersion.read(other).shapes == first.shapes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import ROOT, Refused
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from adapters.__main__ import main
@@ -216,14 +216,11 @@ def test_the_command_shows_a_prompt_to_the_token(
     ],
 )
 def test_bad_input_ends_with_2(
-    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    smollm2: Path, tmp_path: Path, refused: Refused, flags: list[str], said: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "qwen2"}')
     (tmp_path / "file.gguf").write_bytes(b"GGUF")
     paths = {"BASE": smollm2, "EMPTY": tmp_path / "empty", "FILE": tmp_path / "file.gguf"}
     argv = [str(paths.get(flag, flag)) for flag in flags]
-    with pytest.raises(SystemExit) as end:
-        main(["prompt", *argv, QUESTION])
-    assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(main, ["prompt", *argv, QUESTION])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from importlib import import_module
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import ROOT, python
 
 from adapters.program import program
 from reasonmaxxer import cli, extras
@@ -39,10 +38,7 @@ def test_the_help_names_every_command_and_imports_nothing_heavy() -> None:
         "import sys; from reasonmaxxer.cli import main; code = main(['--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules]); sys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    *text, imported = done.stdout.splitlines()
+    *text, imported = python("-c", script).stdout.splitlines()
     assert imported == "[]"
     for name, command in COMMANDS.items():
         assert f"  {name:10}{command.summary}" in text
@@ -147,17 +143,16 @@ def test_a_command_of_the_repository_says_where_it_is(
 
 
 def test_the_console_script_finds_the_repository_from_anywhere(tmp_path: Path) -> None:
-    script = "import sys; from reasonmaxxer.cli import main; sys.exit(main(sys.argv[1:]))"
-    paths = f"import sys; sys.path[0] = {str(tmp_path)!r}; {script}"  # as a script in .venv/bin has
+    script = f"""
+import sys
+sys.path[0] = {str(tmp_path)!r}  # as a script in .venv/bin has
+from reasonmaxxer.cli import main
+code = main(["reproduce", "--help"])
+from importlib.util import find_spec
+sys.exit(code or find_spec("research.real.__main__") is None)
+"""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", paths, "reproduce", "--suite", "real", "--help"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", script, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: reasonmaxxer reproduce")
 
@@ -221,9 +216,6 @@ def test_every_command_exists_and_its_quick_help_is_that_of_its_main() -> None:
 
 
 def test_python_m_reasonmaxxer_is_the_same(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "reasonmaxxer", "store", "list", "--store", str(tmp_path), "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = python("-m", "reasonmaxxer", "store", "list", "--store", tmp_path, "--json")
     assert done.stdout == "[]\n"
     assert cli.CONSOLE == "reasonmaxxer"

@@ -40,12 +40,8 @@ def test_names_are_known(question: Question) -> None:
 
 def test_every_metric_is_shown() -> None:
     used = set().union(*(metrics(question.expr) for question in QUESTIONS))
-    for name in COUNTERS:
-        assert f"reasonmaxxer_{name}_total" in used
-    for name in HISTOGRAMS:
-        assert f"reasonmaxxer_{name}_bucket" in used
-    for name in GAUGES:
-        assert f"reasonmaxxer_{name}" in used
+    sums = {f"reasonmaxxer_{name}{end}" for name in HISTOGRAMS for end in ("_sum", "_count")}
+    assert OURS - sums <= used
 
 
 def test_names_are_found_in_an_expression() -> None:

@@ -18,7 +18,7 @@ each_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere_and_stay_within_the_site(page: Path) -> None:
     for number, target in links(page):
         if target.startswith(ELSEWHERE):
             continue
@@ -26,16 +26,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         file = (page.parent / path).resolve() if path else page
         where = f"{page.name}:{number}: {target}"
         assert file.exists(), where
+        assert page not in PAGES or file.is_relative_to(DOCS), where
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), where
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_stay_within_the_site(page: Path) -> None:
-    for number, target in links(page):
-        if not target.startswith(ELSEWHERE):
-            file = (page.parent / target.partition("#")[0]).resolve()
-            assert file.is_relative_to(DOCS), f"{page.name}:{number}: {target}"
 
 
 def test_the_contributing_page_can_stand_in_two_places() -> None:
@@ -92,10 +85,6 @@ def test_some_examples_are_run() -> None:
     assert len(blocks("bash {.run}")) >= 3
 
 
-NEW = [ROOT / name for name in ("vllm_gate", "training/stages", "tests/fuzz")]
-
-
-@pytest.mark.skipif(not all(map(Path.is_dir, NEW)), reason="the pages describe these packages")
 @each_page
 def test_files_that_are_named_exist(page: Path) -> None:
     """`training/fit.py` in backticks is a file of the repository."""

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import Refused, write_puzzles
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import entropy
 from adapters.store import SHIPPED
-from research.miniature.world import puzzles
 from research.paper import footprint as module
 from research.paper.base_and_tuned import Pair, Tuned
 from research.paper.footprint import Footprint, choice_ranks, footprint, overlap, summarize
@@ -94,9 +94,7 @@ def test_a_model_beside_itself_is_unshifted(base: BaseCheckpoint) -> None:
 
 
 def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys) -> None:
-    problems = tmp_path / "problems.jsonl"
-    stream = puzzles(1, "heldout")
-    problems.write_text("".join(next(stream).problem.model_dump_json() + "\n" for _ in range(6)))
+    problems = write_puzzles(tmp_path / "problems.jsonl", 6, seed=1, split="heldout")
     module.main([
         *("--model", BASE, "--tuned", "tiny-math", "--problems", str(problems)),
         *("--engine", "transformers", "--output", str(tmp_path / "out")),
@@ -111,8 +109,6 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("tuned", ["nobody", "no/such-model"])
-def test_what_cannot_be_found_ends_with_2(tuned: str, tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        module.main(["--model", BASE, "--tuned", tuned, "--problems", "none.jsonl"])
-    assert end.value.code == 2
-    assert tuned in capsys.readouterr().err
+def test_what_cannot_be_found_ends_with_2(tuned: str, refused: Refused) -> None:
+    argv = ["--model", BASE, "--tuned", tuned, "--problems", "none.jsonl"]
+    assert tuned in refused(module.main, argv)

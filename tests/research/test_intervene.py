@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import write_puzzles
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import entropy
@@ -112,9 +113,7 @@ def test_the_lot_opens_at_its_rate() -> None:
 
 @pytest.mark.engine
 def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) -> None:
-    problems = tmp_path / "problems.jsonl"
-    stream = puzzles(1, "heldout")
-    problems.write_text("".join(next(stream).problem.model_dump_json() + "\n" for _ in range(4)))
+    problems = write_puzzles(tmp_path / "problems.jsonl", 4, seed=1, split="heldout")
     arguments = ["--model", BASE, "--tuned", "tiny-math", "--problems", str(problems)]
     arguments += ["--engine", "transformers", "--samples", "2", "--output", str(tmp_path / "out")]
     module.main(arguments)
@@ -130,9 +129,7 @@ def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) ->
 
 @pytest.mark.engine
 def test_a_whole_model_needs_no_adapter_and_calibrates_its_tau(tmp_path: Path) -> None:
-    problems = tmp_path / "problems.jsonl"
-    stream = puzzles(1, "heldout")
-    problems.write_text("".join(next(stream).problem.model_dump_json() + "\n" for _ in range(4)))
+    problems = write_puzzles(tmp_path / "problems.jsonl", 4, seed=1, split="heldout")
     config = module.InterveneConfig.load(
         ["--model", BASE, "--tuned", BASE, "--problems", str(problems)]
     )

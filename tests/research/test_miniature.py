@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import ROOT, Refused, python
 from transformers import PreTrainedTokenizerFast
 
 from adapters.prompt import PromptRenderer
@@ -40,7 +39,6 @@ from research.miniature.world import (
     write_solution,
 )
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tiny-qwen2"
 
 
@@ -376,30 +374,18 @@ def test_card_says_what_it_is() -> None:
 # --- commands -------------------------------------------------------------------------------------
 
 
-def run(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "research.miniature", *argv],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=cwd,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_problems_command_writes_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from research.miniature.__main__ import main
 
     out = tmp_path / "problems.jsonl"
-    done = run("problems", "--seed", "3", "--count", "40", "--split", "heldout", "--out", str(out))
+    flags = ["--seed", "3", "--count", "40", "--split", "heldout"]
+    done = python("-m", "research.miniature", "problems", *flags, "--out", out, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 40
     assert {"id", "problem", "answer", "kind"} <= set(lines[0])
     assert {line["split"] for line in lines} == {"heldout"}
-    main(["problems", "--seed", "3", "--count", "40", "--split", "heldout"])
+    main(["problems", *flags])
     assert capsys.readouterr().out == out.read_text()
     main(["problems", "--count", "5", "--kind", "undo"])
     said = capsys.readouterr().out.splitlines()
@@ -423,14 +409,11 @@ def test_problems_command_writes_jsonl(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_bad_arguments_end_with_2_and_name_the_field(
-    argv: list[str], field: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], field: str, refused: Refused
 ) -> None:
     from research.miniature.__main__ import main
 
-    with pytest.raises(SystemExit) as exit_:
-        main(argv)
-    assert exit_.value.code == 2
-    assert field in capsys.readouterr().err
+    assert field in refused(main, argv)
 
 
 # --- pre-training ---------------------------------------------------------------------------------
@@ -508,7 +491,7 @@ def test_what_cannot_grow_into_a_model_is_named() -> None:
 
 
 @pytest.mark.engine
-def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, refused: Refused) -> None:
     from research.checkpoints import whole_checkpoints
     from research.miniature.pretrain import main
 
@@ -519,11 +502,9 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         folders = ["--output", str(tmp_path / name), "--run", str(tmp_path / "runs" / name)]
         return ["--config", str(config), *folders]
 
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *argv("killed")], env=env, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = python("-c", KILLED, *argv("killed"), check=False, env=env)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     run_folder = tmp_path / "runs" / "killed"
     checkpoint = run_folder / "checkpoint-8"
     assert whole_checkpoints(run_folder)[-1] == checkpoint
@@ -541,9 +522,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
     # The run folder of one configuration is not taken up by another.
     config.write_text(yaml.safe_dump(SMALL | {"seed": 1}))
-    with pytest.raises(SystemExit) as exit_:
-        main(argv("whole"))
-    assert exit_.value.code == 2
+    refused(main, argv("whole"))
 
 
 def test_corpus_file_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import make_adapter
+from support import Refused, make_adapter, write_rows
 
 from adapters.adapter import CONFIG, ORIGIN, TRAINED_ON, WEIGHTS, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
@@ -24,19 +27,13 @@ from training.calibrate import CalibrateConfig, Measured, main
 from training.generation import Completion
 from training.problems.prompts import load_prompts
 
-
-def write(path: Path, *rows: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 # ------------------------------------------------------------------------------------ prompts
 
 
 def test_prompts_of_every_form(tmp_path: Path) -> None:
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}
     answer = {"role": "assistant", "content": "2"}
-    file = write(
+    file = write_rows(
         tmp_path / "prompts.jsonl",
         {"messages": [system, user, answer, user, answer]},
         {"prompt": "2+2?", "completion": "4"},
@@ -75,7 +72,7 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
 def test_rows_that_are_no_prompts_are_named(
     tmp_path: Path, row: dict[str, Any], named: str | None
 ) -> None:
-    file = write(tmp_path / "prompts.jsonl", {"prompt": "?"}, row)
+    file = write_rows(tmp_path / "prompts.jsonl", {"prompt": "?"}, row)
     if named is None:
         assert len(load_prompts(file)) == 2
         return
@@ -104,13 +101,21 @@ def test_the_gate_and_its_standard_error_by_hand() -> None:
 # --------------------------------------------------------------------------------- the version
 
 
-@pytest.fixture
-def store(tmp_path: Path, base_folder: Path) -> Store:
-    """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
-    made = Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
+    """The store that each test gets a copy of, and beside it the folder `fitted`."""
+    folder = tmp_path_factory.mktemp("prepared")
+    made = Store(folder / "store")
     make_adapter(made.root, "plain", base_folder, targets=("q_proj", "k_proj"), manifest=False)
-    made.publish(make_adapter(tmp_path, "fitted", base_folder, seed=1), "fitted")
-    return made
+    made.publish(make_adapter(folder, "fitted", base_folder, seed=1), "fitted")
+    return folder
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Store:
+    """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return Store(tmp_path / "store")
 
 
 def test_only_scores_of_the_same_gate_are_kept(store: Store, base_folder: Path) -> None:
@@ -146,7 +151,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def calibrated(store: Store, base_folder: Path, tmp_path: Path) -> Run:
     """Run the command on three prompts, with transformers."""
-    prompts = write(
+    prompts = write_rows(
         tmp_path / "prompts.jsonl", *({"prompt": f"What is {n}+{n}*2?"} for n in range(3))
     )
 
@@ -246,7 +251,7 @@ def test_entropies_that_the_engine_reports_are_taken(base_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("nobody",), "name: 'nobody' is not in .* (there: fitted, plain)"),
+        (("nobody",), r"name: 'nobody' is not in .* \(there: fitted, plain\)"),
         (("plain",), "model: 'plain' does not say which base it is for"),
         (("plain", "--model", "nowhere"), "model: nowhere"),
         (("plain", "--model", "BASE", "--family", "unknown"), "family: 'unknown' is unknown"),
@@ -260,28 +265,21 @@ def test_bad_input_ends_with_2_and_the_field(
     base_folder: Path,
     calibrated: Run,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused,
     flags: tuple[str, ...],
     message: str,
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     names = {"BASE": str(base_folder), "EMPTY": str(tmp_path / "empty.jsonl")}
     before = store.versions("fitted")
-    with pytest.raises(SystemExit) as stop:
-        calibrated(*(names.get(flag, flag) for flag in flags))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    import re
-
-    assert re.search(message.replace("(", r"\(").replace(")", r"\)"), error), error
+    error = refused(calibrated, *(names.get(flag, flag) for flag in flags)).splitlines()[-1]
+    assert re.search(message, error), error
     assert store.versions("fitted") == before
 
 
 def test_the_console_script_knows_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
-    import sys
-
     from adapters.__main__ import main as adapters_main
 
     monkeypatch.setattr(sys, "argv", ["reasonmaxxer"])
@@ -292,10 +290,7 @@ def test_the_console_script_knows_it(
     assert "reasonmaxxer store calibrate" in shown
     assert "--prompts" in shown
     monkeypatch.setattr(sys, "argv", ["adapters"])
-    with pytest.raises(SystemExit) as stop:
-        adapters_main(["calibrate", "plain"])
-    assert stop.value.code == 2
-    assert "python -m training.calibrate" in capsys.readouterr().err
+    assert "python -m training.calibrate" in refused(adapters_main, ["calibrate", "plain"])
 
 
 def test_settings_have_the_names_of_other_commands() -> None:

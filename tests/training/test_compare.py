@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.grading import Verifier
+from training.grading import Decision, Verifier
 from training.grading.compare import HERE, WORKER, NeedsWorkerError, compare
 from training.grading.compare.residues import equal
 from training.grading.reading.arithmetic import read_number
@@ -17,11 +17,11 @@ from training.grading.reading.units import read_quantity
 from training.problems import Grading, Problem
 
 
-def result(candidate: str, reference: str) -> bool | None:
+def decide(candidate: str, reference: str) -> Decision:
     try:
-        return compare(candidate, reference, HERE).correct
+        return compare(candidate, reference, HERE)
     except NeedsWorkerError:
-        return compare(candidate, reference, WORKER).correct
+        return compare(candidate, reference, WORKER)
 
 
 # ---------------------------------------------------------------------------------- exactness
@@ -108,7 +108,6 @@ def test_numbers_too_large_to_compute(a: str, b: str, same: bool | None) -> None
         ("3,14", "3.14", "decimal comma"),
         ("e", "E", "a constant"),
         ("B) 13", "B) 12", "with another text"),
-        ("3:30", "3:30 AM", ""),
         ("03/04/2021", "April 3, 2021", "exchanged"),
         ("March 5", "March 5, 2021", "names the year"),
         ("18 cats", "18 dogs", "different things"),
@@ -119,34 +118,21 @@ def test_numbers_too_large_to_compute(a: str, b: str, same: bool | None) -> None
     ],
 )
 def test_cannot_tell(candidate: str, reference: str, reason: str) -> None:
-    try:
-        decision = compare(candidate, reference, HERE)
-    except NeedsWorkerError:
-        decision = compare(candidate, reference, WORKER)
-    if candidate != "3:30":
-        assert decision.correct is None, decision
-        assert reason in decision.reason
+    decision = decide(candidate, reference)
+    assert decision.correct is None, decision
+    assert reason in decision.reason
 
 
 @pytest.mark.parametrize(
     ("candidate", "reference", "correct"),
     [
+        # Nonsense is not left out of the pass rate.
         ("x + / 3", "7", False),
         ("7 + ((", "7", False),
         ("7 @ 8", "7", None),
         (r"\wp + / 3", "B", False),
         ("x + / 3", "x + 3", None),
-    ],
-)
-def test_nonsense_is_not_left_out_of_the_pass_rate(
-    candidate: str, reference: str, correct: bool | None
-) -> None:
-    assert result(candidate, reference) is correct
-
-
-@pytest.mark.parametrize(
-    ("candidate", "reference", "correct"),
-    [
+        # Regions and bounds.
         ("x > 3 and x < 5", "(3, 5)", True),
         ("x > 3 and x < 5", r"\mathbb{R}", False),
         ("x > 3 or x < 5", r"\mathbb{R}", True),
@@ -156,10 +142,11 @@ def test_nonsense_is_not_left_out_of_the_pass_rate(
         ("at least 18", "18", False),
         (r"\approx 18", "18", True),
         (r"18^{\text{th}}", "18", True),
+        ("3:30", "3:30 AM", True),
     ],
 )
-def test_regions_and_bounds(candidate: str, reference: str, correct: bool | None) -> None:
-    assert result(candidate, reference) is correct
+def test_decisions(candidate: str, reference: str, correct: bool | None) -> None:
+    assert decide(candidate, reference).correct is correct
 
 
 @pytest.mark.parametrize(
@@ -224,8 +211,8 @@ def test_what_a_worker_finds_equal_may_be_taken_back_too() -> None:
     ],
 )
 def test_only_a_plural_is_the_same_word(candidate: str, reference: str, correct: bool) -> None:
-    assert result(candidate, reference) is correct
-    assert result(reference, candidate) is correct
+    assert decide(candidate, reference).correct is correct
+    assert decide(reference, candidate).correct is correct
 
 
 def test_references_that_cannot_be_graded() -> None:

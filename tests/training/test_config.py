@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support import write_rows
 
 from adapters.base_checkpoint import BaseCheckpoint
 from training.evaluate import main as evaluate
@@ -46,31 +47,14 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         (["--name", "../x"], "--name"),
         (["--unknown", "1"], "--unknown"),
         (["--config", "/no/such.yaml"], "no/such.yaml"),
-    ],
-)
-def test_bad_values_exit_with_2_and_name_the_field(flags, named, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        FitConfig.load([*BASE, *flags])
-    assert stop.value.code == 2
-    assert named in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
+        # What only the model can prove wrong.
         (["--family", "nope"], "family: 'nope' is unknown"),
         (["--model", "/no/such/model"], "/no/such/model"),
-        (["--optimizer.gradient-checkpointing"], "only with positions 'all'"),
     ],
 )
-def test_what_only_the_model_can_prove_wrong_exits_with_2_too(
-    flags, named, capsys, monkeypatch
-) -> None:
+def test_bad_values_exit_with_2_and_name_the_field(flags, named, refused, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(SystemExit) as stop:
-        main([*BASE, *flags])
-    assert stop.value.code == 2
-    assert named in capsys.readouterr().err
+    assert named in refused(main, [*BASE, *flags])
 
 
 @pytest.mark.parametrize(
@@ -85,38 +69,34 @@ def test_what_only_the_model_can_prove_wrong_exits_with_2_too(
     ],
 )
 def test_bad_names_in_yaml_exit_with_2_and_name_the_field(
-    text: str, named: str, tmp_path: Path, capsys
+    text: str, named: str, tmp_path: Path, refused
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        FitConfig.load([*BASE[:4], "--config", str(file)])
-    assert stop.value.code == 2
-    assert named in capsys.readouterr().err
+    assert named in refused(FitConfig.load, [*BASE[:4], "--config", str(file)])
 
 
-def test_a_run_folder_that_another_run_holds_exits_with_2(tmp_path: Path, capsys) -> None:
-    lines = (f'{{"problem": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(8))
-    (tmp_path / "p.jsonl").write_text("".join(lines))
-    problems, run = ["--problems", str(tmp_path / "p.jsonl")], tmp_path / "run"
-    fitting = [*BASE[:2], *problems, "--output", str(tmp_path / "a"), "--run-dir", str(run)]
-    asking = [*BASE[:2], *problems, "--output", str(run)]
+@pytest.fixture
+def eight(tmp_path: Path) -> list[str]:
+    """Flags that name the base and eight problems."""
+    rows = ({"problem": f"{n} + 1?", "answer": str(n + 1)} for n in range(8))
+    return [*BASE[:2], "--problems", write_rows(tmp_path / "p.jsonl", *rows)]
+
+
+def test_a_run_folder_that_another_run_holds_exits_with_2(eight, tmp_path: Path, refused) -> None:
+    run = tmp_path / "run"
+    fitting = [*eight, "--output", str(tmp_path / "a"), "--run-dir", str(run)]
+    asking = [*eight, "--output", str(run)]
     for command, arguments in ((main, fitting), (evaluate, asking)):
-        with held(run, "run-dir"), pytest.raises(SystemExit) as stop:
-            command(arguments)
-        assert stop.value.code == 2
-        assert "another run writes into" in capsys.readouterr().err
+        with held(run, "run-dir"):
+            assert "another run writes into" in refused(command, arguments)
     assert [path.name for path in run.iterdir()] == [".lock"]  # nothing was written
 
 
-def test_each_round_needs_a_problem(tmp_path: Path, capsys) -> None:
-    lines = (f'{{"problem": "{n} + 1?", "answer": "{n + 1}"}}\n' for n in range(8))
-    (tmp_path / "p.jsonl").write_text("".join(lines))
+def test_each_round_needs_a_problem(eight, tmp_path: Path, refused) -> None:
     folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as stop:
-        main([*BASE[:2], "--problems", str(tmp_path / "p.jsonl"), *folder, "--rounds", "7"])
-    assert stop.value.code == 2
-    assert "rounds: 7 are more than the 6 problems" in capsys.readouterr().err
+    said = refused(main, [*eight, *folder, "--rounds", "7"])
+    assert "rounds: 7 are more than the 6 problems" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -132,15 +112,3 @@ def test_reading_flags_looks_at_no_model(monkeypatch) -> None:
     flags = ["--model", "no/such-model", "--problems", "gsm8k"]
     assert FitConfig.load([*flags, "--publish", "mine"]).name == "mine"
     assert EvaluateConfig.load(flags).model == "no/such-model"
-
-
-def test_a_stray_environment_variable_steers_nothing(monkeypatch) -> None:
-    monkeypatch.setenv("SEED", "77")
-    assert FitConfig.load(BASE).seed == 0
-
-
-def test_an_output_that_is_no_adapter_is_not_overwritten(tmp_path: Path, capsys) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SystemExit):
-        FitConfig.load([*BASE, "--name", "x", "--output", str(tmp_path)])
-    assert "is no adapter folder" in capsys.readouterr().err

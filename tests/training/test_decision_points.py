@@ -167,8 +167,10 @@ def model():
     return network("qwen2")
 
 
-def store_of(model, budget: Budget, folder) -> CacheStore:
-    return CacheStore(model, PROMPTS, ANSWERS, budget, folder)
+def filled(model, budget: Budget, folder, keep: bool = False) -> CacheStore:
+    store = CacheStore(model, PROMPTS, ANSWERS, budget, folder, keep=keep)
+    store.fill("base cache")
+    return store
 
 
 def size_of(cache) -> int:
@@ -220,8 +222,7 @@ def test_caches_lie_in_memory_then_on_disk_and_the_rest_is_computed_again(model,
     a_token = size_of(wanted[0]) // len(ROWS[0])
     # Both prompts fit into memory, with them the longest answer; the next one fits on disk.
     budget = Budget((3 + 2 + 4) * a_token, 3 * a_token)
-    store = store_of(model, budget, tmp_path / "cache")
-    store.fill("base cache")
+    store = filled(model, budget, tmp_path / "cache")
     assert places(store) == (4, 1)  # the empty answer takes no room
     assert (budget.memory, budget.disk) == (0, 0)
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -240,8 +241,7 @@ def test_a_disk_that_is_full_ends_nothing(model, tmp_path, monkeypatch, caplog) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(base_cache, "save_file", full)
-    store = store_of(model, Budget(0, 2**30), tmp_path / "cache")
-    store.fill("base cache")
+    store = filled(model, Budget(0, 2**30), tmp_path / "cache")
     assert sum(len(store._tokens[piece]) for piece in store._in_memory) == 0
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half-written
     assert caplog.text.count("the disk takes no more") == 1
@@ -251,8 +251,7 @@ def test_a_disk_that_is_full_ends_nothing(model, tmp_path, monkeypatch, caplog) 
 def test_what_a_killed_run_left_is_removed(model, tmp_path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "0.safetensors").write_bytes(b"of another run")
-    store = store_of(model, Budget(0, 2**30), tmp_path / "cache")
-    store.fill("base cache")
+    store = filled(model, Budget(0, 2**30), tmp_path / "cache")
     assert same(store.get([0])[0], compute_caches(model, [ROWS[0]])[0])
 
 
@@ -275,9 +274,7 @@ def test_kept_caches_serve_the_next_store_at_other_positions(model, tmp_path, pa
     """Whole rollouts are kept: another gate reads other positions of them."""
     wanted = compute_caches(model, ROWS)
     folder = tmp_path / "kept"
-    first = CacheStore(model, PROMPTS, ANSWERS, Budget(2**30, 2**30), folder, keep=True)
-    first.fill("base cache")
-    first.close()
+    filled(model, Budget(2**30, 2**30), folder, keep=True).close()
     assert not list(folder.glob("*.part"))
     passes.clear()
 
@@ -302,20 +299,17 @@ def test_kept_caches_serve_the_next_store_at_other_positions(model, tmp_path, pa
 
 def test_a_damaged_kept_cache_is_computed_again(model, tmp_path, caplog) -> None:
     folder = tmp_path / "kept"
-    store = CacheStore(model, PROMPTS, ANSWERS, Budget(0, 2**30), folder, keep=True)
-    store.fill("base cache")
+    filled(model, Budget(0, 2**30), folder, keep=True)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-3])
-    later = CacheStore(model, PROMPTS, ANSWERS, Budget(0, 2**30), folder, keep=True)
-    later.fill("base cache")
+    later = filled(model, Budget(0, 2**30), folder, keep=True)
     wanted = compute_caches(model, ROWS)
     assert all(same(cache, wanted[row]) for row, cache in enumerate(later.get(range(len(ROWS)))))
     assert "is computed again" in caplog.text
 
 
 def test_without_room_nothing_is_computed_in_advance(model, tmp_path, passes) -> None:
-    store = store_of(model, Budget(0, 0), tmp_path / "cache")
-    store.fill("base cache")
+    store = filled(model, Budget(0, 0), tmp_path / "cache")
     assert passes == []
     store.get([0, 1])
     assert passes == [1, 2]  # the prompt once, then both answers
@@ -328,8 +322,7 @@ def test_stores_one_after_another_share_a_budget(model, tmp_path, keep: bool) ->
     budget = Budget(total, total)
     rooms = []
     for _ in range(3):
-        store = CacheStore(model, PROMPTS, ANSWERS, budget, tmp_path / "cache", keep=keep)
-        store.fill("base cache")
+        store = filled(model, budget, tmp_path / "cache", keep=keep)
         assert len(store._in_memory) + len(store._on_disk) == len(store._tokens)
         rooms.append((budget.memory, budget.disk))
         store.close()

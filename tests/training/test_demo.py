@@ -10,7 +10,6 @@ from adapters.adapter import WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Manifest
 from adapters.recipe import get_recipe
-from adapters.reference import Reference
 from adapters.store import SHIPPED, Store
 from demo.__main__ import DemoConfig, Size, demo, divide, make_problems, take
 from training.problems import Problem, load_problems
@@ -70,17 +69,10 @@ def test_a_source_that_is_too_small_ends_before_anything_is_fitted(tmp_path: Pat
     assert not (tmp_path / "out" / "fit").exists()
 
 
-@pytest.fixture(scope="module")
-def shipped() -> Path:
-    store = Store(SHIPPED)
-    version = store.get("tiny-math", BaseCheckpoint.open(BASE))
-    return store.path(Reference("tiny-math", version.hash))
-
-
-def test_an_adapter_of_zeros_has_the_gate_and_changes_nothing(
-    shipped: Path, tmp_path: Path
-) -> None:
-    version = publish_zeros(tmp_path / "zeros", shipped, "zeros", BaseCheckpoint.open(BASE))
+def test_an_adapter_of_zeros_has_the_gate_and_changes_nothing(tmp_path: Path) -> None:
+    base = BaseCheckpoint.open(BASE)
+    shipped = Store(SHIPPED).get("tiny-math", base).path
+    version = publish_zeros(tmp_path / "zeros", shipped, "zeros", base)
     assert version.manifest is not None
     assert version.manifest.gate == Manifest.read(shipped).gate
     assert (version.manifest.name, version.manifest.scores) == ("zeros", [])

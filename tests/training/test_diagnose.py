@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import made_up_result
 
 from adapters.manifest import Gate
 from training.evaluation import Result
@@ -14,23 +15,11 @@ GATE = Gate(tau=1.0, rate=0.06, tokens=1000, table=[])
 LOG = [{"loss": 0.1}, {"loss": -0.2}, {"grad_norm": 1.0}, {"loss": 0.3}]
 
 
-def result(
-    right: int = 5, boxed: int = 10, tokens: int = 100, gated: int = 6, problems: int = 10
-) -> Result:
+def result(right: int = 5, boxed: int = 10, tokens: int = 100, gated: int = 6) -> Result:
     """`right` and `boxed` of ten problems, one answer each."""
-    column = np.arange(problems)[:, None]
-    return Result(
-        label="x",
-        mode="gated",
-        source="problems",
-        temperature=0.6,
-        problem_ids=[str(number) for number in range(problems)],
-        correct=column < right,
-        boxed=column < boxed,
-        tokens=np.full((problems, 1), tokens),
-        gated=np.full((problems, 1), gated),
-        truncated=column < 0,
-    )
+    column = np.arange(10)[:, None]
+    counts = {"tokens": np.full_like(column, tokens), "gated": np.full_like(column, gated)}
+    return made_up_result(column < right, boxed=column < boxed, **counts)
 
 
 def warnings(**changes: object) -> list[str]:
@@ -38,8 +27,17 @@ def warnings(**changes: object) -> list[str]:
     return known_failures(**{"kept": result(right=8), **given})  # type: ignore[arg-type]
 
 
-def test_a_healthy_run_is_left_in_peace() -> None:
-    assert warnings() == []
+@pytest.mark.parametrize(
+    "log",
+    [
+        LOG,
+        [{"loss": 0.01}, {"loss": 0.01}, {"loss": 4.9}],  # small beside the clip
+        [{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}],  # a large scale, no spike
+        [],
+    ],
+)
+def test_a_healthy_run_is_left_in_peace(log: list[dict[str, float]]) -> None:
+    assert warnings(log=log) == []
 
 
 @pytest.mark.parametrize(
@@ -64,16 +62,6 @@ def test_a_known_failure_is_named(changes: dict[str, object], words: str) -> Non
 def test_many_rollouts_that_could_not_be_graded() -> None:
     assert ungraded(2, 100) == []
     assert "3 of 100 rollouts could not be graded" in ungraded(3, 100)[0]
-
-
-def test_a_bounded_loss_is_no_spike() -> None:
-    assert (
-        warnings(log=[{"loss": 0.01}, {"loss": 0.01}, {"loss": 4.9}]) == []
-    )  # small beside the clip
-    assert (
-        warnings(log=[{"loss": 3.0}, {"loss": 4.0}, {"loss": 20.0}]) == []
-    )  # a large scale, no spike
-    assert warnings(log=[]) == []
 
 
 def test_the_scores_that_trackers_get() -> None:

@@ -16,6 +16,8 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from peft import LoraConfig, get_peft_model
+from support import Refused, write_rows
 
 from adapters.prompt import PromptRenderer
 from training.evaluate import main
@@ -34,8 +36,10 @@ from training.evaluation import (
 from training.generation import Applied, Completion, Generator, SamplingOptions, derive_seed
 from training.grading import Verifier
 from training.gym.draw import draw_here
+from training.hf_model import load_model
 from training.problems import Problem, load_problems, sources
 
+BASE = "models/tiny-qwen2"
 PROBLEMS = [Problem(id=f"p{i}", problem=f"{i} + 1", answer=str(i + 1)) for i in range(8)]
 OPTIONS = SamplingOptions(n=4, temperature=0.6, top_p=0.95, max_tokens=64, seed=3)
 
@@ -411,10 +415,8 @@ def test_command_over_url(
     assert "good - bad: pass@1 +1.000 ± 0.000 (paired, 8 problems)" in printed
     kept = (output / "evaluate.yaml").read_text()
     assert "secret" not in kept
-    assert EvaluateConfig.load(["--config", str(output / "evaluate.yaml")]).models == [
-        "bad",
-        "good",
-    ]
+    again = EvaluateConfig.load(["--config", str(output / "evaluate.yaml")])
+    assert again.models == ["bad", "good"]
     server.requests = []
     main([*args.split(), "--samples", "2", "--api-key-env", "THE_KEY"])
     assert server.requests == []
@@ -469,59 +471,27 @@ def test_paper_default_of_samples() -> None:
         ("--model m --problems gsm8k --nonsense 1", "--nonsense"),
     ],
 )
-def test_bad_arguments(flags: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(flags.split())
-    assert caught.value.code == 2
-    assert field in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of random weights and, beside it, an adapter that changes nothing (B is zero)."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-random"
-    words = ["<eos>", "<unk>", *"0123456789", "+"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, bos_token_id=None, eos_token_id=0,
-        pad_token_id=0,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
-    model.save_pretrained(folder)
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(model, lora).save_pretrained(folder.parent / "adapter")
-    return folder
+def test_bad_arguments(flags: str, field: str, refused: Refused) -> None:
+    assert field in refused(main, flags.split()).splitlines()[-1]
 
 
 def test_command_in_process(
-    tiny: Path, problems_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    problems_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """transformers' generation; the adapter is loaded, and the two get the same seeds."""
-    args = f"--model {tiny} --adapter {tiny.parent}/adapter --engine transformers --max-tokens 4"
-    main(
-        [*args.split(), "--problems", str(problems_file), "--limit", "3", "--output", str(tmp_path)]
-    )
-    report = json.loads((tmp_path / "report.json").read_text())
+    adapter, output = tmp_path / "adapter", tmp_path / "out"
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(load_model(BASE), lora).save_pretrained(adapter)  # B is zero: it changes nothing
+    args = f"--model {BASE} --adapter {adapter} --engine transformers --max-tokens 4"
+    main(f"{args} --problems {problems_file} --limit 3 --output {output}".split())
+    report = json.loads((output / "report.json").read_text())
     assert set(report["results"]) == {"base", "always"}  # no manifest: no threshold to gate by
     assert report["differences"] == [
         {"of": "always", "against": "base", "pass@1": 0.0, "stderr": 0.0, "n": 3}
     ]
     texts = [
         [row["text"] for row in pq.read_table(folder).sort_by("problem_id").to_pylist()]
-        for folder in sorted(tmp_path.glob("answers-*"))
+        for folder in sorted(output.glob("answers-*"))
     ]
     assert len(texts) == 2
     assert texts[0] == texts[1]
@@ -529,7 +499,6 @@ def test_command_in_process(
 
 
 def test_command_on_a_mixture(
-    tiny: Path,
     problems_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -539,7 +508,7 @@ def test_command_on_a_mixture(
     pytest.importorskip("reasoning_gym")
     monkeypatch.setattr(sources, "draw", draw_here)  # test_gym.py has it in a process of its own
     mixture = f"reasoning_gym:chain_sum,seed=5+2*{problems_file}"
-    args = f"--model {tiny} --engine transformers --max-tokens 4 --limit 6 --output {tmp_path}"
+    args = f"--model {BASE} --engine transformers --max-tokens 4 --limit 6 --output {tmp_path}"
     main([*args.split(), "--problems", mixture])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["problems"] == f"1*reasoning_gym:chain_sum,seed=5+2*{problems_file.name}"
@@ -553,25 +522,16 @@ def test_command_on_a_mixture(
     assert sum(one.grading is not None for one in stored) == 2
 
 
-def test_an_adapter_that_is_nowhere(
-    tiny: Path, problems_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(f"--model {tiny} --adapter nope --problems {problems_file}".split())
-    assert caught.value.code == 2
-    assert "--adapter: 'nope' is neither" in capsys.readouterr().err
+def test_an_adapter_that_is_nowhere(problems_file: Path, refused: Refused) -> None:
+    flags = f"--model {BASE} --adapter nope --problems {problems_file}"
+    assert "--adapter: 'nope' is neither" in refused(main, flags.split())
 
 
 @pytest.mark.engine  # a whole run, in a process of its own
 def test_command_survives_kill_9(server: FakeServer, tmp_path: Path) -> None:
     """What was written before the kill is not asked again."""
-    problems = tmp_path / "problems.jsonl"
-    problems.write_text(
-        "".join(
-            json.dumps({"id": str(i), "problem": f"{i} + 1", "answer": str(i + 1)}) + "\n"
-            for i in range(400)
-        )
-    )
+    rows = ({"id": str(i), "problem": f"{i} + 1", "answer": str(i + 1)} for i in range(400))
+    problems = write_rows(tmp_path / "problems.jsonl", *rows)
     args = f"--url {server.url} --model good --problems {problems} --output {tmp_path} --retries 0"
     server.stalls_after = 350
     process = subprocess.Popen(

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from support import Refused, write_puzzles, write_rows
 
 from adapters.adapter import WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.recipe import GateChoice
 from adapters.store import Store
 from loadtests.preloaded import Command, preloaded
-from research.miniature.world import puzzles
 from training.fit import main
 from training.fit_config import FitConfig
 from training.problems import read_trained_on
@@ -30,10 +30,7 @@ STAGES = ("rollouts", "heldout", "rewards", "entropies", "training", "estimates"
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
-    stream = puzzles(5, "train")
-    lines = (next(stream).problem.model_dump_json() + "\n" for _ in range(16))
-    path.write_text("".join(lines))
-    return path
+    return write_puzzles(path, 16, seed=5, split="train")
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +213,8 @@ def test_train_and_heldout_problems_never_overlap(problems: Path, tmp_path: Path
 
 
 def test_a_question_asked_twice_is_not_held_out_and_trained_on(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
     rows = ({"problem": f"{n % 5} + 1", "answer": n % 5 + 1} for n in range(20))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = Path(write_rows(tmp_path / "p.jsonl", *rows))
     config = FitConfig.load(arguments(path, tmp_path, "--checkpoints.problems", "2"))
     train, heldout = split_problems(config)
     assert train and not {one.question for one in train} & {one.question for one in heldout}
@@ -241,11 +237,12 @@ def test_held_out_problems_are_drawn_from_the_whole_file(problems: Path, tmp_pat
 
 
 def test_where_the_adapter_goes_is_checked_before_anything_is_done(
-    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    problems: Path, tmp_path: Path, refused: Refused
 ) -> None:
     plain = without_output(arguments(problems, tmp_path))
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
     (tmp_path / "versions").mkdir()
     (tmp_path / "versions" / "moves.jsonl").touch()
     for flags, message in (
@@ -256,16 +253,13 @@ def test_where_the_adapter_goes_is_checked_before_anything_is_done(
         (["--output", str(tmp_path / "versions")], "holds versions; add one with --publish"),
         (["--output", str(tmp_path / "other")], "exists and is no adapter folder"),
     ):
-        with pytest.raises(SystemExit) as end:
-            FitConfig.load([*plain, *flags])
-        assert end.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(FitConfig.load, [*plain, *flags])
     config = FitConfig.load([*plain, "--publish", "mine", "--store", str(tmp_path / "new")])
     assert config.name == "mine" and config.output is None
 
 
 def test_what_cannot_be_fitted_so_is_said_before_anything_is_done(
-    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    problems: Path, tmp_path: Path, refused: Refused
 ) -> None:
     plain = arguments(problems, tmp_path)
     keys = ("--lora.target-modules", "k_proj,v_proj")
@@ -276,10 +270,7 @@ def test_what_cannot_be_fitted_so_is_said_before_anything_is_done(
         (("--mode", "always", "--objective.name", "sequence"), "needs positions 'decisions'"),
         (("--mode", "always", "--rounds", "2"), "rounds: more than one needs"),
     ):
-        with pytest.raises(SystemExit) as end:
-            main([*plain, *flags])
-        assert end.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(main, [*plain, *flags])
         assert not (tmp_path / "run").exists()
     always = complete([*plain, "--mode", "always", *keys])
     assert always.objective.positions == "all"

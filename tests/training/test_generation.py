@@ -252,12 +252,6 @@ def test_an_engine_that_cannot_start_says_so(tmp_path) -> None:
         generator.generate([[1]], SamplingOptions())
 
 
-def test_the_base_reads_as_itself() -> None:
-    base = BaseCheckpoint.open(BASE)
-    assert base.architecture == "Qwen2ForCausalLM"
-    assert len(base.fingerprint) == 64
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_bases_own_sampling_defaults_change_nothing(
     prompts, tmp_path, temperature: float

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import Refused, write_rows
 
 from training.grade import COLUMNS, main
 
@@ -19,11 +20,6 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -31,7 +27,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_each_row_comes_back_with_its_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([str(write(tmp_path / "answers.jsonl", ROWS))])
+    main([write_rows(tmp_path / "answers.jsonl", *ROWS)])
     written = read(tmp_path / "answers-verdicts.jsonl")
     assert [row["correct"] for row in written] == [True, False, False]
     assert [row["verdict"] for row in written] == ["right", "wrong", "wrong"]
@@ -72,7 +68,7 @@ def test_a_problem_of_reasoning_gym_is_graded_by_its_own_grader(tmp_path: Path) 
         values | {"text": rf"\boxed{{{problem.answer}}}"},
         values | {"text": r"\boxed{no number}"},
     ]
-    main([str(write(tmp_path / "gym.jsonl", rows))])
+    main([write_rows(tmp_path / "gym.jsonl", *rows)])
     assert [row["correct"] for row in read(tmp_path / "gym-verdicts.jsonl")] == [True, False]
 
 
@@ -84,7 +80,7 @@ def test_a_grader_for_each_row(tmp_path: Path) -> None:
         {"text": "The answer is 0.5.", "answer": "1/2", "grader": "text"},
         {"text": None, "answer": "1"},
     ]
-    main([str(write(tmp_path / "answers.jsonl", rows))])
+    main([write_rows(tmp_path / "answers.jsonl", *rows)])
     written = read(tmp_path / "answers-verdicts.jsonl")
     assert [row["correct"] for row in written] == [True, True, True, False, False]
 
@@ -98,7 +94,7 @@ def test_what_cannot_be_told_is_counted_apart(
         {"text": r"\boxed{1}", "answer": "1"},
     ]
     output = tmp_path / "verdicts.parquet"
-    main([str(write(tmp_path / "answers.jsonl", rows)), "--output", str(output)])
+    main([write_rows(tmp_path / "answers.jsonl", *rows), "--output", str(output)])
     written = pq.read_table(output)
     assert written["correct"].to_pylist() == [None, None, True]
     assert written["verdict"].to_pylist() == ["cannot tell", "cannot tell", "right"]
@@ -119,7 +115,7 @@ def test_csv_in_csv_out(tmp_path: Path, suffix: str, mark: str) -> None:
 
 
 def test_texts_that_are_answers_themselves(tmp_path: Path) -> None:
-    path = str(write(tmp_path / "answers.jsonl", [{"text": "18 dollars", "answer": 18.0}]))
+    path = write_rows(tmp_path / "answers.jsonl", {"text": "18 dollars", "answer": 18.0})
     main([path])
     assert [row["correct"] for row in read(tmp_path / "answers-verdicts.jsonl")] == [False]
     main([path, "--whole-text"])
@@ -127,7 +123,7 @@ def test_texts_that_are_answers_themselves(tmp_path: Path) -> None:
 
 
 def test_no_answers_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(write(tmp_path / "empty.jsonl", []))])
+    main([write_rows(tmp_path / "empty.jsonl")])
     assert "0 answers: 0 right, 0 wrong, 0 cannot tell, 0 boxed" in capsys.readouterr().out
 
 
@@ -149,13 +145,9 @@ def test_no_answers_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_a_row_that_cannot_be_graded_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], words: str
+    tmp_path: Path, refused: Refused, row: dict[str, Any], words: str
 ) -> None:
-    path = write(tmp_path / "answers.jsonl", [ROWS[0], row])
-    with pytest.raises(SystemExit) as stop:
-        main([str(path)])
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    assert words in refused(main, [write_rows(tmp_path / "answers.jsonl", ROWS[0], row)])
     assert not (tmp_path / "answers-verdicts.jsonl").exists()
 
 
@@ -174,13 +166,10 @@ def test_a_row_that_cannot_be_graded_is_named(
 def test_bad_flags_exit_with_2_and_name_the_field(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Refused,
     flags: list[str],
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "answers.jsonl", ROWS)
-    with pytest.raises(SystemExit) as stop:
-        main(flags)
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    write_rows(tmp_path / "answers.jsonl", *ROWS)
+    assert words in refused(main, flags)

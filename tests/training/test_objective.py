@@ -69,6 +69,29 @@ def batch():
     }
 
 
+def head_of(batch) -> torch.nn.Linear:
+    head = torch.nn.Linear(6, 11, bias=False).double()
+    head.weight.data = batch["weight"]
+    return head
+
+
+def whole_loss(batch, objective: Objective, **more) -> torch.Tensor:
+    """`batch_loss` of every position of `batch`."""
+    given = {key: value for key, value in batch.items() if key != "weight"} | more
+    return batch_loss(**given, head=head_of(batch), objective=objective)
+
+
+def decision_loss(batch, objective: Objective, **more) -> torch.Tensor:
+    """`point_loss` of the decision points of `batch` alone."""
+    head, at = head_of(batch), batch["decision"]
+    base = batch["base_hidden"][at]
+    given = {key: batch[key][at] for key in ("hidden", "tokens", "advantage", "rollout")} | more
+    log_p = token_log_probs(head(base), given["tokens"])
+    return point_loss(
+        **given, head=head, base_hidden=base, sampled_log_p=log_p, objective=objective
+    )
+
+
 OBJECTIVES = [
     Objective(name="paper", kl_weight=0.2),
     Objective(name="paper", kl_weight=0.2, min_probability=0.05),
@@ -81,59 +104,29 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("chunk", [1, 8, 1000])
-def test_batch_loss_equals_the_slow_loop(batch, objective: Objective, chunk: int) -> None:
-    head = torch.nn.Linear(6, 11, bias=False).double()
-    head.weight.data = batch["weight"]
-    arguments = {key: value for key, value in batch.items() if key != "weight"}
-    loss = batch_loss(**arguments, head=head, objective=objective, chunk=chunk)
-    assert loss.item() == pytest.approx(loop_loss(**batch, objective=objective), rel=1e-5)
+def test_losses_equal_the_slow_loop(batch, objective: Objective) -> None:
+    without_kl = objective.model_copy(update={"kl_weight": 0.0})
+    whole, decisions = (loop_loss(**batch, objective=one) for one in (objective, without_kl))
+    for chunk in (1, 8, 1000):
+        loss = whole_loss(batch, objective, chunk=chunk)
+        assert loss.item() == pytest.approx(whole, rel=1e-5)
+        loss = decision_loss(batch, objective, chunk=chunk)
+        assert loss.item() == pytest.approx(decisions, rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_gradient_of_chunks_equals_that_of_the_whole(batch, objective: Objective) -> None:
-    head = torch.nn.Linear(6, 11, bias=False).double()
-    head.weight.data = batch["weight"]
+@pytest.mark.parametrize(
+    ("loss", "objective"),
+    [
+        *((whole_loss, one) for one in OBJECTIVES),
+        *((decision_loss, one) for one in [*OBJECTIVES, Objective(name="sequence")]),
+    ],
+)
+def test_gradient_of_chunks_equals_that_of_the_whole(batch, loss, objective: Objective) -> None:
     grads = []
     for chunk in (5, 1000):
         hidden = batch["hidden"].clone().requires_grad_()
-        arguments = {k: v for k, v in batch.items() if k not in ("weight", "hidden")}
-        batch_loss(hidden, head=head, objective=objective, chunk=chunk, **arguments).backward()
+        loss(batch | {"hidden": hidden}, objective, chunk=chunk).backward()
         assert hidden.grad is not None
-        grads.append(hidden.grad)
-    assert grads[0].abs().sum() > 0
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-7)
-
-
-def points_of(batch):
-    """The decision points of `batch` alone, as `point_loss` takes them."""
-    head = torch.nn.Linear(6, 11, bias=False).double()
-    head.weight.data = batch["weight"]
-    at = batch["decision"]
-    base = batch["base_hidden"][at]
-    given = {key: batch[key][at] for key in ("hidden", "tokens", "advantage", "rollout")}
-    return given | {
-        "head": head,
-        "base_hidden": base,
-        "sampled_log_p": token_log_probs(head(base), given["tokens"]),
-    }
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("chunk", [1, 8, 1000])
-def test_point_loss_is_the_decision_term_of_the_slow_loop(batch, objective, chunk: int) -> None:
-    without_kl = objective.model_copy(update={"kl_weight": 0.0})
-    loss = point_loss(**points_of(batch), objective=objective, chunk=chunk)
-    assert loss.item() == pytest.approx(loop_loss(**batch, objective=without_kl), rel=1e-5)
-
-
-@pytest.mark.parametrize("objective", [*OBJECTIVES, Objective(name="sequence")])
-def test_gradient_of_point_loss_in_chunks_equals_that_of_the_whole(batch, objective) -> None:
-    grads = []
-    for chunk in (5, 1000):
-        given = points_of(batch)
-        hidden = given["hidden"].clone().requires_grad_()
-        point_loss(**given | {"hidden": hidden}, objective=objective, chunk=chunk).backward()
         grads.append(hidden.grad)
     assert grads[0].abs().sum() > 0
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-7)
@@ -160,14 +153,11 @@ def test_the_sequence_objective_is_the_clipped_estimate_by_hand() -> None:
 
 def test_a_batch_without_decision_points_is_pure_kl(batch) -> None:
     batch["decision"] = torch.zeros_like(batch["decision"])
-    head = torch.nn.Linear(6, 11, bias=False).double()
-    head.weight.data = batch["weight"]
-    arguments = {key: value for key, value in batch.items() if key != "weight"}
     objective = Objective(kl_weight=0.2)
-    loss = batch_loss(**arguments, head=head, objective=objective)
+    loss = whole_loss(batch, objective)
     assert loss.item() == pytest.approx(loop_loss(**batch, objective=objective), rel=1e-5)
-    arguments["base_hidden"] = arguments["hidden"]
-    assert batch_loss(**arguments, head=head, objective=objective).item() == pytest.approx(0)
+    batch["base_hidden"] = batch["hidden"]
+    assert whole_loss(batch, objective).item() == pytest.approx(0)
 
 
 def test_every_decision_point_is_kept_and_a_sample_stands_for_the_others() -> None:
@@ -186,13 +176,9 @@ def test_every_decision_point_is_kept_and_a_sample_stands_for_the_others() -> No
 
 @pytest.mark.parametrize("mean", ["rollout", "token"])
 def test_a_sample_of_the_kl_term_is_the_full_sum_on_average(batch, mean: str) -> None:
-    head = torch.nn.Linear(6, 11, bias=False).double()
-    head.weight.data = batch["weight"]
-    arguments = {key: value for key, value in batch.items() if key != "weight"}
-
     def loss(count: int | None) -> float:
         objective = Objective(kl_weight=5.0, mean=mean, kl_positions=count)
-        return batch_loss(**arguments, head=head, objective=objective).item()
+        return whole_loss(batch, objective).item()
 
     torch.manual_seed(0)
     full = loss(None)
@@ -231,16 +217,16 @@ def test_clipped_surrogate_by_hand() -> None:
     assert loss.tolist() == pytest.approx([-2.0, -0.1, 3.0, 0.5])
 
 
-def test_every_rollout_weighs_the_same() -> None:
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (Objective(kl_weight=0.2), [0.5, 0.05, 0.05, 0.25, 0.25, 0.1]),
+        (Objective(kl_weight=0.3, mean="token"), [1 / 3, 0.1, 0.1, 1 / 3, 1 / 3, 0.1]),
+    ],
+)
+def test_every_rollout_or_every_decision_point_weighs_the_same(
+    objective: Objective, expected: list[float]
+) -> None:
     decision = torch.tensor([True, False, False, True, True, False])
     rollout = torch.tensor([0, 0, 0, 1, 1, 1])
-    weights = position_weights(decision, rollout, Objective(kl_weight=0.2))
-    expected = [0.5, 0.05, 0.05, 0.25, 0.25, 0.1]
-    assert weights.tolist() == pytest.approx(expected)
-
-
-def test_by_the_mean_per_token_every_decision_point_weighs_the_same() -> None:
-    decision = torch.tensor([True, False, False, True, True, False])
-    rollout = torch.tensor([0, 0, 0, 1, 1, 1])
-    weights = position_weights(decision, rollout, Objective(kl_weight=0.3, mean="token"))
-    assert weights.tolist() == pytest.approx([1 / 3, 0.1, 0.1, 1 / 3, 1 / 3, 0.1])
+    assert position_weights(decision, rollout, objective).tolist() == pytest.approx(expected)

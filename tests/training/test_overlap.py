@@ -1,10 +1,10 @@
 """Problems that training and a test share are named, left out, or refused."""
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
+from support import write_rows as write
 
 from adapters.adapter import TRAINED_ON
 from training.evaluate_config import EvaluateConfig
@@ -72,11 +72,6 @@ def test_what_is_done_about_it(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="problems: all of 1 of 1"):
         without_overlaps(train[1:], test, "gsm8k", "drop")
     assert without_overlaps(train[:1], test, "gsm8k", "refuse") == train[:1]
-
-
-def write(path: Path, *rows: object) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def test_benchmarks_at_hand_are_looked_at(

@@ -9,15 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import write_rows as write
 
 from training.problems import BENCHMARKS, Problem, benchmark_of, load_problems
 
 DATA = Path(__file__).parent / "data"
-
-
-def write(path: Path, *rows: object) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +47,11 @@ def test_context_goes_before_the_question() -> None:
     assert problem.problem == "Let $T = \\frac{5}{2}$.\nFind $T + 1$."
 
 
-def test_default_samples_are_the_papers() -> None:
+def test_default_samples_and_places_of_benchmarks() -> None:
     assert {name for name, one in BENCHMARKS.items() if one.samples == 8} == {"aime24", "amc23"}
     assert benchmark_of("aime24:rows.jsonl") is BENCHMARKS["aime24"]
     assert benchmark_of("rows.jsonl") is None
+    assert all("/" in one.dataset for one in BENCHMARKS.values())  # each names its place
 
 
 def test_jsonl_and_parquet_agree(tmp_path: Path) -> None:
@@ -150,36 +147,33 @@ def test_half_a_character_becomes_a_question_mark(tmp_path: Path) -> None:
     assert (problem.problem, problem.answer) == ("1+1 \U0001f600 ?", "2")
 
 
-def test_bad_files(tmp_path: Path) -> None:
-    (tmp_path / "broken.jsonl").write_text('{"id": \n')
-    (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "caf\xe9"}\n')
-    (tmp_path / "broken.parquet").write_text("not parquet")
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "p.txt").write_text("a,b")
-    (tmp_path / "short.csv").write_text("problem,answer\n1 + 1\n")
-    (tmp_path / "twice.csv").write_text("problem,problem\n1,2\n")
-    (tmp_path / "open.csv").write_text('problem,answer\n"1 + 1,2\n')
-    (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "keys.jsonl").write_text('{"problem": "?", "answer": "1", "answer": "2"}')
-    (tmp_path / "list.json").write_text('[{"problem": "?", "answer": "1"}, 2]')
-    (tmp_path / "nan.jsonl").write_text('{"problem": "?", "answer": NaN}')
-    for name, message in [
-        ("broken.jsonl", "line 1: not JSON"),
-        ("latin.jsonl", "not UTF-8"),
-        ("broken.parquet", "not a Parquet file"),
-        ("empty.jsonl", "holds none"),
-        ("missing.jsonl", "no such file"),
-        ("p.txt", "ends with none of .jsonl, .json, .parquet, .csv, .tsv"),
-        ("keys.jsonl", "line 1: not JSON .the key 'answer' is there twice"),
-        ("list.json", "object 2: not a JSON object"),
-        ("nan.jsonl", "line 1: .*answer"),
-        ("short.csv", "line 2: has not the 2 fields of the header"),
-        ("twice.csv", "line 1: a column's name occurs twice"),
-        ("open.csv", "not CSV"),
-        ("empty.csv", "holds none"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            load_problems(str(tmp_path / name))
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("broken.jsonl", b'{"id": \n', "line 1: not JSON"),
+        ("latin.jsonl", b'{"problem": "caf\xe9"}\n', "not UTF-8"),
+        ("broken.parquet", b"not parquet", "not a Parquet file"),
+        ("empty.jsonl", b"", "holds none"),
+        ("missing.jsonl", None, "no such file"),
+        ("p.txt", b"a,b", "ends with none of .jsonl, .json, .parquet, .csv, .tsv"),
+        ("keys.jsonl", b'{"problem": "?", "answer": "1", "answer": "2"}',
+         "line 1: not JSON .the key 'answer' is there twice"),
+        ("list.json", b'[{"problem": "?", "answer": "1"}, 2]', "object 2: not a JSON object"),
+        ("nan.jsonl", b'{"problem": "?", "answer": NaN}', "line 1: .*answer"),
+        ("short.csv", b"problem,answer\n1 + 1\n", "line 2: has not the 2 fields of the header"),
+        ("twice.csv", b"problem,problem\n1,2\n", "line 1: a column's name occurs twice"),
+        ("open.csv", b'problem,answer\n"1 + 1,2\n', "not CSV"),
+        ("empty.csv", b"", "holds none"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_problems(str(tmp_path / name))
+
+
+def test_a_source_that_is_nothing_names_the_benchmarks() -> None:
     with pytest.raises(ValueError, match="nor one of gsm8k, math500"):
         load_problems("gsm9k")
 
@@ -205,14 +199,6 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(ValueError, match=r"who/knows .* not on the hub"):
         load_problems("who/knows")
-
-
-def test_every_benchmark_names_its_place() -> None:
-    assert {"gsm8k", "math500", "minerva_math", "olympiadbench", "aime24", "amc23"} <= set(
-        BENCHMARKS
-    )
-    for benchmark in BENCHMARKS.values():
-        assert "/" in benchmark.dataset
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -248,7 +234,7 @@ def test_nested_columns(tmp_path: Path) -> None:
     assert (problem.problem, problem.answer) == ("1 + 1", "2")
 
 
-def user(text: str) -> dict[str, str]:
+def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
@@ -270,10 +256,7 @@ def assistant(text: str) -> dict[str, str]:
         {"messages": [user("1 + 1"), assistant("It is 3.")], "answer": "2"},
         {"messages": json.dumps([user("1 + 1"), assistant("#### 2")])},
         {"problem": [user("1 + 1")], "answer": 2},
-        {
-            "messages": [{"role": "user", "content": [{"type": "text", "text": "1 + 1"}]}],
-            "answer": 2,
-        },
+        {"messages": [user([{"type": "text", "text": "1 + 1"}])], "answer": 2},
     ],
 )
 def test_chat_messages(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -289,7 +272,7 @@ def test_chat_messages(tmp_path: Path, row: dict[str, Any]) -> None:
         ([user("1 + 1")], "answer: is missing, and has no assistant message"),
         ([user("1 + 1"), assistant("no idea")], "answer: is missing, and the last assistant"),
         ([user("1 + 1"), {"role": "assistant"}], "messages: message 2 needs a role"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 has parts that are no"),
+        ([user([{"type": "image_url"}])], "message 1 has parts that are no"),
     ],
 )
 def test_bad_chats_are_named(tmp_path: Path, messages: list[Any], message: str) -> None:

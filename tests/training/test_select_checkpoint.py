@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from support import made_up_result
 
 from adapters.manifest import Gate
 from training.evaluation import Result
@@ -25,12 +26,7 @@ def candidate(
 
 
 def result(label: str, value: float, mode="gated") -> Result:
-    correct = np.arange(100)[:, None] < 100 * value
-    zeros = np.zeros_like(correct, dtype=np.int64)
-    return Result(
-        label, mode, "made up", 0.6, [str(n) for n in range(100)], correct, correct, zeros + 7,
-        zeros, correct,
-    )  # fmt: skip
+    return made_up_result(np.arange(100)[:, None] < 100 * value, label, mode)
 
 
 def steps(candidates) -> list[int]:
@@ -84,11 +80,7 @@ class Decoder:
     def __call__(self, label, applied, count) -> Result:
         self.asked.append((label, applied.tau, count))
         correct = np.array(self.scores[label])[:count, None] > 0
-        zeros = np.zeros_like(correct, dtype=np.int64)
-        ids = [str(n) for n in range(count)]
-        return Result(
-            label, applied.mode, "made up", 0.6, ids, correct, correct, zeros + 7, zeros, correct
-        )
+        return made_up_result(correct, label, applied.mode)
 
 
 def test_decoding_decides_between_those_that_were_decoded() -> None:

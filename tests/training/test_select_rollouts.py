@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.recipe import GateChoice, Selection
-from training.stages.select_rollouts import calibrate_gates, select_examples
+from training.stages.select_rollouts import Example, calibrate_gates, select_examples
 
 
 def rollouts(rewards_by_problem: dict[int, list[int]], lengths: list[int] | None = None):
@@ -77,21 +77,18 @@ def test_the_controls_keep_the_numbers_and_lose_the_meaning() -> None:
     rewards = np.repeat(rng.random(50) < 0.5, 8) ^ (rng.random(400) < 0.1)
     entropies = [np.where(np.arange(30) < 3, 2.0, 0.1) for _ in problems]  # the first three
     tokens = [[1] * 30] * 400
-    usual = select_examples(problems, rewards, tokens, entropies, 1.0, Selection(problems=50))
-    gate = select_examples(
-        problems, rewards, tokens, entropies, 1.0, Selection(problems=50, gate="random")
-    )
+
+    def select(**control: str) -> list[Example]:
+        selection = Selection(problems=50, **control)
+        return select_examples(problems, rewards, tokens, entropies, 1.0, selection)
+
+    usual, gate, reward = select(), select(gate="random"), select(reward="random")
     assert [one.row for one in gate] == [one.row for one in usual]
     assert all(one.decisions.sum() == 3 for one in gate)
     assert np.mean([one.decisions[:3].sum() for one in gate]) < 1  # 0.3 expected, 3 in `usual`
-    reward = select_examples(
-        problems, rewards, tokens, entropies, 1.0, Selection(problems=50, reward="random")
-    )
     signs = [np.sign(one.advantages[0]) == (1 if rewards[one.row] else -1) for one in reward]
     assert 0.3 < np.mean(signs) < 0.7
-    again = select_examples(
-        problems, rewards, tokens, entropies, 1.0, Selection(problems=50, gate="random")
-    )
+    again = select(gate="random")
     assert all((a.decisions == b.decisions).all() for a, b in zip(gate, again, strict=True))
 
 

@@ -1,6 +1,5 @@
 """Where problems come from: local copies, generators, mixtures, and which are left out."""
 
-import json
 import logging
 import random
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import Refused
+from support import write_rows as write
 
 from training.evaluate_config import EvaluateConfig
 from training.grading import Verifier
@@ -33,11 +34,6 @@ def _no_workers_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_DIR, raising=False)
 
 
-def write(path: Path, *rows: object) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def sums(path: Path, count: int, first: int = 0) -> str:
     numbers = range(first, first + count)
     rows = [{"id": f"s{n}", "problem": f"{n} + 1", "answer": str(n + 1)} for n in numbers]
@@ -60,13 +56,11 @@ def test_local_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_problems("gsm8k_train", data_dir=tmp_path) == wanted  # the flag wins
 
 
-def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flag(tmp_path: Path, refused: Refused) -> None:
     argv = ["--model", "m", "--problems", "gsm8k", "--data-dir"]
     assert EvaluateConfig.load([*argv, str(tmp_path)]).data_dir == tmp_path
-    with pytest.raises(SystemExit) as caught:
-        EvaluateConfig.load([*argv, str(tmp_path / "missing")])
-    assert caught.value.code == 2
-    assert "--data-dir: is not a folder" in capsys.readouterr().err
+    said = refused(EvaluateConfig.load, [*argv, str(tmp_path / "missing")])
+    assert "--data-dir: is not a folder" in said
 
 
 # -------------------------------------------------------------------------- reference answers

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
@@ -153,8 +154,6 @@ def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
     first = train(tmp_path / "a", rows, positions)
     assert [path.name for path in first] == [f"checkpoint-{n}" for n in (2, 4, 6)]
     assert weights(first[-1]) == weights(train(tmp_path / "b", rows, positions)[-1])
-    from safetensors.torch import load
-
     larger = {"batch_size": 4, "accumulation": 1}
     whole = load(weights(train(tmp_path / "c", rows, positions, **larger)[-1]))
     for name, tensor in load(weights(first[-1])).items():
@@ -243,19 +242,15 @@ def test_every_checkpoint_is_told_of_while_the_model_has_it_on(train, tmp_path, 
     told = []
 
     def on_checkpoint(model, folder: Path) -> CheckpointNote:
-        told.append(
-            (folder.name, {n: p.clone() for n, p in model.named_parameters() if "lora" in n})
-        )
+        told.append((folder.name, lora_of(model)))
         return CheckpointNote("noted")
 
     made = train(tmp_path, rows, on_checkpoint=on_checkpoint)
     assert [name for name, _ in told] == [path.name for path in made]
-    model = peft_model(
-        load_model(BASE), Lora(rank=2, alpha=4, target_modules=["q_proj", "o_proj"]), 1
-    )
+    model = peft_model(load_model(BASE), LORA, 1)
     for path, (_, then) in zip(made, told, strict=True):
         load_adapter(model, path)
-        now = {n: p for n, p in model.named_parameters() if "lora" in n}
+        now = lora_of(model)
         assert all(torch.equal(now[name], value) for name, value in then.items())
 
 
@@ -263,8 +258,6 @@ def test_a_later_round_goes_on_from_the_adapter_that_sampled(train, tmp_path, ro
     first = train(tmp_path / "first", rows)[-1]
     # Without a step to speak of it stays where it began.
     still = train(tmp_path / "still", rows, start=first, learning_rate=1e-12)[-1]
-    from safetensors.torch import load
-
     for name, tensor in load(weights(first)).items():
         torch.testing.assert_close(load(weights(still))[name], tensor)
     # The ratio is to that adapter, so it is 1 at first: the loss is the mean advantage.
@@ -373,7 +366,6 @@ def untie(model):
 def test_two_processes_train_the_adapter_of_one(tmp_path, rows, model, alone, flag) -> None:
     """Launched as docs/real-models-gpu.md says, over gloo; each batch is shared by the two."""
     import train_together
-    from safetensors.torch import load
 
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     untie(load_model(BASE)).save_pretrained(tmp_path / "untied")

@@ -4,14 +4,13 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import python
 
 from training.grading import Decision, Verdict, Verifier, math_equal
 
@@ -187,5 +186,4 @@ def test_the_workers_do_not_import_the_command(tmp_path: Path, own: bool) -> Non
         f"    with Verifier(workers=1, compare={'equal' if own else None}) as verifier:\n"
         "        print(verifier.check([r'\\boxed{x+1}'], ['1+x'])[0].correct)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["imported"] * (1 + own) + ["True"]
+    assert python(script).stdout.split() == ["imported"] * (1 + own) + ["True"]

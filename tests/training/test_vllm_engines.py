@@ -10,13 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from training.generation import vllm_engine
-from training.generation.interface import (
-    Completion,
-    Event,
-    Sampled,
-    SamplingOptions,
-    VllmArguments,
-)
+from training.generation.interface import Completion, Event, Sampled, SamplingOptions, VllmArguments
 from training.generation.vllm_engine import VllmEngines, engine_args, shares_of_devices
 
 ARGUMENTS = VllmArguments(None, False, None, 0)
