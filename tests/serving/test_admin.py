@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -98,25 +97,22 @@ def test_from_available_to_serving_and_back(admission: Admission, client: TestCl
     assert not admission.aliases.slots.pinned
 
 
-def test_a_version_in_use_drains(admission: Admission) -> None:
+async def test_a_version_in_use_drains(admission: Admission) -> None:
     first, _, newest = versions(admission)
 
-    async def story() -> None:
-        async def during(_: Any) -> None:
-            await admission.aliases.move(
-                "alpha", first, lambda: admission.aliases.store.alias("alpha", first)
-            )
-            state = await admin_api._shown(admission.aliases, "alpha")
-            by_version = {one.version: one for one in state.resident}
-            assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
-            assert by_version[first].state == "device"
-
-        assert await answered(admission, "alpha", during) == newest
-        await settled(admission)
+    async def during(_: Any) -> None:
+        await admission.aliases.move(
+            "alpha", first, lambda: admission.aliases.store.alias("alpha", first)
+        )
         state = await admin_api._shown(admission.aliases, "alpha")
-        assert [one.version for one in state.resident] == [first]
+        by_version = {one.version: one for one in state.resident}
+        assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
+        assert by_version[first].state == "device"
 
-    asyncio.run(story())
+    assert await answered(admission, "alpha", during) == newest
+    await settled(admission)
+    state = await admin_api._shown(admission.aliases, "alpha")
+    assert [one.version for one in state.resident] == [first]
 
 
 def test_the_threshold_of_gated_requests(admission: Admission, client: TestClient) -> None:

@@ -105,25 +105,22 @@ async def _arguments(admission: Admission, model: str, **arguments: Any) -> dict
     return dict(request.vllm_xargs or {})
 
 
-def test_a_requests_own_threshold_works_for_every_adapter(admission: Admission) -> None:
-    async def story() -> None:
-        for name in ("plain", "own"):
-            told = await _arguments(admission, f"{name}:gated", gate_tau=0.7, gate_trace=1)
-            assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
-            told = await _arguments(admission, f"{name}:gated", gate_rate=0)
-            assert told["gate_tau"] == NEVER
-        with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
-            await _arguments(admission, "plain:gated")
-        for name in ("plain", "own"):
-            with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
-                await _arguments(admission, f"{name}:gated", gate_rate=0.05)
-        admission.aliases.taus["plain"] = 1.5  # by the admin API
-        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 1.5
-
-    asyncio.run(story())
+async def test_a_requests_own_threshold_works_for_every_adapter(admission: Admission) -> None:
+    for name in ("plain", "own"):
+        told = await _arguments(admission, f"{name}:gated", gate_tau=0.7, gate_trace=1)
+        assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
+        told = await _arguments(admission, f"{name}:gated", gate_rate=0)
+        assert told["gate_tau"] == NEVER
+    with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
+        await _arguments(admission, "plain:gated")
+    for name in ("plain", "own"):
+        with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
+            await _arguments(admission, f"{name}:gated", gate_rate=0.05)
+    admission.aliases.taus["plain"] = 1.5  # by the admin API
+    assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 1.5
 
 
-def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
+async def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
     admission: Admission,
 ) -> None:
     rounds: list[int] = []
@@ -136,25 +133,22 @@ def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
 
     default = admission.aliases.default_gate = default_gate(ask)
 
-    async def story() -> None:
-        assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
-        assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
-        assert not rounds  # nobody needed it
-        quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
-        others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]
-        await asyncio.sleep(0)
-        quitter.cancel()
-        told = [await one for one in others]
-        assert [one["gate_tau"] for one in told] == [0.25] * 3
-        assert rounds == [0, 1, 2]
-        # From its table, now that there is one.
-        assert (await _arguments(admission, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
-
-    asyncio.run(story())
+    assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
+    assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
+    assert not rounds  # nobody needed it
+    quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
+    others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]
+    await asyncio.sleep(0)
+    quitter.cancel()
+    told = [await one for one in others]
+    assert [one["gate_tau"] for one in told] == [0.25] * 3
+    assert rounds == [0, 1, 2]
+    # From its table, now that there is one.
+    assert (await _arguments(admission, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) -> None:
+async def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) -> None:
     async def ask(number: int) -> None:
         default.observe(0.25)
         if fails:
@@ -162,19 +156,16 @@ def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) 
 
     default = admission.aliases.default_gate = default_gate(ask)
 
-    async def story() -> None:
-        for _ in range(2):  # each request tries again
-            with pytest.raises(ValueError, match=r"^gate_tau: .*1000 tokens.*send gate_tau"):
-                await _arguments(admission, "plain:gated")
-        assert default.sample.seen == (2 if fails else 16)
-        for _ in range(FEWEST):
-            default.observe(0.5)  # traffic of the base
-        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 0.5
-
-    asyncio.run(story())
+    for _ in range(2):  # each request tries again
+        with pytest.raises(ValueError, match=r"^gate_tau: .*1000 tokens.*send gate_tau"):
+            await _arguments(admission, "plain:gated")
+    assert default.sample.seen == (2 if fails else 16)
+    for _ in range(FEWEST):
+        default.observe(0.5)  # traffic of the base
+    assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 0.5
 
 
-def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
+async def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
     admission.aliases.default_gate = default_gate()
     seen: list[dict[str, Any]] = []
 
@@ -183,42 +174,36 @@ def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
         await admission.admit(request)  # vLLM asks twice
         assert seen[-1] == dict(request.vllm_xargs or {})
 
-    async def story() -> None:
-        for _ in range(160):
-            await answered(admission, "base", look, theirs=1)
-        watched = [told for told in seen if WATCHED in told]
-        assert 8 <= len(watched) <= 40
-        assert all(told["gate_tau"] == NEVER and told["theirs"] == 1 for told in watched)
-        assert all(told == {"theirs": 1} for told in seen if told not in watched)
-        told = [await _arguments(admission, "own:gated") for _ in range(160)]
-        assert 8 <= sum(WATCHED in one for one in told) <= 40
-        with pytest.raises(ValueError, match=WATCHED):  # no client may ask for it
-            await _arguments(admission, "own:gated", **{WATCHED: 1})
-
-    asyncio.run(story())
+    for _ in range(160):
+        await answered(admission, "base", look, theirs=1)
+    watched = [told for told in seen if WATCHED in told]
+    assert 8 <= len(watched) <= 40
+    assert all(told["gate_tau"] == NEVER and told["theirs"] == 1 for told in watched)
+    assert all(told == {"theirs": 1} for told in seen if told not in watched)
+    told = [await _arguments(admission, "own:gated") for _ in range(160)]
+    assert 8 <= sum(WATCHED in one for one in told) <= 40
+    with pytest.raises(ValueError, match=WATCHED):  # no client may ask for it
+        await _arguments(admission, "own:gated", **{WATCHED: 1})
 
 
-def test_the_metrics_say_so(admission: Admission) -> None:
+async def test_the_metrics_say_so(admission: Admission) -> None:
     def page() -> str:
         return Gauges(admission.aliases).page()
 
-    async def story() -> None:
-        await answered(admission, "plain", _nothing)
-        assert "reasonmaxxer_adapter_tau_nats{" not in page()
-        assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
-        default = admission.aliases.default_gate = default_gate()
-        assert "reasonmaxxer_adapter_tau_nats{" not in page()
-        for _ in range(FEWEST):
-            default.observe(1.25)
-        text = page()
-        assert f"\nreasonmaxxer_default_gate_rate {RATE}\n" in text
-        assert f"\nreasonmaxxer_default_gate_tokens {FEWEST}\n" in text
-        (line,) = (one for one in text.splitlines() if one.startswith("reasonmaxxer_adapter_tau"))
-        assert 'adapter="plain"' in line
-        assert 'source="default_gate_rate"' in line
-        assert line.endswith(" 1.25")
-
-    asyncio.run(story())
+    await answered(admission, "plain", _nothing)
+    assert "reasonmaxxer_adapter_tau_nats{" not in page()
+    assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
+    default = admission.aliases.default_gate = default_gate()
+    assert "reasonmaxxer_adapter_tau_nats{" not in page()
+    for _ in range(FEWEST):
+        default.observe(1.25)
+    text = page()
+    assert f"\nreasonmaxxer_default_gate_rate {RATE}\n" in text
+    assert f"\nreasonmaxxer_default_gate_tokens {FEWEST}\n" in text
+    (line,) = (one for one in text.splitlines() if one.startswith("reasonmaxxer_adapter_tau"))
+    assert 'adapter="plain"' in line
+    assert 'source="default_gate_rate"' in line
+    assert line.endswith(" 1.25")
 
 
 async def _nothing(_: Any) -> None: ...

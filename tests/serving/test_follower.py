@@ -99,35 +99,32 @@ async def look(follower: Follower) -> None:
     await settled(admission(follower))
 
 
-def test_a_move_elsewhere_is_served_by_every_replica(
+async def test_a_move_elsewhere_is_served_by_every_replica(
     replica: Callable[[str], Follower], elsewhere: BucketStore, folders: list[Path]
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     both = [replica("one"), replica("two")]
 
-    async def story() -> None:
-        for one in both:
-            assert await ask(one, "alpha") == second
-        elsewhere.rollback("alpha")
-        third = elsewhere.publish(folders[2], "beta").id
-        for one in both:
-            assert await ask(one, "alpha") == second  # nobody has looked
-            await look(one)
-            # Nobody asked for it meanwhile, and the old version has left the engine.
-            assert list(engine(one).loaded.values()) == [first]
-            assert await ask(one, "alpha") == first
-            assert await ask(one, "beta") == third
-            assert one.behind() == {"alpha": pytest.approx(0, abs=60)}
-            await look(one)
-            assert one.behind() == {}
-        collect(elsewhere, 0, 0)
-        for one in both:
-            assert await ask(one, first) == first
-
-    asyncio.run(story())
+    for one in both:
+        assert await ask(one, "alpha") == second
+    elsewhere.rollback("alpha")
+    third = elsewhere.publish(folders[2], "beta").id
+    for one in both:
+        assert await ask(one, "alpha") == second  # nobody has looked
+        await look(one)
+        # Nobody asked for it meanwhile, and the old version has left the engine.
+        assert list(engine(one).loaded.values()) == [first]
+        assert await ask(one, "alpha") == first
+        assert await ask(one, "beta") == third
+        assert one.behind() == {"alpha": pytest.approx(0, abs=60)}
+        await look(one)
+        assert one.behind() == {}
+    collect(elsewhere, 0, 0)
+    for one in both:
+        assert await ask(one, first) == first
 
 
-def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
+async def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
     replica: Callable[[str], Follower],
     elsewhere: BucketStore,
     cloud: Cloud,
@@ -136,37 +133,34 @@ def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
     first, second = [move.version for move in elsewhere.history("alpha")]
     caplog.set_level(logging.INFO)
 
-    async def story() -> None:
-        one = replica("one")
+    one = replica("one")
+    assert await ask(one, "alpha") == second
+    await look(one)
+    assert one.facts() == {
+        "reached": True,
+        "age_seconds": pytest.approx(0, abs=60),
+        "behind": 0,
+    }
+    good = one.looked
+    elsewhere.rollback("alpha")
+    with cloud.away():
+        for _ in range(3):
+            await look(one)
         assert await ask(one, "alpha") == second
-        await look(one)
-        assert one.facts() == {
-            "reached": True,
-            "age_seconds": pytest.approx(0, abs=60),
-            "behind": 0,
-        }
-        good = one.looked
-        elsewhere.rollback("alpha")
-        with cloud.away():
-            for _ in range(3):
-                await look(one)
-            assert await ask(one, "alpha") == second
-            assert await ask(one, f"{second}:gated") == f"{second}:gated"
-            assert not one.facts()["reached"]
-            assert one.looked == good
-            # What was never downloaded can be asked for later.
-            for name in ("beta", first):
-                with pytest.raises(StoreAwayError):
-                    await ask(one, name)
-            refused = await refusal(one, "beta")
-            assert (refused["code"], refused["type"]) == (503, "ServiceUnavailableError")
-            assert elsewhere.place in refused["message"]
-        await look(one)
-        assert await ask(one, "alpha") == first
-        assert (await ask(one, "beta")).startswith("beta@")
-        assert one.facts()["reached"]
-
-    asyncio.run(story())
+        assert await ask(one, f"{second}:gated") == f"{second}:gated"
+        assert not one.facts()["reached"]
+        assert one.looked == good
+        # What was never downloaded can be asked for later.
+        for name in ("beta", first):
+            with pytest.raises(StoreAwayError):
+                await ask(one, name)
+        refused = await refusal(one, "beta")
+        assert (refused["code"], refused["type"]) == (503, "ServiceUnavailableError")
+        assert elsewhere.place in refused["message"]
+    await look(one)
+    assert await ask(one, "alpha") == first
+    assert (await ask(one, "beta")).startswith("beta@")
+    assert one.facts()["reached"]
     said = [record.message for record in caplog.records if "within reach" in record.message]
     missed = [record for record in caplog.records if "out of reach" in record.message]
     assert len(said) == 1
@@ -182,7 +176,7 @@ async def refusal(follower: Follower, model: str) -> dict[str, Any]:
     return dict(found.error.model_dump())
 
 
-def test_two_replicas_through_faults(
+async def test_two_replicas_through_faults(
     replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
 ) -> None:
     """Three move, while one request in twelve fails somehow: no wrong version after a look."""
@@ -194,25 +188,22 @@ def test_two_replicas_through_faults(
             return None
         return random.choice([500, 503, "cut", "half"])
 
-    async def story() -> None:
-        replicas = [replica("one"), replica("two")]
-        movers = [elsewhere, *(one.aliases.store for one in replicas)]
+    replicas = [replica("one"), replica("two")]
+    movers = [elsewhere, *(one.aliases.store for one in replicas)]
+    for one in replicas:
+        assert await ask(one, "alpha") == versions[-1]
+    truth = versions[-1]
+    for turn in range(24):
+        with cloud.failing(unwell), suppress(StoreAwayError):
+            mover = random.choice(movers)
+            version = next(one for one in versions if one != truth)
+            made.append(await asyncio.to_thread(mover.alias, "alpha", version, by=str(turn)))
+        truth = elsewhere.history("alpha")[-1].version
         for one in replicas:
-            assert await ask(one, "alpha") == versions[-1]
-        truth = versions[-1]
-        for turn in range(24):
-            with cloud.failing(unwell), suppress(StoreAwayError):
-                mover = random.choice(movers)
-                version = next(one for one in versions if one != truth)
-                made.append(await asyncio.to_thread(mover.alias, "alpha", version, by=str(turn)))
-            truth = elsewhere.history("alpha")[-1].version
-            for one in replicas:
-                with cloud.failing(unwell):
-                    await look(one)
+            with cloud.failing(unwell):
                 await look(one)
-                assert await ask(one, "alpha") == truth
-
-    asyncio.run(story())
+            await look(one)
+            assert await ask(one, "alpha") == truth
     history = elsewhere.history("alpha")
     assert verify(elsewhere) == []
     assert len({move.by for move in made}) >= 3
@@ -220,24 +211,21 @@ def test_two_replicas_through_faults(
     assert len(set(history)) == len(history)
 
 
-def test_a_server_starts_from_its_cache_while_the_store_is_away(
+async def test_a_server_starts_from_its_cache_while_the_store_is_away(
     replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
 
-    async def story() -> None:
-        assert await ask(replica("one"), "alpha") == second
-        with cloud.away():
-            again = replica("one")
-            await look(again)
-            assert await ask(again, "alpha") == second
-            listed = {card.id for card in model_cards(again.aliases, True)}
-            assert {"alpha", "alpha:gated"} <= listed
-
-    asyncio.run(story())
+    assert await ask(replica("one"), "alpha") == second
+    with cloud.away():
+        again = replica("one")
+        await look(again)
+        assert await ask(again, "alpha") == second
+        listed = {card.id for card in model_cards(again.aliases, True)}
+        assert {"alpha", "alpha:gated"} <= listed
 
 
-def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
+async def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
     replica: Callable[[str], Follower],
     elsewhere: BucketStore,
     folders: list[Path],
@@ -245,28 +233,25 @@ def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
 
-    async def story() -> None:
-        one = replica("one")
-        assert await ask(one, "alpha") == second
-        bad = elsewhere.publish(folders[2], "alpha")
-        prefix = elsewhere.place.removeprefix(f"s3://{BUCKET}/")
-        key = f"{prefix}/files/alpha/{bad.hash}/adapter_model.safetensors"
-        cloud.client().put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
-        for _ in range(3):
-            await look(one)
-        assert await ask(one, "alpha") == second
-        assert list(one.behind()) == ["alpha"]
-        assert one.aliases.refused() == ["alpha"]
-        page = Gauges(one.aliases, one).page()
-        lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
-        assert float(lines['reasonmaxxer_adapter_behind_seconds{adapter="alpha"}']) >= 0
-        assert float(lines["reasonmaxxer_store_age_seconds"]) < 60
-        assert float(lines['reasonmaxxer_store_requests_total{kind="get"}']) > 3
-        elsewhere.alias("alpha", second)
+    one = replica("one")
+    assert await ask(one, "alpha") == second
+    bad = elsewhere.publish(folders[2], "alpha")
+    prefix = elsewhere.place.removeprefix(f"s3://{BUCKET}/")
+    key = f"{prefix}/files/alpha/{bad.hash}/adapter_model.safetensors"
+    cloud.client().put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
+    for _ in range(3):
         await look(one)
-        assert one.behind() == {}
-
-    asyncio.run(story())
+    assert await ask(one, "alpha") == second
+    assert list(one.behind()) == ["alpha"]
+    assert one.aliases.refused() == ["alpha"]
+    page = Gauges(one.aliases, one).page()
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+    assert float(lines['reasonmaxxer_adapter_behind_seconds{adapter="alpha"}']) >= 0
+    assert float(lines["reasonmaxxer_store_age_seconds"]) < 60
+    assert float(lines['reasonmaxxer_store_requests_total{kind="get"}']) > 3
+    elsewhere.alias("alpha", second)
+    await look(one)
+    assert one.behind() == {}
 
 
 def test_health_says_how_the_store_is_and_no_more(
@@ -332,28 +317,27 @@ def test_models_are_listed_while_the_store_is_away(
         assert client.get("/v1/models/alpha@000000000000").status_code == 503
 
 
-def test_a_folder_is_followed_too(tmp_path: Path, base_folder: Path, folders: list[Path]) -> None:
+async def test_a_folder_is_followed_too(
+    tmp_path: Path, base_folder: Path, folders: list[Path]
+) -> None:
     store = Store(tmp_path / "store")
     old, new = (store.publish(folder, "alpha").id for folder in folders[:2])
 
-    async def story() -> None:
-        one = Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
-        assert await ask(one, "alpha") == new
-        Store(tmp_path / "store").alias("alpha", old)
-        await look(one)
-        assert list(engine(one).loaded.values()) == [old]
-        store.root.rename(tmp_path / "unmounted")
-        await look(one)
-        assert not one.facts()["reached"]
-        assert list(engine(one).loaded.values()) == [old]
-        (tmp_path / "unmounted").rename(store.root)
-        await look(one)
-        assert await ask(one, "alpha") == old
-
-    asyncio.run(story())
+    one = Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
+    assert await ask(one, "alpha") == new
+    Store(tmp_path / "store").alias("alpha", old)
+    await look(one)
+    assert list(engine(one).loaded.values()) == [old]
+    store.root.rename(tmp_path / "unmounted")
+    await look(one)
+    assert not one.facts()["reached"]
+    assert list(engine(one).loaded.values()) == [old]
+    (tmp_path / "unmounted").rename(store.root)
+    await look(one)
+    assert await ask(one, "alpha") == old
 
 
-def test_it_looks_again_and_again_whatever_happens(
+async def test_it_looks_again_and_again_whatever_happens(
     replica: Callable[[str], Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = replica("one")
@@ -370,10 +354,7 @@ def test_it_looks_again_and_again_whatever_happens(
 
     monkeypatch.setattr(one, "look", look_once)
 
-    async def story() -> None:
-        one.start()
-        await asyncio.wait_for(over.wait(), 60)
-        assert one._task is not None
-        one._task.cancel()
-
-    asyncio.run(story())
+    one.start()
+    await asyncio.wait_for(over.wait(), 60)
+    assert one._task is not None
+    one._task.cancel()

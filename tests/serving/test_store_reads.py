@@ -124,30 +124,27 @@ def hashed(least: float) -> Iterator[Counter[str]]:
         yield seen
 
 
-def test_a_swap_reads_and_hashes_the_adapter_once_and_copies_nothing(
+async def test_a_swap_reads_and_hashes_the_adapter_once_and_copies_nothing(
     admission: Admission, folders: list[Path]
 ) -> None:
     first = admission.aliases.store.history("alpha")[0].version
     engine: Any = admission.aliases.cache.engine
 
-    async def story() -> None:
-        async with client(admission) as admin:
-            assert await answered(admission, "alpha", nothing) != first
-            counted = Bytes(folders[0])
-            with hashed(0.9 * counted.size) as large:
-                answer = await admin.post("/admin/adapters/alpha/alias", json={"version": first})
-            read, written = counted.shares()
-            assert answer.json()["serving"] == first, answer.text
-            assert large["large"] == 1
-            assert 0.9 < read < 1.5 and written < 0.2
-            assert first in engine.loaded.values()
-            await settled(admission)
-
-    asyncio.run(story())
+    async with client(admission) as admin:
+        assert await answered(admission, "alpha", nothing) != first
+        counted = Bytes(folders[0])
+        with hashed(0.9 * counted.size) as large:
+            answer = await admin.post("/admin/adapters/alpha/alias", json={"version": first})
+        read, written = counted.shares()
+        assert answer.json()["serving"] == first, answer.text
+        assert large["large"] == 1
+        assert 0.9 < read < 1.5 and written < 0.2
+        assert first in engine.loaded.values()
+        await settled(admission)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["version", "plain folder"])
-def test_a_first_use_reads_and_hashes_the_adapter_once(
+async def test_a_first_use_reads_and_hashes_the_adapter_once(
     admission: Admission, folders: list[Path], plain: bool
 ) -> None:
     store = admission.aliases.store
@@ -162,22 +159,19 @@ def test_a_first_use_reads_and_hashes_the_adapter_once(
         )
         save_file(weights, folder / WEIGHTS)
 
-    async def story() -> None:
-        counted = Bytes(folders[0])
-        with hashed(0.9 * counted.size) as large:
-            version = await answered(admission, "plain" if plain else "alpha", nothing)
-        read, written = counted.shares()
-        assert "@" in version
-        assert large["large"] == 1
-        assert 0.9 < read < 1.5
-        assert (0.9 < written < 1.2) if plain else written < 0.2  # copied once, or not at all
-        # A second request, another name of it and a listing read no weights.
-        again = Bytes(folders[0])
-        assert await answered(admission, version, nothing) == version
-        await asyncio.to_thread(admission.aliases.listing)
-        assert again.shares()[0] < 0.5
-
-    asyncio.run(story())
+    counted = Bytes(folders[0])
+    with hashed(0.9 * counted.size) as large:
+        version = await answered(admission, "plain" if plain else "alpha", nothing)
+    read, written = counted.shares()
+    assert "@" in version
+    assert large["large"] == 1
+    assert 0.9 < read < 1.5
+    assert (0.9 < written < 1.2) if plain else written < 0.2  # copied once, or not at all
+    # A second request, another name of it and a listing read no weights.
+    again = Bytes(folders[0])
+    assert await answered(admission, version, nothing) == version
+    await asyncio.to_thread(admission.aliases.listing)
+    assert again.shares()[0] < 0.5
 
 
 # ------------------------------------------------------------------------------------- in threads
@@ -216,7 +210,7 @@ def test_the_guard_sees_what_a_store_does(admission: Admission) -> None:
     assert asked == []
 
 
-def test_no_request_reads_the_store_on_the_event_loop(
+async def test_no_request_reads_the_store_on_the_event_loop(
     admission: Admission, base_folder: Path
 ) -> None:
     store = admission.aliases.store
@@ -233,7 +227,7 @@ def test_no_request_reads_the_store_on_the_event_loop(
         except (KeyError, ValueError) as error:
             return type(error).__name__
 
-    async def story() -> None:
+    with no_disk_on_this_thread(store.root) as read:
         async with client(admission) as user:
             for model in ("alpha", "alpha", before, "plain"):
                 assert "@" in await ask(model)
@@ -260,10 +254,4 @@ def test_no_request_reads_the_store_on_the_event_loop(
             await ask("alpha")
             await settled(admission)
             assert await ask("alpha") == before
-
-    async def guarded() -> list[str]:
-        with no_disk_on_this_thread(store.root) as asked:
-            await story()
-        return asked
-
-    assert asyncio.run(guarded()) == []
+    assert read == []
