@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
@@ -26,10 +27,43 @@ from demo.server import free_port
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
 ADMIN_KEY = "test-admin-key"
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 START_SECONDS = 240
 # One thread: the miniature gains nothing from two, and two that wait for each other on a busy
 # machine are ten times slower.
 ENGINE_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+
+
+T = TypeVar("T")
+
+
+def run_command(
+    *command: str | Path, check: bool = False, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's folder and catch what it prints; `more` is for `run`."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=check, **more)
+
+
+def findings(script: Path, case: Any = None, **settings: str) -> Any:
+    """What a script finds in a process with vLLM and without its plugins.
+
+    It reads `case` from stdin as JSON, and writes its findings as the last line of stdout.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    stock = {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | ENGINE_ENVIRONMENT | {"PYTHONPATH": path} | stock | settings
+    ended = run_command(sys.executable, script, input=json.dumps(case), env=environment)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def until(true: Callable[[], T]) -> T:
+    """Wait for what a server does by itself; returns what was true at last."""
+    deadline = time.monotonic() + 60
+    while not (found := true()):
+        assert time.monotonic() < deadline
+    return found
 
 
 def make_adapter(
@@ -107,6 +141,11 @@ class Server:
 
         kwargs = {"max_retries": 0, "timeout": 120} | kwargs
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, **kwargs)
+
+    def page(self, path: str = "/metrics") -> str:
+        """What it says at `path`, without a key."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            return str(answer.read().decode())
 
     def wait_until_healthy(self) -> None:
         """Poll /health until it answers, the process ends, or the deadline passes."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from typing import Any
 
 import pytest
 import yaml
 from deploy_tools import DEPLOY, PYTHON, needs_tools
-from support import ROOT
+from support import ROOT, run_command
 
 from adapters.commands import COMMANDS
 from serving.settings import Settings
@@ -26,7 +25,7 @@ NGINX = (FOLDER / "nginx.conf").read_text()
 @pytest.mark.parametrize("path", ["compose.yaml", "deploy/compose/compose.yaml"])
 def test_it_is_a_compose_file(path: str) -> None:
     command = [PYTHON, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command(*command)
     assert done.returncode == 0, done.stdout
 
 

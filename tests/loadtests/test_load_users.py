@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import run_command
 
 from loadtests.answers import Answer, Phase, read_answers, read_lines, read_stream
 from loadtests.hostile import bad_requests, refusal_faults
@@ -154,15 +153,8 @@ def run(host: str, out: Path, *flags: str) -> tuple[int, str, dict[str, Any]]:
     problems = out / "problems.jsonl"
     problems.write_text('{"problem": "1 + 1"}\n')
     command = [sys.executable, "-m", "loadtests", *flags, "--host", host, "--results", str(out)]
-    ended = subprocess.run(
-        [*command, "--problems", str(problems)],
-        cwd=ROOT,
-        env=os.environ | {"REASONMAXXER_API_KEY": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    environment = os.environ | {"REASONMAXXER_API_KEY": ""}
+    ended = run_command(*command, "--problems", problems, env=environment, timeout=120)
     said = ended.stdout + ended.stderr
     return ended.returncode, said, json.loads((out / "summary.json").read_text())
 

@@ -32,6 +32,13 @@ ENGINE = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
+    """Adapters of different content, to be published under any name."""
+    place = tmp_path_factory.mktemp("folders")
+    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """`python -m serving`, offline, forked for every call from a process that has imported vLLM."""
     folder, environment = tmp_path_factory.mktemp("serving"), os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -66,6 +73,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> Callable
         return known[architecture]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def here(world: Callable[[str], World]) -> World:
+    """The world of Qwen2, where the architecture does not matter."""
+    return world("qwen2")
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet import Engine, answered, completion, make_admission, settled
+from fleet import answered, completion, engine_of, make_admission, put_plain, settled
 from safetensors.numpy import load_file, save_file
-from support import make_adapter
 
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.lease import Lease
@@ -21,34 +20,19 @@ from serving.admission import Admission
 from serving.metrics import QUEUE_SECONDS
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    """Adapters of different content."""
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(4)]
-
-
 @pytest.fixture
 def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`alpha` has versions v0 and v1 and points at v0; `plain` is a folder without a manifest."""
     store = Store(tmp_path / "store")
     store.publish(folders[1], "alpha")
     store.publish(folders[0], "alpha")
-    make_adapter(store.root, "plain", base_folder, manifest=False)
+    put_plain(folders[0], store.root, "plain")
     return make_admission(tmp_path, base_folder)
-
-
-def engine(admission: Admission) -> Engine:
-    found: Any = admission.aliases.cache.engine
-    return found
 
 
 def versions(admission: Admission) -> list[str]:
     """NAME@HASH of alpha, newest first."""
     return [move.version for move in reversed(admission.aliases.store.history("alpha"))]
-
-
-async def nothing(_: Any) -> None: ...
 
 
 async def test_a_swap_under_a_request(admission: Admission) -> None:
@@ -60,63 +44,63 @@ async def test_a_swap_under_a_request(admission: Admission) -> None:
         mine = table[request.model]
         admission.aliases.store.alias("alpha", new)
         # The new version is not there yet: whoever asks is answered by the old one.
-        engine(admission).may_load.clear()
-        assert await answered(admission, "alpha", nothing) == old
-        engine(admission).may_load.set()
+        engine_of(admission).may_load.clear()
+        assert await answered(admission, "alpha") == old
+        engine_of(admission).may_load.set()
         await settled(admission)
-        assert await answered(admission, "alpha:gated", nothing) == f"{new}:gated"
+        assert await answered(admission, "alpha:gated") == f"{new}:gated"
         # This request's version is on its way out, but stays until the request is over.
         assert table[request.model] is mine
-        assert set(engine(admission).loaded.values()) == {old, new}
+        assert set(engine_of(admission).loaded.values()) == {old, new}
         await admission.admit(request)  # vLLM asks twice
         assert request.model == f"{old}:gated"
 
     await answered(admission, "alpha:gated", swap)
     await settled(admission)
-    assert list(engine(admission).loaded.values()) == [new]
+    assert list(engine_of(admission).loaded.values()) == [new]
     assert set(table) == {new, f"{new}:gated"}
     assert not admission.aliases.slots.busy
     store = admission.aliases.store
     # Read from the store itself, without a copy.
-    assert engine(admission).paths[new] == str(store.path(store.resolve(new)))
+    assert engine_of(admission).paths[new] == str(store.path(store.resolve(new)))
 
 
 async def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
     old, new = versions(admission)
 
-    assert await answered(admission, "alpha", nothing) == old
-    engine(admission).refuses = "no room"
+    assert await answered(admission, "alpha") == old
+    engine_of(admission).refuses = "no room"
     with pytest.raises(AdapterError, match="no room"):
         await admission.aliases.move("alpha", new, lambda: pytest.fail("the alias moved"))
     assert admission.aliases.store.resolve("alpha").hash == old.partition("@")[2]
     # Moved by somebody else, who did not try it:
     admission.aliases.store.alias("alpha", new)
     for _ in range(3):
-        assert await answered(admission, "alpha", nothing) == old
+        assert await answered(admission, "alpha") == old
         await settled(admission)
     assert "no room" in (admission.aliases.refusal("alpha") or "")
-    engine(admission).refuses = ""
+    engine_of(admission).refuses = ""
     admission.aliases.store.alias("alpha", old)
     admission.aliases.store.alias("alpha", new)
-    assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
     await settled(admission)
     # The same content is not tried again and again; asking by hand does.
     await admission.aliases.preload(new)
-    assert new in engine(admission).loaded.values()
+    assert new in engine_of(admission).loaded.values()
 
 
 async def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
     old, new = versions(admission)
     store = admission.aliases.store
 
-    assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
     store.alias("alpha", new)
     weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-8])
-    assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
     await settled(admission)
-    assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
     assert "cut short" in (admission.aliases.refusal("alpha") or "")
 
 
@@ -129,24 +113,24 @@ async def test_least_recently_used_go_and_pinned_stay(
     admission = make_admission(tmp_path, base_folder, capacity=3)
 
     def loaded() -> set[str]:
-        return {version.partition("@")[0] for version in engine(admission).loaded.values()}
+        return {version.partition("@")[0] for version in engine_of(admission).loaded.values()}
 
     for name in ("a0", "a1", "a2", "a3"):
-        await answered(admission, name, nothing)
+        await answered(admission, name)
     assert loaded() == {"a1", "a2", "a3"}
     await admission.aliases.pin("a1", True)
-    await answered(admission, "a4", nothing)
+    await answered(admission, "a4")
     assert loaded() == {"a1", "a3", "a4"}
     with pytest.raises(AdapterError, match="one must stay unpinned"):
         await admission.aliases.pin("a3", True)
     await admission.aliases.pin("a1", False)
-    await answered(admission, "a0", nothing)
-    await answered(admission, "a2", nothing)
+    await answered(admission, "a0")
+    await answered(admission, "a2")
     assert loaded() == {"a4", "a0", "a2"}
     admission.aliases.unload("a0")
     await settled(admission)
     assert loaded() == {"a4", "a2"}
-    await answered(admission, "a0", nothing)
+    await answered(admission, "a0")
     assert loaded() == {"a4", "a0", "a2"}
 
 
@@ -193,35 +177,37 @@ def test_gated_requests_of_many_adapters_share_the_slots(
     assert in_use_at_once(shares_slots=True, waiting=1) == 3  # one place stays for the next
 
 
-async def test_a_plain_folder_replaced_and_removed(admission: Admission, base_folder: Path) -> None:
+async def test_a_plain_folder_replaced_and_removed(
+    admission: Admission, folders: list[Path]
+) -> None:
     store = admission.aliases.store
 
-    first = await answered(admission, "plain", nothing)
+    first = await answered(admission, "plain")
     assert str(store.resolve("plain")) == first
     assert not (store.root / "plain" / WEIGHTS).exists()  # in the version's folder now
-    make_adapter(store.root, "plain", base_folder, manifest=False, seed=9)
-    assert await answered(admission, "plain", nothing) == first
+    put_plain(folders[3], store.root, "plain")
+    assert await answered(admission, "plain") == first
     await settled(admission)
-    second = await answered(admission, "plain", nothing)
+    second = await answered(admission, "plain")
     assert second != first
-    assert list(engine(admission).loaded.values()) == [second]
+    assert list(engine_of(admission).loaded.values()) == [second]
     assert store.rollback("plain").version == first
-    assert await answered(admission, "plain", nothing) == second
+    assert await answered(admission, "plain") == second
     await settled(admission)
-    assert await answered(admission, "plain", nothing) == first
+    assert await answered(admission, "plain") == first
     shutil.rmtree(store.root / "plain")
     with pytest.raises(KeyError):
-        await answered(admission, "plain", nothing)
+        await answered(admission, "plain")
     await settled(admission)
-    assert not engine(admission).loaded
+    assert not engine_of(admission).loaded
 
 
 async def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
-    admission: Admission, base_folder: Path, caplog: pytest.LogCaptureFixture
+    admission: Admission, folders: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     aliases = admission.aliases
     store = aliases.store
-    never = make_adapter(store.root, "never", base_folder, manifest=False, seed=5)
+    never = put_plain(folders[2], store.root, "never")
 
     def spoil(folder: Path) -> None:
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
@@ -229,13 +215,13 @@ async def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
     weights = load_file(never / WEIGHTS)
     save_file({key: value * np.nan for key, value in weights.items()}, never / WEIGHTS)
 
-    first = await answered(admission, "plain", nothing)
-    spoil(make_adapter(store.root, "plain", base_folder, manifest=False, seed=9))
+    first = await answered(admission, "plain")
+    spoil(put_plain(folders[3], store.root, "plain"))
     for _ in range(3):
-        assert await answered(admission, "plain", nothing) == first
+        assert await answered(admission, "plain") == first
         await settled(admission)
         with pytest.raises(AdapterError, match="NaN"):
-            await answered(admission, "never", nothing)
+            await answered(admission, "never")
     assert "cut short" in (aliases.refusal("plain") or "")
     assert aliases.refused() == ["plain", "never"] or aliases.refused() == ["never", "plain"]
     listing = await asyncio.to_thread(aliases.listing)
@@ -244,11 +230,11 @@ async def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
     # It is looked at once, until it changes.
     assert sum("refused" in record.message for record in caplog.records) == 2
     for name in ("never", "plain"):
-        make_adapter(store.root, name, base_folder, manifest=False, seed=9)
-    assert await answered(admission, "never", nothing)
-    assert await answered(admission, "plain", nothing) == first
+        put_plain(folders[3], store.root, name)
+    assert await answered(admission, "never")
+    assert await answered(admission, "plain") == first
     await settled(admission)
-    assert await answered(admission, "plain", nothing) != first
+    assert await answered(admission, "plain") != first
     assert aliases.refused() == []
 
 
@@ -273,7 +259,7 @@ async def test_a_refused_request_leaves_the_others_theirs(
 ) -> None:
     async def refused(request: Any) -> None:
         with pytest.raises(error) as caught:
-            await answered(admission, model, nothing, **arguments)
+            await answered(admission, model, **arguments)
         assert all(str(caught.value).startswith(name) for name in arguments)
         assert request.model in admission.aliases.cache.models.lora_requests
 
@@ -284,8 +270,8 @@ async def test_a_refused_request_leaves_the_others_theirs(
 
 async def test_many_at_once_load_once(admission: Admission) -> None:
     names = ["alpha", "alpha:gated", versions(admission)[0], "plain"] * 10
-    await asyncio.gather(*(answered(admission, name, nothing) for name in names))
-    assert sorted(engine(admission).loaded) == [1, 2]
+    await asyncio.gather(*(answered(admission, name) for name in names))
+    assert sorted(engine_of(admission).loaded) == [1, 2]
 
 
 async def test_a_threshold_set_by_hand(admission: Admission) -> None:
@@ -298,7 +284,7 @@ async def test_a_threshold_set_by_hand(admission: Admission) -> None:
 
 def pinned(admission: Admission) -> set[str]:
     """NAME@HASH that the engine has pinned."""
-    return {engine(admission).loaded[number] for number in engine(admission).pinned}
+    return {engine_of(admission).loaded[number] for number in engine_of(admission).pinned}
 
 
 @pytest.fixture
@@ -318,8 +304,8 @@ async def test_a_version_that_comes_back_while_it_drains_is_pinned_no_more(
     async def unload_and_ask_again(_: Any) -> None:
         aliases.unload("alpha")
         assert pinned(admission)  # until it goes
-        version = await answered(admission, "alpha", nothing)
-        assert version in engine(admission).loaded.values()
+        version = await answered(admission, "alpha")
+        assert version in engine_of(admission).loaded.values()
         assert not pinned(admission)  # else the engine had a slot less than is counted here
 
     await aliases.pin("alpha", True)
@@ -353,7 +339,7 @@ async def test_a_pin_waits_for_a_slot_and_two_pins_leave_one(many: Admission) ->
 async def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = engine(admission).collective_rpc
+    call = engine_of(admission).collective_rpc
 
     async def unloaded_meanwhile(method: str, args: tuple[Any, ...] = ()) -> Any:
         found = await call(method, args)
@@ -361,13 +347,13 @@ async def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
             admission.aliases.unload("alpha")
         return found
 
-    monkeypatch.setattr(engine(admission), "collective_rpc", unloaded_meanwhile)
+    monkeypatch.setattr(engine_of(admission), "collective_rpc", unloaded_meanwhile)
 
     with pytest.raises(AdapterError, match="was replaced meanwhile"):
         await admission.aliases.pin("alpha", True)
     await settled(admission)
     assert not admission.aliases.slots.pinned
-    assert not engine(admission).loaded and not engine(admission).pinned
+    assert not engine_of(admission).loaded and not engine_of(admission).pinned
 
 
 async def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
@@ -379,7 +365,7 @@ async def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
     await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
     await settled(admission)
     assert pinned(admission) == aliases.slots.pinned == {new}
-    assert set(engine(admission).loaded.values()) == {new}
+    assert set(engine_of(admission).loaded.values()) == {new}
     await aliases.pin("alpha", False)
     assert not aliases.slots.pinned and not pinned(admission)
 
@@ -390,7 +376,7 @@ async def test_a_slot_that_is_unpinned_goes_to_who_waits(many: Admission) -> Non
     await aliases.pin("a0", True)
 
     async def ask_for_another(_: Any) -> None:
-        waits = asyncio.create_task(answered(many, "a2", nothing))
+        waits = asyncio.create_task(answered(many, "a2"))
         while not aliases.slots.waiting:
             await asyncio.sleep(0)
         await aliases.pin("a0", False)
@@ -415,7 +401,7 @@ async def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
 
     monkeypatch.setattr(cache, "_read", slow_read)
 
-    asked = asyncio.create_task(answered(admission, "alpha", nothing))
+    asked = asyncio.create_task(answered(admission, "alpha"))
     while not reads.is_set():
         await asyncio.sleep(0)
     asked.cancel()
@@ -424,12 +410,12 @@ async def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
     goes_on.set()
     await settled(admission)
     # What the engine holds is what the table names; so it can be found, used and dropped.
-    assert set(engine(admission).loaded.values()) == {one.version for one in cache}
-    version = await answered(admission, "alpha", nothing)
-    assert list(engine(admission).loaded.values()) == [version]
+    assert set(engine_of(admission).loaded.values()) == {one.version for one in cache}
+    version = await answered(admission, "alpha")
+    assert list(engine_of(admission).loaded.values()) == [version]
     admission.aliases.unload("alpha")
     await settled(admission)
-    assert not engine(admission).loaded
+    assert not engine_of(admission).loaded
     held = Lease.take_alone(store.path(store.resolve(version)))
     assert held is not None  # nobody's lease is left
     held.close()
@@ -442,36 +428,36 @@ async def test_a_version_that_was_replaced_while_it_was_waited_for_goes(
     aliases = admission.aliases
 
     async def swap(_: Any) -> None:
-        waits = asyncio.create_task(answered(admission, "alpha", nothing))
+        waits = asyncio.create_task(answered(admission, "alpha"))
         while not aliases.slots.waiting:
             await asyncio.sleep(0)
         await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
         aliases.slots.unpin("filler@000000000000")
         assert await waits == old
 
-    assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
     # Both slots are taken by others.
     aliases.slots.pinned.add("filler@000000000000")
     await answered(admission, "plain", swap)
     await settled(admission)
-    assert old not in engine(admission).loaded.values()
-    assert new in engine(admission).loaded.values()
+    assert old not in engine_of(admission).loaded.values()
+    assert new in engine_of(admission).loaded.values()
 
 
 async def test_a_name_that_is_withdrawn_while_it_moves_stays_so(admission: Admission) -> None:
     _, new = versions(admission)
     aliases = admission.aliases
 
-    await answered(admission, "alpha", nothing)
+    await answered(admission, "alpha")
     aliases.store.alias("alpha", new)
-    engine(admission).may_load.clear()
-    await answered(admission, "alpha", nothing)  # begins the move
+    engine_of(admission).may_load.clear()
+    await answered(admission, "alpha")  # begins the move
     aliases.withdraw("alpha")
-    engine(admission).may_load.set()
+    engine_of(admission).may_load.set()
     await settled(admission)
     with pytest.raises(KeyError):
-        await answered(admission, "alpha", nothing)
-    assert not engine(admission).loaded
+        await answered(admission, "alpha")
+    assert not engine_of(admission).loaded
     assert not aliases.served()
 
 
@@ -483,5 +469,5 @@ def waits_counted() -> float:
 @pytest.mark.parametrize("model", ["alpha", "alpha:gated"])
 def test_a_request_waits_once(admission: Admission, model: str) -> None:
     before = waits_counted()
-    asyncio.run(answered(admission, model, nothing))
+    asyncio.run(answered(admission, model))
     assert waits_counted() == before + 1

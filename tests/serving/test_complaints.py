@@ -12,16 +12,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ENGINE_ENVIRONMENT, ROOT, make_adapter, sign
+from support import findings, make_adapter, sign
 
 from adapters.adapter import CONFIG, AdapterError
 from adapters.base_checkpoint import BaseCheckpoint
@@ -43,19 +39,7 @@ def test_stock_vllm_has_them_all(tmp_path: Path, base_folder: Path) -> None:
         json.dumps(config | {"base_model_name_or_path": str(base_folder)})
     )
     sign(Path(case["foreign"]), base_folder, fingerprint="0" * 64)  # says whose it is
-    ended = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("stock_faults.py"))],
-        input=json.dumps(case),
-        cwd=ROOT,
-        env=os.environ
-        | ENGINE_ENVIRONMENT
-        | {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    found = findings(Path(__file__).with_name("stock_faults.py"), case)
     assert found.pop("loads of one request of 12 tokens") >= 12
     assert found.pop("tokens taken from the old content's cache") >= 64
     assert found == {

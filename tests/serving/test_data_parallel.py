@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 from gate_reference import Asked, Reference
-from support import ADMIN_KEY, Server, StartServer, make_adapter
+from support import ADMIN, Server, StartServer, make_adapter
 from test_server_shutdown import family, left, status_of_a_new_request
 
 from adapters.store import Store
@@ -67,16 +67,15 @@ class Parallel(NamedTuple):
 
     def admin(self, method: str, path: str, body: Any = None) -> Any:
         """What the admin API says."""
-        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
         url = f"{self.server.url}/admin/adapters/{path}"
-        answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
+        answer = httpx.request(method, url, json=body, headers=ADMIN, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     def metric(self, pattern: str) -> float:
         """The sum of the samples that a pattern finds."""
-        page = httpx.get(f"{self.server.url}/metrics", timeout=60).text
-        return sum(map(float, re.findall(rf"^{pattern} (\S+)$", page, re.MULTILINE)))
+        found = re.findall(rf"^{pattern} (\S+)$", self.server.page(), re.MULTILINE)
+        return sum(map(float, found))
 
     def where(self, name: str) -> tuple[str, list[int]]:
         """The state of an adapter, and the engines that have it in a slot."""

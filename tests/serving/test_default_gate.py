@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
-import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from fleet import answered, completion, make_admission
-from support import Server, make_adapter
+from fleet import answered, completion, make_admission, nothing, put_plain
+from support import Server, until
 
 from adapters.gate import calibrate
 from adapters.manifest import Gate
+from adapters.store import Store
 from serving.admission import Admission
 from serving.default_gate import FEWEST, DefaultGate, EntropySample, threshold
 from serving.metrics_page import Gauges
@@ -28,10 +27,7 @@ OWN = Gate(tau=0.3, rate=0.05, tokens=1000, table=[(0.05, 0.3)])
 RATE = 0.1
 
 
-async def _silent(_: int) -> None: ...
-
-
-def default_gate(ask: Callable[[int], Awaitable[None]] = _silent, **more: Any) -> DefaultGate:
+def default_gate(ask: Callable[[int], Awaitable[None]] = nothing, **more: Any) -> DefaultGate:
     return DefaultGate(RATE, ask, **more)
 
 
@@ -68,7 +64,7 @@ def test_tau_is_calibrated_on_what_was_seen_and_moves_ever_more_rarely() -> None
 
 
 def test_a_small_rate_needs_more_tokens() -> None:
-    assert DefaultGate(0.005, _silent).needed == 20_000
+    assert DefaultGate(0.005, nothing).needed == 20_000
 
 
 # --------------------------------------------------------------------------- where it is needed
@@ -90,11 +86,11 @@ def test_where_a_threshold_comes_from() -> None:
 
 
 @pytest.fixture
-def admission(tmp_path: Path, base_folder: Path) -> Admission:
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`plain` brings no threshold, `own` has one without a table."""
     store = tmp_path / "store"
-    make_adapter(store, "plain", base_folder, manifest=False)
-    make_adapter(store, "own", base_folder)
+    put_plain(folders[0], store, "plain")
+    Store(store).publish(folders[0], "own")
     return make_admission(tmp_path, base_folder)
 
 
@@ -190,7 +186,7 @@ async def test_the_metrics_say_so(admission: Admission) -> None:
     def page() -> str:
         return Gauges(admission.aliases).page()
 
-    await answered(admission, "plain", _nothing)
+    await answered(admission, "plain")
     assert "reasonmaxxer_adapter_tau_nats{" not in page()
     assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
     default = admission.aliases.default_gate = default_gate()
@@ -206,15 +202,11 @@ async def test_the_metrics_say_so(admission: Admission) -> None:
     assert line.endswith(" 1.25")
 
 
-async def _nothing(_: Any) -> None: ...
-
-
 # ---------------------------------------------------------------------------- the real server
 
 
 def _gauge(server: Server, name: str) -> float:
-    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    (value,) = re.findall(rf"^reasonmaxxer_{name} (\S+)$", page, re.MULTILINE)
+    (value,) = re.findall(rf"^reasonmaxxer_{name} (\S+)$", server.page(), re.MULTILINE)
     return float(value)
 
 
@@ -249,9 +241,7 @@ def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: S
         ask("alpha:gated", gate_rate=0.05)  # a threshold, but no table
 
     # Its traffic counts, and no client sees that it was looked at.
-    deadline = time.monotonic() + 60
-    while _gauge(server, "gate_requests"):  # what is left of the shipped prompts
-        assert time.monotonic() < deadline
+    until(lambda: not _gauge(server, "gate_requests"))  # what is left of the shipped prompts
     seen = _tokens_seen(server)
     for _ in range(200):
         answer = ask(server.base.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -18,30 +18,29 @@ from cloud import BUCKET
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
-from fleet import Engine, answered, completion, make_admission, settled
-from support import make_adapter
-from test_admin import BEARER, application
+from fleet import (
+    BEARER,
+    Engine,
+    answered,
+    application,
+    completion,
+    engine_of,
+    make_admission,
+    settled,
+)
 
 from adapters.audit import verify
 from adapters.bucket import objects
 from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.store import Store, StoreAwayError
-from serving import health
+from serving import admin_api, health, models_api
 from serving.admission import Admission
 from serving.follower import Follower
 from serving.metrics_page import Gauges
-from serving.models_api import model_cards, router
 
 if TYPE_CHECKING:
     from cloud import Asked, Cloud
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    """Adapters of different content."""
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(3)]
 
 
 @pytest.fixture
@@ -74,23 +73,16 @@ def replica(
     return make
 
 
-Story = Callable[[], Coroutine[Any, Any, None]]
-
-
-async def nothing(_: Any) -> None: ...
-
-
 def admission(follower: Follower) -> Admission:
     return Admission(follower.aliases, gated=True)
 
 
 def engine(follower: Follower) -> Engine:
-    found: Any = follower.aliases.cache.engine
-    return found
+    return engine_of(admission(follower))
 
 
 async def ask(follower: Follower, model: str) -> str:
-    return await answered(admission(follower), model, nothing)
+    return await answered(admission(follower), model)
 
 
 async def look(follower: Follower) -> None:
@@ -221,7 +213,7 @@ async def test_a_server_starts_from_its_cache_while_the_store_is_away(
         again = replica("one")
         await look(again)
         assert await ask(again, "alpha") == second
-        listed = {card.id for card in model_cards(again.aliases, True)}
+        listed = {card.id for card in models_api.model_cards(again.aliases, True)}
         assert {"alpha", "alpha:gated"} <= listed
 
 
@@ -284,7 +276,7 @@ def test_the_admin_api_moves_for_all_replicas_and_names_a_store_that_is_away(
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     one, two = replica("one"), replica("two")
-    with TestClient(application(admission(one)), headers=BEARER) as client:
+    with TestClient(application(admission(one), admin_api.router), headers=BEARER) as client:
         shown = client.post("/admin/adapters/alpha/alias", json={"version": first}).json()
         assert (shown["serving"], shown["alias"]) == (first, first)
         assert sorted(shown["versions"]) == sorted([first, second])
@@ -308,10 +300,7 @@ def test_the_admin_api_moves_for_all_replicas_and_names_a_store_that_is_away(
 def test_models_are_listed_while_the_store_is_away(
     replica: Callable[[str], Follower], cloud: Cloud
 ) -> None:
-    one = replica("one")
-    app = application(admission(one))
-    app.include_router(router)
-    app.state.args = type("Args", (), {"gate": True})
+    app = application(admission(replica("one")), models_api.router)
     with TestClient(app) as client, cloud.away():
         assert client.get("/v1/models").status_code == 200
         assert client.get("/v1/models/alpha@000000000000").status_code == 503

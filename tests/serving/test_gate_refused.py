@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from test_launch import arguments
 
-from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
 from vllm_gate import GateError, compat, engine_arguments, patches
 
@@ -20,11 +19,6 @@ from vllm_gate import GateError, compat, engine_arguments, patches
 def settings(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return Settings(model=str(base_folder))
-
-
-def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
-    base = look_at_base(settings)
-    return vllm_arguments(settings, list(flags), base, tmp_path / "template.jinja")
 
 
 @pytest.mark.parametrize(

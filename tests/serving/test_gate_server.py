@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import Reference, Server
+from test_server_protocol import complete
 
 from loadtests.preloaded import Command
 
@@ -37,9 +37,9 @@ def text(answer: Any) -> str:
 
 def metric(server: Server, name: str) -> float:
     """A counter of `alpha:gated`."""
-    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
     labels = 'adapter="alpha",version="[^"]*",mode="gated"'
-    return sum(map(float, re.findall(rf"^{name}{{{labels}}} (\S+)$", page, re.MULTILINE)))
+    found = re.findall(rf"^{name}{{{labels}}} (\S+)$", server.page(), re.MULTILINE)
+    return sum(map(float, found))
 
 
 def test_names(gated: Server) -> None:
@@ -142,27 +142,6 @@ def test_several_prompts_and_sequences(gated: Server) -> None:
     assert gated_tokens(answer) == sum(len(choice.gate_trace) for choice in answer.choices)
 
 
-def test_features_work_gated(gated: Server) -> None:
-    one = ask(gated, max_tokens=1, xargs={"gate_tau": 0})
-    assert gated_tokens(one) == one.usage.completion_tokens == 1
-    seeded = [text(ask(gated, temperature=0.8, seed=7, top_p=0.9)) for _ in range(2)]
-    assert seeded[0] == seeded[1]
-    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"20": 1}}
-    assert text(ask(gated, **penalties)) == text(ask(gated, **penalties))
-    whole = text(ask(gated, xargs={"gate_tau": 0}))
-    stop = whole[3:5]
-    assert text(ask(gated, xargs={"gate_tau": 0}, stop=[stop])) == whole[: whole.index(stop)]
-    choice = ask(gated, extra_body={"structured_outputs": {"choice": ["1 + 1", "2 - 2"]}})
-    assert text(choice) in ("1 + 1", "2 - 2")
-    structured = ask(
-        gated,
-        max_tokens=60,
-        xargs={"gate_tau": 0.05},
-        extra_body={"structured_outputs": {"regex": "[0-9]{2,4}"}},
-    )
-    assert re.fullmatch("[0-9]{2,4}", text(structured))
-
-
 @pytest.mark.parametrize(
     ("model", "xargs", "more", "word"),
     [
@@ -210,7 +189,7 @@ def test_counters(gated: Server) -> None:
 
 
 def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
-    page = urllib.request.urlopen(f"{gated.url}/metrics").read().decode()
+    page = gated.page()
     for series in ("process_resident_memory_bytes", "process_open_fds", "python_gc_collections"):
         assert re.search(rf"^{series}", page, re.MULTILINE), series
     assert page.count("# HELP vllm:generation_tokens_total") == 1
@@ -218,15 +197,8 @@ def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
 
 def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_store: Path) -> None:
     prompt = "3 + 4 * 2"
-    answer = gated.client().completions.create(
-        model="alpha",
-        prompt=prompt,
-        max_tokens=12,
-        temperature=0,
-        extra_body={"return_token_ids": True},
-    )
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
-    assert answer.choices[0].token_ids[: len(wanted)] == wanted
+    assert complete(gated, "alpha", prompt, 12)[: len(wanted)] == wanted
 
 
 def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ADMIN_KEY, ROOT, Server, make_adapter
+from support import ADMIN_KEY, Server, make_adapter, run_command
 
 from adapters.store import Store
 from loadtests.answers import Move, read_answers, read_lines
@@ -35,15 +35,7 @@ def run(
     command = [sys.executable, "-m", "loadtests", scenario, "--host", server.url]
     command += ["--problems", str(problems), "--results", str(out), "--max-tokens", "16", *flags]
     keys = {"REASONMAXXER_API_KEY": server.key, "REASONMAXXER_ADMIN_KEY": ADMIN_KEY}
-    ended = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | keys,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    ended = run_command(*command, env=os.environ | keys, timeout=90)
     path = out / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     return ended, summary
@@ -124,6 +116,4 @@ def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_accepts_the_configuration() -> None:
-    subprocess.run(
-        ["promtool", "check", "config", str(ROOT / "dashboards" / "prometheus.yml")], check=True
-    )
+    run_command("promtool", "check", "config", "dashboards/prometheus.yml", check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ import pytest
 from fleet import answered, make_admission, settled
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from support import make_adapter
 
 from adapters.store import Store
 from serving.admission import Admission
@@ -54,20 +52,14 @@ def scrape(series: RouterSeries) -> Scraped:
     )
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(2)]
-
-
 @pytest.fixture
-def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Iterator[Admission]:
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`math` and `other`; `prod` is an alias of math's version."""
     store = Store(tmp_path / "store")
     version = store.publish(folders[0], "math")
     store.alias("prod", version.id)
     store.publish(folders[1], "other")
-    yield make_admission(tmp_path, base_folder, slots=1)
+    return make_admission(tmp_path, base_folder, slots=1)
 
 
 async def test_names_are_those_of_clients_and_follow_the_requests(admission: Admission) -> None:
@@ -76,7 +68,7 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
     waits = asyncio.Event()
 
     async def during(_: Any) -> None:
-        queued = asyncio.ensure_future(answered(admission, "other", nothing))
+        queued = asyncio.ensure_future(answered(admission, "other"))
         while not admission.aliases.slots.waiting:
             await asyncio.sleep(0)
         await series.look()
@@ -89,8 +81,6 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
         tasks.append(queued)
         waits.set()
 
-    async def nothing(_: Any) -> None: ...
-
     tasks: list[asyncio.Future[str]] = []
     version = await answered(admission, "math", during)
     await asyncio.gather(*tasks)
@@ -100,10 +90,10 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
     assert (idle.running, idle.waiting) == (set(), set())
     assert {"math", "other"} <= set(idle.loaded)
     # A second alias of one version is a name of its own, and shares its weights.
-    assert await answered(admission, "prod", nothing) == version
+    assert await answered(admission, "prod") == version
     assert {"prod", "prod:gated", "math"} <= set(scrape(series).loaded)
     # NAME@HASH is no name that a router would be asked for by others.
-    assert await answered(admission, version, nothing) == version
+    assert await answered(admission, version) == version
     assert not any("@" in name for name in scrape(series).loaded)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from test_gate_refused import config, layers
 
 from serving import vllm_flags
 from serving.settings import SettingsError
@@ -211,24 +211,16 @@ def test_each_flag_that_cannot_be_gated_is_named(
 @pytest.mark.parametrize("path", sorted(compat.NOT_GATED_IN_ENGINE))
 def test_the_engine_looks_for_the_same(path: str) -> None:
     """Where it was made by `vllm serve` or `vllm.LLM`, which do not call our launcher."""
-    config: Any = SimpleNamespace(
-        speculative_config=None,
-        kv_transfer_config=None,
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
-        scheduler_config=SimpleNamespace(async_scheduling=False),
-        use_v2_model_runner=False,
-    )
-    groups = SimpleNamespace(kv_cache_groups=[])
-    compat.check(config, groups)
+    part = whole = config()
+    compat.check(whole, layers())
     *parents, name = path.split(".")
-    part = config
     for parent in parents:
         if not hasattr(part, parent):
             setattr(part, parent, SimpleNamespace())
         part = getattr(part, parent)
     setattr(part, name, True)
     with pytest.raises(GateError, match=compat.NOT_GATED_IN_ENGINE[path]):
-        compat.check(config, groups)
+        compat.check(whole, layers())
 
 
 def test_those_names_are_vllms() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, started
+from support import (
+    ENGINE_ENVIRONMENT,
+    ROOT,
+    Reference,
+    Server,
+    StartServer,
+    run_command,
+    started,
+)
 
 from demo.server import free_port
 
@@ -45,15 +52,7 @@ def environment() -> dict[str, str]:
 def test_offline(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example("python", "from vllm import LLM"))
-    ended = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    ended = run_command(sys.executable, script, env=environment(), timeout=500)
     assert ended.returncode == 0, ended.stderr[-4000:]
     said = re.search(r"^(\d+) of (\d+) tokens are the adapter's$", ended.stdout, re.MULTILINE)
     assert said is not None, ended.stdout

@@ -30,11 +30,7 @@ def config(told: Any, **more: Any) -> Any:
     return SimpleNamespace(
         additional_config={} if told is None else {"gate_two_rows": told},
         scheduler_config=SimpleNamespace(max_num_seqs=64, max_num_batched_tokens=48),
-        **{
-            "use_v2_model_runner": True,
-            "speculative_config": None,
-            "kv_transfer_config": None,
-        }
+        **{"use_v2_model_runner": True, "speculative_config": None, "kv_transfer_config": None}
         | more,
     )
 
@@ -99,12 +95,8 @@ def test_a_step_becomes_wider_and_a_batch_narrow_again() -> None:
     assert narrow.num_reqs == narrow.num_tokens == narrow.num_reqs_after_padding == 3
     for name, of_batch in vars(batch).items():
         by_row = hasattr(of_batch, "__len__") and len(of_batch) in (5, 6)
-        kept = {
-            "positions",
-            "input_ids",
-            "is_padding",
-            "logits_indices",
-        }  # by token, and all logits
+        # By token, and all logits.
+        kept = {"positions", "input_ids", "is_padding", "logits_indices"}
         if by_row and name not in kept:
             assert len(getattr(narrow, name)) == len(of_batch) - 2, name
     assert len(narrow.logits_indices) == 5
