@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,15 +30,17 @@ def test_it_is_a_compose_file(path: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_what_is_mounted_is_there_and_read_only() -> None:
-    for name, service in SERVICES.items():
+@pytest.mark.parametrize("folder", [FOLDER, ROOT], ids=["replicas", "one server"])
+def test_what_is_mounted_is_there_and_read_only(folder: Path) -> None:
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
         for volume in service.get("volumes", []):
             source, _, mode = volume.partition(":")
             if source.startswith("."):
-                assert (FOLDER / source).exists(), f"{name}: {source}"
+                assert (folder / source).exists(), f"{name}: {source}"
                 assert mode.endswith(":ro")
             else:
-                assert source in COMPOSE["volumes"]
+                assert source in compose["volumes"]
 
 
 def test_images_are_pinned_and_ports_stay_on_loopback() -> None:

@@ -6,9 +6,7 @@ Each engine has two slots, so that four always-on adapters could answer at a tim
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +18,7 @@ import openai
 import pytest
 from gate_reference import Asked, Reference
 from support import ADMIN, Server, StartServer, make_adapter
-from test_server_shutdown import family, left, status_of_a_new_request
+from test_server_shutdown import assert_drains, family
 
 from adapters.store import Store
 
@@ -197,15 +195,8 @@ def test_an_engine_that_there_is_not(parallel: Parallel) -> None:
 
 def test_all_engines_drain(parallel: Parallel) -> None:
     """The last one: it ends the server."""
-    server = parallel.server
-    processes = family(server.process.pid)
+    processes = family(parallel.server.process.pid)
+    both = [(model, rank) for model in ("alpha", "beta:gated") for rank in RANKS]
     with ExitStack() as stack:
-        both = [(model, rank) for model in ("alpha", "beta:gated") for rank in RANKS]
         streams = [parallel.streams(stack, *one) for one in both]
-        os.kill(server.process.pid, signal.SIGTERM)
-        assert 503 in (status_of_a_new_request(server) for _ in range(100))
-        for stream in streams:
-            assert list(stream)[-1].choices[0].finish_reason == "length"
-    assert server.process.wait(60) == 0, server.log
-    assert "Traceback" not in server.log
-    assert not left(processes)
+        assert_drains(parallel.server, streams, processes)

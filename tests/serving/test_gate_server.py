@@ -10,8 +10,6 @@ import pytest
 from support import Reference, Server
 from test_server_protocol import complete
 
-from loadtests.preloaded import Command
-
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 
 
@@ -33,13 +31,6 @@ def gated_tokens(answer: Any) -> int:
 def text(answer: Any) -> str:
     """The first choice."""
     return answer.choices[0].message.content
-
-
-def metric(server: Server, name: str) -> float:
-    """A counter of `alpha:gated`."""
-    labels = 'adapter="alpha",version="[^"]*",mode="gated"'
-    found = re.findall(rf"^{name}{{{labels}}} (\S+)$", server.page(), re.MULTILINE)
-    return sum(map(float, found))
 
 
 def test_names(gated: Server) -> None:
@@ -66,35 +57,12 @@ def test_an_adapter_without_a_manifest_is_gated_by_the_requests_threshold(gated:
     assert 0 < gated_tokens(some) < some.usage.completion_tokens
 
 
-def test_never_is_the_base_and_zero_gates_every_token(gated: Server) -> None:
-    base, never = ask(gated, gated.base.name), ask(gated, xargs={"gate_tau": 1e9})
-    assert text(base) == text(never)
-    assert gated_tokens(never) == 0
-    assert base.usage.completion_tokens_details is None
-    zero = ask(gated, xargs={"gate_tau": 0})
-    assert gated_tokens(zero) == zero.usage.completion_tokens
-
-
 def test_thresholds_by_manifest_by_nats_and_by_rate(gated: Server) -> None:
     assert text(ask(gated)) == text(ask(gated, xargs={"gate_tau": 0.3}))
     assert text(ask(gated, xargs={"gate_rate": 0.1})) == text(ask(gated, xargs={"gate_tau": 0.5}))
     between = ask(gated, xargs={"gate_rate": 0.3, "gate_trace": 1})
     assert min(entry["entropy"] for entry in between.choices[0].gate_trace) > 0.275 - 1e-6
     assert gated_tokens(ask(gated, xargs={"gate_rate": 0})) == 0
-
-
-def test_trace(gated: Server) -> None:
-    answer = ask(gated, xargs={"gate_tau": 0.2, "gate_trace": 1}, logprobs=True)
-    trace = answer.choices[0].gate_trace
-    assert len(trace) == gated_tokens(answer) > 0
-    assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens
-    for entry in trace:
-        assert 0 <= entry["position"] < answer.usage.completion_tokens
-        assert entry["entropy"] > 0.2
-        top = [token["probability"] for token in entry["base_top"]]
-        assert len(top) == 5
-        assert top == sorted(top, reverse=True)
-    assert not hasattr(ask(gated).choices[0], "gate_trace")
 
 
 def test_a_lower_temperature_makes_gated_tokens_surer_and_no_others(gated: Server) -> None:
@@ -178,16 +146,6 @@ def test_unknown_name(gated: Server) -> None:
         ask(gated, "nobody:gated")
 
 
-def test_counters(gated: Server) -> None:
-    names = "reasonmaxxer_generated_tokens_total", "reasonmaxxer_gated_tokens_total"
-    before = [metric(gated, name) for name in names]
-    answers = [ask(gated, xargs={"gate_tau": tau}) for tau in (0.1, 0.5)]
-    ask(gated, "alpha")
-    after = [metric(gated, name) for name in names]
-    assert after[0] - before[0] == sum(answer.usage.completion_tokens for answer in answers)
-    assert after[1] - before[1] == sum(map(gated_tokens, answers))
-
-
 def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
     page = gated.page()
     for series in ("process_resident_memory_bytes", "process_open_fds", "python_gc_collections"):
@@ -199,10 +157,3 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
     prompt = "3 + 4 * 2"
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
     assert complete(gated, "alpha", prompt, 12)[: len(wanted)] == wanted
-
-
-def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:
-    flags = ("--pipeline-parallel-size", "2")
-    ended = serving.run(["--model", str(base_folder), "--adapters", str(gated_store), *flags])
-    assert ended.returncode == 2
-    assert "--pipeline-parallel-size: not together with the gate" in ended.output

@@ -156,6 +156,10 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--adapters", "no-such-folder"], "--adapters no-such-folder"),
         (["--family", "klingon"], "known: "),
         (["--no-such-flag"], "--no-such-flag"),
+        (
+            ["--pipeline-parallel-size", "2"],
+            "--pipeline-parallel-size: not together with the gate",
+        ),
     ],
 )
 def test_a_server_told_wrong_ends_with_2_and_the_reason(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,18 +23,23 @@ class Clock:
         return self.now
 
 
+async def queued(slots: Slots, *asked: Any) -> asyncio.Task[int]:
+    """A request that has had its turn to ask for a slot."""
+    task = asyncio.create_task(slots.take(*asked))
+    await asyncio.sleep(0)
+    return task
+
+
 async def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
     clock = Clock()
     slots = Slots(2, patience=1.0, clock=clock)
     await slots.take("a")
     await slots.take("b")
-    third = asyncio.create_task(slots.take("c"))
-    await asyncio.sleep(0)
+    third = await queued(slots, "c")
     assert slots.waiting == 1
     await slots.take("a")  # c is still patient
     clock.now = 1.6  # patience, and half as much for one adapter that waits for two slots
-    late = asyncio.create_task(slots.take("a"))  # no longer
-    await asyncio.sleep(0)
+    late = await queued(slots, "a")  # no longer
     assert slots.waiting == 2
     slots.give("a")
     await asyncio.sleep(0)
@@ -86,8 +92,7 @@ async def test_pinned_versions_keep_their_slot() -> None:
     slots = Slots(2)
     slots.pinned.add("p")
     await slots.take("a")
-    waits = asyncio.create_task(slots.take("b"))
-    await asyncio.sleep(0)
+    waits = await queued(slots, "b")
     assert slots.waiting == 1
     await slots.take("p")
     slots.give("p")
@@ -120,8 +125,7 @@ async def test_a_client_that_leaves_at_its_turn_gives_it_on() -> None:
     slots = Slots(1)
     await slots.take("a")
     leaves = asyncio.create_task(slots.take("b"))
-    stays = asyncio.create_task(slots.take("c"))
-    await asyncio.sleep(0)
+    stays = await queued(slots, "c")
     slots.give("a")  # b's turn has come ...
     leaves.cancel()  # ... and its client goes before it notices
     await asyncio.gather(leaves, return_exceptions=True)
@@ -133,8 +137,7 @@ async def test_two_engines_have_twice_the_slots() -> None:
     slots = Slots(2, engines=2)
     assert [await slots.take(version) for version in "abcd"] == [0, 1, 0, 1]
     assert (slots.total, slots.in_use) == (4, 4)
-    fifth = asyncio.create_task(slots.take("e"))
-    await asyncio.sleep(0)
+    fifth = await queued(slots, "e")
     assert slots.waiting == 1
     assert await slots.take("a") == 0  # where it has a slot
     slots.give("d", 1)
@@ -152,13 +155,11 @@ async def test_the_less_busy_engine_answers_unless_others_wait() -> None:
     assert slots.in_use == 2  # on both
     for engine in (0, 1):
         assert await slots.take(f"b{engine}", engine) == engine
-    waits = asyncio.create_task(slots.take("c"))
-    await asyncio.sleep(0)
+    waits = await queued(slots, "c")
     for _ in range(3):
         slots.give("a", 0)
     assert await waits == 0
-    waits = asyncio.create_task(slots.take("d"))
-    await asyncio.sleep(0)
+    waits = await queued(slots, "d")
     base[1] = 9
     assert await slots.take("a") == 1  # the other engine's slots are for others
     waits.cancel()
@@ -167,8 +168,7 @@ async def test_the_less_busy_engine_answers_unless_others_wait() -> None:
 async def test_a_client_may_ask_for_an_engine() -> None:
     slots = Slots(1, engines=2)
     assert [await slots.take("a", wanted) for wanted in (1, 1, 0, 7)] == [1, 1, 0, 0]
-    waits = asyncio.create_task(slots.take("b", 0))
-    await asyncio.sleep(0)
+    waits = await queued(slots, "b", 0)
     for engine in (1, 1):
         slots.give("a", engine)
     await asyncio.sleep(0)

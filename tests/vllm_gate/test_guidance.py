@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("vllm")
-
 from vllm.exceptions import VLLMValidationError
 
 from adapters.manifest import Gate

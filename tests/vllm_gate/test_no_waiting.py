@@ -10,12 +10,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import test_runner_v2 as by_hand
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-pytest.importorskip("vllm")
-
-import test_runner_v2 as by_hand
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
 from benchmarks.waiting import waits

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm")
-
 from vllm_gate import runner_v2
 from vllm_gate.device_state import GateTable
 from vllm_gate.runner_v2 import GateV2
