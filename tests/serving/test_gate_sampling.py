@@ -13,6 +13,15 @@ from test_gate_exact import CRAMPED, FULL, PLAIN, World
 DRAWS = 20_000 if FULL else 5_000
 
 
+def assert_same_answers(alone: list[dict[str, Any]], together: list[dict[str, Any]]) -> None:
+    """Requests are answered as without the crowd that stands behind them in `together`."""
+    for one, other in zip(alone, together, strict=False):
+        assert one["tokens"] == other["tokens"]
+        # Entropies may differ in the last digit: another batch rounds otherwise.
+        points = [[entry["position"] for entry in got["trace"]] for got in (one, other)]
+        assert points[0] == points[1]
+
+
 def test_a_seed_gives_the_same_tokens_in_any_company(here: World) -> None:
     asked = [
         Asked(prompt[:50], "attention", 1.8, 30)._asdict() | {"temperature": 1.0, "seed": seed}
@@ -26,11 +35,7 @@ def test_a_seed_gives_the_same_tokens_in_any_company(here: World) -> None:
         {"engine": CRAMPED, "waves": [asked + crowd]},
     )
     assert together["preempted"] > 0
-    for one, other in zip(alone["results"], together["results"], strict=False):
-        assert one["tokens"] == other["tokens"]
-        # Entropies may differ in the last digit: another batch rounds otherwise.
-        points = [[entry["position"] for entry in got["trace"]] for got in (one, other)]
-        assert points[0] == points[1]
+    assert_same_answers(alone["results"], together["results"])
     assert sum(one["gated"] for one in alone["results"]) > 20
 
 
