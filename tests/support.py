@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -102,7 +102,10 @@ def adapter_folder(store: Path, name: str) -> Path:
     return Store(store).path(Store(store).resolve(name))
 
 
-def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
+GATE = Gate(tau=0.3, rate=0.05, tokens=1000)  # of adapters whose threshold does not matter
+
+
+def sign(folder: Path, base: Path, fingerprint: str | None = None, gate: Gate = GATE) -> None:
     """Write the manifest of an adapter folder."""
     opened = BaseCheckpoint.open(str(base))
     manifest = Manifest(
@@ -113,7 +116,7 @@ def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
             architecture=opened.architecture,
             fingerprint=fingerprint or opened.fingerprint,
         ),
-        gate=Gate(tau=0.3, rate=0.05, tokens=1000),
+        gate=gate,
         files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -235,6 +238,7 @@ class Reference:
 
     base: Path
     store: Path
+    models: dict[str | None, Any] = field(default_factory=dict)  # those that were asked for
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -259,16 +263,14 @@ class Reference:
         """Token ids after `prompt`, cut before the first near tie (the two best within 1e-3)."""
         import torch
 
-        if not hasattr(self, "_models"):
-            self._models: dict[str | None, Any] = {}
-        if adapter not in self._models:
-            self._models[adapter] = self._model(adapter)
+        if adapter not in self.models:
+            self.models[adapter] = self._model(adapter)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         output: list[int] = []
         cache = None
         with torch.no_grad():
             for _ in range(tokens):
-                step = self._models[adapter](
+                step = self.models[adapter](
                     torch.tensor([ids]), past_key_values=cache, use_cache=True
                 )
                 best = step.logits[0, -1].topk(2)

@@ -17,18 +17,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it is fetched when l
 
 import litellm
 import yaml
-from page import (
-    ADAPTER,
-    GATED,
-    QUESTION,
-    URL,
-    XARGS,
-    blocks,
-    check_model,
-    refused,
-    replaced,
-    run,
-)
+from page import ADAPTER, GATED, QUESTION, URL, XARGS, blocks, check_model, refused, replaced, run
 
 KEY = os.environ["OPENAI_API_KEY"]
 COMMON: dict[str, Any] = {"api_base": f"{URL}/v1", "api_key": KEY, "max_tokens": 16}

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ TARGET = Target(
 NUMBERS = range(4000)
 
 
+@cache
 def cases(target: Target = TARGET) -> list[Case]:
     return [draw(0, number, target, 8) for number in NUMBERS]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from gate_models import make_adapters, make_model
 from gate_reference import Reference
-from support import Server, StartServer, make_adapter
+from support import Server, StartServer, make_adapter, sign
 
-from adapters.manifest import Gate, Manifest
+from adapters.manifest import Gate
 from loadtests.preloaded import Command, preloaded
 
 if TYPE_CHECKING:
@@ -85,11 +85,8 @@ def here(world: Callable[[str], World]) -> World:
 def gated_store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     """`alpha` with a calibration, `plain` without a manifest."""
     store = tmp_path_factory.mktemp("gated-store")
-    folder = make_adapter(store, "alpha", base_folder, seed=1)
-    manifest = Manifest.read(folder)
     gate = Gate(tau=0.3, rate=0.2, tokens=1000, table=CALIBRATED)
-    changed = manifest.model_copy(update={"gate": gate})
-    (folder / "manifest.json").write_text(changed.model_dump_json())
+    sign(make_adapter(store, "alpha", base_folder, seed=1), base_folder, gate=gate)
     make_adapter(store, "plain", base_folder, seed=2, manifest=False)
     return store
 

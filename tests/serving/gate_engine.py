@@ -298,7 +298,7 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
         }
         | lora
         | engine_args("cpu", gate=gate)
-        | job.get("engine", {}),
+        | job.get("engine", {})
     )
 
 

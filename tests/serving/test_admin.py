@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from fleet import (
-    ADMIN_KEY,
-    BEARER,
-    answered,
-    application,
-    engine_of,
-    make_admission,
-    settled,
-)
+from fleet import ADMIN_KEY, BEARER, answered, application, engine_of, make_admission, settled
 
 from adapters.adapter import WEIGHTS
 from adapters.store import Store
@@ -64,11 +56,9 @@ def test_from_available_to_serving_and_back(admission: Admission, client: TestCl
     assert first in engine_of(admission).loaded.values()
     back = client.post("/admin/adapters/alpha/rollback").json()
     assert back["serving"] == back["alias"] == newest
-    assert [move.action for move in admission.aliases.store.history("alpha")][-2:] == [
-        "alias",
-        "rollback",
-    ]
-    assert admission.aliases.store.history("alpha")[-1].by.startswith("key ")
+    moves = admission.aliases.store.history("alpha")
+    assert [move.action for move in moves[-2:]] == ["alias", "rollback"]
+    assert moves[-1].by.startswith("key ")
     pinned = client.post("/admin/adapters/alpha/pin", json={"pinned": True}).json()
     assert [one["pinned"] for one in pinned["resident"] if one["version"] == newest] == [True]
     gone = client.post("/admin/adapters/alpha/unload").json()

@@ -30,6 +30,15 @@ def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admissi
     return make_admission(tmp_path, base_folder)
 
 
+@pytest.fixture
+def many(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
+    """`a0` to `a3`, and two slots."""
+    store = Store(tmp_path / "store")
+    for number, folder in enumerate(folders):
+        store.publish(folder, f"a{number}")
+    return make_admission(tmp_path, base_folder, capacity=4)
+
+
 def versions(admission: Admission) -> list[str]:
     """NAME@HASH of alpha, newest first."""
     return [move.version for move in reversed(admission.aliases.store.history("alpha"))]
@@ -65,43 +74,38 @@ async def test_a_swap_under_a_request(admission: Admission) -> None:
     assert engine_of(admission).paths[new] == str(store.path(store.resolve(new)))
 
 
-async def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
+@pytest.mark.parametrize("damaged", [False, True], ids=["the engine refuses it", "it is damaged"])
+async def test_a_version_that_does_not_load_changes_nothing(
+    admission: Admission, damaged: bool
+) -> None:
     old, new = versions(admission)
-
+    store = admission.aliases.store
+    weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
+    whole, why = weights.read_bytes(), "cut short" if damaged else "no room"
+    weights.chmod(0o644)
     assert await answered(admission, "alpha") == old
-    engine_of(admission).refuses = "no room"
-    with pytest.raises(AdapterError, match="no room"):
+    if damaged:
+        weights.write_bytes(whole[:-8])
+    else:
+        engine_of(admission).refuses = why
+    with pytest.raises(AdapterError, match=why):
         await admission.aliases.move("alpha", new, lambda: pytest.fail("the alias moved"))
-    assert admission.aliases.store.resolve("alpha").hash == old.partition("@")[2]
+    assert store.resolve("alpha").hash == old.partition("@")[2]
     # Moved by somebody else, who did not try it:
-    admission.aliases.store.alias("alpha", new)
+    store.alias("alpha", new)
     for _ in range(3):
         assert await answered(admission, "alpha") == old
         await settled(admission)
-    assert "no room" in (admission.aliases.refusal("alpha") or "")
+    assert why in (admission.aliases.refusal("alpha") or "")
     engine_of(admission).refuses = ""
-    admission.aliases.store.alias("alpha", old)
-    admission.aliases.store.alias("alpha", new)
+    weights.write_bytes(whole)
+    store.alias("alpha", old)
+    store.alias("alpha", new)
     assert await answered(admission, "alpha") == old
     await settled(admission)
     # The same content is not tried again and again; asking by hand does.
     await admission.aliases.preload(new)
     assert new in engine_of(admission).loaded.values()
-
-
-async def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
-    old, new = versions(admission)
-    store = admission.aliases.store
-
-    assert await answered(admission, "alpha") == old
-    store.alias("alpha", new)
-    weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
-    weights.chmod(0o644)
-    weights.write_bytes(weights.read_bytes()[:-8])
-    assert await answered(admission, "alpha") == old
-    await settled(admission)
-    assert await answered(admission, "alpha") == old
-    assert "cut short" in (admission.aliases.refusal("alpha") or "")
 
 
 async def test_least_recently_used_go_and_pinned_stay(
@@ -134,47 +138,33 @@ async def test_least_recently_used_go_and_pinned_stay(
     assert loaded() == {"a4", "a0", "a2"}
 
 
-def test_gated_requests_of_many_adapters_share_the_slots(
-    tmp_path: Path, base_folder: Path, folders: list[Path]
+@pytest.mark.parametrize(
+    ("shares_slots", "waiting", "at_once"),
+    [(False, 3, 1), (True, 1, 3)],  # where they share, one place stays for the next
+)
+async def test_gated_requests_of_many_adapters_share_the_slots(
+    many: Admission, shares_slots: bool, waiting: int, at_once: int
 ) -> None:
-    store = Store(tmp_path / "store")
-    for number in range(4):
-        store.publish(folders[number], f"a{number}")
+    aliases = many.aliases
+    aliases.slots.count, aliases.shares_slots = 1, shares_slots
+    end = asyncio.Event()
 
-    def in_use_at_once(shares_slots: bool, waiting: int) -> int:
-        """With `waiting` of four requests held back."""
-        work = tmp_path / str(shares_slots)
-        work.mkdir()
-        (work / "store").symlink_to(store.root)
-        admission = make_admission(work, base_folder, capacity=4, slots=1)
-        aliases = admission.aliases
-        aliases.shares_slots = shares_slots
+    async def until_the_end(_: object) -> None:
+        await end.wait()
 
-        async def story() -> int:
-            end = asyncio.Event()
-
-            async def until_the_end(_: object) -> None:
-                await end.wait()
-
-            asked = [
-                asyncio.create_task(answered(admission, f"a{number}:gated", until_the_end))
-                for number in range(4)
-            ]
-            async with asyncio.timeout(30):
-                while aliases.slots.waiting + aliases.host_slots.waiting < waiting:
-                    await asyncio.sleep(0)
-                while sum(one.in_flight for one in aliases.cache) + waiting < 4:
-                    await asyncio.sleep(0)
-            most = sum(one.in_flight for one in aliases.cache)
-            end.set()
-            assert len(await asyncio.gather(*asked)) == 4
-            assert not aliases.host_slots.busy
-            return most
-
-        return asyncio.run(story())
-
-    assert in_use_at_once(shares_slots=False, waiting=3) == 1
-    assert in_use_at_once(shares_slots=True, waiting=1) == 3  # one place stays for the next
+    asked = [
+        asyncio.create_task(answered(many, f"a{number}:gated", until_the_end))
+        for number in range(4)
+    ]
+    async with asyncio.timeout(30):
+        while aliases.slots.waiting + aliases.host_slots.waiting < waiting:
+            await asyncio.sleep(0)
+        while sum(one.in_flight for one in aliases.cache) + waiting < 4:
+            await asyncio.sleep(0)
+    assert sum(one.in_flight for one in aliases.cache) == at_once
+    end.set()
+    assert len(await asyncio.gather(*asked)) == 4
+    assert not aliases.host_slots.busy
 
 
 async def test_a_plain_folder_replaced_and_removed(
@@ -285,15 +275,6 @@ async def test_a_threshold_set_by_hand(admission: Admission) -> None:
 def pinned(admission: Admission) -> set[str]:
     """NAME@HASH that the engine has pinned."""
     return {engine_of(admission).loaded[number] for number in engine_of(admission).pinned}
-
-
-@pytest.fixture
-def many(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
-    """`a0` to `a3`, and two slots."""
-    store = Store(tmp_path / "store")
-    for number, folder in enumerate(folders):
-        store.publish(folder, f"a{number}")
-    return make_admission(tmp_path, base_folder, capacity=4)
 
 
 async def test_a_version_that_comes_back_while_it_drains_is_pinned_no_more(

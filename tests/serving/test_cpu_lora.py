@@ -16,14 +16,7 @@ from vllm_gate.cpu import lora_kernels
 
 KERNELS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 SLOTS, RANK, IN, OUT = 3, 4, 8, 6
-MAPPINGS = [
-    [-1, -1, -1],
-    [0, 0, 0],
-    [2, 2],
-    [-1, 0, -1, 2],
-    [1, -1, 0, 2, -1, 1],
-    [],
-]
+MAPPINGS = [[-1, -1, -1], [0, 0, 0], [2, 2], [-1, 0, -1, 2], [1, -1, 0, 2, -1, 1], []]
 
 
 def by_rows(
@@ -38,7 +31,6 @@ def by_rows(
     indices = torch.tensor(mapping, dtype=torch.long)
     rows = len(mapping)
     x, h = torch.randn(rows, IN, dtype=dtype), torch.randn(rows, RANK)
-    pairs = []
     if kernel.__name__ == "bgmv_shrink":
         output = torch.zeros(rows, RANK)
         expected = output.clone()
@@ -46,8 +38,8 @@ def by_rows(
         for row, slot in enumerate(mapping):
             if slot >= 0:
                 expected[row] = 0.5 * a.reshape(SLOTS, RANK, IN)[slot].float() @ x[row].float()
-        pairs.append((output, expected))
-        return pairs
+        return [(output, expected)]
+    pairs = []
     for add in (True, False):
         output = torch.randn(rows, OUT + 4, dtype=dtype)
         expected = output.clone()

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 from gate_reference import Asked, Reference
-from support import ADMIN, Server, StartServer, make_adapter
+from support import ADMIN, Server, StartServer
 from test_server_shutdown import assert_drains, family
 
 from adapters.store import Store
@@ -97,23 +97,21 @@ class Parallel(NamedTuple):
 
 @pytest.fixture(scope="module")
 def parallel(
-    start_server: StartServer, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    start_server: StartServer,
+    base_folder: Path,
+    folders: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Parallel]:
     """Two engines over a store of three adapters."""
     from transformers import AutoTokenizer
 
     work = tmp_path_factory.mktemp("parallel")
-    names = ("alpha", "beta", "gamma")
-    folders = {
-        name: make_adapter(work / "made", name, base_folder, seed=seed)
-        for seed, name in enumerate(names, 1)
-    }
-    (work / "store").mkdir()
-    for name, folder in folders.items():
+    named = dict(zip(("alpha", "beta", "gamma"), folders[1:], strict=True))
+    for name, folder in named.items():
         Store(work / "store").publish(folder, name)
     with start_server(base_folder, work / "store", work, *FLAGS) as running:
         tokenizer = AutoTokenizer.from_pretrained(base_folder)
-        yield Parallel(running, tokenizer, Reference(base_folder, folders))
+        yield Parallel(running, tokenizer, Reference(base_folder, named))
 
 
 def test_both_engines_give_the_references_answers(parallel: Parallel) -> None:
@@ -139,10 +137,8 @@ def test_a_gated_token_is_counted_once_wherever_it_comes_from(parallel: Parallel
         for rank in RANKS
     )
     assert gated > 0
-    assert [parallel.metric(name) - then for name, then in zip(names, before, strict=True)] == [
-        gated,
-        gated,
-    ]
+    rises = [parallel.metric(name) - then for name, then in zip(names, before, strict=True)]
+    assert rises == [gated, gated]
 
 
 def test_a_cached_prefix_is_the_bases_on_each_engine(parallel: Parallel) -> None:

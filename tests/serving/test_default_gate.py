@@ -210,10 +210,6 @@ def _gauge(server: Server, name: str) -> float:
     return float(value)
 
 
-def _tokens_seen(server: Server) -> float:
-    return _gauge(server, "default_gate_tokens")
-
-
 def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: Server) -> None:
     client = server.client()
 
@@ -242,13 +238,13 @@ def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: S
 
     # Its traffic counts, and no client sees that it was looked at.
     until(lambda: not _gauge(server, "gate_requests"))  # what is left of the shipped prompts
-    seen = _tokens_seen(server)
+    seen = _gauge(server, "default_gate_tokens")
     for _ in range(200):
         answer = ask(server.base.name)
         assert answer.usage.completion_tokens_details is None
         body = json.loads(answer.model_dump_json())
         assert body.get("kv_transfer_params") is None
         assert "gate_trace" not in body["choices"][0]
-        if _tokens_seen(server) > seen:
+        if (now := _gauge(server, "default_gate_tokens")) > seen:
             break
-    assert _tokens_seen(server) - seen == answer.usage.completion_tokens
+    assert now - seen == answer.usage.completion_tokens

@@ -20,7 +20,6 @@ from fastapi.responses import Response
 from fastapi.testclient import TestClient
 from fleet import (
     BEARER,
-    Engine,
     answered,
     application,
     completion,
@@ -77,8 +76,9 @@ def admission(follower: Follower) -> Admission:
     return Admission(follower.aliases, gated=True)
 
 
-def engine(follower: Follower) -> Engine:
-    return engine_of(admission(follower))
+def loaded(follower: Follower) -> list[str]:
+    """The versions in its engine."""
+    return list(engine_of(admission(follower)).loaded.values())
 
 
 async def ask(follower: Follower, model: str) -> str:
@@ -105,7 +105,7 @@ async def test_a_move_elsewhere_is_served_by_every_replica(
         assert await ask(one, "alpha") == second  # nobody has looked
         await look(one)
         # Nobody asked for it meanwhile, and the old version has left the engine.
-        assert list(engine(one).loaded.values()) == [first]
+        assert loaded(one) == [first]
         assert await ask(one, "alpha") == first
         assert await ask(one, "beta") == third
         assert one.behind() == {"alpha": pytest.approx(0, abs=60)}
@@ -128,11 +128,7 @@ async def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
     one = replica("one")
     assert await ask(one, "alpha") == second
     await look(one)
-    assert one.facts() == {
-        "reached": True,
-        "age_seconds": pytest.approx(0, abs=60),
-        "behind": 0,
-    }
+    assert one.facts() == {"reached": True, "age_seconds": pytest.approx(0, abs=60), "behind": 0}
     good = one.looked
     elsewhere.rollback("alpha")
     with cloud.away():
@@ -218,10 +214,7 @@ async def test_a_server_starts_from_its_cache_while_the_store_is_away(
 
 
 async def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
-    replica: Callable[[str], Follower],
-    elsewhere: BucketStore,
-    folders: list[Path],
-    cloud: Cloud,
+    replica: Callable[[str], Follower], elsewhere: BucketStore, folders: list[Path], cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
 
@@ -316,11 +309,11 @@ async def test_a_folder_is_followed_too(
     assert await ask(one, "alpha") == new
     Store(tmp_path / "store").alias("alpha", old)
     await look(one)
-    assert list(engine(one).loaded.values()) == [old]
+    assert loaded(one) == [old]
     store.root.rename(tmp_path / "unmounted")
     await look(one)
     assert not one.facts()["reached"]
-    assert list(engine(one).loaded.values()) == [old]
+    assert loaded(one) == [old]
     (tmp_path / "unmounted").rename(store.root)
     await look(one)
     assert await ask(one, "alpha") == old

@@ -40,11 +40,7 @@ from test_gate_sampling import assert_distributed
 from loadtests.preloaded import Command
 
 DRAFTS = 4
-ORACLE = {
-    "method": "custom_class",
-    "model": "gate_drafts.Oracle",
-    "num_speculative_tokens": DRAFTS,
-}
+ORACLE = {"method": "custom_class", "model": "gate_drafts.Oracle", "num_speculative_tokens": DRAFTS}
 TABLE = {"method": "custom_class", "model": "gate_drafts.Table", "num_speculative_tokens": 2}
 NGRAM = {
     "method": "ngram",

@@ -31,8 +31,7 @@ def test_a_seed_gives_the_same_tokens_in_any_company(here: World) -> None:
         Asked(p[:40], "mlp", 1.0, 40)._asdict() | {"temperature": 1.0} for p in prompts(20, 40, 9)
     ]
     alone, together = here.run(
-        {"engine": PLAIN, "waves": [asked]},
-        {"engine": CRAMPED, "waves": [asked + crowd]},
+        {"engine": PLAIN, "waves": [asked]}, {"engine": CRAMPED, "waves": [asked + crowd]}
     )
     assert together["preempted"] > 0
     assert_same_answers(alone["results"], together["results"])

@@ -34,12 +34,8 @@ def text(answer: Any) -> str:
 
 
 def test_names(gated: Server) -> None:
-    assert [model.id for model in gated.client().models.list()] == [
-        gated.base.name,
-        "alpha",
-        "alpha:gated",
-        "plain",
-    ]
+    names = [model.id for model in gated.client().models.list()]
+    assert names == [gated.base.name, "alpha", "alpha:gated", "plain"]
     card = gated.client().models.retrieve("alpha:gated")
     assert card.parent == gated.base.name
     assert card.gate == {"tau": 0.3, "source": "manifest", "rate": 0.2, "tokens": 1000}

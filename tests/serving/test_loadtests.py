@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ADMIN_KEY, Server, make_adapter, run_command
+from support import ADMIN_KEY, Server, run_command
 
 from adapters.store import Store
 from loadtests.answers import Move, read_answers, read_lines
@@ -98,12 +98,11 @@ def test_many_adapters(gated: Server, problems: Path, tmp_path: Path) -> None:
     assert len(summary["models"]) >= 2 and set(summary["models"]) <= ADAPTERS
 
 
-def test_swap_storm(gated: Server, problems: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_swap_storm(gated: Server, problems: Path, folders: list[Path], tmp_path: Path) -> None:
     store = Store(gated.store)
-    made = [make_adapter(tmp_path, f"v{n}", base_folder, seed=40 + n) for n in range(3)]
     out, flags = tmp_path / "out", ("--users", "6", "--seconds", "5")
     try:
-        versions = {store.publish(folder, "storm").id for folder in made}
+        versions = {store.publish(folder, "storm").id for folder in folders[:3]}
         summary = run(gated, out, problems, "swap-storm", *flags)
     finally:
         shutil.rmtree(gated.store / "storm")

@@ -65,7 +65,6 @@ def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admissi
 async def test_names_are_those_of_clients_and_follow_the_requests(admission: Admission) -> None:
     series = RouterSeries(admission.aliases, gated=True)
     assert scrape(series) == (set(), set(), 2, {}, {"gpu": 0, "cpu": 0})
-    waits = asyncio.Event()
 
     async def during(_: Any) -> None:
         queued = asyncio.ensure_future(answered(admission, "other"))
@@ -79,7 +78,6 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
         assert seen.loaded["math:gated"] == ("gpu", "false")
         assert seen.counts["cpu"] == seen.counts["gpu"]
         tasks.append(queued)
-        waits.set()
 
     tasks: list[asyncio.Future[str]] = []
     version = await answered(admission, "math", during)

@@ -228,8 +228,8 @@ def test_those_names_are_vllms() -> None:
 
     from vllm.config import VllmConfig
 
-    known = {field.name: field.type for field in fields(VllmConfig)}
-    assert {path.partition(".")[0] for path in compat.NOT_GATED_IN_ENGINE} <= set(known)
+    known = {field.name for field in fields(VllmConfig)}
+    assert {path.partition(".")[0] for path in compat.NOT_GATED_IN_ENGINE} <= known
 
 
 def test_flags_of_vllms_log_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

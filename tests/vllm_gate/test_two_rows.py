@@ -13,13 +13,7 @@ from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
 from vllm_gate.errors import GateError
 from vllm_gate.step_plan import Step, attach, plan_of
-from vllm_gate.two_rows import (
-    SECOND,
-    TwoRows,
-    past_rate,
-    with_second_rows,
-    without_second_rows,
-)
+from vllm_gate.two_rows import SECOND, TwoRows, past_rate, with_second_rows, without_second_rows
 
 
 def config(told: Any, **more: Any) -> Any:
