@@ -96,7 +96,6 @@ async def test_a_move_elsewhere_is_served_by_every_replica(
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     both = [replica("one"), replica("two")]
-
     for one in both:
         assert await ask(one, "alpha") == second
     elsewhere.rollback("alpha")
@@ -124,7 +123,6 @@ async def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     caplog.set_level(logging.INFO)
-
     one = replica("one")
     assert await ask(one, "alpha") == second
     await look(one)
@@ -203,7 +201,6 @@ async def test_a_server_starts_from_its_cache_while_the_store_is_away(
     replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
-
     assert await ask(replica("one"), "alpha") == second
     with cloud.away():
         again = replica("one")
@@ -217,7 +214,6 @@ async def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_
     replica: Callable[[str], Follower], elsewhere: BucketStore, folders: list[Path], cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
-
     one = replica("one")
     assert await ask(one, "alpha") == second
     bad = elsewhere.publish(folders[2], "alpha")
@@ -304,7 +300,6 @@ async def test_a_folder_is_followed_too(
 ) -> None:
     store = Store(tmp_path / "store")
     old, new = (store.publish(folder, "alpha").id for folder in folders[:2])
-
     one = Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
     assert await ask(one, "alpha") == new
     Store(tmp_path / "store").alias("alpha", old)

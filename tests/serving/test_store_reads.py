@@ -107,7 +107,6 @@ async def test_a_swap_reads_and_hashes_the_adapter_once_and_copies_nothing(
     admission: Admission, folders: list[Path]
 ) -> None:
     first = admission.aliases.store.history("alpha")[0].version
-
     async with client(admission) as admin:
         assert await answered(admission, "alpha") != first
         counted = Bytes(folders[0])
@@ -130,7 +129,6 @@ async def test_a_first_use_reads_and_hashes_the_adapter_once(
         folder = put_plain(folders[0], store.root, "plain")
         weights = load_file(folder / WEIGHTS)
         save_file({key: np.negative(x) for key, x in weights.items()}, folder / WEIGHTS)
-
     counted = Bytes(folders[0])
     with hashed(0.9 * counted.size) as large:
         version = await answered(admission, "plain" if plain else "alpha")

@@ -52,13 +52,18 @@ def test_what_the_engine_says_of_several_tokens() -> None:
         assert [mark["gated"] for mark in found[REPORT]] == [True, False][: len(wanted)]
 
 
+class State:
+    """vLLM's RequestState, as far as reports look."""
+
+    external_req_id, parent_req, request_index = "chatcmpl-1", None, 0
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_what_the_front_end_makes_of_it(lora: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     monkeypatch.setattr(token_report, "_observe", seen.append)
     answer = AnswerContext()
-    # vLLM's RequestState, as far as reports look.
-    state = SimpleNamespace(external_req_id="chatcmpl-1", parent_req=None, request_index=0)
+    state = State()
     begin = token_report.from_new_request(lambda *_: state)
     make = token_report.make_request_output(lambda *_: SimpleNamespace(kv_transfer_params=_[5]))
     params = SimpleNamespace(
@@ -66,7 +71,7 @@ def test_what_the_front_end_makes_of_it(lora: Any, monkeypatch: pytest.MonkeyPat
     )
     token = ANSWER.set(answer)
     try:
-        begin(object, None, SimpleNamespace(sampling_params=params, lora_request=lora))
+        begin(State, None, SimpleNamespace(sampling_params=params, lora_request=lora))
     finally:
         ANSWER.reset(token)
     marks: list[dict[str, Any]] = [{WATCHED: [0.25]}, {WATCHED: [0.5]}]
