@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from test_gate_refused import config, layers
@@ -198,12 +199,16 @@ def test_harmless_values_are_let_through() -> None:
     assert (args.api_server_count, args.runner) == (1, "generate")
 
 
+@pytest.fixture(scope="module")
+def defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The value of each flag that is not given; the gate works with these."""
+    values = {action.dest: action.default for action in parser._actions}
+    compat.put_in(Namespace(**values))
+    return values
+
+
 @pytest.mark.parametrize("dest", sorted(compat.NOT_GATED))
-def test_each_flag_that_cannot_be_gated_is_named(
-    dest: str, parser: argparse.ArgumentParser
-) -> None:
-    defaults = {action.dest: action.default for action in parser._actions}
-    compat.put_in(Namespace(**defaults))
+def test_each_flag_that_cannot_be_gated_is_named(dest: str, defaults: dict[str, Any]) -> None:
     with pytest.raises(GateError, match=f"--{dest.replace('_', '-')}: not together with the gate"):
         compat.put_in(Namespace(**defaults | {dest: "theirs"}))
 
