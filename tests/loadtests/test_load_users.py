@@ -21,11 +21,8 @@ from loadtests.hostile import bad_requests, refusal_faults
 def event(text: str | None = None, reason: str | None = None, **more: Any) -> bytes:
     """One event of a stream."""
     choices = [{"delta": {"content": text}, "finish_reason": reason}] if text is not None else []
-    return (
-        b"data: "
-        + json.dumps({"system_fingerprint": "m@1", "choices": choices} | more).encode()
-        + b"\n\n"
-    )
+    content = json.dumps({"system_fingerprint": "m@1", "choices": choices} | more)
+    return f"data: {content}\n\n".encode()
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3}

@@ -40,8 +40,9 @@ def test_each_engine_says_what_it_holds() -> None:
     assert engines.in_flight(alone, 0) == 0
 
 
-def failing(name: str | None, codes: dict[str, int], errored: bool = True) -> Any:
-    """An engine client, with processes that have ended."""
+def failing(name: str | None = None, code: int = 0, errored: bool = True) -> Any:
+    """An engine client; its process `name` has ended with `code`."""
+    codes = {} if name is None else {name: code}
     manager = SimpleNamespace(failed_proc_name=name, finished_procs=lambda: codes)
     core = SimpleNamespace(resources=SimpleNamespace(engine_manager=manager))
     return SimpleNamespace(engine_core=core, errored=errored)
@@ -50,13 +51,10 @@ def failing(name: str | None, codes: dict[str, int], errored: bool = True) -> An
 @pytest.mark.parametrize(
     ("client", "said"),
     [
-        (failing(None, {}, errored=False), None),
-        (failing(None, {}), "an engine has ended"),
-        (
-            failing("EngineCore_DP1", {"EngineCore_DP1": -9}),
-            "EngineCore_DP1 has ended with signal 9",
-        ),
-        (failing("EngineCore_DP0", {"EngineCore_DP0": 1}), "EngineCore_DP0 has ended with 1"),
+        (failing(errored=False), None),
+        (failing(), "an engine has ended"),
+        (failing("EngineCore_DP1", -9), "EngineCore_DP1 has ended with signal 9"),
+        (failing("EngineCore_DP0", 1), "EngineCore_DP0 has ended with 1"),
     ],
 )
 def test_an_engine_that_ends_by_itself_is_named(

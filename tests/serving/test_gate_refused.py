@@ -196,17 +196,17 @@ def test_stray_arguments_are_refused_at_admission() -> None:
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "correction_temperature": 0.5}))
     validate(SamplingParams(prompt_logprobs=1, extra_args={"gate_tau": 0.5}))
     validate(SamplingParams(extra_args={"theirs": 1}))
-    for more, words in (
-        ({"extra_args": {"gate_trace": 1}}, "gate_trace"),
-        ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
-        ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
-        ({"extra_args": {"gate_tau": True}}, "gate_tau"),
-        ({"extra_args": {"correction_temperature": 0.5}}, "goes with a gated model"),
-        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "correction_temperature"),
+    for told, words in (
+        ({"gate_trace": 1}, "gate_trace"),
+        ({"gate_rate": 0.1}, "gate_rate"),
+        ({"gate_tau": float("nan")}, "gate_tau"),
+        ({"gate_tau": True}, "gate_tau"),
+        ({"correction_temperature": 0.5}, "goes with a gated model"),
+        ({"gate_tau": 1, "gate_temperature": 0}, "correction_temperature"),
         (
-            {"extra_args": {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1}},
+            {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1},
             "gate_temperature: deprecated",
         ),
     ):
         with pytest.raises(ValueError, match=words):
-            validate(SamplingParams(**more))
+            validate(SamplingParams(extra_args=told))

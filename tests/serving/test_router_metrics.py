@@ -67,7 +67,7 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
     assert scrape(series) == (set(), set(), 2, {}, {"gpu": 0, "cpu": 0})
 
     async def during(_: Any) -> None:
-        queued = asyncio.ensure_future(answered(admission, "other"))
+        tasks.append(asyncio.ensure_future(answered(admission, "other")))
         while not admission.aliases.slots.waiting:
             await asyncio.sleep(0)
         await series.look()
@@ -77,7 +77,6 @@ async def test_names_are_those_of_clients_and_follow_the_requests(admission: Adm
         assert set(seen.loaded) >= {"math", "math:gated"}
         assert seen.loaded["math:gated"] == ("gpu", "false")
         assert seen.counts["cpu"] == seen.counts["gpu"]
-        tasks.append(queued)
 
     tasks: list[asyncio.Future[str]] = []
     version = await answered(admission, "math", during)
