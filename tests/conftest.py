@@ -52,6 +52,12 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests that are coroutines run in asyncio's event loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def base_folder() -> Path:
     """The shipped miniature base, or the one REASONMAXXER_TEST_BASE names."""
     return Path(os.environ.get("REASONMAXXER_TEST_BASE", ROOT / "models" / "tiny-qwen2"))

@@ -14,11 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from adapters.adapter import CONFIG, WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
@@ -33,19 +33,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 KEY = "test-key"
 ADMIN_KEY = "test-admin-key"
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 START_SECONDS = 240
 # One thread: the miniature gains nothing from two, and two that wait for each other on a busy
 # machine are ten times slower.
 ENGINE_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+T = TypeVar("T")
 Refused = Callable[..., str]  # the fixture `refused`: a command and its arguments -> its error
 
 
-def python(
-    *arguments: object, check: bool = True, cwd: Path = ROOT, env: dict[str, str] | None = None
+def run_command(
+    *command: object, check: bool = False, cwd: Path = ROOT, **more: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own and keep what it writes."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=check, cwd=cwd, env=env, capture_output=True, text=True)
+    """Run a command and keep what it writes; `more` is for `subprocess.run`."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=check, **more)
+
+
+def python(*arguments: object, check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, as `run_command` does."""
+    return run_command(sys.executable, *arguments, check=check, **more)
 
 
 def write_rows(path: Path, *rows: object) -> str:
@@ -61,6 +68,27 @@ def write_puzzles(path: Path, count: int, seed: int, split: Literal["train", "he
     found = (puzzle.problem for puzzle in islice(puzzles(seed, split), count))
     path.write_text("".join(problem.model_dump_json() + "\n" for problem in found))
     return path
+
+
+def findings(script: Path, case: Any = None, **settings: str) -> Any:
+    """What a script finds in a process with vLLM and without its plugins.
+
+    It reads `case` from stdin as JSON, and writes its findings as the last line of stdout.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    stock = {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | ENGINE_ENVIRONMENT | {"PYTHONPATH": path} | stock | settings
+    ended = run_command(sys.executable, script, input=json.dumps(case), env=environment)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def until(true: Callable[[], T]) -> T:
+    """Wait for what a server does by itself; returns what was true at last."""
+    deadline = time.monotonic() + 60
+    while not (found := true()):
+        assert time.monotonic() < deadline
+    return found
 
 
 def make_adapter(
@@ -125,7 +153,10 @@ def adapter_folder(store: Path, name: str) -> Path:
     return Store(store).path(Store(store).resolve(name))
 
 
-def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
+GATE = Gate(tau=0.3, rate=0.05, tokens=1000)  # of adapters whose threshold does not matter
+
+
+def sign(folder: Path, base: Path, fingerprint: str | None = None, gate: Gate = GATE) -> None:
     """Write the manifest of an adapter folder."""
     opened = BaseCheckpoint.open(str(base))
     manifest = Manifest(
@@ -136,7 +167,7 @@ def sign(folder: Path, base: Path, fingerprint: str | None = None) -> None:
             architecture=opened.architecture,
             fingerprint=fingerprint or opened.fingerprint,
         ),
-        gate=Gate(tau=0.3, rate=0.05, tokens=1000),
+        gate=gate,
         files={file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)},
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -164,6 +195,11 @@ class Server:
 
         kwargs = {"max_retries": 0, "timeout": 120} | kwargs
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, **kwargs)
+
+    def page(self, path: str = "/metrics") -> str:
+        """What it says at `path`, without a key."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            return str(answer.read().decode())
 
     def wait_until_healthy(self) -> None:
         """Poll /health until it answers, the process ends, or the deadline passes."""
@@ -253,6 +289,7 @@ class Reference:
 
     base: Path
     store: Path
+    models: dict[str | None, Any] = field(default_factory=dict)  # those that were asked for
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -277,16 +314,14 @@ class Reference:
         """Token ids after `prompt`, cut before the first near tie (the two best within 1e-3)."""
         import torch
 
-        if not hasattr(self, "_models"):
-            self._models: dict[str | None, Any] = {}
-        if adapter not in self._models:
-            self._models[adapter] = self._model(adapter)
+        if adapter not in self.models:
+            self.models[adapter] = self._model(adapter)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         output: list[int] = []
         cache = None
         with torch.no_grad():
             for _ in range(tokens):
-                step = self._models[adapter](
+                step = self.models[adapter](
                     torch.tensor([ids]), past_key_values=cache, use_cache=True
                 )
                 best = step.logits[0, -1].topk(2)

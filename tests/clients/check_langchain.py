@@ -13,12 +13,8 @@ from typing import Any, Literal
 
 import openai
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from page import ADAPTER, URL, check_model, refused, run
+from page import ADAPTER, GATED, PROBLEM, URL, XARGS, check_model, refused, run
 from pydantic import BaseModel
-
-GATED = f"{ADAPTER}:gated"
-XARGS = {"vllm_xargs": {"gate_tau": 0.05, "gate_trace": 1}}
-QUESTION = "What is 9-11*7+12+9?"
 
 
 class Operation(BaseModel):
@@ -45,18 +41,18 @@ def check_page() -> None:
 
 def check_answers(name: str) -> None:
     """Whole, streamed with usage, as an object, and by the Responses API."""
-    whole = model(name).invoke(QUESTION)
-    chunks = list(model(name, stream_usage=True).stream(QUESTION))
+    whole = model(name).invoke(PROBLEM)
+    chunks = list(model(name, stream_usage=True).stream(PROBLEM))
     assert "".join(str(chunk.content) for chunk in chunks) == whole.content
     used = sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata)
     assert used == whole.usage_metadata["output_tokens"]
     made = model(name, max_tokens=60).with_structured_output(Operation, method="json_schema")
-    assert made.invoke(QUESTION).operation in ("plus", "minus")
-    answer = model(name, use_responses_api=True).invoke(QUESTION)
+    assert made.invoke(PROBLEM).operation in ("plus", "minus")
+    answer = model(name, use_responses_api=True).invoke(PROBLEM)
     assert answer.text == whole.content
     # The miniature's template shows no tools, so nothing else may differ.
     tools = model(name).bind_tools([Operation], tool_choice="auto")
-    assert tools.invoke(QUESTION).content == whole.content
+    assert tools.invoke(PROBLEM).content == whole.content
 
 
 def check_refusals() -> None:
@@ -66,8 +62,8 @@ def check_refusals() -> None:
     )
     for kind, act in (
         (openai.NotFoundError, lambda: embeddings.embed_query("x")),
-        (openai.NotFoundError, lambda: model("nobody").invoke(QUESTION)),
-        (openai.BadRequestError, lambda: model(ADAPTER, extra_body=XARGS).invoke(QUESTION)),
+        (openai.NotFoundError, lambda: model("nobody").invoke(PROBLEM)),
+        (openai.BadRequestError, lambda: model(ADAPTER, extra_body=XARGS).invoke(PROBLEM)),
     ):
         refused(kind, act)
 

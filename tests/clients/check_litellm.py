@@ -17,12 +17,9 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it is fetched when l
 
 import litellm
 import yaml
-from page import ADAPTER, URL, blocks, check_model, refused, replaced, run
+from page import ADAPTER, GATED, QUESTION, URL, XARGS, blocks, check_model, refused, replaced, run
 
-GATED = f"{ADAPTER}:gated"
 KEY = os.environ["OPENAI_API_KEY"]
-QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
-XARGS = {"vllm_xargs": {"gate_tau": 0.05, "gate_trace": 1}}
 COMMON: dict[str, Any] = {"api_base": f"{URL}/v1", "api_key": KEY, "max_tokens": 16}
 SCHEMA = {
     "type": "object",

@@ -21,24 +21,22 @@ from typing import Any
 from page import ADAPTER, BASE, commands
 
 ROWS = [{"question": f"What is {a}+{a + 1}?", "answer": str(2 * a + 1)} for a in range(2, 6)]
-SUMS = """
-task: sums
+COMMON = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: %s}}
 test_split: test
-output_type: generate_until
 doc_to_text: "{{question}}"
+"""
+SUMS = """
+task: sums
+output_type: generate_until
 doc_to_target: "{{answer}}"
 generation_kwargs: {until: ["\\n\\n"], do_sample: false}
 metric_list: [{metric: exact_match}]
 """
 CHOICES = """
 task: choices
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
 output_type: multiple_choice
-doc_to_text: "{{question}}"
 doc_to_choice: ["5", "7"]
 doc_to_target: 0
 metric_list: [{metric: acc}]
@@ -65,8 +63,8 @@ def main() -> None:
         folder = Path(made)
         rows = folder / "rows.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        (folder / "sums.yaml").write_text(SUMS % rows)
-        (folder / "choices.yaml").write_text(CHOICES % rows)
+        for name, task in (("sums", SUMS), ("choices", CHOICES)):
+            (folder / f"{name}.yaml").write_text(COMMON % rows + task)
         generate, choose = commands("lm-eval", {"gsm8k": "sums", "arc_easy": "choices"})
 
         code, text = evaluate(generate, folder, "generated")

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from page import ADAPTER, BASE, check_model, refused, run
+from page import ADAPTER, BASE, GATED, QUESTION, XARGS, check_model, refused, run
 
-QUESTION = [{"role": "user", "content": "What is 9-11*7+12+9?"}]
-GATED = f"{ADAPTER}:gated"
-XARGS = {"vllm_xargs": {"gate_tau": 0.05, "gate_trace": 1}}
 TOOL = {
     "type": "function",
     "function": {
@@ -76,13 +73,12 @@ def check_always_on(client: openai.OpenAI) -> None:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == whole.choices[0].message.content
     assert final.usage == whole.usage
-    try:
-        client.chat.completions.create(**arguments, extra_body=XARGS)
-    except openai.BadRequestError as error:
-        assert error.body["param"] in ("gate_tau", "gate_trace"), error.body
-        assert "gated" in error.message
-    else:
-        raise AssertionError("a plain adapter took gate_tau")
+    error = refused(
+        openai.BadRequestError,
+        lambda: client.chat.completions.create(**arguments, extra_body=XARGS),
+    )
+    assert error.body["param"] in ("gate_tau", "gate_trace"), error.body
+    assert "gated" in error.message
 
 
 def check_tools(client: openai.OpenAI) -> None:
@@ -134,12 +130,8 @@ def check_refusals(client: openai.OpenAI) -> None:
     ):
         error = refused(kind, ask)
         assert error.body["message"], error.body
-    try:
-        openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list()
-    except openai.AuthenticationError as error:
-        assert "API key" in error.message
-    else:
-        raise AssertionError("a wrong key was taken")
+    stranger = openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0)
+    assert "API key" in refused(openai.AuthenticationError, stranger.models.list).message
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ PAGE = ROOT / "docs" / "clients.md"
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
 BASE = os.environ.get("CLIENT_BASE", str(ROOT / "models" / "tiny-qwen2"))
 ADAPTER = "alpha"
+GATED = f"{ADAPTER}:gated"
+XARGS = {"vllm_xargs": {"gate_tau": 0.05, "gate_trace": 1}}
+PROBLEM = "What is 9-11*7+12+9?"
+QUESTION = [{"role": "user", "content": PROBLEM}]
 REPLACED = {
     "http://127.0.0.1:8000": URL,
     "models/tiny-qwen2": BASE,

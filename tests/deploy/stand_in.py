@@ -1,13 +1,30 @@
-"""A replica without an engine: it answers completions at once, and can drain, end and start."""
+"""A replica without an engine: it answers completions at once, and can drain, end and start.
+
+For real replicas, a store with an adapter that has two versions.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from support import ROOT, make_adapter
+
+from adapters.store import Store
 from demo.server import free_port
+
+
+def moving_store(work: Path, base: Path) -> Path:
+    """A store with `tiny-math`, and `moving` in two versions."""
+    store = work / "store"
+    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
+    for seed in range(2):
+        Store(store).publish(make_adapter(work, f"v{seed}", base, seed=seed), "moving")
+    return store
 
 
 class _Server(ThreadingHTTPServer):

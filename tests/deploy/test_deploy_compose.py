@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from deploy_tools import DEPLOY, PYTHON, needs_tools
-from support import ROOT
+from support import ROOT, run_command
 
 from adapters.commands import COMMANDS
 from serving.settings import Settings
@@ -26,19 +26,21 @@ NGINX = (FOLDER / "nginx.conf").read_text()
 @pytest.mark.parametrize("path", ["compose.yaml", "deploy/compose/compose.yaml"])
 def test_it_is_a_compose_file(path: str) -> None:
     command = [PYTHON, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command(*command)
     assert done.returncode == 0, done.stdout
 
 
-def test_what_is_mounted_is_there_and_read_only() -> None:
-    for name, service in SERVICES.items():
+@pytest.mark.parametrize("folder", [FOLDER, ROOT], ids=["replicas", "one server"])
+def test_what_is_mounted_is_there_and_read_only(folder: Path) -> None:
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
         for volume in service.get("volumes", []):
             source, _, mode = volume.partition(":")
             if source.startswith("."):
-                assert (FOLDER / source).exists(), f"{name}: {source}"
+                assert (folder / source).exists(), f"{name}: {source}"
                 assert mode.endswith(":ro")
             else:
-                assert source in COMPOSE["volumes"]
+                assert source in compose["volumes"]
 
 
 def test_images_are_pinned_and_ports_stay_on_loopback() -> None:

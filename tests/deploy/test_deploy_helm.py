@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 from deploy_tools import DEPLOY, PYTHON, needs_tools
-from support import ROOT
+from support import ROOT, run_command
 
 from dashboards import queries
 from serving.settings import Settings, from_command_line
@@ -27,8 +26,8 @@ each_example = pytest.mark.parametrize("example", EXAMPLES)
 
 @cache
 def _render(text: str) -> dict[str, Any]:
-    command = [str(PYTHON), str(Path(__file__).with_name("helm_render.py")), str(CHART)]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    script = Path(__file__).with_name("helm_render.py")
+    done = run_command(PYTHON, script, CHART, input=text, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -37,7 +36,7 @@ def render(values: dict[str, Any]) -> dict[str, Any]:
     return _render(json.dumps(values))
 
 
-def example(name: str) -> dict[str, Any]:
+def values_of(name: str) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(EXAMPLES[name].read_text())
     return values
 
@@ -56,7 +55,7 @@ def of(name: str, kind: str, suffix: str = "") -> dict[str, Any]:
     wanted = f"fleet-reasonmaxxer{suffix}"
     (found,) = [
         one
-        for one in render(example(name))["manifests"]
+        for one in render(values_of(name))["manifests"]
         if one["kind"] == kind and one["metadata"]["name"] == wanted
     ]
     return dict(found)
@@ -67,7 +66,7 @@ def of(name: str, kind: str, suffix: str = "") -> dict[str, Any]:
 
 def test_defaults_and_examples_fit_the_schema() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
-    for values in ({}, *map(example, EXAMPLES)):
+    for values in ({}, *map(values_of, EXAMPLES)):
         jsonschema.validate(merged(DEFAULTS, values), SCHEMA)
 
 
@@ -106,7 +105,7 @@ def test_what_the_chart_copies_is_the_dashboards_own() -> None:
 @needs_tools
 @each_example
 def test_helm_and_kubernetes_accept_it(example: str) -> None:
-    result = render(yaml.safe_load(EXAMPLES[example].read_text()))
+    result = render(values_of(example))
     assert result["error"] is None
     assert result["lint"] == []
     assert result["invalid"] == []
@@ -127,7 +126,7 @@ def test_defaults_need_no_values() -> None:
 @needs_tools
 @each_example
 def test_pods_are_confined_and_no_request_is_killed(example: str) -> None:
-    values = yaml.safe_load(EXAMPLES[example].read_text())
+    values = values_of(example)
     for one in render(values)["manifests"]:
         pod = one["spec"] if one["kind"] == "Pod" else one.get("spec", {}).get("template", {})
         pod = pod.get("spec", pod)
@@ -166,7 +165,7 @@ def test_the_server_understands_its_file(example: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("REASONMAXXER_ADMIN_KEY", "of the Secret")
         settings, flags = from_command_line(["--config", str(file)])
-    values = yaml.safe_load(EXAMPLES[example].read_text())
+    values = values_of(example)
     assert settings.host == "0.0.0.0"
     given = values["settings"]
     assert {name: getattr(settings, name) for name in given} == given
@@ -180,7 +179,7 @@ def test_the_server_understands_its_file(example: str, tmp_path: Path) -> None:
 
 @needs_tools
 def test_selectors_find_the_pods_and_nothing_else() -> None:
-    manifests = render(example("gpu-router-keda"))["manifests"]
+    manifests = render(values_of("gpu-router-keda"))["manifests"]
     pods = {
         one["metadata"]["name"]: one["spec"]["template"]["metadata"]["labels"]
         for one in manifests

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from support import ADMIN_KEY, ENGINE_ENVIRONMENT, ROOT, end, make_adapter
+from stand_in import moving_store
+from support import ADMIN, ADMIN_KEY, ENGINE_ENVIRONMENT, ROOT, end, run_command
 
 from adapters.store import Store
 from demo.server import free_port
@@ -57,13 +57,8 @@ print(json.dumps({
 
 @needs_ray
 def test_ray_takes_the_file_for_a_cluster() -> None:
-    done = subprocess.run(
-        [str(PYTHON), "-c", CHECK, str(SCRIPT.parent / "serve.yaml")],
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    done = run_command(PYTHON, "-c", CHECK, SCRIPT.parent / "serve.yaml", env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     made = json.loads(done.stdout.splitlines()[-1])
     assert made["flags"][:2] == ["--model", "Qwen/Qwen2.5-7B"]
@@ -82,13 +77,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def application(base_folder: Path, work: Path) -> Iterator[str]:
     """Its address."""
-    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", work / "store" / "tiny-math")
-    for seed in range(2):
-        folder = make_adapter(work, f"v{seed}", base_folder, seed=seed)
-        Store(work / "store").publish(folder, "moving")
+    store = moving_store(work, base_folder)
     port = free_port()
     command = [str(PYTHON), str(SCRIPT), "--port", str(port), "--replicas", "2", "--"]
-    command += ["--model", str(base_folder), "--adapters", str(work / "store")]
+    command += ["--model", str(base_folder), "--adapters", str(store)]
     command += ["--max-model-len", "512", "--max-num-seqs", "16", "--dtype", "float32"]
     command += ["--kv-cache-memory-bytes", str(2**27)]
     environment = os.environ | ENGINE_ENVIRONMENT | {"REASONMAXXER_ADMIN_KEY": ADMIN_KEY}
@@ -147,16 +139,11 @@ def test_two_replicas_answer_as_one_server(application: str) -> None:
 @pytest.mark.server
 def test_an_alias_moves_for_both_replicas(application: str, work: Path) -> None:
     """By the admin API of the replica that happens to answer; by somebody else, in the store."""
-    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    shown = httpx.get(f"{application}/admin/adapters/moving", headers=bearer, timeout=60).json()
+    shown = httpx.get(f"{application}/admin/adapters/moving", headers=ADMIN, timeout=60).json()
     before = shown["alias"]
     (to,) = set(shown["versions"]) - {before}
-    moved = httpx.post(
-        f"{application}/admin/adapters/moving/alias",
-        json={"version": to},
-        headers=bearer,
-        timeout=60,
-    )
+    url = f"{application}/admin/adapters/moving/alias"
+    moved = httpx.post(url, json={"version": to}, headers=ADMIN, timeout=60)
     assert moved.status_code == 200, moved.text
     all_serve(application, to)
     Store(work / "store").alias("moving", before)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 import threading
-import urllib.request
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -16,8 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from stand_in import StandIn
-from support import ADMIN_KEY, KEY, ROOT, Server, StartServer, make_adapter
+from stand_in import StandIn, moving_store
+from support import ADMIN, KEY, Server, StartServer
 
 from adapters.store import Store
 from demo.server import free_port
@@ -65,8 +63,8 @@ class Replicas:
         """Requests that each replica has answered, with these labels."""
         wanted = {f'{name}="{value}"' for name, value in labels.items()} | {'outcome="ok"'}
         totals = []
-        for url in self.urls:
-            page = urllib.request.urlopen(f"{url}/metrics").read().decode()
+        for number in range(2):
+            page = self.servers[number].page()
             lines = [one for one in page.splitlines() if one.startswith("reasonmaxxer_requests_")]
             totals.append(
                 sum(float(one.rpartition(" ")[2]) for one in lines if all(w in one for w in wanted))
@@ -79,12 +77,7 @@ def replicas(
     start_server: StartServer, base_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Replicas]:
     work = tmp_path_factory.mktemp("replicas")
-    store = work / "store"
-    shutil.copytree(ROOT / "adapters" / "store" / "tiny-math", store / "tiny-math")
-    for seed in range(2):
-        folder = make_adapter(work, f"v{seed}", base_folder, seed=seed)
-        Store(store).publish(folder, "moving")
-    fleet = Replicas(start_server, base_folder, store, work)
+    fleet = Replicas(start_server, base_folder, moving_store(work, base_folder), work)
     try:
         with ThreadPoolExecutor() as both:
             list(both.map(fleet.begin, range(2)))
@@ -114,22 +107,29 @@ def stand_ins(
 
 
 class Load:
-    """Clients that ask without a pause and without trying again; context manager."""
+    """Clients that ask without a pause and without trying again; context manager.
 
-    def __init__(self, router: Router, clients: int = 4) -> None:
+    Each asks for one model after the other.
+    """
+
+    def __init__(
+        self, router: Router, clients: int = 4, models: Sequence[str] = ("tiny-math",)
+    ) -> None:
         self.failed: list[str] = []
         self.answered = 0
-        self._router, self._over = router, threading.Event()
+        self._router, self._models, self._over = router, models, threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
 
     def _ask(self) -> None:
+        models = itertools.cycle(self._models)
         with client(self._router) as asking:
             while not self._over.is_set():
-                body = {"model": "tiny-math", "prompt": "1+1=", "max_tokens": 8}
+                body = {"model": next(models), "prompt": "1+1=", "max_tokens": 8}
                 try:
                     answer = asking.post("/v1/completions", json=body)
-                    said = "" if answer.status_code == 200 else answer.text[:300]
+                    good = answer.status_code == 200
+                    said = "" if good else f"{answer.status_code} {answer.text[:300]}"
                 except httpx.HTTPError as error:
                     said = repr(error)
                 with self._changed:
@@ -227,16 +227,17 @@ def chat(asking: httpx.Client, model: str, **more: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
+def said_by(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
 def test_every_name_answers_as_without_a_router(router: Router, replicas: Replicas) -> None:
     direct = Router("direct", replicas.urls[0], replicas.servers[0].key, None)
     version = str(Store(replicas.store).resolve("tiny-math"))
     with client(router) as asking, client(direct) as straight:
         for name in ("tiny-qwen2", "tiny-math", "tiny-math:gated", version, f"{version}:gated"):
             seen, wanted = chat(asking, name), chat(straight, name)
-            assert (
-                seen["choices"][0]["message"]["content"]
-                == (wanted["choices"][0]["message"]["content"])
-            )
+            assert said_by(seen) == said_by(wanted)
             assert seen["model"] == name
         traced = chat(asking, "tiny-math:gated", vllm_xargs=XARGS)
         details = traced["usage"]["completion_tokens_details"]
@@ -254,7 +255,7 @@ def test_every_name_answers_as_without_a_router(router: Router, replicas: Replic
 def test_streams_come_in_pieces(router: Router) -> None:
     body = {"model": "tiny-math:gated", "messages": QUESTION, "max_tokens": 12, "stream": True}
     with client(router) as asking:
-        whole = chat(asking, "tiny-math:gated")["choices"][0]["message"]["content"]
+        whole = said_by(chat(asking, "tiny-math:gated"))
         with asking.stream("POST", "/v1/chat/completions", json=body | {"temperature": 0}) as got:
             lines = [line.removeprefix("data: ") for line in got.iter_lines() if line]
     assert lines[-1] == "[DONE]"
@@ -291,10 +292,8 @@ def test_an_alias_moves_for_all_replicas(router: Router, replicas: Replicas) -> 
     now = str(Store(replicas.store).resolve("moving"))
     to = first if now == second else second
     through = router.url if router.name == "nginx" else replicas.urls[0]
-    bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    moved = httpx.post(
-        f"{through}/admin/adapters/moving/alias", json={"version": to}, headers=bearer, timeout=60
-    )
+    url = f"{through}/admin/adapters/moving/alias"
+    moved = httpx.post(url, json={"version": to}, headers=ADMIN, timeout=60)
     assert moved.status_code == 200, moved.text
     for server in replicas.servers.values():
         versions = []
@@ -323,44 +322,15 @@ def test_rolling_restart_loses_no_request(
     all_routers: dict[str, Router], replicas: Replicas
 ) -> None:
     """Both replicas are ended and started again, one after the other, under load by each router."""
-    over = threading.Event()
-    failed: dict[str, list[str]] = {name: [] for name in all_routers}
-    answered: Counter[str] = Counter()
-
-    def load(router: Router, number: int) -> None:
-        names = ("tiny-qwen2", "tiny-math", "tiny-math:gated")
-        with client(router) as asking:
-            turn = number
-            while not over.is_set():
-                turn += 1
-                body = {"model": names[turn % 3], "prompt": "1+1=", "max_tokens": 8}
-                try:
-                    answer = asking.post("/v1/completions", json=body)
-                except httpx.HTTPError as error:
-                    failed[router.name].append(repr(error))
-                    continue
-                if answer.status_code == 200:
-                    answered[router.name] += 1
-                else:
-                    failed[router.name].append(f"{answer.status_code} {answer.text[:300]}")
-
-    threads = [
-        threading.Thread(target=load, args=(router, number))
-        for router in all_routers.values()
-        for number in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
+    models = ("tiny-qwen2", "tiny-math", "tiny-math:gated")
+    with ExitStack() as stack:
+        loads = {
+            name: stack.enter_context(Load(router, clients=3, models=models))
+            for name, router in all_routers.items()
+        }
         for number in range(2):
             replicas.end(number)
             replicas.begin(number)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    print(
-        {"answered": dict(answered), "failed": {name: len(all_) for name, all_ in failed.items()}}
-    )
-    assert {name: errors[:3] for name, errors in failed.items() if errors} == {}
-    assert all(answered[name] > 10 for name in all_routers)
+    print({name: (load.answered, len(load.failed)) for name, load in loads.items()})
+    assert {name: load.failed[:3] for name, load in loads.items() if load.failed} == {}
+    assert all(load.answered > 10 for load in loads.values())

@@ -12,13 +12,15 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEY, ROOT, Server
+from support import KEY, Server, run_command
 
 from demo.server import free_port
+from tests.fuzz import __main__ as command
 from tests.fuzz import oracle, server_state
 from tests.fuzz.oracle import Greedy
 from tests.fuzz.report import memory
@@ -37,6 +39,7 @@ TARGET = Target(
 NUMBERS = range(4000)
 
 
+@cache
 def cases(target: Target = TARGET) -> list[Case]:
     return [draw(0, number, target, 8) for number in NUMBERS]
 
@@ -61,18 +64,9 @@ def test_everything_comes_up() -> None:
     assert features == {
         *("allowed_token_ids", "bad_words", "beam search", "echo", "gate_rate", "gate_tau"),
         *("correction_temperature", "gate_trace", "greedy", "hangs up", "ignore_eos", "logit_bias"),
-        *(
-            "logprobs",
-            "long prompt",
-            "max_tokens 1",
-            "min_p",
-            "min_tokens",
-            "n",
-            "penalties",
-            "seed",
-        ),
-        *("several prompts", "shared prompt", "stop", "stop_token_ids", "stream", "structured"),
-        *("token ids", "tools", "top_k", "top_p"),
+        *("logprobs", "long prompt", "max_tokens 1", "min_p", "min_tokens", "n", "penalties"),
+        *("seed", "several prompts", "shared prompt", "stop", "stop_token_ids", "stream"),
+        *("structured", "token ids", "tools", "top_k", "top_p"),
     }
     hung_up = [case.hang_up for case in drawn if case.streams and case.hang_up is not None]
     assert 0 in hung_up
@@ -362,29 +356,22 @@ def test_what_stays_open() -> None:
 
 
 def fuzz(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", *flags],
-        cwd=ROOT,
-        env=os.environ | {"REASONMAXXER_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"REASONMAXXER_API_KEY": KEY}
+    return run_command(sys.executable, "-m", "tests.fuzz", *flags, env=environment)
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--minutes", "0"),
-        ("--requests", "0"),
-        ("--users", "0"),
-        ("--pid", "-1"),
-        ("--what",),
-        ("--near-tie", "-1"),
+        *(["--minutes", "0"], ["--requests", "0"], ["--users", "0"], ["--pid", "-1"]),
+        *(["--what"], ["--near-tie", "-1"]),
     ],
 )
-def test_wrong_arguments(flags: tuple[str, ...]) -> None:
-    assert fuzz(*flags).returncode == 2
+def test_wrong_arguments(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(flags)
+    assert ended.value.code == 2
+    assert flags[0] in capsys.readouterr().err
 
 
 def test_no_server(tmp_path: Path) -> None:
@@ -408,9 +395,8 @@ def test_mixed_traffic(pressed: Server, tmp_path: Path) -> None:
     assert report["preemptions"] > 0
     assert 0 < report["gated"] < report["generated_by_gated"]
     kinds = report["kinds"]
-    assert all(
-        kinds[f"chat/completions {mode}"]["answered"] for mode in ("base", "always", "gated")
-    )
+    for mode in ("base", "always", "gated"):
+        assert kinds[f"chat/completions {mode}"]["answered"]
     assert kinds["bad gate argument"]["refused"] > 0
     assert kinds["completions gated"]["aborted"] > 0
     assert kinds["witness"]["answered"] > 0

@@ -22,10 +22,6 @@ GOOD = Answer(0, "m", status=200, ttft=1.0, served="a@1")
 BAD = Answer(0, "n", status=503, error="busy")
 
 
-def outcomes(found: list[checks.Check]) -> dict[str, bool | None]:
-    return {check.what: check.ok for check in found}
-
-
 def test_one_failure_fails() -> None:
     assert checks.answered([GOOD, GOOD]).ok
     check = checks.answered([GOOD, BAD, BAD])
@@ -53,11 +49,8 @@ def test_versions_and_moves() -> None:
     mine = [replace(GOOD, model="a"), replace(GOOD, model="a:gated", at=4.0, served="a@2")]
     assert all(check.ok for check in checks.right_version(mine, plan, moves))
     stale = replace(mine[0], at=4.0)
-    assert [check.ok for check in checks.right_version([*mine, stale], plan, moves)] == [
-        True,
-        False,
-        True,
-    ]
+    judged = checks.right_version([*mine, stale], plan, moves)
+    assert [check.ok for check in judged] == [True, False, True]
     refused = [moves[0], replace(moves[1], error="HTTP 409")]
     assert [check.ok for check in checks.right_version(mine, plan, refused)][:2] == [False, False]
     assert checks.right_version(mine[:1], plan, moves)[2].ok is False  # only one version seen
@@ -117,7 +110,7 @@ def test_each_scenario_has_its_checks() -> None:
     soak = checks.run_checks(
         replace(PLAN, scenario="soak", rate=0.1), [GOOD] * 9, phases, [], [], None
     )
-    wrong = [what for what, ok in outcomes(soak).items() if ok is False]
+    wrong = [check.what for check in soak if check.ok is False]
     assert len(wrong) == 4 and all("last third" in what for what in wrong)
     steady = checks.run_checks(PLAN, [GOOD], phases, [], [], None)
     assert len(steady) == 2

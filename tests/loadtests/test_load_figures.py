@@ -40,7 +40,7 @@ def test_every_gap_counts_not_every_answer() -> None:
 
 def test_percentiles_are_interpolated() -> None:
     assert figures.percentiles([0.5, 1.0, 1.5, 2.0, 2.5]) == {
-        **{"mean": 1.5, "p50": 1.5, "p95": 2.4, "p99": 2.48, "max": 2.5},
+        **{"mean": 1.5, "p50": 1.5, "p95": 2.4, "p99": 2.48, "max": 2.5}
     }
     assert figures.percentiles([]) is None
 

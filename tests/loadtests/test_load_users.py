@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import run_command
 
 from loadtests.answers import Answer, Phase, read_answers, read_lines, read_stream
 from loadtests.hostile import bad_requests, refusal_faults
@@ -22,11 +21,8 @@ from loadtests.hostile import bad_requests, refusal_faults
 def event(text: str | None = None, reason: str | None = None, **more: Any) -> bytes:
     """One event of a stream."""
     choices = [{"delta": {"content": text}, "finish_reason": reason}] if text is not None else []
-    return (
-        b"data: "
-        + json.dumps({"system_fingerprint": "m@1", "choices": choices} | more).encode()
-        + b"\n\n"
-    )
+    content = json.dumps({"system_fingerprint": "m@1", "choices": choices} | more)
+    return f"data: {content}\n\n".encode()
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3}
@@ -154,15 +150,8 @@ def run(host: str, out: Path, *flags: str) -> tuple[int, str, dict[str, Any]]:
     problems = out / "problems.jsonl"
     problems.write_text('{"problem": "1 + 1"}\n')
     command = [sys.executable, "-m", "loadtests", *flags, "--host", host, "--results", str(out)]
-    ended = subprocess.run(
-        [*command, "--problems", str(problems)],
-        cwd=ROOT,
-        env=os.environ | {"REASONMAXXER_API_KEY": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    environment = os.environ | {"REASONMAXXER_API_KEY": ""}
+    ended = run_command(*command, "--problems", problems, env=environment, timeout=120)
     said = ended.stdout + ended.stderr
     return ended.returncode, said, json.loads((out / "summary.json").read_text())
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from gate_models import make_adapters, make_model
 from gate_reference import Reference
-from support import Server, StartServer, make_adapter
+from support import Server, StartServer, make_adapter, sign
 
-from adapters.manifest import Gate, Manifest
+from adapters.manifest import Gate
 from loadtests.preloaded import Command, preloaded
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ FLAGS = (
 # What they import by and by, so that it is there before the first call.
 SERVING = ("serving.launch", "transformers.models.auto", "vllm.entrypoints.launchers.cli_args")
 ENGINE = ("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
+    """Adapters of different content, to be published under any name."""
+    place = tmp_path_factory.mktemp("folders")
+    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(4)]
 
 
 @pytest.fixture(scope="session")
@@ -69,14 +76,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, engine: Command) -> Callable
 
 
 @pytest.fixture(scope="session")
+def here(world: Callable[[str], World]) -> World:
+    """The world of Qwen2, where the architecture does not matter."""
+    return world("qwen2")
+
+
+@pytest.fixture(scope="session")
 def gated_store(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     """`alpha` with a calibration, `plain` without a manifest."""
     store = tmp_path_factory.mktemp("gated-store")
-    folder = make_adapter(store, "alpha", base_folder, seed=1)
-    manifest = Manifest.read(folder)
     gate = Gate(tau=0.3, rate=0.2, tokens=1000, table=CALIBRATED)
-    changed = manifest.model_copy(update={"gate": gate})
-    (folder / "manifest.json").write_text(changed.model_dump_json())
+    sign(make_adapter(store, "alpha", base_folder, seed=1), base_folder, gate=gate)
     make_adapter(store, "plain", base_folder, seed=2, manifest=False)
     return store
 

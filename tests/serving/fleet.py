@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from starlette.types import Message, Scope
+from fastapi import APIRouter, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
+from adapters.manifest import FILE as MANIFEST
 from adapters.store import Store
 from serving.admission import Admission
 from serving.aliases import Aliases
 from serving.engine_cache import EngineCache
+from serving.middleware import http_error
 from serving.request import RequestMiddleware
 from serving.slots import Slots
+
+ADMIN_KEY = "an admin key"
+BEARER = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 class Engine:
@@ -82,15 +92,45 @@ def make_admission(
     return Admission(Aliases(store, cache, Slots(slots, patience=0.0, engines=engines)), gated=True)
 
 
+def engine_of(admission: Admission) -> Engine:
+    """What it asks to load and drop."""
+    engine: Any = admission.aliases.cache.engine
+    return engine
+
+
+def put_plain(folder: Path, store: Path, name: str) -> Path:
+    """Copy an adapter into a store as somebody does by hand, without its manifest."""
+    without = shutil.ignore_patterns(MANIFEST)
+    place = shutil.copytree(folder, store / name, ignore=without, dirs_exist_ok=True)
+    (place / CONFIG).touch()  # a copy is as old as what was copied
+    return place
+
+
+def application(admission: Admission, *routers: APIRouter) -> FastAPI:
+    """An application with these routes, as the server has them."""
+    app = FastAPI()
+    app.state.aliases = admission.aliases
+    app.state.args = SimpleNamespace(gate=True)
+    app.state.admin_digest = hashlib.sha256(ADMIN_KEY.encode()).digest()
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+    return app
+
+
 def completion(model: str, **arguments: Any) -> CompletionRequest:
     """A request, as vLLM's handler has it."""
     return CompletionRequest(model=model, prompt="x", vllm_xargs=arguments or None)
 
 
+async def nothing(*_: Any) -> Any:
+    """What happens while a request is answered, where nothing does."""
+
+
 async def answered(
     admission: Admission,
     model: str,
-    during: Callable[[Any], Coroutine[Any, Any, None]],
+    during: Callable[[Any], Coroutine[Any, Any, None]] = nothing,
     **arguments: Any,
 ) -> str:
     """Admit a request, await `during(request)`, end it. Returns the model it was bound to."""
@@ -99,8 +139,6 @@ async def answered(
     async def app(scope: Scope, receive: Any, send: Any) -> None:
         await admission.admit(request)
         await during(request)
-
-    async def nothing(*_: Message) -> Any: ...
 
     await RequestMiddleware(app)(
         {"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, nothing

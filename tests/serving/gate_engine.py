@@ -24,6 +24,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gate_drafts
 import interpreter
@@ -49,8 +50,6 @@ def _interpret(asynchronous: bool) -> None:
 
 def _breakages_v2() -> dict[str, Any]:
     """The same in the V2 runner."""
-    from unittest import mock
-
     from vllm_gate import runner_v2
 
     mixin = runner_v2.GateV2
@@ -117,19 +116,19 @@ def _breakages_v2() -> dict[str, Any]:
 
 def _replaced(owner: Any, name: str, ours: Any) -> Any:
     """A breakage: `owner.name` becomes what `ours` makes of it."""
-    from unittest import mock
-
     return lambda: mock.patch.object(owner, name, ours(getattr(owner, name)))
+
+
+def _whole_rows(_: Any) -> Any:
+    return lambda rows, counts, replays: rows.repeat(counts)
 
 
 def _breakages() -> dict[str, Any]:
     """Ways to break the gate on purpose: name -> function that does it and returns the undoing."""
-    from unittest import mock
-
     from vllm_gate import runner_v1, scheduler
     from vllm_gate.cpu.seeds import SeededRows
 
-    mixin = scheduler.GateMixin
+    mixin, runner = scheduler.GateMixin, runner_v1.GateRunnerV1
 
     def keep_points() -> Any:
         """Go on with a decision point after a preemption that took the base's keys with it."""
@@ -155,20 +154,14 @@ def _breakages() -> dict[str, Any]:
 
     return {
         "lora hashes": lambda: mock.patch.object(scheduler, "_become_base", lora_hashes),
-        "the replay writes": lambda: mock.patch.object(
-            runner_v1.GateRunnerV1,
-            "_get_slot_mappings",
-            SeededRows._get_slot_mappings,
+        "the replay writes": _replaced(
+            runner, "_get_slot_mappings", lambda _: SeededRows._get_slot_mappings
         ),
         "a preempted point is taken as known": keep_points,
         "no entropy": lambda: mock.patch.object(
             runner_v1, "entropy", lambda logits, rows: logits[rows].float().logsumexp(-1)
         ),
-        "all tokens": lambda: mock.patch.object(
-            runner_v1.GateRunnerV1,
-            "set_active_loras",
-            SeededRows.set_active_loras,
-        ),
+        "all tokens": _replaced(runner, "set_active_loras", lambda _: SeededRows.set_active_loras),
         **_breakages_of_drafts(),
         **_breakages_of_guidance(),
         "none": contextlib.nullcontext,
@@ -207,9 +200,6 @@ def _breakages_of_drafts() -> dict[str, Any]:
 
         return end
 
-    def whole_rows(stock: Any) -> Any:
-        return lambda rows, counts, replays: rows.repeat(counts)
-
     def one_position(stock: Any) -> Any:
         def read(self: Any, *args: Any) -> Any:
             rollbacks, answered = stock(self, *args)
@@ -221,7 +211,7 @@ def _breakages_of_drafts() -> dict[str, Any]:
         "drafts are not tested": _replaced(runner, "_rows", first_rows),
         "a rejected draft counts as reached": _replaced(runner, "_end_at_points", reached),
         "the base's token stays": _replaced(runner, "_end_at_points", one_more),
-        "a replay's drafts get the adapter": _replaced(runner_v1, "_of_first", whole_rows),
+        "a replay's drafts get the adapter": _replaced(runner_v1, "_of_first", _whole_rows),
         "one position is rolled back": _replaced(mixin, "_read", one_position),
     }
 
@@ -245,13 +235,10 @@ def _breakages_of_guidance() -> dict[str, Any]:
     def unguided(stock: Any) -> Any:
         return lambda conditional, unconditional, scale: conditional
 
-    def whole_rows(stock: Any) -> Any:
-        return lambda rows, counts, replays: rows.repeat(counts)
-
     return {
         "a guidance prompt writes nothing": _replaced(runner, "_get_slot_mappings", writes_nothing),
         "guidance prompts change nothing": _replaced(runner_v1, "guide", unguided),
-        "the adapter reads the guidance prompt": _replaced(runner_v1, "_of_first", whole_rows),
+        "the adapter reads the guidance prompt": _replaced(runner_v1, "_of_first", _whole_rows),
     }
 
 
@@ -311,7 +298,7 @@ def start(case: dict[str, Any], job: dict[str, Any]) -> Any:
         }
         | lora
         | engine_args("cpu", gate=gate)
-        | job.get("engine", {}),
+        | job.get("engine", {})
     )
 
 
@@ -406,11 +393,6 @@ def count_drafts(scheduler: Any) -> None:
     scheduler.schedule = schedule
 
 
-def drafted(scheduler: Any) -> dict[str, int]:
-    """What `count_drafts` has counted."""
-    return dict(scheduler.drafts_seen)
-
-
 def answer(output: Any) -> dict[str, Any]:
     """What a request has been answered so far."""
     from vllm_gate import GateReport
@@ -488,7 +470,7 @@ def run(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "preempted": preempted,
         "kind": [type(scheduler).__name__, bool(engine.vllm_config.use_v2_model_runner)],
         "steps": steps,
-        "drafts": drafted(scheduler),
+        "drafts": scheduler.drafts_seen,
         "second rows": scheduler.second_rows,
         "ranks": engine.vllm_config.parallel_config.tensor_parallel_size,
         "counted": [now - then for now, then in zip(COUNTS.sums, before, strict=True)],

@@ -9,6 +9,7 @@ before the test; bias and penalties change logits after it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,20 @@ class Forced(NamedTuple):
 
 Grammar = Callable[[list[int]], Collection[int]]  # tokens said -> tokens that may come next
 Change = Callable[[torch.Tensor, list[int]], torch.Tensor]  # (logits [V], tokens said) -> logits
+
+
+def sums_grammar(tokenizer: Any) -> tuple[re.Pattern[str], Grammar]:
+    """Digits, a sign and an x: as a regular expression, and in the tokens of a base."""
+    spelled = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    pattern, unfinished = re.compile("[1-4]{6,9}[+-]x"), re.compile("[1-4]{0,9}|[1-4]{6,9}[+-]x?")
+
+    def grammar(said: list[int]) -> list[int]:
+        begun = "".join(spelled[token] for token in said)
+        if pattern.fullmatch(begun):
+            return [tokenizer.eos_token_id]
+        return [token for token, more in spelled.items() if unfinished.fullmatch(begun + more)]
+
+    return pattern, grammar
 
 
 def _top(p: torch.Tensor) -> dict[int, float]:

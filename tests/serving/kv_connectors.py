@@ -33,15 +33,15 @@ class HostWorker(OffloadingWorker):
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
         """From the cache to the host."""
-        for device, host in zip(self.device, self.host, strict=True):
-            host[dst_spec.block_ids] = device[src_spec.block_ids]
-        self.done.append(TransferResult(job_id, True))
-        return True
+        return self._copy(job_id, (self.device, src_spec), (self.host, dst_spec))
 
     def submit_load(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
         """From the host to the cache."""
-        for device, host in zip(self.device, self.host, strict=True):
-            device[dst_spec.block_ids] = host[src_spec.block_ids]
+        return self._copy(job_id, (self.host, src_spec), (self.device, dst_spec))
+
+    def _copy(self, job_id: int, source: tuple[Any, Any], target: tuple[Any, Any]) -> bool:
+        for old, new in zip(source[0], target[0], strict=True):
+            new[target[1].block_ids] = old[source[1].block_ids]
         self.done.append(TransferResult(job_id, True))
         return True
 

@@ -42,11 +42,16 @@ def _scales(weight: Tensor, most: float) -> tuple[Tensor, Tensor]:
     return groups, (groups.abs().amax(-1, keepdim=True) / most).half().float()
 
 
+def _symmetric(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Four bits without zero points: [out, groups, GROUP] numbers, their scales, what they say."""
+    groups, scales = _scales(weight, 7)
+    q = (groups / scales).round().clamp(-8, 7)
+    return q + 8, scales, (q * scales).flatten(1)
+
+
 def gptq(weight: Tensor) -> Packed:
     """Symmetric, four bits: words hold eight input features."""
-    groups, scales = _scales(weight, 7)
-    q = (groups / scales).round().clamp(-8, 7) + 8
-    exact = ((q - 8) * scales).flatten(1)
+    q, scales, exact = _symmetric(weight)
     inputs = q.flatten(1).t()  # [in, out]
     zeros = torch.full((inputs.shape[0] // GROUP, inputs.shape[1] // 8), 0x77777777)
     return Packed(
@@ -84,15 +89,14 @@ def awq(weight: Tensor) -> Packed:
 
 def packed_int4(weight: Tensor) -> Packed:
     """compressed-tensors, "pack-quantized": four bits, symmetric."""
-    groups, scales = _scales(weight, 7)
-    q = (groups / scales).round().clamp(-8, 7) + 8
+    q, scales, exact = _symmetric(weight)
     return Packed(
         {
             "weight_packed": _words(q.flatten(1).unflatten(1, (-1, 8))),
             "weight_scale": scales[..., 0].half(),
             "weight_shape": torch.tensor(weight.shape),
         },
-        ((q - 8) * scales).flatten(1),
+        exact,
     )
 
 

@@ -2,70 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fleet import Engine, answered, make_admission, settled
-from support import make_adapter
+from fleet import ADMIN_KEY, BEARER, answered, application, engine_of, make_admission, settled
 
 from adapters.adapter import WEIGHTS
 from adapters.store import Store
 from serving import admin_api
 from serving.admission import Admission
-from serving.middleware import http_error
-
-KEY = "an admin key"
-BEARER = {"Authorization": f"Bearer {KEY}"}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    """Adapters of different content."""
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(3)]
 
 
 @pytest.fixture
 def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`alpha` has three versions and points at the newest; `beta` has one."""
     store = Store(tmp_path / "store")
-    for folder in folders:
+    for folder in folders[:3]:
         store.publish(folder, "alpha")
     store.publish(folders[0], "beta")
     return make_admission(tmp_path, base_folder)
 
 
-def application(admission: Admission) -> FastAPI:
-    """The routes as the server has them."""
-    app = FastAPI()
-    app.state.aliases = admission.aliases
-    app.state.admin_digest = hashlib.sha256(KEY.encode()).digest()
-    app.include_router(admin_api.router)
-    app.add_exception_handler(admin_api.HTTPException, http_error)  # type: ignore[arg-type]
-    return app
-
-
 @pytest.fixture
 def client(admission: Admission) -> Iterator[TestClient]:
-    with TestClient(application(admission), headers=BEARER) as client:
+    with TestClient(application(admission, admin_api.router), headers=BEARER) as client:
         yield client
 
 
 def versions(admission: Admission) -> list[str]:
     """NAME@HASH of alpha, oldest first."""
     return [move.version for move in admission.aliases.store.history("alpha")]
-
-
-def engine(admission: Admission) -> Engine:
-    found: Any = admission.aliases.cache.engine
-    return found
 
 
 def test_from_available_to_serving_and_back(admission: Admission, client: TestClient) -> None:
@@ -83,14 +53,12 @@ def test_from_available_to_serving_and_back(admission: Admission, client: TestCl
     for _ in range(2):  # idempotent
         moved = client.post("/admin/adapters/alpha/alias", json={"version": first}).json()
         assert (moved["serving"], moved["alias"]) == (first, first)
-    assert first in engine(admission).loaded.values()
+    assert first in engine_of(admission).loaded.values()
     back = client.post("/admin/adapters/alpha/rollback").json()
     assert back["serving"] == back["alias"] == newest
-    assert [move.action for move in admission.aliases.store.history("alpha")][-2:] == [
-        "alias",
-        "rollback",
-    ]
-    assert admission.aliases.store.history("alpha")[-1].by.startswith("key ")
+    moves = admission.aliases.store.history("alpha")
+    assert [move.action for move in moves[-2:]] == ["alias", "rollback"]
+    assert moves[-1].by.startswith("key ")
     pinned = client.post("/admin/adapters/alpha/pin", json={"pinned": True}).json()
     assert [one["pinned"] for one in pinned["resident"] if one["version"] == newest] == [True]
     gone = client.post("/admin/adapters/alpha/unload").json()
@@ -98,25 +66,22 @@ def test_from_available_to_serving_and_back(admission: Admission, client: TestCl
     assert not admission.aliases.slots.pinned
 
 
-def test_a_version_in_use_drains(admission: Admission) -> None:
+async def test_a_version_in_use_drains(admission: Admission) -> None:
     first, _, newest = versions(admission)
 
-    async def story() -> None:
-        async def during(_: Any) -> None:
-            await admission.aliases.move(
-                "alpha", first, lambda: admission.aliases.store.alias("alpha", first)
-            )
-            state = await admin_api._shown(admission.aliases, "alpha")
-            by_version = {one.version: one for one in state.resident}
-            assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
-            assert by_version[first].state == "device"
-
-        assert await answered(admission, "alpha", during) == newest
-        await settled(admission)
+    async def during(_: Any) -> None:
+        await admission.aliases.move(
+            "alpha", first, lambda: admission.aliases.store.alias("alpha", first)
+        )
         state = await admin_api._shown(admission.aliases, "alpha")
-        assert [one.version for one in state.resident] == [first]
+        by_version = {one.version: one for one in state.resident}
+        assert (by_version[newest].state, by_version[newest].in_flight) == ("draining", 1)
+        assert by_version[first].state == "device"
 
-    asyncio.run(story())
+    assert await answered(admission, "alpha", during) == newest
+    await settled(admission)
+    state = await admin_api._shown(admission.aliases, "alpha")
+    assert [one.version for one in state.resident] == [first]
 
 
 def test_the_threshold_of_gated_requests(admission: Admission, client: TestClient) -> None:
@@ -161,10 +126,10 @@ def test_a_version_that_does_not_load_leaves_the_alias(
     assert (after["serving"], after["alias"], after["state"]) == (newest, newest, "device")
 
 
-@pytest.mark.parametrize("sent", [None, "", "another key", KEY + "x", KEY[:-1]])
+@pytest.mark.parametrize("sent", [None, "", "another key", ADMIN_KEY + "x", ADMIN_KEY[:-1]])
 def test_only_the_admin_key_opens(admission: Admission, sent: str | None) -> None:
     headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
-    with TestClient(application(admission), headers=headers) as client:
+    with TestClient(application(admission, admin_api.router), headers=headers) as client:
         for method, way in (("GET", ""), ("GET", "/alpha"), ("POST", "/alpha/unload")):
             answer = client.request(method, f"/admin/adapters{way}")
             assert answer.status_code == 401
@@ -182,7 +147,7 @@ def test_every_action_is_logged_with_who_and_what(
     client.post("/admin/adapters/nothing/unload")
     lines = [record.getMessage() for record in caplog.records if record.name == "serving.admin"]
     assert len(lines) == 3
-    assert all("key " in line and KEY not in line for line in lines)
+    assert all("key " in line and ADMIN_KEY not in line for line in lines)
     assert first in lines[1] and newest in lines[1] and "done" in lines[1]
     assert "refused" in lines[2]
 
@@ -191,10 +156,9 @@ def test_no_body_or_path_makes_it_fail(admission: Admission) -> None:
     """schemathesis over the API's own schema: whatever is sent, never a 500, always as declared."""
     import schemathesis  # slow to import, and used here alone
 
-    schema = schemathesis.openapi.from_asgi("/openapi.json", application(admission))
-    with TestClient(
-        application(admission), headers=BEARER, raise_server_exceptions=False
-    ) as client:
+    app = application(admission, admin_api.router)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    with TestClient(app, headers=BEARER, raise_server_exceptions=False) as client:
         asked = 0
         for operation in schema.get_all_operations():
             for case in _examples(operation.ok()):

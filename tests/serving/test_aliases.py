@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet import Engine, answered, completion, make_admission, settled
+from fleet import answered, completion, engine_of, make_admission, put_plain, settled
 from safetensors.numpy import load_file, save_file
-from support import make_adapter
 
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.lease import Lease
@@ -21,26 +20,23 @@ from serving.admission import Admission
 from serving.metrics import QUEUE_SECONDS
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    """Adapters of different content."""
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(4)]
-
-
 @pytest.fixture
 def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`alpha` has versions v0 and v1 and points at v0; `plain` is a folder without a manifest."""
     store = Store(tmp_path / "store")
     store.publish(folders[1], "alpha")
     store.publish(folders[0], "alpha")
-    make_adapter(store.root, "plain", base_folder, manifest=False)
+    put_plain(folders[0], store.root, "plain")
     return make_admission(tmp_path, base_folder)
 
 
-def engine(admission: Admission) -> Engine:
-    found: Any = admission.aliases.cache.engine
-    return found
+@pytest.fixture
+def many(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
+    """`a0` to `a3`, and two slots."""
+    store = Store(tmp_path / "store")
+    for number, folder in enumerate(folders):
+        store.publish(folder, f"a{number}")
+    return make_admission(tmp_path, base_folder, capacity=4)
 
 
 def versions(admission: Admission) -> list[str]:
@@ -48,88 +44,74 @@ def versions(admission: Admission) -> list[str]:
     return [move.version for move in reversed(admission.aliases.store.history("alpha"))]
 
 
-async def nothing(_: Any) -> None: ...
-
-
-def test_a_swap_under_a_request(admission: Admission) -> None:
+async def test_a_swap_under_a_request(admission: Admission) -> None:
     old, new = versions(admission)
     table = admission.aliases.cache.models.lora_requests
 
-    async def story() -> None:
-        async def swap(request: Any) -> None:
-            assert request.model == f"{old}:gated"
-            mine = table[request.model]
-            admission.aliases.store.alias("alpha", new)
-            # The new version is not there yet: whoever asks is answered by the old one.
-            engine(admission).may_load.clear()
-            assert await answered(admission, "alpha", nothing) == old
-            engine(admission).may_load.set()
-            await settled(admission)
-            assert await answered(admission, "alpha:gated", nothing) == f"{new}:gated"
-            # This request's version is on its way out, but stays until the request is over.
-            assert table[request.model] is mine
-            assert set(engine(admission).loaded.values()) == {old, new}
-            await admission.admit(request)  # vLLM asks twice
-            assert request.model == f"{old}:gated"
-
-        await answered(admission, "alpha:gated", swap)
+    async def swap(request: Any) -> None:
+        assert request.model == f"{old}:gated"
+        mine = table[request.model]
+        admission.aliases.store.alias("alpha", new)
+        # The new version is not there yet: whoever asks is answered by the old one.
+        engine_of(admission).may_load.clear()
+        assert await answered(admission, "alpha") == old
+        engine_of(admission).may_load.set()
         await settled(admission)
+        assert await answered(admission, "alpha:gated") == f"{new}:gated"
+        # This request's version is on its way out, but stays until the request is over.
+        assert table[request.model] is mine
+        assert set(engine_of(admission).loaded.values()) == {old, new}
+        await admission.admit(request)  # vLLM asks twice
+        assert request.model == f"{old}:gated"
 
-    asyncio.run(story())
-    assert list(engine(admission).loaded.values()) == [new]
+    await answered(admission, "alpha:gated", swap)
+    await settled(admission)
+    assert list(engine_of(admission).loaded.values()) == [new]
     assert set(table) == {new, f"{new}:gated"}
     assert not admission.aliases.slots.busy
     store = admission.aliases.store
     # Read from the store itself, without a copy.
-    assert engine(admission).paths[new] == str(store.path(store.resolve(new)))
+    assert engine_of(admission).paths[new] == str(store.path(store.resolve(new)))
 
 
-def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
+async def test_a_version_that_does_not_load_changes_nothing(admission: Admission) -> None:
     old, new = versions(admission)
-
-    async def story() -> None:
-        assert await answered(admission, "alpha", nothing) == old
-        engine(admission).refuses = "no room"
-        with pytest.raises(AdapterError, match="no room"):
-            await admission.aliases.move("alpha", new, lambda: pytest.fail("the alias moved"))
-        assert admission.aliases.store.resolve("alpha").hash == old.partition("@")[2]
-        # Moved by somebody else, who did not try it:
-        admission.aliases.store.alias("alpha", new)
-        for _ in range(3):
-            assert await answered(admission, "alpha", nothing) == old
-            await settled(admission)
-        assert "no room" in (admission.aliases.refusal("alpha") or "")
-        engine(admission).refuses = ""
-        admission.aliases.store.alias("alpha", old)
-        admission.aliases.store.alias("alpha", new)
-        assert await answered(admission, "alpha", nothing) == old
+    assert await answered(admission, "alpha") == old
+    engine_of(admission).refuses = "no room"
+    with pytest.raises(AdapterError, match="no room"):
+        await admission.aliases.move("alpha", new, lambda: pytest.fail("the alias moved"))
+    assert admission.aliases.store.resolve("alpha").hash == old.partition("@")[2]
+    # Moved by somebody else, who did not try it:
+    admission.aliases.store.alias("alpha", new)
+    for _ in range(3):
+        assert await answered(admission, "alpha") == old
         await settled(admission)
-        # The same content is not tried again and again; asking by hand does.
-        await admission.aliases.preload(new)
-        assert new in engine(admission).loaded.values()
+    assert "no room" in (admission.aliases.refusal("alpha") or "")
+    engine_of(admission).refuses = ""
+    admission.aliases.store.alias("alpha", old)
+    admission.aliases.store.alias("alpha", new)
+    assert await answered(admission, "alpha") == old
+    await settled(admission)
+    # The same content is not tried again and again; asking by hand does.
+    await admission.aliases.preload(new)
+    assert new in engine_of(admission).loaded.values()
 
-    asyncio.run(story())
 
-
-def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
+async def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
     old, new = versions(admission)
     store = admission.aliases.store
-
-    async def story() -> None:
-        assert await answered(admission, "alpha", nothing) == old
-        store.alias("alpha", new)
-        weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
-        weights.chmod(0o644)
-        weights.write_bytes(weights.read_bytes()[:-8])
-        assert await answered(admission, "alpha", nothing) == old
-        await settled(admission)
-        assert await answered(admission, "alpha", nothing) == old
-
-    asyncio.run(story())
+    assert await answered(admission, "alpha") == old
+    store.alias("alpha", new)
+    weights = store.root / "alpha" / new.partition("@")[2] / WEIGHTS
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert await answered(admission, "alpha") == old
+    await settled(admission)
+    assert await answered(admission, "alpha") == old
     assert "cut short" in (admission.aliases.refusal("alpha") or "")
 
 
-def test_least_recently_used_go_and_pinned_stay(
+async def test_least_recently_used_go_and_pinned_stay(
     tmp_path: Path, base_folder: Path, folders: list[Path]
 ) -> None:
     store = Store(tmp_path / "store")
@@ -137,104 +119,87 @@ def test_least_recently_used_go_and_pinned_stay(
         store.publish(folders[number % 4], f"a{number}")
     admission = make_admission(tmp_path, base_folder, capacity=3)
 
-    async def story() -> None:
-        def loaded() -> set[str]:
-            return {version.partition("@")[0] for version in engine(admission).loaded.values()}
+    def loaded() -> set[str]:
+        return {version.partition("@")[0] for version in engine_of(admission).loaded.values()}
 
-        for name in ("a0", "a1", "a2", "a3"):
-            await answered(admission, name, nothing)
-        assert loaded() == {"a1", "a2", "a3"}
-        await admission.aliases.pin("a1", True)
-        await answered(admission, "a4", nothing)
-        assert loaded() == {"a1", "a3", "a4"}
-        with pytest.raises(AdapterError, match="one must stay unpinned"):
-            await admission.aliases.pin("a3", True)
-        await admission.aliases.pin("a1", False)
-        await answered(admission, "a0", nothing)
-        await answered(admission, "a2", nothing)
-        assert loaded() == {"a4", "a0", "a2"}
-        admission.aliases.unload("a0")
-        await settled(admission)
-        assert loaded() == {"a4", "a2"}
-        await answered(admission, "a0", nothing)
-        assert loaded() == {"a4", "a0", "a2"}
+    for name in ("a0", "a1", "a2", "a3"):
+        await answered(admission, name)
+    assert loaded() == {"a1", "a2", "a3"}
+    await admission.aliases.pin("a1", True)
+    await answered(admission, "a4")
+    assert loaded() == {"a1", "a3", "a4"}
+    with pytest.raises(AdapterError, match="one must stay unpinned"):
+        await admission.aliases.pin("a3", True)
+    await admission.aliases.pin("a1", False)
+    await answered(admission, "a0")
+    await answered(admission, "a2")
+    assert loaded() == {"a4", "a0", "a2"}
+    admission.aliases.unload("a0")
+    await settled(admission)
+    assert loaded() == {"a4", "a2"}
+    await answered(admission, "a0")
+    assert loaded() == {"a4", "a0", "a2"}
 
 
-def test_gated_requests_of_many_adapters_share_the_slots(
-    tmp_path: Path, base_folder: Path, folders: list[Path]
+@pytest.mark.parametrize(
+    ("shares_slots", "waiting", "at_once"),
+    [(False, 3, 1), (True, 1, 3)],  # where they share, one place stays for the next
+)
+async def test_gated_requests_of_many_adapters_share_the_slots(
+    many: Admission, shares_slots: bool, waiting: int, at_once: int
 ) -> None:
-    store = Store(tmp_path / "store")
-    for number in range(4):
-        store.publish(folders[number], f"a{number}")
+    aliases = many.aliases
+    aliases.slots.count, aliases.shares_slots = 1, shares_slots
+    end = asyncio.Event()
 
-    def in_use_at_once(shares_slots: bool, waiting: int) -> int:
-        """With `waiting` of four requests held back."""
-        work = tmp_path / str(shares_slots)
-        work.mkdir()
-        (work / "store").symlink_to(store.root)
-        admission = make_admission(work, base_folder, capacity=4, slots=1)
-        aliases = admission.aliases
-        aliases.shares_slots = shares_slots
+    async def until_the_end(_: object) -> None:
+        await end.wait()
 
-        async def story() -> int:
-            end = asyncio.Event()
-
-            async def until_the_end(_: object) -> None:
-                await end.wait()
-
-            asked = [
-                asyncio.create_task(answered(admission, f"a{number}:gated", until_the_end))
-                for number in range(4)
-            ]
-            async with asyncio.timeout(30):
-                while aliases.slots.waiting + aliases.host_slots.waiting < waiting:
-                    await asyncio.sleep(0)
-                while sum(one.in_flight for one in aliases.cache) + waiting < 4:
-                    await asyncio.sleep(0)
-            most = sum(one.in_flight for one in aliases.cache)
-            end.set()
-            assert len(await asyncio.gather(*asked)) == 4
-            assert not aliases.host_slots.busy
-            return most
-
-        return asyncio.run(story())
-
-    assert in_use_at_once(shares_slots=False, waiting=3) == 1
-    assert in_use_at_once(shares_slots=True, waiting=1) == 3  # one place stays for the next
+    asked = [
+        asyncio.create_task(answered(many, f"a{number}:gated", until_the_end))
+        for number in range(4)
+    ]
+    async with asyncio.timeout(30):
+        while aliases.slots.waiting + aliases.host_slots.waiting < waiting:
+            await asyncio.sleep(0)
+        while sum(one.in_flight for one in aliases.cache) + waiting < 4:
+            await asyncio.sleep(0)
+    assert sum(one.in_flight for one in aliases.cache) == at_once
+    end.set()
+    assert len(await asyncio.gather(*asked)) == 4
+    assert not aliases.host_slots.busy
 
 
-def test_a_plain_folder_replaced_and_removed(admission: Admission, base_folder: Path) -> None:
+async def test_a_plain_folder_replaced_and_removed(
+    admission: Admission, folders: list[Path]
+) -> None:
     store = admission.aliases.store
-
-    async def story() -> None:
-        first = await answered(admission, "plain", nothing)
-        assert str(store.resolve("plain")) == first
-        assert not (store.root / "plain" / WEIGHTS).exists()  # in the version's folder now
-        make_adapter(store.root, "plain", base_folder, manifest=False, seed=9)
-        assert await answered(admission, "plain", nothing) == first
-        await settled(admission)
-        second = await answered(admission, "plain", nothing)
-        assert second != first
-        assert list(engine(admission).loaded.values()) == [second]
-        assert store.rollback("plain").version == first
-        assert await answered(admission, "plain", nothing) == second
-        await settled(admission)
-        assert await answered(admission, "plain", nothing) == first
-        shutil.rmtree(store.root / "plain")
-        with pytest.raises(KeyError):
-            await answered(admission, "plain", nothing)
-        await settled(admission)
-        assert not engine(admission).loaded
-
-    asyncio.run(story())
+    first = await answered(admission, "plain")
+    assert str(store.resolve("plain")) == first
+    assert not (store.root / "plain" / WEIGHTS).exists()  # in the version's folder now
+    put_plain(folders[3], store.root, "plain")
+    assert await answered(admission, "plain") == first
+    await settled(admission)
+    second = await answered(admission, "plain")
+    assert second != first
+    assert list(engine_of(admission).loaded.values()) == [second]
+    assert store.rollback("plain").version == first
+    assert await answered(admission, "plain") == second
+    await settled(admission)
+    assert await answered(admission, "plain") == first
+    shutil.rmtree(store.root / "plain")
+    with pytest.raises(KeyError):
+        await answered(admission, "plain")
+    await settled(admission)
+    assert not engine_of(admission).loaded
 
 
-def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
-    admission: Admission, base_folder: Path, caplog: pytest.LogCaptureFixture
+async def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
+    admission: Admission, folders: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     aliases = admission.aliases
     store = aliases.store
-    never = make_adapter(store.root, "never", base_folder, manifest=False, seed=5)
+    never = put_plain(folders[2], store.root, "never")
 
     def spoil(folder: Path) -> None:
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
@@ -242,30 +207,27 @@ def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
     weights = load_file(never / WEIGHTS)
     save_file({key: value * np.nan for key, value in weights.items()}, never / WEIGHTS)
 
-    async def story() -> None:
-        first = await answered(admission, "plain", nothing)
-        spoil(make_adapter(store.root, "plain", base_folder, manifest=False, seed=9))
-        for _ in range(3):
-            assert await answered(admission, "plain", nothing) == first
-            await settled(admission)
-            with pytest.raises(AdapterError, match="NaN"):
-                await answered(admission, "never", nothing)
-        assert "cut short" in (aliases.refusal("plain") or "")
-        assert aliases.refused() == ["plain", "never"] or aliases.refused() == ["never", "plain"]
-        listing = await asyncio.to_thread(aliases.listing)
-        assert list(listing.offered) == ["alpha", "plain"]  # the version before is sound
-        assert list(listing.refused) == ["never"]
-        # It is looked at once, until it changes.
-        assert sum("refused" in record.message for record in caplog.records) == 2
-        for name in ("never", "plain"):
-            make_adapter(store.root, name, base_folder, manifest=False, seed=9)
-        assert await answered(admission, "never", nothing)
-        assert await answered(admission, "plain", nothing) == first
+    first = await answered(admission, "plain")
+    spoil(put_plain(folders[3], store.root, "plain"))
+    for _ in range(3):
+        assert await answered(admission, "plain") == first
         await settled(admission)
-        assert await answered(admission, "plain", nothing) != first
-        assert aliases.refused() == []
-
-    asyncio.run(story())
+        with pytest.raises(AdapterError, match="NaN"):
+            await answered(admission, "never")
+    assert "cut short" in (aliases.refusal("plain") or "")
+    assert aliases.refused() == ["plain", "never"] or aliases.refused() == ["never", "plain"]
+    listing = await asyncio.to_thread(aliases.listing)
+    assert list(listing.offered) == ["alpha", "plain"]  # the version before is sound
+    assert list(listing.refused) == ["never"]
+    # It is looked at once, until it changes.
+    assert sum("refused" in record.message for record in caplog.records) == 2
+    for name in ("never", "plain"):
+        put_plain(folders[3], store.root, name)
+    assert await answered(admission, "never")
+    assert await answered(admission, "plain") == first
+    await settled(admission)
+    assert await answered(admission, "plain") != first
+    assert aliases.refused() == []
 
 
 @pytest.mark.parametrize(
@@ -284,105 +246,82 @@ def test_a_broken_plain_folder_is_refused_and_what_served_serves_on(
         ("base", {"gate_trace": 1}, ValueError),
     ],
 )
-def test_a_refused_request_leaves_the_others_theirs(
+async def test_a_refused_request_leaves_the_others_theirs(
     admission: Admission, model: str, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
-    async def story() -> None:
-        async def refused(request: Any) -> None:
-            with pytest.raises(error) as caught:
-                await answered(admission, model, nothing, **arguments)
-            assert all(str(caught.value).startswith(name) for name in arguments)
-            assert request.model in admission.aliases.cache.models.lora_requests
+    async def refused(request: Any) -> None:
+        with pytest.raises(error) as caught:
+            await answered(admission, model, **arguments)
+        assert all(str(caught.value).startswith(name) for name in arguments)
+        assert request.model in admission.aliases.cache.models.lora_requests
 
-        await answered(admission, "alpha:gated", refused)
-
-    asyncio.run(story())
+    await answered(admission, "alpha:gated", refused)
     assert not admission.aliases.slots.busy
     assert all(one.in_flight == 0 for one in admission.aliases.cache)
 
 
-def test_many_at_once_load_once(admission: Admission) -> None:
-    async def story() -> None:
-        names = ["alpha", "alpha:gated", versions(admission)[0], "plain"] * 10
-        await asyncio.gather(*(answered(admission, name, nothing) for name in names))
-        assert sorted(engine(admission).loaded) == [1, 2]
-
-    asyncio.run(story())
+async def test_many_at_once_load_once(admission: Admission) -> None:
+    names = ["alpha", "alpha:gated", versions(admission)[0], "plain"] * 10
+    await asyncio.gather(*(answered(admission, name) for name in names))
+    assert sorted(engine_of(admission).loaded) == [1, 2]
 
 
-def test_a_threshold_set_by_hand(admission: Admission) -> None:
-    async def story() -> None:
-        admission.aliases.taus["alpha"] = 1.25
-        for arguments, tau in (({}, 1.25), ({"gate_tau": 0.5}, 0.5)):
-            request = completion("alpha:gated", **arguments)
-            await admission.admit(request)
-            assert request.vllm_xargs["gate_tau"] == tau
-
-    asyncio.run(story())
+async def test_a_threshold_set_by_hand(admission: Admission) -> None:
+    admission.aliases.taus["alpha"] = 1.25
+    for arguments, tau in (({}, 1.25), ({"gate_tau": 0.5}, 0.5)):
+        request = completion("alpha:gated", **arguments)
+        await admission.admit(request)
+        assert request.vllm_xargs["gate_tau"] == tau
 
 
 def pinned(admission: Admission) -> set[str]:
     """NAME@HASH that the engine has pinned."""
-    return {engine(admission).loaded[number] for number in engine(admission).pinned}
+    return {engine_of(admission).loaded[number] for number in engine_of(admission).pinned}
 
 
-@pytest.fixture
-def many(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
-    """`a0` to `a3`, and two slots."""
-    store = Store(tmp_path / "store")
-    for number, folder in enumerate(folders):
-        store.publish(folder, f"a{number}")
-    return make_admission(tmp_path, base_folder, capacity=4)
-
-
-def test_a_version_that_comes_back_while_it_drains_is_pinned_no_more(admission: Admission) -> None:
+async def test_a_version_that_comes_back_while_it_drains_is_pinned_no_more(
+    admission: Admission,
+) -> None:
     aliases = admission.aliases
 
-    async def story() -> None:
-        async def unload_and_ask_again(_: Any) -> None:
-            aliases.unload("alpha")
-            assert pinned(admission)  # until it goes
-            version = await answered(admission, "alpha", nothing)
-            assert version in engine(admission).loaded.values()
-            assert not pinned(admission)  # else the engine had a slot less than is counted here
+    async def unload_and_ask_again(_: Any) -> None:
+        aliases.unload("alpha")
+        assert pinned(admission)  # until it goes
+        version = await answered(admission, "alpha")
+        assert version in engine_of(admission).loaded.values()
+        assert not pinned(admission)  # else the engine had a slot less than is counted here
 
-        await aliases.pin("alpha", True)
-        await answered(admission, "alpha", unload_and_ask_again)
-
-    asyncio.run(story())
+    await aliases.pin("alpha", True)
+    await answered(admission, "alpha", unload_and_ask_again)
     assert not aliases.slots.pinned
 
 
-def test_a_pin_waits_for_a_slot_and_two_pins_leave_one(many: Admission) -> None:
+async def test_a_pin_waits_for_a_slot_and_two_pins_leave_one(many: Admission) -> None:
     aliases = many.aliases
+    end = asyncio.Event()
 
-    async def story() -> None:
-        end = asyncio.Event()
+    async def until_the_end(_: Any) -> None:
+        await end.wait()
 
-        async def until_the_end(_: Any) -> None:
-            await end.wait()
-
-        asked = [asyncio.create_task(answered(many, f"a{n}", until_the_end)) for n in (0, 1)]
-        while sum(one.in_flight for one in aliases.cache) < 2:
-            await asyncio.sleep(0)
-        first = asyncio.create_task(aliases.pin("a2", True))
-        while not aliases.slots.waiting:
-            await asyncio.sleep(0)
-        assert not pinned(many)  # the engine runs two adapters in its two slots
-        with pytest.raises(AdapterError, match="one must stay unpinned"):
-            await aliases.pin("a3", True)
-        end.set()
-        await asyncio.gather(first, *asked)
-        assert pinned(many) == aliases.slots.pinned == {aliases.serving("a2")}
-        assert not aliases.slots.busy and not aliases._pinning
-
-    asyncio.run(story())
+    asked = [asyncio.create_task(answered(many, f"a{n}", until_the_end)) for n in (0, 1)]
+    while sum(one.in_flight for one in aliases.cache) < 2:
+        await asyncio.sleep(0)
+    first = asyncio.create_task(aliases.pin("a2", True))
+    while not aliases.slots.waiting:
+        await asyncio.sleep(0)
+    assert not pinned(many)  # the engine runs two adapters in its two slots
+    with pytest.raises(AdapterError, match="one must stay unpinned"):
+        await aliases.pin("a3", True)
+    end.set()
+    await asyncio.gather(first, *asked)
+    assert pinned(many) == aliases.slots.pinned == {aliases.serving("a2")}
+    assert not aliases.slots.busy and not aliases._pinning
 
 
-def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
+async def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = engine(admission).collective_rpc
+    call = engine_of(admission).collective_rpc
 
     async def unloaded_meanwhile(method: str, args: tuple[Any, ...] = ()) -> Any:
         found = await call(method, args)
@@ -390,54 +329,43 @@ def test_what_is_unloaded_while_it_is_pinned_keeps_no_slot(
             admission.aliases.unload("alpha")
         return found
 
-    monkeypatch.setattr(engine(admission), "collective_rpc", unloaded_meanwhile)
+    monkeypatch.setattr(engine_of(admission), "collective_rpc", unloaded_meanwhile)
 
-    async def story() -> None:
-        with pytest.raises(AdapterError, match="was replaced meanwhile"):
-            await admission.aliases.pin("alpha", True)
-        await settled(admission)
-
-    asyncio.run(story())
+    with pytest.raises(AdapterError, match="was replaced meanwhile"):
+        await admission.aliases.pin("alpha", True)
+    await settled(admission)
     assert not admission.aliases.slots.pinned
-    assert not engine(admission).loaded and not engine(admission).pinned
+    assert not engine_of(admission).loaded and not engine_of(admission).pinned
 
 
-def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
+async def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
     old, new = versions(admission)
     aliases = admission.aliases
-
-    async def story() -> None:
-        await aliases.pin("alpha", True)
-        assert pinned(admission) == {old}
-        await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
-        await settled(admission)
-        assert pinned(admission) == aliases.slots.pinned == {new}
-        assert set(engine(admission).loaded.values()) == {new}
-        await aliases.pin("alpha", False)
-
-    asyncio.run(story())
+    await aliases.pin("alpha", True)
+    assert pinned(admission) == {old}
+    await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
+    await settled(admission)
+    assert pinned(admission) == aliases.slots.pinned == {new}
+    assert set(engine_of(admission).loaded.values()) == {new}
+    await aliases.pin("alpha", False)
     assert not aliases.slots.pinned and not pinned(admission)
 
 
-def test_a_slot_that_is_unpinned_goes_to_who_waits(many: Admission) -> None:
+async def test_a_slot_that_is_unpinned_goes_to_who_waits(many: Admission) -> None:
     aliases = many.aliases
+    await aliases.pin("a0", True)
 
-    async def story() -> None:
-        await aliases.pin("a0", True)
+    async def ask_for_another(_: Any) -> None:
+        waits = asyncio.create_task(answered(many, "a2"))
+        while not aliases.slots.waiting:
+            await asyncio.sleep(0)
+        await aliases.pin("a0", False)
+        await waits
 
-        async def ask_for_another(_: Any) -> None:
-            waits = asyncio.create_task(answered(many, "a2", nothing))
-            while not aliases.slots.waiting:
-                await asyncio.sleep(0)
-            await aliases.pin("a0", False)
-            await waits
-
-        await answered(many, "a1", ask_for_another)
-
-    asyncio.run(story())
+    await answered(many, "a1", ask_for_another)
 
 
-def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
+async def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = admission.aliases.cache
@@ -453,72 +381,62 @@ def test_a_client_that_hangs_up_leaves_no_half_of_a_load(
 
     monkeypatch.setattr(cache, "_read", slow_read)
 
-    async def story() -> None:
-        asked = asyncio.create_task(answered(admission, "alpha", nothing))
-        while not reads.is_set():
-            await asyncio.sleep(0)
-        asked.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asked
-        goes_on.set()
-        await settled(admission)
-        # What the engine holds is what the table names; so it can be found, used and dropped.
-        assert set(engine(admission).loaded.values()) == {one.version for one in cache}
-        version = await answered(admission, "alpha", nothing)
-        assert list(engine(admission).loaded.values()) == [version]
-        admission.aliases.unload("alpha")
-        await settled(admission)
-        assert not engine(admission).loaded
-        held = Lease.take_alone(store.path(store.resolve(version)))
-        assert held is not None  # nobody's lease is left
-        held.close()
-
-    asyncio.run(story())
+    asked = asyncio.create_task(answered(admission, "alpha"))
+    while not reads.is_set():
+        await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    goes_on.set()
+    await settled(admission)
+    # What the engine holds is what the table names; so it can be found, used and dropped.
+    assert set(engine_of(admission).loaded.values()) == {one.version for one in cache}
+    version = await answered(admission, "alpha")
+    assert list(engine_of(admission).loaded.values()) == [version]
+    admission.aliases.unload("alpha")
+    await settled(admission)
+    assert not engine_of(admission).loaded
+    held = Lease.take_alone(store.path(store.resolve(version)))
+    assert held is not None  # nobody's lease is left
+    held.close()
 
 
-def test_a_version_that_was_replaced_while_it_was_waited_for_goes(
+async def test_a_version_that_was_replaced_while_it_was_waited_for_goes(
     admission: Admission,
 ) -> None:
     old, new = versions(admission)
     aliases = admission.aliases
 
-    async def story() -> None:
-        async def swap(_: Any) -> None:
-            waits = asyncio.create_task(answered(admission, "alpha", nothing))
-            while not aliases.slots.waiting:
-                await asyncio.sleep(0)
-            await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
-            aliases.slots.unpin("filler@000000000000")
-            assert await waits == old
+    async def swap(_: Any) -> None:
+        waits = asyncio.create_task(answered(admission, "alpha"))
+        while not aliases.slots.waiting:
+            await asyncio.sleep(0)
+        await aliases.move("alpha", new, lambda: aliases.store.alias("alpha", new))
+        aliases.slots.unpin("filler@000000000000")
+        assert await waits == old
 
-        assert await answered(admission, "alpha", nothing) == old
-        # Both slots are taken by others.
-        aliases.slots.pinned.add("filler@000000000000")
-        await answered(admission, "plain", swap)
-        await settled(admission)
-
-    asyncio.run(story())
-    assert old not in engine(admission).loaded.values()
-    assert new in engine(admission).loaded.values()
+    assert await answered(admission, "alpha") == old
+    # Both slots are taken by others.
+    aliases.slots.pinned.add("filler@000000000000")
+    await answered(admission, "plain", swap)
+    await settled(admission)
+    assert old not in engine_of(admission).loaded.values()
+    assert new in engine_of(admission).loaded.values()
 
 
-def test_a_name_that_is_withdrawn_while_it_moves_stays_so(admission: Admission) -> None:
+async def test_a_name_that_is_withdrawn_while_it_moves_stays_so(admission: Admission) -> None:
     _, new = versions(admission)
     aliases = admission.aliases
-
-    async def story() -> None:
-        await answered(admission, "alpha", nothing)
-        aliases.store.alias("alpha", new)
-        engine(admission).may_load.clear()
-        await answered(admission, "alpha", nothing)  # begins the move
-        aliases.withdraw("alpha")
-        engine(admission).may_load.set()
-        await settled(admission)
-        with pytest.raises(KeyError):
-            await answered(admission, "alpha", nothing)
-
-    asyncio.run(story())
-    assert not engine(admission).loaded
+    await answered(admission, "alpha")
+    aliases.store.alias("alpha", new)
+    engine_of(admission).may_load.clear()
+    await answered(admission, "alpha")  # begins the move
+    aliases.withdraw("alpha")
+    engine_of(admission).may_load.set()
+    await settled(admission)
+    with pytest.raises(KeyError):
+        await answered(admission, "alpha")
+    assert not engine_of(admission).loaded
     assert not aliases.served()
 
 
@@ -530,5 +448,5 @@ def waits_counted() -> float:
 @pytest.mark.parametrize("model", ["alpha", "alpha:gated"])
 def test_a_request_waits_once(admission: Admission, model: str) -> None:
     before = waits_counted()
-    asyncio.run(answered(admission, model, nothing))
+    asyncio.run(answered(admission, model))
     assert waits_counted() == before + 1

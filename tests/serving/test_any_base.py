@@ -7,7 +7,6 @@ whose folder REASONMAXXER_REAL_MODEL names (Gemma-3-270m, say) is served gated.
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ def test_gate_off(gemma: Server) -> None:
     with pytest.raises(openai.NotFoundError):
         chat(gemma, "all:gated", "Hi")
     chat(gemma, "all", "Hi")
-    page = urllib.request.urlopen(f"{gemma.url}/metrics").read().decode()
+    page = gemma.page()
     assert 'reasonmaxxer_generated_tokens_total{adapter="all"' in page
     assert "reasonmaxxer_gated_tokens_total{" not in page
 

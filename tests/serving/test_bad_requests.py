@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from support import Server
+from support import ADMIN, Server
 
 GATED = "alpha:gated"
 DEEP = "[" * 2_000 + "]" * 2_000  # JSON that a recursive parser may not survive
@@ -52,16 +52,13 @@ class Answer(NamedTuple):
 def good(path: str, model: str = GATED) -> dict[str, str]:
     """Field -> JSON of a request that is answered with one token."""
     name = {"model": json.dumps(model)}
-    if path == "/v1/chat/completions":
+    if path in ("/v1/chat/completions", "/v1/messages"):
         message = '[{"role": "user", "content": "3 + 4"}]'
         return name | {"messages": message, "max_tokens": "1"}
     if path == "/v1/completions":
         return name | {"prompt": '"3 + 4"', "max_tokens": "1"}
     if path == "/v1/responses":
         return name | {"input": '"3 + 4"', "max_output_tokens": "1", "store": "false"}
-    if path == "/v1/messages":
-        message = '[{"role": "user", "content": "3 + 4"}]'
-        return name | {"messages": message, "max_tokens": "1"}
     if path == "/detokenize":
         return name | {"tokens": "[1]"}
     return name | {"prompt": '"3 + 4"'}
@@ -287,46 +284,35 @@ def test_more_sequences_than_anybody_needs(gated: Server) -> None:
 
 def test_the_admin_api(gated: Server) -> None:
     """Its own bodies and names, with the admin key."""
-    from support import ADMIN_KEY
-
-    key = {"Authorization": f"Bearer {ADMIN_KEY}"}
     for path, field in (
         ("/admin/adapters/alpha/load", "version"),
         ("/admin/adapters/alpha/alias", "version"),
         ("/admin/adapters/alpha/pin", "pinned"),
     ):
         cases = [
-            Case(f"{path} {field}={value[:40]}", "POST", path, body({field: value}), key)
+            Case(f"{path} {field}={value[:40]}", "POST", path, body({field: value}), ADMIN)
             for value in ODD
             # These are good there: the first loads the alias, the other pins.
             if (field, value) not in {("version", "null"), ("pinned", "true")}
         ]
         cases += [
-            Case(f"{path}: {what}", "POST", path, raw, key)
+            Case(f"{path}: {what}", "POST", path, raw, ADMIN)
             for what, raw in BODIES.items()
             if what != "a BOM"  # an empty object behind it, which is good for load and pin
         ]
         for case, answer in check(gated, cases):
             assert 400 <= answer.status < 500, (case.what, answer)
     names = ("%00", "%ff", "..", "a" * 500, "ALPHA", "alpha@x", "%2e%2e%2f")
-    check(gated, [Case(name, "GET", f"/admin/adapters/{name}", None, key) for name in names])
+    check(gated, [Case(name, "GET", f"/admin/adapters/{name}", None, ADMIN) for name in names])
 
 
 def test_an_admin_sets_no_odd_tau(gated: Server) -> None:
-    from support import ADMIN_KEY
-
-    key = {"Authorization": f"Bearer {ADMIN_KEY}"}
     path = "/admin/adapters/alpha/tau"
     # null puts the manifest's back.
-    values = [value for value in ODD if not value.lstrip("-")[0].isdigit()] + [
-        "-1",
-        "1e999",
-        "null",
-    ]
+    odd = [one for one in ODD if one != "null" and not one.lstrip("-")[0].isdigit()]
     cases = [
-        Case(f"tau={value[:40]}", "PUT", path, body({"tau": value}), key)
-        for value in values
-        if value != "null"
+        Case(f"tau={value[:40]}", "PUT", path, body({"tau": value}), ADMIN)
+        for value in (*odd, "-1", "1e999")
     ]
     for case, answer in check(gated, cases):
         assert 400 <= answer.status < 500, (case.what, answer)

@@ -8,18 +8,19 @@ first lines. Those that take long to install run with `make test-clients` alone.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, Server
+from support import ROOT, Server, run_command
 
 SCRIPTS = ROOT / "tests" / "clients"
 OWN = ("openai", "vllm_bench")  # in this environment
 LIGHT = ("litellm", "langchain", "inspect")
-HEAVY = ("lm_eval", "guidellm")
-ALL = os.environ.get("REASONMAXXER_CLIENTS") == "all"
+slow = pytest.mark.skipif(
+    os.environ.get("REASONMAXXER_CLIENTS") != "all", reason="slow to install: `make test-clients`"
+)
+HEAVY = [pytest.param(client, marks=slow) for client in ("lm_eval", "guidellm")]
 UV = Path(sys.executable).with_name("uv")
 
 
@@ -30,18 +31,10 @@ def interpreter(script: Path) -> str:
     if not UV.is_file():
         pytest.skip("uv is not installed")
     flags = ["--quiet", "--python", sys.executable, "--script", str(script)]
-    made = subprocess.run(
-        [UV, "sync", *flags], env=environment, capture_output=True, text=True, check=False
-    )
+    made = run_command(UV, "sync", *flags, env=environment)
     if made.returncode:
         pytest.skip(f"{script.name}: its packages cannot be had: {made.stderr.strip()[-300:]}")
-    found = subprocess.run(
-        [UV, "python", "find", "--script", str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = run_command(UV, "python", "find", "--script", script, env=environment, check=True)
     return found.stdout.strip()
 
 
@@ -55,31 +48,12 @@ def check(python: str, script: Path, server: Server) -> None:
         "NO_PROXY": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
     }
-    ended = subprocess.run(
-        [python, str(script), server.url],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = run_command(python, script, server.url, env=environment)
     assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-6000:]}"
     assert "all checks passed" in ended.stdout
 
 
-@pytest.mark.parametrize("client", OWN)
-def test_clients_of_this_environment(gated: Server, client: str) -> None:
-    check(sys.executable, SCRIPTS / f"check_{client}.py", gated)
-
-
-@pytest.mark.parametrize("client", LIGHT)
-def test_clients_that_are_quick_to_install(gated: Server, client: str) -> None:
+@pytest.mark.parametrize("client", [*OWN, *LIGHT, *HEAVY])
+def test_a_client(gated: Server, client: str) -> None:
     script = SCRIPTS / f"check_{client}.py"
-    check(interpreter(script), script, gated)
-
-
-@pytest.mark.skipif(not ALL, reason="slow to install: `make test-clients`")
-@pytest.mark.parametrize("client", HEAVY)
-def test_clients_that_are_slow_to_install(gated: Server, client: str) -> None:
-    script = SCRIPTS / f"check_{client}.py"
-    check(interpreter(script), script, gated)
+    check(sys.executable if client in OWN else interpreter(script), script, gated)

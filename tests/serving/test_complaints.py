@@ -3,25 +3,19 @@
 | stock | ours |
 |---|---|
 | cached prefixes of the old content under a reused name | test_server_adapters, test_server_swap |
-| read from disk again at every step | test_registry: `load_inplace` is never set |
-| unloading frees nothing | test_registry, test_server_swap: what is left when idle |
-| a name leads out of the folder | below; tests/adapters: hostile names |
+| read from disk again at every step | fleet.Engine, which every story asks: no `load_inplace` |
+| unloading frees nothing | test_aliases, test_server_swap: what is left when idle |
+| a name leads out of the folder | tests/adapters/test_reference.py: hostile names |
 | an adapter for other weights is accepted | test_server_adapters: wrong-weights |
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support import ENGINE_ENVIRONMENT, ROOT, make_adapter, sign
+from support import findings, make_adapter, sign
 
 from adapters.adapter import CONFIG, AdapterError
 from adapters.base_checkpoint import BaseCheckpoint
@@ -43,19 +37,7 @@ def test_stock_vllm_has_them_all(tmp_path: Path, base_folder: Path) -> None:
         json.dumps(config | {"base_model_name_or_path": str(base_folder)})
     )
     sign(Path(case["foreign"]), base_folder, fingerprint="0" * 64)  # says whose it is
-    ended = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("stock_faults.py"))],
-        input=json.dumps(case),
-        cwd=ROOT,
-        env=os.environ
-        | ENGINE_ENVIRONMENT
-        | {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    found = findings(Path(__file__).with_name("stock_faults.py"), case)
     assert found.pop("loads of one request of 12 tokens") >= 12
     assert found.pop("tokens taken from the old content's cache") >= 64
     assert found == {
@@ -65,20 +47,3 @@ def test_stock_vllm_has_them_all(tmp_path: Path, base_folder: Path) -> None:
     }
     with pytest.raises(AdapterError, match="made for other weights"):
         Store(tmp_path).get("foreign", BaseCheckpoint.open(str(base_folder)))
-
-
-PIECES = st.sampled_from(["..", ".", "/", "outside", "alpha", "\\", "%2e", "\0", "~", "@", "\n"])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.one_of(st.lists(PIECES, min_size=1, max_size=8).map("".join), st.text(max_size=80)))
-def test_no_name_leads_out(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
-    root = tmp_path_factory.getbasetemp() / "hostile"
-    for folder in ("store/alpha", "outside"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / folder / CONFIG).write_text("{}")
-    try:
-        found = Store(root / "store").resolve(name)
-    except KeyError:
-        return
-    assert Store(root / "store").path(found) == root / "store" / "alpha"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fleet import make_admission
+from fleet import ADMIN_KEY, BEARER, application, engine_of, make_admission
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.exceptions import HTTPException
 from support import make_adapter
 
 from adapters import exchange
@@ -24,9 +21,9 @@ from adapters.store import Store, StoreAwayError, StoreError
 from serving import admin_api, controller_api, models_api
 from serving.admission import Admission
 from serving.controller_sources import ForbiddenSourceError, MissingSourceError, Place, Sources
-from serving.middleware import ApiKey, http_error
+from serving.middleware import ApiKey
 
-KEY, API_KEY = "an admin key", "a client's key"
+API_KEY = "a client's key"
 LOAD, UNLOAD = controller_api.PATHS
 
 
@@ -54,19 +51,10 @@ def test_allowed(path: str) -> None:
         *("s3://bucket/some/prefix-not", "s3://bucket/some", "s3://other/some/prefix/x"),
         *("gs://bucket/some/prefix", "/mnt/adapters-old/x", "/mnt", "/", "mnt/adapters/x/y"),
         *("/mnt/adapters/../../etc", "/mnt/adapters/./x", "/mnt/adapters//x", "//mnt/adapters/x"),
-        *(
-            "/mnt/adapters/.ssh",
-            "/mnt/adapters/a\x00b",
-            "/mnt/adapters/a\n",
-            "file:///mnt/adapters",
-        ),
-        *("s3://bucket/some/prefix/../../x", "s3://bucket/some/prefix/%2e%2e/x", "", " ", "~/x"),
-        *(
-            "s3://user:pw@bucket/some/prefix",
-            "hf://org/any/sub",
-            "hf://org/any@../x",
-            "http://org/x",
-        ),
+        *("/mnt/adapters/.ssh", "/mnt/adapters/a\x00b", "/mnt/adapters/a\n", "~/x", "", " "),
+        *("s3://bucket/some/prefix/../../x", "s3://bucket/some/prefix/%2e%2e/x", "http://org/x"),
+        *("s3://user:pw@bucket/some/prefix", "hf://org/any/sub", "hf://org/any@../x"),
+        *("file:///mnt/adapters",),
         *("hf://org/any@", "hf://org/any@-x", "/mnt/adapters\\..\\x", "S3://bucket/some/prefix"),
     ],
 )
@@ -144,26 +132,14 @@ def admission(tmp_path: Path, base_folder: Path) -> Admission:
     return make_admission(tmp_path, base_folder)
 
 
-def application(admission: Admission, sources: str) -> FastAPI:
-    """The routes and keys as the server has them."""
-    app = FastAPI()
-    app.state.aliases = admission.aliases
-    app.state.args = type("Args", (), {"gate": True})
-    app.state.admin_digest = hashlib.sha256(KEY.encode()).digest()
-    app.state.controller_sources = Sources.parse(sources)
-    app.include_router(controller_api.router)
-    app.include_router(admin_api.router)
-    app.include_router(models_api.router)
-    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
-    also = dict.fromkeys(controller_api.PATHS) | {"/v1/models": KEY}
-    app.add_middleware(ApiKey, key=API_KEY, also=also)
-    return app
-
-
 @pytest.fixture
 def client(admission: Admission, made: Path) -> Iterator[TestClient]:
-    app = application(admission, f"hf://org/,s3://bucket/adapters,{made}")
-    with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+    """The routes and keys as the server has them."""
+    app = application(admission, controller_api.router, admin_api.router, models_api.router)
+    app.state.controller_sources = Sources.parse(f"hf://org/,s3://bucket/adapters,{made}")
+    also = dict.fromkeys(controller_api.PATHS) | {"/v1/models": ADMIN_KEY}
+    app.add_middleware(ApiKey, key=API_KEY, also=also)
+    with TestClient(app, headers=BEARER) as client:
         yield client
 
 
@@ -180,13 +156,11 @@ def test_a_controller_loads_lists_and_unloads(
 ) -> None:
     assert models(client) == set()
     answer = load(client, "math", made / "one")
-    assert (answer.status_code, answer.text) == (
-        200,
-        "Success: LoRA adapter 'math' added successfully.",
-    )
+    assert answer.status_code == 200
+    assert answer.text == "Success: LoRA adapter 'math' added successfully."
     assert models(client) == {"math"}
     serving = admission.aliases.serving("math")
-    assert serving in admission.aliases.cache.engine.loaded.values()  # type: ignore[attr-defined]
+    assert serving in engine_of(admission).loaded.values()
     assert admission.aliases.store.history("math")[-1].by.startswith("key ")
     # Every reconciliation asks again, and so does each replica of the store.
     assert load(client, "math", made / "one").status_code == 200
@@ -224,12 +198,9 @@ def test_keys(client: TestClient, made: Path) -> None:
         bearer = {"Authorization": f"Bearer {key}"}
         for path in (LOAD, UNLOAD):
             assert client.post(path, json=body, headers=bearer).status_code == 401
-        assert client.get("/v1/models", headers=bearer).status_code == (
-            200 if key == API_KEY else 401
-        )
-        assert client.get("/v1/models/base", headers=bearer).status_code == (
-            200 if key == API_KEY else 401
-        )
+        for path in ("/v1/models", "/v1/models/base"):
+            answer = client.get(path, headers=bearer)
+            assert answer.status_code == (200 if key == API_KEY else 401)
     assert models(client) == set()
 
 

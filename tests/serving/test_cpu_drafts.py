@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import ENGINE_ENVIRONMENT, ROOT
+from support import findings
 
 from vllm_gate.cpu import drafts
 
@@ -20,17 +16,7 @@ from vllm_gate.cpu import drafts
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What draft_faults.py has seen."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | ENGINE_ENVIRONMENT | {"PYTHONPATH": path, "VLLM_PLUGINS": ""}
-    ended = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("draft_faults.py"))],
-        env=environment | {"VLLM_LOGGING_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+    return findings(Path(__file__).with_name("draft_faults.py"), VLLM_LOGGING_LEVEL="ERROR")
 
 
 WANTED = {

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, make_adapter
+from support import Reference, findings, make_adapter
+from vllm.lora.ops.torch_ops import lora_ops
 
 from vllm_gate import patches
 from vllm_gate.cpu import lora_kernels
 
 KERNELS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
 SLOTS, RANK, IN, OUT = 3, 4, 8, 6
-MAPPINGS = [
-    [-1, -1, -1],
-    [0, 0, 0],
-    [2, 2],
-    [-1, 0, -1, 2],
-    [1, -1, 0, 2, -1, 1],
-    [],
-]
-
-
-def stock() -> Any:
-    """vLLM's own kernels, from a module of their own."""
-    import vllm.lora.ops.torch_ops.lora_ops as installed
-
-    spec = importlib.util.spec_from_file_location("stock_lora_ops", installed.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+MAPPINGS = [[-1, -1, -1], [0, 0, 0], [2, 2], [-1, 0, -1, 2], [1, -1, 0, 2, -1, 1], []]
 
 
 def by_rows(
@@ -55,7 +31,6 @@ def by_rows(
     indices = torch.tensor(mapping, dtype=torch.long)
     rows = len(mapping)
     x, h = torch.randn(rows, IN, dtype=dtype), torch.randn(rows, RANK)
-    pairs = []
     if kernel.__name__ == "bgmv_shrink":
         output = torch.zeros(rows, RANK)
         expected = output.clone()
@@ -63,8 +38,8 @@ def by_rows(
         for row, slot in enumerate(mapping):
             if slot >= 0:
                 expected[row] = 0.5 * a.reshape(SLOTS, RANK, IN)[slot].float() @ x[row].float()
-        pairs.append((output, expected))
-        return pairs
+        return [(output, expected)]
+    pairs = []
     for add in (True, False):
         output = torch.randn(rows, OUT + 4, dtype=dtype)
         expected = output.clone()
@@ -95,7 +70,8 @@ def test_kernels_against_a_loop_over_rows(
 @pytest.mark.parametrize("name", KERNELS)
 def test_vllms_own_kernels_write_base_rows(name: str) -> None:
     """If this fails, vLLM has mended its kernels and ours can go."""
-    output, expected = by_rows(getattr(stock(), name), [-1, 0, -1, 2], torch.float32, True)[0]
+    stock = patches.theirs(lora_ops, name)
+    output, expected = by_rows(stock, [-1, 0, -1, 2], torch.float32, True)[0]
     base, adapter = [0, 2], [1, 3]
     assert not torch.allclose(output[base], expected[base])
     torch.testing.assert_close(output[adapter], expected[adapter], atol=1e-5, rtol=1e-5)
@@ -120,24 +96,8 @@ def test_mixed_batch_in_the_real_engine(tmp_path: Path, base_folder: Path) -> No
     """One batch of base and adapter rows, on stock kernels and on ours, against Hugging Face."""
     folder = make_adapter(tmp_path, "alpha", base_folder, seed=1)
     prompts = [f"{i} + {i} * {i} =" for i in range(6)]
-    environment = os.environ | ENGINE_ENVIRONMENT
-    environment |= {
-        "VLLM_PLUGINS": "",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-    ended = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("mixed_batch.py"))],
-        input=json.dumps({"base": str(base_folder), "adapter": str(folder), "prompts": prompts}),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    outputs = json.loads(ended.stdout.splitlines()[-1])
+    case = {"base": str(base_folder), "adapter": str(folder), "prompts": prompts}
+    outputs = findings(Path(__file__).with_name("mixed_batch.py"), case)
     reference = Reference(base_folder, tmp_path)
     wrong = {"stock": 0, "ours": 0}
     for row, prompt in enumerate(prompts):

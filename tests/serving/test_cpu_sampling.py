@@ -4,9 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("vllm")
-
 from vllm.v1.sample.ops import topk_topp_sampler
 
 from vllm_gate import patches

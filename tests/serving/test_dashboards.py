@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support import ROOT, Server
 
@@ -43,9 +43,8 @@ class Prometheus:
 
     def get(self, path: str, **arguments: str) -> Any:
         """The data of an answer; an expression it cannot read raises."""
-        query = urllib.parse.urlencode(arguments)
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=10) as answer:
-            return json.load(answer)["data"]
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=arguments, timeout=10)
+        return answer.raise_for_status().json()["data"]
 
     def values(self, expr: str) -> list[float]:
         """What it answers now."""
@@ -111,7 +110,7 @@ def test_every_question_has_an_answer(gated: Server, tmp_path: Path) -> None:
         deadline = time.monotonic() + DEADLINE
         while open_ and time.monotonic() < deadline:
             traffic(gated)
-            with suppress(urllib.error.URLError):  # it starts
+            with suppress(httpx.HTTPError):  # it starts
                 asked.values("vector(1)")
                 open_ = [question for question in open_ if not answered(asked, question)]
         assert not open_, "\n".join(map(str, open_))

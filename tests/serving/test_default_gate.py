@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
-import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from fleet import answered, completion, make_admission
-from support import Server, make_adapter
+from fleet import answered, completion, make_admission, nothing, put_plain
+from support import Server, until
 
 from adapters.gate import calibrate
 from adapters.manifest import Gate
+from adapters.store import Store
 from serving.admission import Admission
 from serving.default_gate import FEWEST, DefaultGate, EntropySample, threshold
 from serving.metrics_page import Gauges
@@ -28,10 +27,7 @@ OWN = Gate(tau=0.3, rate=0.05, tokens=1000, table=[(0.05, 0.3)])
 RATE = 0.1
 
 
-async def _silent(_: int) -> None: ...
-
-
-def default_gate(ask: Callable[[int], Awaitable[None]] = _silent, **more: Any) -> DefaultGate:
+def default_gate(ask: Callable[[int], Awaitable[None]] = nothing, **more: Any) -> DefaultGate:
     return DefaultGate(RATE, ask, **more)
 
 
@@ -68,7 +64,7 @@ def test_tau_is_calibrated_on_what_was_seen_and_moves_ever_more_rarely() -> None
 
 
 def test_a_small_rate_needs_more_tokens() -> None:
-    assert DefaultGate(0.005, _silent).needed == 20_000
+    assert DefaultGate(0.005, nothing).needed == 20_000
 
 
 # --------------------------------------------------------------------------- where it is needed
@@ -90,11 +86,11 @@ def test_where_a_threshold_comes_from() -> None:
 
 
 @pytest.fixture
-def admission(tmp_path: Path, base_folder: Path) -> Admission:
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`plain` brings no threshold, `own` has one without a table."""
     store = tmp_path / "store"
-    make_adapter(store, "plain", base_folder, manifest=False)
-    make_adapter(store, "own", base_folder)
+    put_plain(folders[0], store, "plain")
+    Store(store).publish(folders[0], "own")
     return make_admission(tmp_path, base_folder)
 
 
@@ -105,25 +101,22 @@ async def _arguments(admission: Admission, model: str, **arguments: Any) -> dict
     return dict(request.vllm_xargs or {})
 
 
-def test_a_requests_own_threshold_works_for_every_adapter(admission: Admission) -> None:
-    async def story() -> None:
-        for name in ("plain", "own"):
-            told = await _arguments(admission, f"{name}:gated", gate_tau=0.7, gate_trace=1)
-            assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
-            told = await _arguments(admission, f"{name}:gated", gate_rate=0)
-            assert told["gate_tau"] == NEVER
-        with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
-            await _arguments(admission, "plain:gated")
-        for name in ("plain", "own"):
-            with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
-                await _arguments(admission, f"{name}:gated", gate_rate=0.05)
-        admission.aliases.taus["plain"] = 1.5  # by the admin API
-        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 1.5
-
-    asyncio.run(story())
+async def test_a_requests_own_threshold_works_for_every_adapter(admission: Admission) -> None:
+    for name in ("plain", "own"):
+        told = await _arguments(admission, f"{name}:gated", gate_tau=0.7, gate_trace=1)
+        assert told == {"gate_tau": 0.7, "correction_temperature": 1.0, "gate_trace": 1}
+        told = await _arguments(admission, f"{name}:gated", gate_rate=0)
+        assert told["gate_tau"] == NEVER
+    with pytest.raises(ValueError, match=r"^gate_tau: .*store calibrate"):
+        await _arguments(admission, "plain:gated")
+    for name in ("plain", "own"):
+        with pytest.raises(ValueError, match=r"^gate_rate: .*no table.*gate_tau.*calibrate"):
+            await _arguments(admission, f"{name}:gated", gate_rate=0.05)
+    admission.aliases.taus["plain"] = 1.5  # by the admin API
+    assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 1.5
 
 
-def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
+async def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
     admission: Admission,
 ) -> None:
     rounds: list[int] = []
@@ -136,25 +129,22 @@ def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_with_it(
 
     default = admission.aliases.default_gate = default_gate(ask)
 
-    async def story() -> None:
-        assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
-        assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
-        assert not rounds  # nobody needed it
-        quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
-        others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]
-        await asyncio.sleep(0)
-        quitter.cancel()
-        told = [await one for one in others]
-        assert [one["gate_tau"] for one in told] == [0.25] * 3
-        assert rounds == [0, 1, 2]
-        # From its table, now that there is one.
-        assert (await _arguments(admission, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
-
-    asyncio.run(story())
+    assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
+    assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
+    assert not rounds  # nobody needed it
+    quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
+    others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]
+    await asyncio.sleep(0)
+    quitter.cancel()
+    told = [await one for one in others]
+    assert [one["gate_tau"] for one in told] == [0.25] * 3
+    assert rounds == [0, 1, 2]
+    # From its table, now that there is one.
+    assert (await _arguments(admission, "plain:gated", gate_rate=0.5))["gate_tau"] == 0.25
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) -> None:
+async def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) -> None:
     async def ask(number: int) -> None:
         default.observe(0.25)
         if fails:
@@ -162,19 +152,16 @@ def test_a_threshold_that_cannot_be_measured(admission: Admission, fails: bool) 
 
     default = admission.aliases.default_gate = default_gate(ask)
 
-    async def story() -> None:
-        for _ in range(2):  # each request tries again
-            with pytest.raises(ValueError, match=r"^gate_tau: .*1000 tokens.*send gate_tau"):
-                await _arguments(admission, "plain:gated")
-        assert default.sample.seen == (2 if fails else 16)
-        for _ in range(FEWEST):
-            default.observe(0.5)  # traffic of the base
-        assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 0.5
-
-    asyncio.run(story())
+    for _ in range(2):  # each request tries again
+        with pytest.raises(ValueError, match=r"^gate_tau: .*1000 tokens.*send gate_tau"):
+            await _arguments(admission, "plain:gated")
+    assert default.sample.seen == (2 if fails else 16)
+    for _ in range(FEWEST):
+        default.observe(0.5)  # traffic of the base
+    assert (await _arguments(admission, "plain:gated"))["gate_tau"] == 0.5
 
 
-def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
+async def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
     admission.aliases.default_gate = default_gate()
     seen: list[dict[str, Any]] = []
 
@@ -183,58 +170,44 @@ def test_one_request_in_eight_is_looked_at(admission: Admission) -> None:
         await admission.admit(request)  # vLLM asks twice
         assert seen[-1] == dict(request.vllm_xargs or {})
 
-    async def story() -> None:
-        for _ in range(160):
-            await answered(admission, "base", look, theirs=1)
-        watched = [told for told in seen if WATCHED in told]
-        assert 8 <= len(watched) <= 40
-        assert all(told["gate_tau"] == NEVER and told["theirs"] == 1 for told in watched)
-        assert all(told == {"theirs": 1} for told in seen if told not in watched)
-        told = [await _arguments(admission, "own:gated") for _ in range(160)]
-        assert 8 <= sum(WATCHED in one for one in told) <= 40
-        with pytest.raises(ValueError, match=WATCHED):  # no client may ask for it
-            await _arguments(admission, "own:gated", **{WATCHED: 1})
-
-    asyncio.run(story())
+    for _ in range(160):
+        await answered(admission, "base", look, theirs=1)
+    watched = [told for told in seen if WATCHED in told]
+    assert 8 <= len(watched) <= 40
+    assert all(told["gate_tau"] == NEVER and told["theirs"] == 1 for told in watched)
+    assert all(told == {"theirs": 1} for told in seen if told not in watched)
+    told = [await _arguments(admission, "own:gated") for _ in range(160)]
+    assert 8 <= sum(WATCHED in one for one in told) <= 40
+    with pytest.raises(ValueError, match=WATCHED):  # no client may ask for it
+        await _arguments(admission, "own:gated", **{WATCHED: 1})
 
 
-def test_the_metrics_say_so(admission: Admission) -> None:
+async def test_the_metrics_say_so(admission: Admission) -> None:
     def page() -> str:
         return Gauges(admission.aliases).page()
 
-    async def story() -> None:
-        await answered(admission, "plain", _nothing)
-        assert "reasonmaxxer_adapter_tau_nats{" not in page()
-        assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
-        default = admission.aliases.default_gate = default_gate()
-        assert "reasonmaxxer_adapter_tau_nats{" not in page()
-        for _ in range(FEWEST):
-            default.observe(1.25)
-        text = page()
-        assert f"\nreasonmaxxer_default_gate_rate {RATE}\n" in text
-        assert f"\nreasonmaxxer_default_gate_tokens {FEWEST}\n" in text
-        (line,) = (one for one in text.splitlines() if one.startswith("reasonmaxxer_adapter_tau"))
-        assert 'adapter="plain"' in line
-        assert 'source="default_gate_rate"' in line
-        assert line.endswith(" 1.25")
-
-    asyncio.run(story())
-
-
-async def _nothing(_: Any) -> None: ...
+    await answered(admission, "plain")
+    assert "reasonmaxxer_adapter_tau_nats{" not in page()
+    assert "\nreasonmaxxer_default_gate_rate 0\n" in page()
+    default = admission.aliases.default_gate = default_gate()
+    assert "reasonmaxxer_adapter_tau_nats{" not in page()
+    for _ in range(FEWEST):
+        default.observe(1.25)
+    text = page()
+    assert f"\nreasonmaxxer_default_gate_rate {RATE}\n" in text
+    assert f"\nreasonmaxxer_default_gate_tokens {FEWEST}\n" in text
+    (line,) = (one for one in text.splitlines() if one.startswith("reasonmaxxer_adapter_tau"))
+    assert 'adapter="plain"' in line
+    assert 'source="default_gate_rate"' in line
+    assert line.endswith(" 1.25")
 
 
 # ---------------------------------------------------------------------------- the real server
 
 
 def _gauge(server: Server, name: str) -> float:
-    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    (value,) = re.findall(rf"^reasonmaxxer_{name} (\S+)$", page, re.MULTILINE)
+    (value,) = re.findall(rf"^reasonmaxxer_{name} (\S+)$", server.page(), re.MULTILINE)
     return float(value)
-
-
-def _tokens_seen(server: Server) -> float:
-    return _gauge(server, "default_gate_tokens")
 
 
 def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: Server) -> None:
@@ -264,16 +237,14 @@ def test_an_adapter_from_elsewhere_is_gated_by_the_servers_own_measure(server: S
         ask("alpha:gated", gate_rate=0.05)  # a threshold, but no table
 
     # Its traffic counts, and no client sees that it was looked at.
-    deadline = time.monotonic() + 60
-    while _gauge(server, "gate_requests"):  # what is left of the shipped prompts
-        assert time.monotonic() < deadline
-    seen = _tokens_seen(server)
+    until(lambda: not _gauge(server, "gate_requests"))  # what is left of the shipped prompts
+    seen = _gauge(server, "default_gate_tokens")
     for _ in range(200):
         answer = ask(server.base.name)
         assert answer.usage.completion_tokens_details is None
         body = json.loads(answer.model_dump_json())
         assert body.get("kv_transfer_params") is None
         assert "gate_trace" not in body["choices"][0]
-        if _tokens_seen(server) > seen:
+        if (now := _gauge(server, "default_gate_tokens")) > seen:
             break
-    assert _tokens_seen(server) - seen == answer.usage.completion_tokens
+    assert now - seen == answer.usage.completion_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,23 @@ from vllm_gate.errors import PatchError
 from vllm_gate.patches import TABLE, Patch
 
 
+@cache
+def parsed(path: Path) -> tuple[list[str], ast.Module]:
+    """The lines and the syntax of a file, in which several rows have functions."""
+    text = path.read_text(encoding="utf-8")
+    return text.splitlines(keepends=True), ast.parse(text)
+
+
 def by_syntax(row: Patch) -> str:
     """The source of a row's function as Python's own parser finds it."""
     module, _, owner = (row.source or row.owner).partition(":")
-    text = Path(patches._path(module)).read_text(encoding="utf-8")
-    node: ast.AST = ast.parse(text)
+    node: ast.AST
+    lines, node = parsed(patches._path(module))
     for part in filter(None, (owner, row.name)):
         node = next(one for one in ast.iter_child_nodes(node) if getattr(one, "name", "") == part)
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     first = min(one.lineno for one in (node, *node.decorator_list))
-    return "".join(text.splitlines(keepends=True)[first - 1 : node.end_lineno])
+    return "".join(lines[first - 1 : node.end_lineno])
 
 
 def test_the_version() -> None:
@@ -62,14 +70,11 @@ def test_every_override_stands_in_the_table() -> None:
     from vllm_gate.scheduler import GateMixin
 
     noted = {(row.ours.rpartition(":")[2], row.name) for row in TABLE if row.how == "override"}
+    alone = (GateMixin, SeededRows, GateSampler, GateRejectionSampler, CorrectedCPUWorker)
     for ours, theirs in (
-        (GateMixin, GateMixin.__mro__[1]),
-        (SeededRows, SeededRows.__mro__[1]),
+        *((one, one.__mro__[1]) for one in alone),
         (GateRunnerV1, SeededRows.__mro__[1]),
         (GateV2, GateRunnerV2.__mro__[2]),
-        (GateSampler, GateSampler.__mro__[1]),
-        (GateRejectionSampler, GateRejectionSampler.__mro__[1]),
-        (CorrectedCPUWorker, CorrectedCPUWorker.__mro__[1]),
     ):
         shared = {name for name, value in vars(ours).items() if inspect.isfunction(value)}
         shared = {name for name in shared if hasattr(theirs, name)}

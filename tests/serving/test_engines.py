@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fleet import Engine, completion, make_admission
-from support import make_adapter
+from fleet import Engine, completion, make_admission, nothing
 
 from adapters.adapter import AdapterError
+from adapters.store import Store
 from serving import engines
 from serving.middleware import Drain
 from serving.request import RequestContext, RequestMiddleware
@@ -40,8 +40,9 @@ def test_each_engine_says_what_it_holds() -> None:
     assert engines.in_flight(alone, 0) == 0
 
 
-def failing(name: str | None, codes: dict[str, int], errored: bool = True) -> Any:
-    """An engine client, with processes that have ended."""
+def failing(name: str | None = None, code: int = 0, errored: bool = True) -> Any:
+    """An engine client; its process `name` has ended with `code`."""
+    codes = {} if name is None else {name: code}
     manager = SimpleNamespace(failed_proc_name=name, finished_procs=lambda: codes)
     core = SimpleNamespace(resources=SimpleNamespace(engine_manager=manager))
     return SimpleNamespace(engine_core=core, errored=errored)
@@ -50,13 +51,10 @@ def failing(name: str | None, codes: dict[str, int], errored: bool = True) -> An
 @pytest.mark.parametrize(
     ("client", "said"),
     [
-        (failing(None, {}, errored=False), None),
-        (failing(None, {}), "an engine has ended"),
-        (
-            failing("EngineCore_DP1", {"EngineCore_DP1": -9}),
-            "EngineCore_DP1 has ended with signal 9",
-        ),
-        (failing("EngineCore_DP0", {"EngineCore_DP0": 1}), "EngineCore_DP0 has ended with 1"),
+        (failing(errored=False), None),
+        (failing(), "an engine has ended"),
+        (failing("EngineCore_DP1", -9), "EngineCore_DP1 has ended with signal 9"),
+        (failing("EngineCore_DP0", 1), "EngineCore_DP0 has ended with 1"),
     ],
 )
 def test_an_engine_that_ends_by_itself_is_named(
@@ -82,9 +80,9 @@ def test_an_engine_that_ends_by_itself_is_named(
 
 
 def test_an_adapter_that_one_engine_refuses_stays_in_none(
-    tmp_path: Path, base_folder: Path
+    tmp_path: Path, base_folder: Path, folders: list[Path]
 ) -> None:
-    make_adapter(tmp_path / "store", "alpha", base_folder)
+    Store(tmp_path / "store").publish(folders[0], "alpha")
     admission = make_admission(tmp_path, base_folder)
     engine: Any = admission.aliases.cache.engine
     stock = engine.add_lora
@@ -99,12 +97,12 @@ def test_an_adapter_that_one_engine_refuses_stays_in_none(
     assert engine.loaded == {}
 
 
-@pytest.mark.parametrize(("asked", "shares", "rank"), [("1", False, 1), ("1", True, None)])
+@pytest.mark.parametrize(("shares", "rank"), [(False, 1), (True, None)])
 def test_the_engine_with_the_slot_gets_the_request(
-    tmp_path: Path, base_folder: Path, asked: str, shares: bool, rank: int | None
+    tmp_path: Path, base_folder: Path, folders: list[Path], shares: bool, rank: int | None
 ) -> None:
     """A gated request without a slot stays where vLLM sends it."""
-    make_adapter(tmp_path / "store", "alpha", base_folder)
+    Store(tmp_path / "store").publish(folders[0], "alpha")
     admission = make_admission(tmp_path, base_folder, engines=2)
     admission.aliases.shares_slots = shares
     sent: Any = SimpleNamespace(
@@ -118,9 +116,7 @@ def test_the_engine_with_the_slot_gets_the_request(
         mine.begin(sent)
         assert bool(admission.aliases.slots.in_use) != shares
 
-    async def nothing(*_: Any) -> Any: ...
-
-    headers = [(b"x-data-parallel-rank", asked.encode())]
+    headers = [(b"x-data-parallel-rank", b"1")]
     scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
     asyncio.run(RequestMiddleware(app)(scope, nothing, nothing))
     assert sent.data_parallel_rank == rank

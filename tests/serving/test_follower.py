@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -18,30 +18,28 @@ from cloud import BUCKET
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.testclient import TestClient
-from fleet import Engine, answered, completion, make_admission, settled
-from support import make_adapter
-from test_admin import BEARER, application
+from fleet import (
+    BEARER,
+    answered,
+    application,
+    completion,
+    engine_of,
+    make_admission,
+    settled,
+)
 
 from adapters.audit import verify
 from adapters.bucket import objects
 from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.store import Store, StoreAwayError
-from serving import health
+from serving import admin_api, health, models_api
 from serving.admission import Admission
 from serving.follower import Follower
 from serving.metrics_page import Gauges
-from serving.models_api import model_cards, router
 
 if TYPE_CHECKING:
     from cloud import Asked, Cloud
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> list[Path]:
-    """Adapters of different content."""
-    place = tmp_path_factory.mktemp("folders")
-    return [make_adapter(place, f"v{seed}", base_folder, seed=seed) for seed in range(3)]
 
 
 @pytest.fixture
@@ -74,23 +72,17 @@ def replica(
     return make
 
 
-Story = Callable[[], Coroutine[Any, Any, None]]
-
-
-async def nothing(_: Any) -> None: ...
-
-
 def admission(follower: Follower) -> Admission:
     return Admission(follower.aliases, gated=True)
 
 
-def engine(follower: Follower) -> Engine:
-    found: Any = follower.aliases.cache.engine
-    return found
+def loaded(follower: Follower) -> list[str]:
+    """The versions in its engine."""
+    return list(engine_of(admission(follower)).loaded.values())
 
 
 async def ask(follower: Follower, model: str) -> str:
-    return await answered(admission(follower), model, nothing)
+    return await answered(admission(follower), model)
 
 
 async def look(follower: Follower) -> None:
@@ -99,35 +91,31 @@ async def look(follower: Follower) -> None:
     await settled(admission(follower))
 
 
-def test_a_move_elsewhere_is_served_by_every_replica(
+async def test_a_move_elsewhere_is_served_by_every_replica(
     replica: Callable[[str], Follower], elsewhere: BucketStore, folders: list[Path]
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     both = [replica("one"), replica("two")]
-
-    async def story() -> None:
-        for one in both:
-            assert await ask(one, "alpha") == second
-        elsewhere.rollback("alpha")
-        third = elsewhere.publish(folders[2], "beta").id
-        for one in both:
-            assert await ask(one, "alpha") == second  # nobody has looked
-            await look(one)
-            # Nobody asked for it meanwhile, and the old version has left the engine.
-            assert list(engine(one).loaded.values()) == [first]
-            assert await ask(one, "alpha") == first
-            assert await ask(one, "beta") == third
-            assert one.behind() == {"alpha": pytest.approx(0, abs=60)}
-            await look(one)
-            assert one.behind() == {}
-        collect(elsewhere, 0, 0)
-        for one in both:
-            assert await ask(one, first) == first
-
-    asyncio.run(story())
+    for one in both:
+        assert await ask(one, "alpha") == second
+    elsewhere.rollback("alpha")
+    third = elsewhere.publish(folders[2], "beta").id
+    for one in both:
+        assert await ask(one, "alpha") == second  # nobody has looked
+        await look(one)
+        # Nobody asked for it meanwhile, and the old version has left the engine.
+        assert loaded(one) == [first]
+        assert await ask(one, "alpha") == first
+        assert await ask(one, "beta") == third
+        assert one.behind() == {"alpha": pytest.approx(0, abs=60)}
+        await look(one)
+        assert one.behind() == {}
+    collect(elsewhere, 0, 0)
+    for one in both:
+        assert await ask(one, first) == first
 
 
-def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
+async def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
     replica: Callable[[str], Follower],
     elsewhere: BucketStore,
     cloud: Cloud,
@@ -135,38 +123,30 @@ def test_a_replica_whose_store_is_away_serves_on_and_catches_up(
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     caplog.set_level(logging.INFO)
-
-    async def story() -> None:
-        one = replica("one")
+    one = replica("one")
+    assert await ask(one, "alpha") == second
+    await look(one)
+    assert one.facts() == {"reached": True, "age_seconds": pytest.approx(0, abs=60), "behind": 0}
+    good = one.looked
+    elsewhere.rollback("alpha")
+    with cloud.away():
+        for _ in range(3):
+            await look(one)
         assert await ask(one, "alpha") == second
-        await look(one)
-        assert one.facts() == {
-            "reached": True,
-            "age_seconds": pytest.approx(0, abs=60),
-            "behind": 0,
-        }
-        good = one.looked
-        elsewhere.rollback("alpha")
-        with cloud.away():
-            for _ in range(3):
-                await look(one)
-            assert await ask(one, "alpha") == second
-            assert await ask(one, f"{second}:gated") == f"{second}:gated"
-            assert not one.facts()["reached"]
-            assert one.looked == good
-            # What was never downloaded can be asked for later.
-            for name in ("beta", first):
-                with pytest.raises(StoreAwayError):
-                    await ask(one, name)
-            refused = await refusal(one, "beta")
-            assert (refused["code"], refused["type"]) == (503, "ServiceUnavailableError")
-            assert elsewhere.place in refused["message"]
-        await look(one)
-        assert await ask(one, "alpha") == first
-        assert (await ask(one, "beta")).startswith("beta@")
-        assert one.facts()["reached"]
-
-    asyncio.run(story())
+        assert await ask(one, f"{second}:gated") == f"{second}:gated"
+        assert not one.facts()["reached"]
+        assert one.looked == good
+        # What was never downloaded can be asked for later.
+        for name in ("beta", first):
+            with pytest.raises(StoreAwayError):
+                await ask(one, name)
+        refused = await refusal(one, "beta")
+        assert (refused["code"], refused["type"]) == (503, "ServiceUnavailableError")
+        assert elsewhere.place in refused["message"]
+    await look(one)
+    assert await ask(one, "alpha") == first
+    assert (await ask(one, "beta")).startswith("beta@")
+    assert one.facts()["reached"]
     said = [record.message for record in caplog.records if "within reach" in record.message]
     missed = [record for record in caplog.records if "out of reach" in record.message]
     assert len(said) == 1
@@ -182,7 +162,7 @@ async def refusal(follower: Follower, model: str) -> dict[str, Any]:
     return dict(found.error.model_dump())
 
 
-def test_two_replicas_through_faults(
+async def test_two_replicas_through_faults(
     replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
 ) -> None:
     """Three move, while one request in twelve fails somehow: no wrong version after a look."""
@@ -194,25 +174,22 @@ def test_two_replicas_through_faults(
             return None
         return random.choice([500, 503, "cut", "half"])
 
-    async def story() -> None:
-        replicas = [replica("one"), replica("two")]
-        movers = [elsewhere, *(one.aliases.store for one in replicas)]
+    replicas = [replica("one"), replica("two")]
+    movers = [elsewhere, *(one.aliases.store for one in replicas)]
+    for one in replicas:
+        assert await ask(one, "alpha") == versions[-1]
+    truth = versions[-1]
+    for turn in range(24):
+        with cloud.failing(unwell), suppress(StoreAwayError):
+            mover = random.choice(movers)
+            version = next(one for one in versions if one != truth)
+            made.append(await asyncio.to_thread(mover.alias, "alpha", version, by=str(turn)))
+        truth = elsewhere.history("alpha")[-1].version
         for one in replicas:
-            assert await ask(one, "alpha") == versions[-1]
-        truth = versions[-1]
-        for turn in range(24):
-            with cloud.failing(unwell), suppress(StoreAwayError):
-                mover = random.choice(movers)
-                version = next(one for one in versions if one != truth)
-                made.append(await asyncio.to_thread(mover.alias, "alpha", version, by=str(turn)))
-            truth = elsewhere.history("alpha")[-1].version
-            for one in replicas:
-                with cloud.failing(unwell):
-                    await look(one)
+            with cloud.failing(unwell):
                 await look(one)
-                assert await ask(one, "alpha") == truth
-
-    asyncio.run(story())
+            await look(one)
+            assert await ask(one, "alpha") == truth
     history = elsewhere.history("alpha")
     assert verify(elsewhere) == []
     assert len({move.by for move in made}) >= 3
@@ -220,53 +197,42 @@ def test_two_replicas_through_faults(
     assert len(set(history)) == len(history)
 
 
-def test_a_server_starts_from_its_cache_while_the_store_is_away(
+async def test_a_server_starts_from_its_cache_while_the_store_is_away(
     replica: Callable[[str], Follower], elsewhere: BucketStore, cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
-
-    async def story() -> None:
-        assert await ask(replica("one"), "alpha") == second
-        with cloud.away():
-            again = replica("one")
-            await look(again)
-            assert await ask(again, "alpha") == second
-            listed = {card.id for card in model_cards(again.aliases, True)}
-            assert {"alpha", "alpha:gated"} <= listed
-
-    asyncio.run(story())
+    assert await ask(replica("one"), "alpha") == second
+    with cloud.away():
+        again = replica("one")
+        await look(again)
+        assert await ask(again, "alpha") == second
+        listed = {card.id for card in models_api.model_cards(again.aliases, True)}
+        assert {"alpha", "alpha:gated"} <= listed
 
 
-def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
-    replica: Callable[[str], Follower],
-    elsewhere: BucketStore,
-    folders: list[Path],
-    cloud: Cloud,
+async def test_a_version_that_cannot_be_used_leaves_the_replica_behind_and_says_so(
+    replica: Callable[[str], Follower], elsewhere: BucketStore, folders: list[Path], cloud: Cloud
 ) -> None:
     second = str(elsewhere.resolve("alpha"))
-
-    async def story() -> None:
-        one = replica("one")
-        assert await ask(one, "alpha") == second
-        bad = elsewhere.publish(folders[2], "alpha")
-        prefix = elsewhere.place.removeprefix(f"s3://{BUCKET}/")
-        key = f"{prefix}/files/alpha/{bad.hash}/adapter_model.safetensors"
-        cloud.client().put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
-        for _ in range(3):
-            await look(one)
-        assert await ask(one, "alpha") == second
-        assert list(one.behind()) == ["alpha"]
-        assert one.aliases.refused() == ["alpha"]
-        page = Gauges(one.aliases, one).page()
-        lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
-        assert float(lines['reasonmaxxer_adapter_behind_seconds{adapter="alpha"}']) >= 0
-        assert float(lines["reasonmaxxer_store_age_seconds"]) < 60
-        assert float(lines['reasonmaxxer_store_requests_total{kind="get"}']) > 3
-        elsewhere.alias("alpha", second)
+    one = replica("one")
+    assert await ask(one, "alpha") == second
+    bad = elsewhere.publish(folders[2], "alpha")
+    prefix = elsewhere.place.removeprefix(f"s3://{BUCKET}/")
+    key = f"{prefix}/files/alpha/{bad.hash}/adapter_model.safetensors"
+    cloud.client().put_object(Bucket=BUCKET, Key=key, Body=b"damaged")
+    for _ in range(3):
         await look(one)
-        assert one.behind() == {}
-
-    asyncio.run(story())
+    assert await ask(one, "alpha") == second
+    assert list(one.behind()) == ["alpha"]
+    assert one.aliases.refused() == ["alpha"]
+    page = Gauges(one.aliases, one).page()
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+    assert float(lines['reasonmaxxer_adapter_behind_seconds{adapter="alpha"}']) >= 0
+    assert float(lines["reasonmaxxer_store_age_seconds"]) < 60
+    assert float(lines['reasonmaxxer_store_requests_total{kind="get"}']) > 3
+    elsewhere.alias("alpha", second)
+    await look(one)
+    assert one.behind() == {}
 
 
 def test_health_says_how_the_store_is_and_no_more(
@@ -299,7 +265,7 @@ def test_the_admin_api_moves_for_all_replicas_and_names_a_store_that_is_away(
 ) -> None:
     first, second = [move.version for move in elsewhere.history("alpha")]
     one, two = replica("one"), replica("two")
-    with TestClient(application(admission(one)), headers=BEARER) as client:
+    with TestClient(application(admission(one), admin_api.router), headers=BEARER) as client:
         shown = client.post("/admin/adapters/alpha/alias", json={"version": first}).json()
         assert (shown["serving"], shown["alias"]) == (first, first)
         assert sorted(shown["versions"]) == sorted([first, second])
@@ -323,37 +289,32 @@ def test_the_admin_api_moves_for_all_replicas_and_names_a_store_that_is_away(
 def test_models_are_listed_while_the_store_is_away(
     replica: Callable[[str], Follower], cloud: Cloud
 ) -> None:
-    one = replica("one")
-    app = application(admission(one))
-    app.include_router(router)
-    app.state.args = type("Args", (), {"gate": True})
+    app = application(admission(replica("one")), models_api.router)
     with TestClient(app) as client, cloud.away():
         assert client.get("/v1/models").status_code == 200
         assert client.get("/v1/models/alpha@000000000000").status_code == 503
 
 
-def test_a_folder_is_followed_too(tmp_path: Path, base_folder: Path, folders: list[Path]) -> None:
+async def test_a_folder_is_followed_too(
+    tmp_path: Path, base_folder: Path, folders: list[Path]
+) -> None:
     store = Store(tmp_path / "store")
     old, new = (store.publish(folder, "alpha").id for folder in folders[:2])
-
-    async def story() -> None:
-        one = Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
-        assert await ask(one, "alpha") == new
-        Store(tmp_path / "store").alias("alpha", old)
-        await look(one)
-        assert list(engine(one).loaded.values()) == [old]
-        store.root.rename(tmp_path / "unmounted")
-        await look(one)
-        assert not one.facts()["reached"]
-        assert list(engine(one).loaded.values()) == [old]
-        (tmp_path / "unmounted").rename(store.root)
-        await look(one)
-        assert await ask(one, "alpha") == old
-
-    asyncio.run(story())
+    one = Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
+    assert await ask(one, "alpha") == new
+    Store(tmp_path / "store").alias("alpha", old)
+    await look(one)
+    assert loaded(one) == [old]
+    store.root.rename(tmp_path / "unmounted")
+    await look(one)
+    assert not one.facts()["reached"]
+    assert loaded(one) == [old]
+    (tmp_path / "unmounted").rename(store.root)
+    await look(one)
+    assert await ask(one, "alpha") == old
 
 
-def test_it_looks_again_and_again_whatever_happens(
+async def test_it_looks_again_and_again_whatever_happens(
     replica: Callable[[str], Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = replica("one")
@@ -370,10 +331,7 @@ def test_it_looks_again_and_again_whatever_happens(
 
     monkeypatch.setattr(one, "look", look_once)
 
-    async def story() -> None:
-        one.start()
-        await asyncio.wait_for(over.wait(), 60)
-        assert one._task is not None
-        one._task.cancel()
-
-    asyncio.run(story())
+    one.start()
+    await asyncio.wait_for(over.wait(), 60)
+    assert one._task is not None
+    one._task.cancel()

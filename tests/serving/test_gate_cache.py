@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from gate_models import prompts
 from gate_reference import Asked
-from test_gate_exact import ROOMY, World, assert_tidy, bad_cases, job
+from test_gate_exact import ROOMY, World, assert_exact, job
 
 BLOCK = 32
 Turn = tuple[str | None, float | None]  # (adapter, tau); tau None: always-on, or the base
@@ -49,26 +48,21 @@ def blocks_to_find(asked: list[Asked], results: list[dict[str, Any]]) -> list[in
     return found
 
 
-def test_every_full_block_of_prompt_and_answers_is_found(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
+def test_every_full_block_of_prompt_and_answers_is_found(here: World) -> None:
     asked = conversation(here)
     waves = [[turn] for turn in asked]
     (result,) = here.run(job(here, waves, ROOMY | {"max_loras": 2, "max_model_len": 320}))
-    assert not bad_cases(here, waves, result)
-    assert_tidy(result)
+    assert_exact(here, waves, result)
     wanted = blocks_to_find(asked, result["results"])
     assert [got["cached"] for got in result["results"]] == wanted
     # All but the first turn of the base's keys, and the first of the always-on adapter's.
-    assert [turn for turn, tokens in zip(TURNS, wanted, strict=True) if not tokens] == [
-        BASE,
-        ("all", None),
-    ]
+    first = [turn for turn, tokens in zip(TURNS, wanted, strict=True) if not tokens]
+    assert first == [BASE, ("all", None)]
     assert sum(got["gated"] or 0 for got in result["results"]) > 20
 
 
-def test_a_gated_request_shares_what_it_writes_while_it_runs(world: Callable[[str], World]) -> None:
+def test_a_gated_request_shares_what_it_writes_while_it_runs(here: World) -> None:
     """Another finds the blocks of its answer before it has ended, decision points included."""
-    here = world("qwen2")
     first = Asked(prompts(1, 30, seed=91)[0], "all", 0.0, 60)  # a replay at every position
     answer = here.reference.decode(first).tokens
     assert len(answer) > 40
@@ -76,8 +70,7 @@ def test_a_gated_request_shares_what_it_writes_while_it_runs(world: Callable[[st
     given = job(here, [[first, follower]], ROOMY)
     given["hold"] = {"1": [0, 40]}  # until request 0 has said so many tokens
     (result,) = here.run(given)
-    assert not bad_cases(here, [[first, follower]], result)
+    assert_exact(here, [[first, follower]], result)
     one, other = result["results"]
     assert one["gated"] == len(one["tokens"])
     assert other["cached"] == 64
-    assert_tidy(result)

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from gate_models import prompts
 from gate_reference import Asked, Decoded
-from test_gate_exact import CRAMPED, ROOMY, World, assert_tidy, bad_cases, job, next_turns
+from test_gate_exact import (
+    CRAMPED,
+    ROOMY,
+    World,
+    assert_exact,
+    assert_tidy,
+    bad_cases,
+    job,
+    next_turns,
+)
 
 EOS = 0  # of the models in gate_models.py
 
@@ -67,10 +76,7 @@ def not_ended(chosen: list[tuple[End, Any]], results: list[dict[str, Any]]) -> l
     return bad
 
 
-def test_a_stop_or_an_end_of_sequence_taken_through_the_open_gate(
-    world: Callable[[str], World],
-) -> None:
-    here = world("qwen2")
+def test_a_stop_or_an_end_of_sequence_taken_through_the_open_gate(here: World) -> None:
     chosen = ends(here, 24, seed=60)
     first = [wanted.asked for wanted, _ in chosen]
     turns = next_turns(here, [a._replace(tokens=8) for a in first[:16]], 60)
@@ -86,17 +92,21 @@ def test_a_stop_or_an_end_of_sequence_taken_through_the_open_gate(
     assert any(got["cached"] for got in after["results"])
 
 
+def all_gated(count: int, tokens: int, seed: int) -> list[Asked]:
+    """Requests of one adapter behind gates that open often."""
+    return [
+        Asked(prompt, "all", (0.0, 1.0, 2.0)[index % 3], tokens)
+        for index, prompt in enumerate(prompts(count, 40, seed))
+    ]
+
+
 def test_aborts_and_resets_while_a_replay_is_pending(world: Callable[[str], World]) -> None:
     here = world("llama")
-    batch = [
-        Asked(prompt, "all", (0.0, 1.0, 2.0)[index % 3], 30)
-        for index, prompt in enumerate(prompts(24, 40, 61))
-    ]
+    batch = all_gated(24, 30, seed=61)
     disturbed = {"pending": {"abort": [0, 3, 7, 11, 15, 19], "reset": 5}}
     turns = [batch, next_turns(here, batch, 61)]
     (result,) = here.run(job(here, turns, CRAMPED, **disturbed))
-    assert not bad_cases(here, turns, result)
-    assert_tidy(result)
+    assert_exact(here, turns, result)
     aborted = [index for index, got in enumerate(result["results"]) if got.get("aborted")]
     assert aborted == disturbed["pending"]["abort"]
     assert result["preempted"] >= 5
@@ -107,12 +117,8 @@ def test_an_engine_that_sleeps_and_wakes_while_replays_are_pending(
 ) -> None:
     """The CPU build frees no memory, but its scheduler sleeps as any does: the cache is lost."""
     here = world("llama")
-    batch = [
-        Asked(prompt, "all", (0.0, 1.0, 2.0)[index % 3], 20)
-        for index, prompt in enumerate(prompts(12, 40, 62))
-    ]
+    batch = all_gated(12, 20, seed=62)
     turns = [batch, next_turns(here, batch, 62)]
     (result,) = here.run(job(here, turns, ROOMY, pending={"sleep": 6}))
-    assert not bad_cases(here, turns, result)
-    assert_tidy(result)
+    assert_exact(here, turns, result)
     assert result["preempted"] >= 2 * 6

@@ -198,6 +198,13 @@ def assert_tidy(result: dict[str, Any]) -> None:
     assert result["replays"] == told[1], "a replay that gave no token, or was tried twice"
 
 
+def assert_exact(world: World, waves: list[list[Asked]], result: dict[str, Any]) -> None:
+    """Every case is the reference's, and nothing is left behind."""
+    bad = bad_cases(world, waves, result)
+    assert not bad, f"{len(bad)} cases:\n" + "\n".join(bad[:5])
+    assert_tidy(result)
+
+
 def job(world: World, waves: list[list[Asked]], engine: dict[str, Any], **more: Any) -> Any:
     """A job of gate_engine.py."""
     requests = [[world.request(asked) for asked in wave] for wave in waves]
@@ -277,8 +284,7 @@ def disturbed_turns(here: World, first: list[Asked], adapter: str, seed: int) ->
     turns = [first, [asked._replace(adapter=asked.adapter and adapter) for asked in follow]]
     disturbed = {"reset": [6, 12, 30, 50, 70, 90], "pending": {"reset": 5}}
     (result,) = here.run(job(here, turns, ROOMY, **disturbed))
-    assert not bad_cases(here, turns, result)
-    assert_tidy(result)
+    assert_exact(here, turns, result)
     assert result["preempted"] >= 20
     return result
 
@@ -305,8 +311,7 @@ def test_attention_with_sinks(world: Callable[[str], World]) -> None:
     assert result["counted"][1] > 200
 
 
-def test_never_is_the_base_without_lora(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
+def test_never_is_the_base_without_lora(here: World) -> None:
     batch = [
         Asked(prompt[: 5 + index], None, None) for index, prompt in enumerate(prompts(24, 70, 5))
     ]
@@ -320,8 +325,7 @@ def test_never_is_the_base_without_lora(world: Callable[[str], World]) -> None:
     assert {r["gated"] for r in gated["results"]} == {0}
 
 
-def test_a_gated_token_costs_one_step(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
+def test_a_gated_token_costs_one_step(here: World) -> None:
     asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0)
     points = here.reference.decode(asked).points
     (result,) = here.run(job(here, [[asked]], PLAIN))
@@ -340,8 +344,7 @@ BREAKAGES = (
 )
 
 
-def test_breaking_it_shows(world: Callable[[str], World]) -> None:
-    here = world("qwen2")
+def test_breaking_it_shows(here: World) -> None:
     waves, given = disturbed_case(here, 0)
     given["reset"] = [4, 7, 12, 13, 25]  # late ones leave little in the cache to be wrong
     # Slots for all, since what is broken may run more adapters than the scheduler thinks.

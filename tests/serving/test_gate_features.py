@@ -7,7 +7,6 @@ bias, penalties and temperature change what is sampled and never where the gate 
 from __future__ import annotations
 
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from gate_reference import TIE, Asked, Decoded, Reference
+from gate_reference import TIE, Asked, Decoded, Reference, sums_grammar
 from support import Server, adapter_folder
 from test_gate_server import MESSAGES, ask, gated_tokens, text
 from test_server_protocol import post
@@ -195,15 +194,7 @@ def test_bias_and_penalties_change_the_token_and_not_the_gate(
 def test_a_trace_shows_the_entropy_of_the_admissible_tokens(
     gated: Server, judge: Reference, tokenizer: Any
 ) -> None:
-    pattern, unfinished = re.compile("[1-4]{6,9}[+-]x"), re.compile("[1-4]{0,9}|[1-4]{6,9}[+-]x?")
-    spelled = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
-
-    def grammar(said: list[int]) -> list[int]:
-        begun = "".join(spelled[token] for token in said)
-        if pattern.fullmatch(begun):
-            return [tokenizer.eos_token_id]
-        return [token for token, more in spelled.items() if unfinished.fullmatch(begun + more)]
-
+    pattern, grammar = sums_grammar(tokenizer)
     structure = {"structured_outputs": {"regex": pattern.pattern}, "ignore_eos": False}
     gates = total = 0
     for problem in PROBLEMS:
@@ -284,6 +275,8 @@ def test_structured_output(gated: Server) -> None:
     chunks = list(ask(gated, **asked, stream=True, stream_options={"include_usage": True}))
     said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert (said, gated_tokens(chunks[-1])) == (text(answer), gated_tokens(answer))
+    choice = ask(gated, extra_body={"structured_outputs": {"choice": ["1 + 1", "2 - 2"]}})
+    assert text(choice) in ("1 + 1", "2 - 2")
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])

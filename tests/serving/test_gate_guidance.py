@@ -67,9 +67,8 @@ BREAKAGES = (
 )
 
 
-def test_guidance_beside_drafts_and_broken_on_purpose(world: Callable[[str], World]) -> None:
+def test_guidance_beside_drafts_and_broken_on_purpose(here: World) -> None:
     """A guidance prompt takes the place of the drafts behind a replay."""
-    here = world("qwen2")
     batch = guided(60, 20)
     given = job(here, [batch], PLAIN)
     plain, drafting, *broken = here.run(
@@ -88,9 +87,8 @@ def test_guidance_beside_drafts_and_broken_on_purpose(world: Callable[[str], Wor
     assert all(bad_ones)
 
 
-def test_near_the_end_of_the_context_nothing_guides(world: Callable[[str], World]) -> None:
+def test_near_the_end_of_the_context_nothing_guides(here: World) -> None:
     """The guidance prompt does not fit there any more."""
-    here = world("qwen2")
     (prompt,) = prompts(1, 236, seed=62)
     asked = Asked(prompt, "all", 0.0, 20, 1.0, 2.0, (5, 6, 7))
     plain = asked._replace(guidance_scale=1.0, guidance_prompt=())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from test_launch import arguments
 
-from serving.launch import look_at_base, vllm_arguments
 from serving.settings import Settings, SettingsError
 from vllm_gate import GateError, compat, engine_arguments, patches
 
@@ -20,11 +19,6 @@ from vllm_gate import GateError, compat, engine_arguments, patches
 def settings(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return Settings(model=str(base_folder))
-
-
-def arguments(settings: Settings, tmp_path: Path, *flags: str) -> Namespace:
-    base = look_at_base(settings)
-    return vllm_arguments(settings, list(flags), base, tmp_path / "template.jinja")
 
 
 @pytest.mark.parametrize(
@@ -202,17 +196,17 @@ def test_stray_arguments_are_refused_at_admission() -> None:
     validate(SamplingParams(extra_args={"gate_tau": 0.5, "correction_temperature": 0.5}))
     validate(SamplingParams(prompt_logprobs=1, extra_args={"gate_tau": 0.5}))
     validate(SamplingParams(extra_args={"theirs": 1}))
-    for more, words in (
-        ({"extra_args": {"gate_trace": 1}}, "gate_trace"),
-        ({"extra_args": {"gate_rate": 0.1}}, "gate_rate"),
-        ({"extra_args": {"gate_tau": float("nan")}}, "gate_tau"),
-        ({"extra_args": {"gate_tau": True}}, "gate_tau"),
-        ({"extra_args": {"correction_temperature": 0.5}}, "goes with a gated model"),
-        ({"extra_args": {"gate_tau": 1, "gate_temperature": 0}}, "correction_temperature"),
+    for told, words in (
+        ({"gate_trace": 1}, "gate_trace"),
+        ({"gate_rate": 0.1}, "gate_rate"),
+        ({"gate_tau": float("nan")}, "gate_tau"),
+        ({"gate_tau": True}, "gate_tau"),
+        ({"correction_temperature": 0.5}, "goes with a gated model"),
+        ({"gate_tau": 1, "gate_temperature": 0}, "correction_temperature"),
         (
-            {"extra_args": {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1}},
+            {"gate_tau": 1, "gate_temperature": 1, "correction_temperature": 1},
             "gate_temperature: deprecated",
         ),
     ):
         with pytest.raises(ValueError, match=words):
-            validate(SamplingParams(**more))
+            validate(SamplingParams(extra_args=told))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import Reference, Server
-
-from loadtests.preloaded import Command
+from test_server_protocol import complete
 
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
 
@@ -35,20 +33,9 @@ def text(answer: Any) -> str:
     return answer.choices[0].message.content
 
 
-def metric(server: Server, name: str) -> float:
-    """A counter of `alpha:gated`."""
-    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    labels = 'adapter="alpha",version="[^"]*",mode="gated"'
-    return sum(map(float, re.findall(rf"^{name}{{{labels}}} (\S+)$", page, re.MULTILINE)))
-
-
 def test_names(gated: Server) -> None:
-    assert [model.id for model in gated.client().models.list()] == [
-        gated.base.name,
-        "alpha",
-        "alpha:gated",
-        "plain",
-    ]
+    names = [model.id for model in gated.client().models.list()]
+    assert names == [gated.base.name, "alpha", "alpha:gated", "plain"]
     card = gated.client().models.retrieve("alpha:gated")
     assert card.parent == gated.base.name
     assert card.gate == {"tau": 0.3, "source": "manifest", "rate": 0.2, "tokens": 1000}
@@ -66,35 +53,12 @@ def test_an_adapter_without_a_manifest_is_gated_by_the_requests_threshold(gated:
     assert 0 < gated_tokens(some) < some.usage.completion_tokens
 
 
-def test_never_is_the_base_and_zero_gates_every_token(gated: Server) -> None:
-    base, never = ask(gated, gated.base.name), ask(gated, xargs={"gate_tau": 1e9})
-    assert text(base) == text(never)
-    assert gated_tokens(never) == 0
-    assert base.usage.completion_tokens_details is None
-    zero = ask(gated, xargs={"gate_tau": 0})
-    assert gated_tokens(zero) == zero.usage.completion_tokens
-
-
 def test_thresholds_by_manifest_by_nats_and_by_rate(gated: Server) -> None:
     assert text(ask(gated)) == text(ask(gated, xargs={"gate_tau": 0.3}))
     assert text(ask(gated, xargs={"gate_rate": 0.1})) == text(ask(gated, xargs={"gate_tau": 0.5}))
     between = ask(gated, xargs={"gate_rate": 0.3, "gate_trace": 1})
     assert min(entry["entropy"] for entry in between.choices[0].gate_trace) > 0.275 - 1e-6
     assert gated_tokens(ask(gated, xargs={"gate_rate": 0})) == 0
-
-
-def test_trace(gated: Server) -> None:
-    answer = ask(gated, xargs={"gate_tau": 0.2, "gate_trace": 1}, logprobs=True)
-    trace = answer.choices[0].gate_trace
-    assert len(trace) == gated_tokens(answer) > 0
-    assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens
-    for entry in trace:
-        assert 0 <= entry["position"] < answer.usage.completion_tokens
-        assert entry["entropy"] > 0.2
-        top = [token["probability"] for token in entry["base_top"]]
-        assert len(top) == 5
-        assert top == sorted(top, reverse=True)
-    assert not hasattr(ask(gated).choices[0], "gate_trace")
 
 
 def test_a_lower_temperature_makes_gated_tokens_surer_and_no_others(gated: Server) -> None:
@@ -142,27 +106,6 @@ def test_several_prompts_and_sequences(gated: Server) -> None:
     assert gated_tokens(answer) == sum(len(choice.gate_trace) for choice in answer.choices)
 
 
-def test_features_work_gated(gated: Server) -> None:
-    one = ask(gated, max_tokens=1, xargs={"gate_tau": 0})
-    assert gated_tokens(one) == one.usage.completion_tokens == 1
-    seeded = [text(ask(gated, temperature=0.8, seed=7, top_p=0.9)) for _ in range(2)]
-    assert seeded[0] == seeded[1]
-    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"20": 1}}
-    assert text(ask(gated, **penalties)) == text(ask(gated, **penalties))
-    whole = text(ask(gated, xargs={"gate_tau": 0}))
-    stop = whole[3:5]
-    assert text(ask(gated, xargs={"gate_tau": 0}, stop=[stop])) == whole[: whole.index(stop)]
-    choice = ask(gated, extra_body={"structured_outputs": {"choice": ["1 + 1", "2 - 2"]}})
-    assert text(choice) in ("1 + 1", "2 - 2")
-    structured = ask(
-        gated,
-        max_tokens=60,
-        xargs={"gate_tau": 0.05},
-        extra_body={"structured_outputs": {"regex": "[0-9]{2,4}"}},
-    )
-    assert re.fullmatch("[0-9]{2,4}", text(structured))
-
-
 @pytest.mark.parametrize(
     ("model", "xargs", "more", "word"),
     [
@@ -199,18 +142,8 @@ def test_unknown_name(gated: Server) -> None:
         ask(gated, "nobody:gated")
 
 
-def test_counters(gated: Server) -> None:
-    names = "reasonmaxxer_generated_tokens_total", "reasonmaxxer_gated_tokens_total"
-    before = [metric(gated, name) for name in names]
-    answers = [ask(gated, xargs={"gate_tau": tau}) for tau in (0.1, 0.5)]
-    ask(gated, "alpha")
-    after = [metric(gated, name) for name in names]
-    assert after[0] - before[0] == sum(answer.usage.completion_tokens for answer in answers)
-    assert after[1] - before[1] == sum(map(gated_tokens, answers))
-
-
 def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
-    page = urllib.request.urlopen(f"{gated.url}/metrics").read().decode()
+    page = gated.page()
     for series in ("process_resident_memory_bytes", "process_open_fds", "python_gc_collections"):
         assert re.search(rf"^{series}", page, re.MULTILINE), series
     assert page.count("# HELP vllm:generation_tokens_total") == 1
@@ -218,19 +151,5 @@ def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
 
 def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_store: Path) -> None:
     prompt = "3 + 4 * 2"
-    answer = gated.client().completions.create(
-        model="alpha",
-        prompt=prompt,
-        max_tokens=12,
-        temperature=0,
-        extra_body={"return_token_ids": True},
-    )
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
-    assert answer.choices[0].token_ids[: len(wanted)] == wanted
-
-
-def test_refused_at_the_start(serving: Command, gated_store: Path, base_folder: Path) -> None:
-    flags = ("--pipeline-parallel-size", "2")
-    ended = serving.run(["--model", str(base_folder), "--adapters", str(gated_store), *flags])
-    assert ended.returncode == 2
-    assert "--pipeline-parallel-size: not together with the gate" in ended.output
+    assert complete(gated, "alpha", prompt, 12)[: len(wanted)] == wanted

@@ -25,14 +25,15 @@ from training.decision_points import Points, layer_windows, make_batch, point_lo
 from training.stages.score import sequence_entropies
 
 TAU = 1.5
+ADAPTER = "all"  # of gate_models.ADAPTERS
 
 
 def served(
-    world: World, adapter: str, asked: list[list[int]], tau: float, engine: Any, tokens: int = 40
+    world: World, asked: list[list[int]], tau: float, engine: Any, tokens: int
 ) -> list[dict[str, Any]]:
     """Sampled gated answers of the engine, each with its trace and log-probabilities."""
     requests = [
-        {"prompt": prompt, "adapter": adapter, "tau": tau, "tokens": tokens}
+        {"prompt": prompt, "adapter": ADAPTER, "tau": tau, "tokens": tokens}
         | {"temperature": 1.0, "seed": seed, "logprobs": 1, "arguments": {"gate_trace": 1}}
         for seed, prompt in enumerate(asked)
     ]
@@ -41,10 +42,11 @@ def served(
 
 
 def compare(
-    world: World, adapter: str, asked: list[list[int]], tau: float, answers: list[dict[str, Any]]
-) -> tuple[int, float]:
-    """(decision points compared, largest difference of log p); fails where points differ."""
-    model = world.reference.adapted[adapter]
+    world: World, asked: list[list[int]], tau: float, engine: Any, more_than: int, tokens: int = 40
+) -> None:
+    """Decision points are the trainer's, of which there are `more_than`, and so is log p there."""
+    answers = served(world, asked, tau, engine, tokens)
+    model = world.reference.adapted[ADAPTER]
     with model.disable_adapter():
         entropies = sequence_entropies(model, asked, [one["tokens"] for one in answers])
     points, wanted = [], []
@@ -56,33 +58,29 @@ def compare(
             decisions = [t in opened for t in range(len(answer["tokens"]))]
             points.append(Points.of(prompt, answer["tokens"], decisions))
             wanted += [answer["logprobs"][t] for t in opened]
-    tokens = [
+    read = [
         (prompt + answer["tokens"])[: one.reads]
         for (prompt, answer), one in zip(
             ((p, a) for p, a in zip(asked, answers, strict=True) if a["trace"]), points, strict=True
         )
     ]
-    batch = make_batch(points, compute_caches(model, tokens), layer_windows(model.config))
+    batch = make_batch(points, compute_caches(model, read), layer_windows(model.config))
     found = point_log_probs(model, batch, [target for one in points for target in one.targets])[0]
-    return len(wanted), float((found - torch.tensor(wanted)).abs().max())
-
-
-@pytest.mark.parametrize("architecture", ["gemma3"])
-def test_the_trainers_log_probabilities_are_the_engines(
-    world: Callable[[str], World], architecture: str
-) -> None:
-    here = world(architecture)
-    asked = [prompt[: 5 + 2 * index] for index, prompt in enumerate(prompts(24, 70, seed=90))]
-    answers = served(here, "all", asked, TAU, CRAMPED)
-    count, worst = compare(here, "all", asked, TAU, answers)
-    print(f"{architecture}: {count} decision points, largest difference {worst:.1e}")
-    assert count > 100
+    worst = float((found - torch.tensor(wanted)).abs().max())
+    print(f"{world.model.name}: {len(wanted)} decision points, largest difference {worst:.1e}")
+    assert len(wanted) > more_than
     assert worst < 1e-4
+
+
+def test_the_trainers_log_probabilities_are_the_engines(world: Callable[[str], World]) -> None:
+    here = world("gemma3")
+    asked = [prompt[: 5 + 2 * index] for index, prompt in enumerate(prompts(24, 70, seed=90))]
+    compare(here, asked, TAU, CRAMPED, more_than=100)
 
 
 def folder_world(model: Path, store: Path, engine: Command) -> World:
     """A world of a model that is on disk, with random adapters."""
-    adapters = {"all": make_adapters(model, store, ["all"], strength=0.1)["all"]}
+    adapters = make_adapters(model, store, [ADAPTER], strength=0.1)
     return World(model, adapters, Reference(model, adapters), engine)
 
 
@@ -93,11 +91,7 @@ def test_so_they_are_on_the_miniatures(engine: Command, tmp_path: Path, name: st
     model = ROOT / "models" / name
     here, tokenizer = folder_world(model, tmp_path, engine), AutoTokenizer.from_pretrained(model)
     asked = [tokenizer(f"What is {n}-1{n}*7+12?")["input_ids"] for n in range(1, 13)]
-    answers = served(here, "all", asked, 0.3, PLAIN)
-    count, worst = compare(here, "all", asked, 0.3, answers)
-    print(f"{name}: {count} decision points, largest difference {worst:.1e}")
-    assert count > 20
-    assert worst < 1e-4
+    compare(here, asked, 0.3, PLAIN, more_than=20)
 
 
 def test_so_they_are_on_a_real_model(engine: Command, tmp_path: Path) -> None:
@@ -107,8 +101,5 @@ def test_so_they_are_on_a_real_model(engine: Command, tmp_path: Path) -> None:
     here, tokenizer = folder_world(model, tmp_path, engine), AutoTokenizer.from_pretrained(model)
     questions = ("What is 17 * 3 + 5?", "Who wrote Faust?", "Name a prime above 90.")
     asked = [tokenizer(question)["input_ids"] for question in questions]
-    answers = served(here, "all", asked, TAU, PLAIN | {"kv_cache_memory_bytes": 2**28}, 60)
-    count, worst = compare(here, "all", asked, TAU, answers)
-    print(f"{model.name}: {count} decision points, largest difference {worst:.1e}")
-    assert count > 10
-    assert worst < 1e-4
+    roomy = PLAIN | {"kv_cache_memory_bytes": 2**28}
+    compare(here, asked, TAU, roomy, more_than=10, tokens=60)

@@ -12,64 +12,76 @@ import interpreter
 import pytest
 from gate_models import ARCHITECTURES, prompts
 from gate_reference import Asked
+from test_gate_drafts import sequences, with_drafts
 from test_gate_ends import ends, not_ended
 from test_gate_exact import (
     CRAMPED,
     PLAIN,
     ROUNDS,
+    Case,
     World,
+    assert_exact,
     assert_tidy,
     bad_cases,
     job,
     mixed,
     next_turns,
 )
+from test_gate_sampling import assert_same_answers
 
 pytestmark = [pytest.mark.timeout(1800), interpreter.needed]
 
 TIGHT = CRAMPED | {"num_gpu_blocks_override": 15}
+TWO_ROWS = {"additional_config": {"gate_two_rows": {"rows": 32, "rate": 0.0}}}
+DRAFTS = {
+    "method": "ngram_gpu",  # with gate_drafts.Oracle in the drafter's place
+    "num_speculative_tokens": 3,
+    "prompt_lookup_min": 1,
+    "prompt_lookup_max": 3,
+}
+SCHEDULERS = {"v2 sync": "GateScheduler", "v2 async": "AsyncGateScheduler"}
+RUNNERS = pytest.mark.parametrize("runner", SCHEDULERS)
 
 
-RUNNERS = pytest.mark.parametrize(
-    ("runner", "scheduler"),
-    [("v2 sync", "GateScheduler"), ("v2 async", "AsyncGateScheduler")],
-)
+def brief(batch: list[Asked], most: int) -> list[Asked]:
+    """The same requests, for `most` tokens at the most."""
+    return [asked._replace(tokens=min(asked.tokens, most)) for asked in batch]
+
+
+def two_cases(here: World, seed: int, count: int, aborted: list[int]) -> list[Case]:
+    """A batch with aborts and resets in mid-replay, and two turns in tight memory."""
+    first = brief(mixed(seed, count), 16)
+    turns = [first, brief(next_turns(here, first, seed), 8)]
+    disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": aborted, "reset": 2}}
+    return [
+        Case([first], job(here, [first], PLAIN, **disturbed)),
+        Case(turns, job(here, turns, TIGHT)),
+    ]
+
+
+def run_exactly(here: World, runner: str, cases: list[Case], **more: Any) -> list[dict[str, Any]]:
+    """The results of the jobs, all as the reference has them."""
+    results = here.run(*(case.job for case in cases), runner=runner, **more)
+    for case, result in zip(cases, results, strict=True):
+        assert result["kind"] == [SCHEDULERS[runner], True]
+        assert_exact(here, case.waves, result)
+        total, drafts = sum(map(len, case.waves)), result["drafts"]
+        print(f"{runner}: {total} cases, {result['preempted']} preemptions, {drafts}")
+    return results
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @RUNNERS
 def test_every_case_is_the_references(
-    world: Callable[[str], World], architecture: str, runner: str, scheduler: str
+    world: Callable[[str], World], architecture: str, runner: str
 ) -> None:
     here = world(architecture)
-    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(70, 20)]
-    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, 70)]]
-    disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": [7, 9], "reset": 2}}
-    cases: list[tuple[Any, Any]] = [
-        ([first], job(here, [first], PLAIN, **disturbed)),
-        (turns, job(here, turns, TIGHT)),
-    ]
-    results = here.run(*(given for _, given in cases), runner=runner)
-    bad = []
-    for (waves, _), result in zip(cases, results, strict=True):
-        assert result["kind"] == [scheduler, True]
-        assert_tidy(result)
-        bad += bad_cases(here, waves, result)
-    total = sum(len(wave) for waves, _ in cases for wave in waves)
-    preempted = sum(result["preempted"] for result in results)
-    print(f"{runner} {architecture}: {total} cases, {preempted} preemptions, {len(bad)} bad")
-    assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
-    assert preempted > 0
-
-
-TWO_ROWS = {"additional_config": {"gate_two_rows": {"rows": 32, "rate": 0.0}}}
+    results = run_exactly(here, runner, two_cases(here, 70, 20, aborted=[7, 9]))
+    assert sum(result["preempted"] for result in results) > 0
 
 
 @RUNNERS
-def test_a_gated_token_costs_no_step_with_two_rows(
-    world: Callable[[str], World], runner: str, scheduler: str
-) -> None:
-    here = world("qwen2")
+def test_a_gated_token_costs_no_step_with_two_rows(here: World, runner: str) -> None:
     asked = Asked(prompts(1, 12, seed=3)[0], "all", 2.0, 16)
     points = here.reference.decode(asked).points
     always, often = (
@@ -87,146 +99,78 @@ def test_a_gated_token_costs_no_step_with_two_rows(
 
 
 @RUNNERS
-def test_every_case_with_two_rows(
-    world: Callable[[str], World], runner: str, scheduler: str
-) -> None:
+def test_every_case_with_two_rows(here: World, runner: str) -> None:
     """A batch that fits twice, and one in which some requests get a second row."""
-    here = world("qwen2")
-    few = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(77, 10)]
-    many = [asked._replace(tokens=min(asked.tokens, 12)) for asked in mixed(78, 18)]
-    cases: list[tuple[Any, Any]] = [
-        ([few], job(here, [few], PLAIN | TWO_ROWS, abort={"6": [2]}, reset=[9])),
-        ([many], job(here, [many], TIGHT | TWO_ROWS, pending={"reset": 1})),
+    few, many = brief(mixed(77, 10), 12), brief(mixed(78, 18), 12)
+    cases = [
+        Case([few], job(here, [few], PLAIN | TWO_ROWS, abort={"6": [2]}, reset=[9])),
+        Case([many], job(here, [many], TIGHT | TWO_ROWS, pending={"reset": 1})),
     ]
-    results = here.run(*(given for _, given in cases), runner=runner)
-    bad = []
-    for (waves, _), result in zip(cases, results, strict=True):
-        assert result["kind"] == [scheduler, True]
-        assert_tidy(result)
-        bad += bad_cases(here, waves, result)
+    results = run_exactly(here, runner, cases)
     second = [result["second rows"] for result in results]
-    print(f"{runner}: {len(few) + len(many)} cases, {second} second rows, {len(bad)} bad")
-    assert not bad, f"{len(bad)}:\n" + "\n".join(bad[:5])
+    print(f"{runner}: {second} second rows")
     assert all(rows > 20 for rows in second)
     assert results[1]["preempted"] > 0
-
-
-@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
-def test_breaking_it_shows_with_two_rows(world: Callable[[str], World], runner: str) -> None:
-    here = world("qwen2")
-    batch = [
-        asked._replace(tokens=8, adapter="all", tau=(1.0, 2.0)[index % 2])
-        for index, asked in enumerate(mixed(79, 8))
-    ]
-    given = job(here, [batch], PLAIN | TWO_ROWS)
-    breakages = ("a second row always gives the token", "second rows run the base")
-    results = here.run(*(given | {"break": breakage} for breakage in breakages), runner=runner)
-    bad = [len(bad_cases(here, [batch], result)) for result in results]
-    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
-    assert all(bad)
-
-
-DRAFTS = {
-    "method": "ngram_gpu",  # with gate_drafts.Oracle in the drafter's place
-    "num_speculative_tokens": 3,
-    "prompt_lookup_min": 1,
-    "prompt_lookup_max": 3,
-}
-
-
-def drafting(given: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A job, on an engine that drafts."""
-    engine = given["engine"] | {"speculative_config": DRAFTS | more}
-    if "max_num_batched_tokens" in engine:  # vLLM asks for as many as all requests may draft
-        engine["max_num_batched_tokens"] = 32 * 4
-    return given | {"engine": engine}
-
-
-def known(here: World, waves: list[list[Asked]]) -> dict[str, Any]:
-    """Prompts with the reference's answers, which the Oracle is to know."""
-    asked = [one for wave in waves for one in wave]
-    return {"sequences": [one.prompt + here.reference.decode(one).tokens for one in asked]}
 
 
 @pytest.mark.parametrize(
     ("method", "seed"), [*(("standard", 71 + turn) for turn in range(ROUNDS)), ("block", 71)]
 )
 @RUNNERS
-def test_every_case_with_drafts(
-    world: Callable[[str], World], runner: str, scheduler: str, method: str, seed: int
-) -> None:
+def test_every_case_with_drafts(here: World, runner: str, method: str, seed: int) -> None:
     """Verified as a block, a draft counts by what follows it: greedy answers show no difference."""
-    here = world("qwen2")
     count = 20 if method == "standard" else 8
-    first = [asked._replace(tokens=min(asked.tokens, 16)) for asked in mixed(seed, count)]
-    turns = [first, [a._replace(tokens=8) for a in next_turns(here, first, seed)]]
-    disturbed = {"reset": [4], "abort": {"6": [2, 3]}, "pending": {"abort": [7], "reset": 2}}
-    cases: list[tuple[Any, Any]] = [
-        ([first], job(here, [first], PLAIN, **disturbed)),
-        (turns, job(here, turns, TIGHT)),
-    ]
-    if method == "block":
-        cases = cases[:1]
-    results = here.run(
-        *(drafting(given, rejection_sample_method=method) for _, given in cases),
-        runner=runner,
-        known=known(here, turns),
-    )
-    bad = []
-    for (waves, _), result in zip(cases, results, strict=True):
-        assert result["kind"] == [scheduler, True]
-        assert_tidy(result)
-        bad += bad_cases(here, waves, result)
-    drafts = [result["drafts"] for result in results]
-    total = sum(len(wave) for waves, _ in cases for wave in waves)
-    preempted = sum(result["preempted"] for result in results)
-    print(f"{runner} {method}: {total} cases, {preempted} preemptions, {drafts}, {len(bad)} bad")
-    assert not bad, f"{len(bad)} of {total}:\n" + "\n".join(bad[:5])
-    assert sum(one["accepted"] for one in drafts) > 2 * count
+    cases = two_cases(here, seed, count, aborted=[7])
+    known = {"sequences": sequences(here, cases[1].waves)}
+    drafts = DRAFTS | {"rejection_sample_method": method}
+    cases = [case._replace(job=with_drafts(case.job, drafts)) for case in cases]
+    results = run_exactly(here, runner, cases if method == "standard" else cases[:1], known=known)
+    assert sum(result["drafts"]["accepted"] for result in results) > 2 * count
 
 
-@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
-def test_breaking_it_shows_with_drafts(world: Callable[[str], World], runner: str) -> None:
-    here = world("qwen2")
+@pytest.mark.parametrize(
+    ("seed", "count", "taus", "engine", "breakages"),
+    [
+        (75, 12, (0.0, 1.5), PLAIN, ["the replay writes", "a preempted point is taken as known"]),
+        (
+            *(76, 12, (1.0, 2.0), PLAIN | {"speculative_config": DRAFTS}),
+            ["the replay writes", "a rejected draft counts as reached", "drafts are not tested"],
+        ),
+        (
+            *(79, 8, (1.0, 2.0), PLAIN | TWO_ROWS),
+            ["a second row always gives the token", "second rows run the base"],
+        ),
+    ],
+    ids=["one row", "drafts", "two rows"],
+)
+@RUNNERS
+def test_breaking_it_shows(
+    here: World,
+    runner: str,
+    seed: int,
+    count: int,
+    taus: tuple[float, float],
+    engine: dict[str, Any],
+    breakages: list[str],
+) -> None:
     batch = [
-        asked._replace(tokens=12, adapter="all", tau=(1.0, 2.0)[index % 2])
-        for index, asked in enumerate(mixed(76, 12))
+        asked._replace(tokens=count, adapter="all", tau=taus[index % 2])
+        for index, asked in enumerate(mixed(seed, count))
     ]
-    given = drafting(job(here, [batch], PLAIN))
-    breakages = (
-        "the replay writes",
-        "a rejected draft counts as reached",
-        "drafts are not tested",
-        "none",
-    )
+    given = job(here, [batch], engine, pending={"reset": 4} if engine == PLAIN else {})
+    ways = [*breakages, "none"]
     results = here.run(
-        *(given | {"break": breakage} for breakage in breakages),
+        *(given | {"break": way} for way in ways),
         runner=runner,
-        known=known(here, [batch]),
+        known={"sequences": sequences(here, [batch])} if "speculative_config" in engine else None,
     )
     bad = [len(bad_cases(here, [batch], result)) for result in results]
-    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
-    assert all(bad[:-1]) and not bad[-1]
-
-
-@pytest.mark.parametrize("runner", ["v2 sync", "v2 async"])
-def test_breaking_it_shows(world: Callable[[str], World], runner: str) -> None:
-    here = world("qwen2")
-    batch = [
-        asked._replace(tokens=12, adapter="all", tau=(0.0, 1.5)[index % 2])
-        for index, asked in enumerate(mixed(75, 12))
-    ]
-    given = job(here, [batch], PLAIN, pending={"reset": 4})
-    breakages = ("the replay writes", "a preempted point is taken as known", "none")
-    results = here.run(*(given | {"break": breakage} for breakage in breakages), runner=runner)
-    bad = [len(bad_cases(here, [batch], result)) for result in results]
-    print(f"{runner}: bad cases {dict(zip(breakages, bad, strict=True))}")
+    print(f"{runner}: bad cases {dict(zip(ways, bad, strict=True))}")
     assert all(bad[:-1]) and not bad[-1]
 
 
 @RUNNERS
-def test_ends_and_seeds(world: Callable[[str], World], runner: str, scheduler: str) -> None:
-    here = world("qwen2")
+def test_ends_and_seeds(here: World, runner: str) -> None:
     chosen = ends(here, 8, seed=80, length=16)
     by_end = [asked for _, asked in chosen]
     seeded = [
@@ -243,11 +187,7 @@ def test_ends_and_seeds(world: Callable[[str], World], runner: str, scheduler: s
     assert not not_ended(chosen, first["results"])
     assert together["preempted"] > 0
     for result in (first, alone, together):
-        assert result["kind"] == [scheduler, True]
+        assert result["kind"] == [SCHEDULERS[runner], True]
         assert_tidy(result)
-    for one, other in zip(alone["results"], together["results"], strict=False):
-        assert one["tokens"] == other["tokens"]
-        # Entropies may differ in the last digit: another batch rounds otherwise.
-        points = [[at["position"] for at in got["trace"]] for got in (one, other)]
-        assert points[0] == points[1]
+    assert_same_answers(alone["results"], together["results"])
     assert sum(got["gated"] for got in alone["results"]) > len(seeded)

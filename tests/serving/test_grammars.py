@@ -88,14 +88,8 @@ ITSELF = "a schema refers to itself with nothing between"
         ({"tools": [{"input_schema": {"pattern": "a{9999}"}}]}, f"tools: {REPEATS}"),
         (schema({"$ref": "#"}), f"response_format: {ITSELF}"),
         (schema({"anyOf": [{"type": "null"}, {"$ref": "#"}]}), ITSELF),
-        (
-            schema({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/a"}}}),
-            ITSELF,
-        ),
-        (
-            schema({"$ref": "#/a~1b", "a/b": {"allOf": [{"oneOf": [{"$ref": "#/a~1b"}]}]}}),
-            ITSELF,
-        ),
+        (schema({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/a"}}}), ITSELF),
+        (schema({"$ref": "#/a~1b", "a/b": {"allOf": [{"oneOf": [{"$ref": "#/a~1b"}]}]}}), ITSELF),
         ({"structured_outputs": {"grammar": "root ::= "}}, "structured_outputs.grammar: .*EBNF"),
     ],
 )

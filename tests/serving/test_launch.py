@@ -19,11 +19,7 @@ from serving.prompts import ServedPrompt
 from serving.settings import Settings, SettingsError
 
 # By set_environment, unless the user has.
-SET = (
-    "HF_HUB_OFFLINE",
-    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
-    "VLLM_NO_USAGE_STATS",
-)
+SET = ("HF_HUB_OFFLINE", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "VLLM_NO_USAGE_STATS")
 
 
 @pytest.fixture

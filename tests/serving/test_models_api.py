@@ -7,14 +7,11 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fleet import answered, make_admission
-from support import make_adapter
+from fleet import answered, application, make_admission, put_plain
 
 from adapters.manifest import FILE as MANIFEST
 from adapters.store import Store
@@ -23,15 +20,12 @@ from serving.admission import Admission
 
 
 @pytest.fixture
-def admission(tmp_path: Path, base_folder: Path) -> Admission:
+def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admission:
     """`alpha` has two versions; `latest` points at the first; `plain` has no threshold."""
     store = Store(tmp_path / "store")
-    versions = [
-        store.publish(make_adapter(tmp_path, f"v{seed}", base_folder, seed=seed), "alpha").id
-        for seed in range(2)
-    ]
-    store.alias("latest", versions[0])
-    make_adapter(store.root, "plain", base_folder, manifest=False)
+    first, _ = (store.publish(folder, "alpha").id for folder in folders[:2])
+    store.alias("latest", first)
+    put_plain(folders[0], store.root, "plain")
     (store.root / "broken").mkdir()
     (store.root / "broken" / "adapter_config.json").write_text("{")
     return make_admission(tmp_path, base_folder)
@@ -39,15 +33,8 @@ def admission(tmp_path: Path, base_folder: Path) -> Admission:
 
 @pytest.fixture
 def client(admission: Admission) -> Iterator[TestClient]:
-    app = FastAPI()
-    app.state.aliases = admission.aliases
-    app.state.args = SimpleNamespace(gate=True)
-    app.include_router(models_api.router)
-    with TestClient(app) as client:
+    with TestClient(application(admission, models_api.router)) as client:
         yield client
-
-
-async def nothing(_: Any) -> None: ...
 
 
 def test_every_adapter_is_listed_with_the_version_that_answers(
@@ -76,7 +63,7 @@ def test_one_is_found_where_a_request_for_it_is_answered(
     def post(model: str) -> tuple[int, str]:
         try:
             arguments = {"gate_tau": 1.0} if model == "plain:gated" else {}
-            bound = asyncio.run(answered(admission, model, nothing, **arguments))
+            bound = asyncio.run(answered(admission, model, **arguments))
         except KeyError:
             return 404, ""
         except ValueError:
@@ -96,25 +83,22 @@ def test_one_is_found_where_a_request_for_it_is_answered(
             assert answer.json()["error"]["code"] == status
 
 
+SCORE = {"mode": "base", "problems": "x", "metric": "pass@1", "n": 1, "temperature": 0}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("gate", {"tau": math.inf, "rate": 0.1, "tokens": 9}),
         ("gate", {"tau": 1.0, "rate": 0.1, "tokens": 9, "table": [[0.1, math.nan]]}),
-        (
-            "scores",
-            [
-                {"mode": "base", "problems": "x", "metric": "pass@1", "value": math.nan}
-                | {"n": 1, "temperature": 0}
-            ],
-        ),
+        ("scores", [SCORE | {"value": math.nan}]),
     ],
 )
 def test_a_number_that_json_lacks_is_refused_and_all_others_are_listed(
-    admission: Admission, client: TestClient, base_folder: Path, field: str, value: Any
+    admission: Admission, client: TestClient, folders: list[Path], field: str, value: Any
 ) -> None:
-    folder = make_adapter(admission.aliases.store.root, "odd", base_folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
+    folder = put_plain(folders[0], admission.aliases.store.root, "odd")
+    manifest = json.loads((folders[0] / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {field: value}))
     names = {card["id"] for card in client.get("/v1/models").json()["data"]}
     assert "alpha" in names and "odd" not in names

@@ -32,6 +32,10 @@ def messages(*given: object) -> dict[str, Any]:
     return {"messages": list(given)}
 
 
+def user(content: object) -> dict[str, Any]:
+    return messages({"role": "user", "content": content})
+
+
 def calls(**changes: object) -> dict[str, Any]:
     """A conversation whose assistant called a tool, in some way."""
     call = {key: value for key, value in (CALL | changes).items() if value is not ...}
@@ -58,18 +62,18 @@ ROWS: dict[str, dict[str, Any]] = {
     "nested list": messages([USER]),
     "no role": messages({"content": "x"}),
     "no content": messages({"role": "user"}),
-    "null content": messages({"role": "user", "content": None}),
-    "number content": messages({"role": "user", "content": 7}),
-    "empty content": messages({"role": "user", "content": ""}),
-    "empty parts": messages({"role": "user", "content": []}),
+    "null content": user(None),
+    "number content": user(7),
+    "empty content": user(""),
+    "empty parts": user([]),
     "unknown role": messages({"role": "wizard", "content": "x"}),
     "role of another case": messages({"role": "User", "content": "x"}),
     "developer": messages({"role": "developer", "content": "x"}, USER),
     "function role": messages(USER, {"role": "function", "name": "add", "content": "7"}),
     "system alone": messages({"role": "system", "content": "x"}),
-    "assistant alone": messages({"role": "assistant", "content": "x"}),
+    "assistant alone": messages(SAID),
     "two users": messages(USER, USER),
-    "assistant first": messages({"role": "assistant", "content": "x"}, USER),
+    "assistant first": messages(SAID, USER),
     "system last": messages(USER, {"role": "system", "content": "x"}),
     "tool without a call": messages(USER, {"role": "tool", "content": "7"}),
     "tool id of nobody": messages(USER, {"role": "tool", "tool_call_id": "zz", "content": "7"}),
@@ -88,37 +92,24 @@ ROWS: dict[str, dict[str, Any]] = {
     "arguments as a number": calls(function={"name": "add", "arguments": "7"}),
     "arguments of nothing": calls(function={"name": "add", "arguments": ""}),
     "deep arguments": calls(function={"name": "add", "arguments": "[" * 5000 + "]" * 5000}),
-    "calls of null": messages(
-        USER, {"role": "assistant", "content": "x", "tool_calls": None}, USER
-    ),
-    "empty calls": messages(USER, {"role": "assistant", "content": "x", "tool_calls": []}, USER),
+    "calls of null": messages(USER, SAID | {"tool_calls": None}, USER),
+    "empty calls": messages(USER, SAID | {"tool_calls": []}, USER),
     "calls as an object": messages(USER, {"role": "assistant", "tool_calls": CALL}, USER),
-    "half a character": messages({"role": "user", "content": "\ud83d"}),
-    "half a character in a part": messages(
-        {"role": "user", "content": [{"type": "text", "text": "\ud83d"}]}
-    ),
+    "half a character": user("\ud83d"),
+    "half a character in a part": user([{"type": "text", "text": "\ud83d"}]),
     "half a character in a role": messages({"role": "\ud83d", "content": "x"}),
     "half a character in a call": calls(function={"name": "\ud83d", "arguments": "{}"}),
-    "zero bytes": messages({"role": "user", "content": "a\x00b"}),
-    "end of turn in the text": messages({"role": "user", "content": "<|im_end|>\n<|im_start|>x"}),
-    "text parts": messages({"role": "user", "content": [{"type": "text", "text": "3 + 4"}]}),
-    "strings as parts": messages({"role": "user", "content": ["3 + 4"]}),
-    "a part without a type": messages({"role": "user", "content": [{"text": "3"}]}),
-    "a part of unknown type": messages({"role": "user", "content": [{"type": "smell"}]}),
-    "an image": messages(
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}
-    ),
-    "a file of ours": messages(
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/x"}}]}
-    ),
-    "audio": messages(
-        {
-            "role": "user",
-            "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}],
-        }
-    ),
+    "zero bytes": user("a\x00b"),
+    "end of turn in the text": user("<|im_end|>\n<|im_start|>x"),
+    "text parts": user([{"type": "text", "text": "3 + 4"}]),
+    "strings as parts": user(["3 + 4"]),
+    "a part without a type": user([{"text": "3"}]),
+    "a part of unknown type": user([{"type": "smell"}]),
+    "an image": user([{"type": "image_url", "image_url": {"url": PIXEL}}]),
+    "a file of ours": user([{"type": "image_url", "image_url": {"url": "file:///etc/x"}}]),
+    "audio": user([SOUND]),
     "a thousand messages": messages(*[USER] * 1000),
-    "a long text": messages({"role": "user", "content": "3 + " * 10_000}),
+    "a long text": user("3 + " * 10_000),
     "unknown field of a message": messages(USER | {"weight": 3}),
     "a name": messages(USER | {"name": "bob"}),
     "prefill": messages(USER, {"role": "assistant", "content": "7"})
@@ -167,21 +158,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "a tool without a name": {"tools": [tool()]},
     "a tool without a function": {"tools": [{"type": "function"}]},
     "a tool of unknown type": {"tools": [{"type": "web_search"}]},
-    "a tool's schema of text": {
-        "tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]
-    },
-    "a choice of nobody": {
-        "tools": [TOOL],
-        "tool_choice": {"type": "function", "function": {"name": "sub"}},
-    },
+    "a tool's schema of text": {"tools": [tool(name="a", parameters="x")]},
+    "a choice of nobody": {"tools": [TOOL], "tool_choice": tool(name="sub")},
     "a choice without tools": {"tool_choice": "auto"},
     "required without tools": {"tool_choice": "required"},
     "an unknown choice": {"tools": [TOOL], "tool_choice": "perhaps"},
     "required": {"tools": [TOOL], "tool_choice": "required"},
     "required of a bad schema": {
-        "tools": [
-            {"type": "function", "function": {"name": "a", "parameters": {"type": "nonsense"}}}
-        ],
+        "tools": [tool(name="a", parameters={"type": "nonsense"})],
         "tool_choice": "required",
     },
     "old functions": {"functions": [{"name": "add"}], "function_call": "auto"},

@@ -26,6 +26,7 @@ from serving.middleware import ApiKey
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
+KINDS = ("base", "always", "gated")  # of columns
 QUESTION = "What is 3+4*2-5?"
 TAU = 0.2
 TOKENS = 40
@@ -136,14 +137,26 @@ class Visit:
         for label, value in fields.items():
             self.page.get_by_label(label.replace("_", " ")).fill(str(value))
 
+    def until_connected(self) -> None:
+        """Wait for the adapter to choose."""
+        self.page.get_by_role("checkbox", name="alpha").wait_for()
+
+    def connect(self) -> None:
+        """Enter the right key."""
+        self.enter_key()
+        self.until_connected()
+
+    def press_ask(self) -> None:
+        """Press the button."""
+        self.page.get_by_role("button", name="Ask", exact=True).click()
+
     def ask(self, **fields: Any) -> None:
         """Connect, ask greedily, and wait for all columns to end."""
-        self.enter_key()
-        self.page.get_by_role("checkbox", name="alpha").wait_for()
+        self.connect()
         self.set(**{"Temperature": 0, "Max_tokens": TOKENS, "Tau": TAU} | fields)
         self.page.get_by_label("Question").fill(QUESTION)
-        self.page.get_by_role("button", name="Ask", exact=True).click()
-        for kind in ("base", "always", "gated"):
+        self.press_ask()
+        for kind in KINDS:
             self.wait(kind, "done")
 
     def wait(self, kind: str, state: str) -> None:
@@ -195,6 +208,13 @@ def visit(
 UNAUTHORIZED = "401 (Unauthorized)"
 
 
+@pytest.fixture
+def seen(browser: Browser, gated: Server) -> Iterator[Visit]:
+    """The page on a desktop."""
+    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as opened:
+        yield opened
+
+
 def openai_answer(server: Server, model: str, **xargs: Any) -> Any:
     """The same question by the `openai` client."""
     return server.client().chat.completions.create(
@@ -213,117 +233,103 @@ def candidates(column: Locator) -> list[float]:
     return [float(row.get_attribute("data-p")) for row in rows.all()]
 
 
-def test_three_answers_side_by_side(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.ask()
-        expected = {
-            "base": openai_answer(gated, gated.base.name),
-            "always": openai_answer(gated, "alpha"),
-            "gated": openai_answer(gated, "alpha:gated", gate_tau=TAU),
-        }
-        for kind, answer in expected.items():
-            assert seen.answer(kind) == answer.choices[0].message.content, kind
-            whole = seen.column(kind).locator("[data-answer]").text_content()
-            assert whole == answer.choices[0].message.content
-            tokens = seen.column(kind).locator(".token")
-            assert tokens.count() == answer.usage.completion_tokens
+def test_three_answers_side_by_side(seen: Visit, gated: Server) -> None:
+    seen.ask()
+    expected = {
+        "base": openai_answer(gated, gated.base.name),
+        "always": openai_answer(gated, "alpha"),
+        "gated": openai_answer(gated, "alpha:gated", gate_tau=TAU),
+    }
+    for kind, answer in expected.items():
+        assert seen.answer(kind) == answer.choices[0].message.content, kind
+        whole = seen.column(kind).locator("[data-answer]").text_content()
+        assert whole == answer.choices[0].message.content
+        tokens = seen.column(kind).locator(".token")
+        assert tokens.count() == answer.usage.completion_tokens
 
-        marked = expected["gated"].usage.completion_tokens_details.gated_tokens
-        assert seen.column("gated").locator(".token.gated").count() == marked > 0
-        assert seen.column("gated").locator("[data-gated]").get_attribute("data-gated") == str(
-            marked
-        )
-        assert seen.column("base").locator(".token.gated").count() == 0
-        for figure in ("first", "between", "rate", "gate"):
-            shown = seen.column("gated").locator(f'[data-figure="{figure}"]').text_content()
-            assert re.match(r"[\d.]+( %| m?s)?$", shown), (figure, shown)
-        assert "at decision points" in seen.page.get_by_role("status").text_content()
-        bodies = [
-            json.loads(r.post_data) for r in seen.requests if r.url.endswith("/chat/completions")
-        ]
-        assert sorted(body["model"] for body in bodies) == ["alpha", "alpha:gated", "alpha:gated"]
+    marked = expected["gated"].usage.completion_tokens_details.gated_tokens
+    assert seen.column("gated").locator(".token.gated").count() == marked > 0
+    assert seen.column("gated").locator("[data-gated]").get_attribute("data-gated") == str(marked)
+    assert seen.column("base").locator(".token.gated").count() == 0
+    for figure in ("first", "between", "rate", "gate"):
+        shown = seen.column("gated").locator(f'[data-figure="{figure}"]').text_content()
+        assert re.match(r"[\d.]+( %| m?s)?$", shown), (figure, shown)
+    assert "at decision points" in seen.page.get_by_role("status").text_content()
+    bodies = [json.loads(r.post_data) for r in seen.requests if r.url.endswith("/chat/completions")]
+    assert sorted(body["model"] for body in bodies) == ["alpha", "alpha:gated", "alpha:gated"]
 
 
-def test_a_click_shows_what_the_base_would_have_said(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.ask()
-        answer = openai_answer(gated, "alpha:gated", gate_tau=TAU, gate_trace=1)
-        first = answer.choices[0].gate_trace[0]
-        seen.column("gated").locator(".token.gated").first.click()
-        shown = candidates(seen.column("gated"))
-        assert shown == pytest.approx([top["probability"] for top in first["base_top"]], abs=1e-4)
-        panel = seen.column("gated").locator(".panel")
-        assert f"entropy {first['entropy']:.2f} nats" in panel.text_content()
-        assert panel.locator("tr.taken").count() == 1
-        assert "#" not in panel.locator("tbody th").all_text_contents()  # texts, not numbers
+def test_a_click_shows_what_the_base_would_have_said(seen: Visit, gated: Server) -> None:
+    seen.ask()
+    answer = openai_answer(gated, "alpha:gated", gate_tau=TAU, gate_trace=1)
+    first = answer.choices[0].gate_trace[0]
+    seen.column("gated").locator(".token.gated").first.click()
+    shown = candidates(seen.column("gated"))
+    assert shown == pytest.approx([top["probability"] for top in first["base_top"]], abs=1e-4)
+    panel = seen.column("gated").locator(".panel")
+    assert f"entropy {first['entropy']:.2f} nats" in panel.text_content()
+    assert panel.locator("tr.taken").count() == 1
+    assert "#" not in panel.locator("tbody th").all_text_contents()  # texts, not numbers
 
-        for kind in ("base", "always"):
-            seen.column(kind).locator(".token").nth(1).click()
-            probabilities = candidates(seen.column(kind))
-            assert len(probabilities) == 5
-            assert probabilities == sorted(probabilities, reverse=True)
-            assert 0 < sum(probabilities) <= 1 + 1e-6
-            assert seen.column(kind).locator(".panel tr.taken").count() == 1
-        seen.column("base").locator(".token").nth(1).click()
-        seen.column("base").locator(".panel").wait_for(state="hidden")
-
-
-def test_same_seed_gives_the_columns_the_same_luck(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.ask(Temperature=0.8, Seed=11, Tau=20)  # a gate that never opens is the base
-        assert seen.answer("gated") == seen.answer("base")
-        bodies = [json.loads(r.post_data) for r in seen.requests if r.method == "POST"]
-        assert {body["seed"] for body in bodies} == {11}
+    for kind in ("base", "always"):
+        seen.column(kind).locator(".token").nth(1).click()
+        probabilities = candidates(seen.column(kind))
+        assert len(probabilities) == 5
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-6
+        assert seen.column(kind).locator(".panel tr.taken").count() == 1
+    seen.column("base").locator(".token").nth(1).click()
+    seen.column("base").locator(".panel").wait_for(state="hidden")
 
 
-def test_a_wrong_key_is_said_and_the_right_one_kept_for_the_session(
-    browser: Browser, gated: Server
-) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        problem = seen.page.locator("#problem")
-        problem.filter(has_text="API key").wait_for()
-        seen.enter_key("wrong")
-        problem.filter(has_text="The API key is missing or wrong").wait_for()
-        assert "press Connect" in problem.text_content()
-        seen.enter_key()
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        problem.wait_for(state="hidden")
-        seen.page.reload()
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        stores = seen.page.evaluate(
-            "() => [Object.values(sessionStorage), Object.values(localStorage), document.cookie]"
-        )
-        assert stores == [[KEY], [], ""]
+def test_same_seed_gives_the_columns_the_same_luck(seen: Visit) -> None:
+    seen.ask(Temperature=0.8, Seed=11, Tau=20)  # a gate that never opens is the base
+    assert seen.answer("gated") == seen.answer("base")
+    bodies = [json.loads(r.post_data) for r in seen.requests if r.method == "POST"]
+    assert {body["seed"] for body in bodies} == {11}
+
+
+def test_a_wrong_key_is_said_and_the_right_one_kept_for_the_session(seen: Visit) -> None:
+    problem = seen.page.locator("#problem")
+    problem.filter(has_text="API key").wait_for()
+    seen.enter_key("wrong")
+    problem.filter(has_text="The API key is missing or wrong").wait_for()
+    assert "press Connect" in problem.text_content()
+    seen.connect()
+    problem.wait_for(state="hidden")
+    seen.page.reload()
+    seen.until_connected()
+    stores = seen.page.evaluate(
+        "() => [Object.values(sessionStorage), Object.values(localStorage), document.cookie]"
+    )
+    assert stores == [[KEY], [], ""]
 
 
 def test_what_the_server_refuses_stands_in_the_column(browser: Browser, gated: Server) -> None:
     with visit(browser, gated, DESKTOP, "Failed to load resource") as seen:
-        seen.enter_key()
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
+        seen.connect()
         seen.set(Max_tokens=5000)
-        seen.page.get_by_role("button", name="Ask", exact=True).click()
-        for kind in ("base", "always", "gated"):
+        seen.press_ask()
+        for kind in KINDS:
             seen.wait(kind, "failed")
             assert "5000" in seen.column(kind).locator(".note").text_content()
 
 
-def test_stop_ends_all_streams(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.enter_key()
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        seen.page.route("**/v1/chat/completions", without_end)
-        seen.page.evaluate(HOLD_ANSWERS)
-        seen.set(Temperature=1, Max_tokens=480)
-        stop = seen.page.get_by_role("button", name="Stop")
-        assert stop.is_disabled()
-        seen.page.get_by_role("button", name="Ask", exact=True).click()
-        seen.column("gated").locator(".token").nth(2).wait_for()
-        stop.click()
-        for kind in ("base", "always", "gated"):
-            seen.wait(kind, "stopped")
-            assert seen.column(kind).locator(".token").count() < 480
-        assert stop.is_disabled()
-        assert seen.page.get_by_label("Question").evaluate("e => e === document.activeElement")
+def test_stop_ends_all_streams(seen: Visit) -> None:
+    seen.connect()
+    seen.page.route("**/v1/chat/completions", without_end)
+    seen.page.evaluate(HOLD_ANSWERS)
+    seen.set(Temperature=1, Max_tokens=480)
+    stop = seen.page.get_by_role("button", name="Stop")
+    assert stop.is_disabled()
+    seen.press_ask()
+    seen.column("gated").locator(".token").nth(2).wait_for()
+    stop.click()
+    for kind in KINDS:
+        seen.wait(kind, "stopped")
+        assert seen.column(kind).locator(".token").count() < 480
+    assert stop.is_disabled()
+    assert seen.page.get_by_label("Question").evaluate("e => e === document.activeElement")
 
 
 # The rest of an answer keeps waiting until the page gives it up: however slow the browser is, no
@@ -358,52 +364,51 @@ def without_end(route: Any) -> None:
     )
 
 
-def test_by_keyboard_alone(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        keys = seen.page.keyboard
-        seen.page.get_by_label("API key").focus()
-        keys.type(KEY)
-        keys.press("Enter")
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        for _ in range(2):  # Connect, then the question
-            keys.press("Tab")
-        keys.press("Control+a")
-        keys.type(QUESTION)
+def test_by_keyboard_alone(seen: Visit) -> None:
+    keys = seen.page.keyboard
+    seen.page.get_by_label("API key").focus()
+    keys.type(KEY)
+    keys.press("Enter")
+    seen.until_connected()
+    for _ in range(2):  # Connect, then the question
         keys.press("Tab")
-        keys.press("Enter")  # Ask
-        for kind in ("base", "always", "gated"):
-            seen.wait(kind, "done")
+    keys.press("Control+a")
+    keys.type(QUESTION)
+    keys.press("Tab")
+    keys.press("Enter")  # Ask
+    for kind in KINDS:
+        seen.wait(kind, "done")
 
-        def in_gated() -> bool:
-            return bool(
-                seen.page.evaluate(
-                    "() => !!document.activeElement.closest('.column.gated [role=option]')"
-                )
+    def in_gated() -> bool:
+        return bool(
+            seen.page.evaluate(
+                "() => !!document.activeElement.closest('.column.gated [role=option]')"
             )
+        )
 
-        for _ in range(30):
-            keys.press("Tab")
-            if in_gated():
-                break
-        assert in_gated()
-        keys.press("Home")
-        keys.press("ArrowRight")
-        focused = seen.page.locator(":focus")
-        assert focused.evaluate("e => [...e.parentNode.children].indexOf(e)") == 1
-        assert focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
-        keys.press("Enter")
-        assert len(candidates(seen.column("gated"))) == 5
-        assert "top 5" in seen.page.get_by_role("status").text_content()
-        keys.press("ArrowRight")  # what is open follows
-        seen.column("gated").locator(".panel", has_text="position 2").wait_for()
-        keys.press("Escape")
-        seen.column("gated").locator(".panel").wait_for(state="hidden")
-        assert in_gated()
-        keys.press("Home")
-        keys.press("ArrowDown")
-        assert "gated" in focused.get_attribute("class")
-        keys.press("Space")
-        assert len(candidates(seen.column("gated"))) == 5
+    for _ in range(30):
+        keys.press("Tab")
+        if in_gated():
+            break
+    assert in_gated()
+    keys.press("Home")
+    keys.press("ArrowRight")
+    focused = seen.page.locator(":focus")
+    assert focused.evaluate("e => [...e.parentNode.children].indexOf(e)") == 1
+    assert focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    keys.press("Enter")
+    assert len(candidates(seen.column("gated"))) == 5
+    assert "top 5" in seen.page.get_by_role("status").text_content()
+    keys.press("ArrowRight")  # what is open follows
+    seen.column("gated").locator(".panel", has_text="position 2").wait_for()
+    keys.press("Escape")
+    seen.column("gated").locator(".panel").wait_for(state="hidden")
+    assert in_gated()
+    keys.press("Home")
+    keys.press("ArrowDown")
+    assert "gated" in focused.get_attribute("class")
+    keys.press("Space")
+    assert len(candidates(seen.column("gated"))) == 5
 
 
 def test_phone_width(browser: Browser, gated: Server) -> None:
@@ -413,7 +418,7 @@ def test_phone_width(browser: Browser, gated: Server) -> None:
         seen.column("gated").locator(".token.gated").first.tap()
         candidates(seen.column("gated"))
         assert seen.overflow() <= 0
-        boxes = [seen.column(kind).bounding_box() for kind in ("base", "always", "gated")]
+        boxes = [seen.column(kind).bounding_box() for kind in KINDS]
         assert len({box["x"] for box in boxes}) == 1  # one above the other
         assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"]
 
@@ -450,7 +455,7 @@ def test_hostile_output_is_inert(browser: Browser, gated: Server) -> None:
         seen.enter_key("any")
         seen.page.get_by_role("checkbox").wait_for()
         seen.page.get_by_label("Question").fill(HOSTILE)
-        seen.page.get_by_role("button", name="Ask", exact=True).click()
+        seen.press_ask()
         seen.wait("gated", "done")
         seen.wait("always", "failed")
         seen.column("gated").locator(".token").first.click()
@@ -462,7 +467,7 @@ def test_hostile_output_is_inert(browser: Browser, gated: Server) -> None:
         assert seen.overflow() <= 0
 
 
-def test_an_error_in_mid_stream_and_a_stream_cut_short(browser: Browser, gated: Server) -> None:
+def test_an_error_in_mid_stream_and_a_stream_cut_short(seen: Visit) -> None:
     token = {"token": "4", "logprob": -0.1, "top_logprobs": []}
     chunk = {"choices": [{"delta": {"content": "4"}, "logprobs": {"content": [token]}}]}
     failed = fake_stream(chunk, {"error": {"message": "the engine is gone", "code": 500}})
@@ -472,58 +477,45 @@ def test_an_error_in_mid_stream_and_a_stream_cut_short(browser: Browser, gated: 
         gate = json.loads(route.request.post_data)["model"].endswith(":gated")
         route.fulfill(body=failed if gate else cut, content_type="text/event-stream")
 
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.page.route("**/v1/chat/completions", answer)
-        seen.enter_key()
-        seen.page.get_by_role("checkbox", name="alpha").wait_for()
-        seen.page.get_by_role("button", name="Ask", exact=True).click()
-        seen.wait("gated", "failed")
-        seen.wait("always", "failed")
-        assert seen.column("gated").locator(".note").text_content() == "the engine is gone"
-        assert "broke off" in seen.column("always").locator(".note").text_content()
-        assert seen.answer("gated") == "4"
+    seen.page.route("**/v1/chat/completions", answer)
+    seen.connect()
+    seen.press_ask()
+    seen.wait("gated", "failed")
+    seen.wait("always", "failed")
+    assert seen.column("gated").locator(".note").text_content() == "the engine is gone"
+    assert "broke off" in seen.column("always").locator(".note").text_content()
+    assert seen.answer("gated") == "4"
 
 
-def test_the_servers_own_tiles(browser: Browser, gated: Server) -> None:
+SCRAPE = """
+reasonmaxxer_generated_tokens_total{adapter="a",version="1",mode="gated"} %d
+reasonmaxxer_gated_tokens_total{adapter="a",version="1",mode="gated"} %d
+reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.1"} %d
+reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.2"} %d
+reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="+Inf"} %d
+""".strip()
+
+
+def test_the_servers_own_tiles(seen: Visit) -> None:
     """Two scrapes with known numbers: rates and quantiles by hand."""
-    before = "\n".join(
-        [
-            'reasonmaxxer_generated_tokens_total{adapter="a",version="1",mode="gated"} 100',
-            'reasonmaxxer_gated_tokens_total{adapter="a",version="1",mode="gated"} 10',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.1"} 5',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.2"} 5',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="+Inf"} 5',
-        ]
-    )
-    after = "\n".join(
-        [
-            'reasonmaxxer_generated_tokens_total{adapter="a",version="1",mode="gated"} 500',
-            'reasonmaxxer_gated_tokens_total{adapter="a",version="1",mode="gated"} 50',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.1"} 5',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="0.2"} 15',
-            'reasonmaxxer_time_to_first_token_seconds_bucket{mode="gated",le="+Inf"} 15',
-        ]
-    )
-    scrapes = iter([before])
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.page.route("**/metrics", lambda route: route.fulfill(body=next(scrapes, after)))
-        seen.page.reload()
+    scrapes, after = iter([SCRAPE % (100, 10, 5, 5, 5)]), SCRAPE % (500, 50, 5, 15, 15)
+    seen.page.route("**/metrics", lambda route: route.fulfill(body=next(scrapes, after)))
+    seen.page.reload()
 
-        def tile(name: str) -> Locator:
-            return seen.page.locator(f'[data-tile="{name}"]')
+    def tile(name: str) -> Locator:
+        return seen.page.locator(f'[data-tile="{name}"]')
 
-        tile("p50").filter(has_text="150 ms").wait_for()  # halfway from 0.1 to 0.2
-        assert tile("p95").text_content() == "195 ms"
-        assert tile("gate").text_content() == "10 %"  # 40 of 400
-        assert tile("load").text_content() == "–"  # no such series
+    tile("p50").filter(has_text="150 ms").wait_for()  # halfway from 0.1 to 0.2
+    assert tile("p95").text_content() == "195 ms"
+    assert tile("gate").text_content() == "10 %"  # 40 of 400
+    assert tile("load").text_content() == "–"  # no such series
 
 
-def test_real_metrics_fill_the_tiles(browser: Browser, gated: Server) -> None:
-    with visit(browser, gated, DESKTOP, UNAUTHORIZED) as seen:
-        seen.page.locator('[data-tile="load"]', has_text=re.compile(r"\d+, \d+")).wait_for()
-        seen.ask()
-        for tile, pattern in {"p50": r"\d+ ms|\d s", "gate": r"\d %"}.items():
-            seen.page.locator(f'[data-tile="{tile}"]', has_text=re.compile(pattern)).wait_for()
+def test_real_metrics_fill_the_tiles(seen: Visit) -> None:
+    seen.page.locator('[data-tile="load"]', has_text=re.compile(r"\d+, \d+")).wait_for()
+    seen.ask()
+    for tile, pattern in {"p50": r"\d+ ms|\d s", "gate": r"\d %"}.items():
+        seen.page.locator(f'[data-tile="{tile}"]', has_text=re.compile(pattern)).wait_for()
 
 
 ROLES = ("button", "textbox", "spinbutton", "checkbox", "option", "listbox", "img", "article")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import make_adapter, sign
+from fleet import put_plain
+from support import sign
 
 from adapters.adapter import CONFIG, AdapterError
 from adapters.audit import verify
@@ -48,10 +49,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_folder_that_is_still_written_is_waited_for(
-    tmp_path: Path, base_folder: Path, clock: Clock
+    tmp_path: Path, base_folder: Path, folders: list[Path], clock: Clock
 ) -> None:
     store = Store(tmp_path / "store")
-    folder = make_adapter(store.root, "alpha", base_folder, manifest=False)
+    folder = put_plain(folders[0], store.root, "alpha")
 
     def copied_on() -> None:
         if len(clock.sleeps) == 1:
@@ -66,9 +67,11 @@ def test_a_folder_that_is_still_written_is_waited_for(
     assert verify(store) == []
 
 
-def test_it_is_not_waited_for_without_end(tmp_path: Path, base_folder: Path, clock: Clock) -> None:
+def test_it_is_not_waited_for_without_end(
+    tmp_path: Path, folders: list[Path], clock: Clock
+) -> None:
     store = Store(tmp_path / "store")
-    make_adapter(store.root, "alpha", base_folder, manifest=False)
+    put_plain(folders[0], store.root, "alpha")
     found = store.plain("alpha")
     assert found is not None
     never_quiet = SimpleNamespace(plain=lambda _: found._replace(changed=int(clock.time() * 1e9)))
@@ -78,21 +81,20 @@ def test_it_is_not_waited_for_without_end(tmp_path: Path, base_folder: Path, clo
 
 
 def test_a_store_that_cannot_be_written_says_so_and_is_tried_again(
-    tmp_path: Path, base_folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folders: list[Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store")
-    make_adapter(store.root, "alpha", base_folder, manifest=False)
+    put_plain(folders[0], store.root, "alpha")
     clock.ahead = 10.0
-    mkdir = Path.mkdir
 
     def full(path: Path, *args: object, **kwargs: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     server = PlainFolders(store)
-    monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(AdapterError, match=r"plain folder, and .* Read-only .*; make it writable"):
-        server.adopt("alpha")
-    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        with pytest.raises(AdapterError, match=r"folder, and .* Read-only .*; make it writable"):
+            server.adopt("alpha")
     with pytest.raises(AdapterError, match="Read-only"):
         server.adopt("alpha")  # not at every request
     clock.ahead += plain_folders.RETRY + 1
@@ -100,27 +102,17 @@ def test_a_store_that_cannot_be_written_says_so_and_is_tried_again(
     assert store.resolve("alpha").hash is not None and server.refused() == []
 
 
-def test_many_find_it_at_once(tmp_path: Path, base_folder: Path) -> None:
+def test_many_find_it_at_once(tmp_path: Path, folders: list[Path]) -> None:
     store = Store(tmp_path / "store")
-    names = [f"a{number}" for number in range(4)]
-    for seed, name in enumerate(names):
-        make_adapter(store.root, name, base_folder, seed=seed, manifest=False)
+    names = [put_plain(folder, store.root, f"a{n}").name for n, folder in enumerate(folders)]
     servers = [PlainFolders(store) for _ in range(3)]
-    errors: list[Exception] = []
 
     def find(server: PlainFolders) -> None:
-        try:
-            for name in names:
-                server.adopt(name)
-        except Exception as error:
-            errors.append(error)
+        for name in names:
+            server.adopt(name)
 
-    threads = [threading.Thread(target=find, args=(server,)) for server in servers * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(find, servers * 2))
     assert [len(store.history(name)) for name in names] == [1] * 4
     assert all(store.plain(name) is None for name in names)
     assert verify(store) == []

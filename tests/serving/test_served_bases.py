@@ -58,6 +58,13 @@ def unquantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model("qwen3", tmp_path_factory.mktemp("unquantised") / "base")
 
 
+def quantised_case(unquantised: Path, form: str, folder: Path) -> Case:
+    """A base in this form, and an adapter of what it is worth."""
+    base = folder / form.replace(" ", "-")
+    exact = quantise(unquantised, form, base)
+    return Case(base, exact, adapter_of(exact, folder / "lora"))
+
+
 def asked() -> Iterator[Asked]:
     """The base, the adapter always-on, and the adapter behind the gate."""
     for number, prompt in enumerate(prompts(10, 20, seed=4)):
@@ -67,28 +74,16 @@ def asked() -> Iterator[Asked]:
             yield Asked(prompt, None, None, TOKENS)
 
 
-class Found(NamedTuple):
-    """What came of the requests to one base."""
-
-    gated: int  # tokens
-    worst: float  # difference of a log-probability from the reference's, in nats
-    effect: float  # largest difference that leaving the adapter out would make
-
-
-def compared(
-    case: Case,
-    store: Store,
-    engine: Command,
-    tolerance: float,
-    **options: Any,
-) -> Found:
-    """Ask the engine, and force its answers through the reference."""
+def compare(case: Case, store: Store, engine: Command, tolerance: float, **options: Any) -> None:
+    """Ask the engine, and force its answers through the reference: they must agree."""
     reference = Reference(case.plain, {"theirs": case.adapter})
     world = World(case.base, {"theirs": case.imported(store)}, reference, engine)
     requests = [one._asdict() | {"logprobs": 1} for one in asked()]
     settings = {"enable_prefix_caching": False, "enforce_eager": True, **options}
     (result,) = world.run({"engine": settings, "waves": [requests]})
-    gated, worst, effect = 0, 0.0, 0.0
+    gated = 0  # tokens
+    worst = 0.0  # difference of a log-probability from the reference's, in nats
+    effect = 0.0  # largest difference that leaving the adapter out would make
     for one, got in zip(asked(), result["results"], strict=True):
         forced = reference.force(one, got["tokens"])
         if one.tau is not None:
@@ -101,7 +96,9 @@ def compared(
         without = reference.force(one._replace(adapter=None, tau=None), got["tokens"])
         effect = max([effect, *apart(without, got["logprobs"])])
     print(f"{case.base.name}: {gated} gated tokens, {worst:.1e} apart, adapter {effect:.1f}")
-    return Found(gated, worst, effect)
+    assert worst < tolerance
+    assert gated > 30
+    assert effect > 1
 
 
 def apart(forced: list[Forced], logprobs: list[float]) -> list[float]:
@@ -113,37 +110,27 @@ def apart(forced: list[Forced], logprobs: list[float]) -> list[float]:
 def test_a_quantised_base_serves_what_peft_computes(
     form: str, unquantised: Path, engine: Command, tmp_path: Path
 ) -> None:
-    base = tmp_path / form.replace(" ", "-")
-    exact = quantise(unquantised, form, base)
-    case = Case(base, exact, adapter_of(exact, tmp_path / "lora"))
-    found = compared(*(case, Store(tmp_path / "store"), engine, TOLERANCE), dtype="float16")
-    assert found.worst < TOLERANCE
-    assert found.gated > 30
-    assert found.effect > 1
+    case = quantised_case(unquantised, form, tmp_path)
+    compare(case, Store(tmp_path / "store"), engine, TOLERANCE, dtype="float16")
 
 
 def test_a_language_model_inside_a_vision_language_one(engine: Command, tmp_path: Path) -> None:
     plain = make_model(TEXT, tmp_path / "plain")
     base = wrap(plain, tmp_path / "wrapped")
     case = Case(base, plain, adapter_of(plain, tmp_path / "lora"))
-    found = compared(*(case, Store(tmp_path / "store"), engine, 1e-4), language_model_only=True)
-    assert found.worst < 1e-4
-    assert found.gated > 30
-    assert found.effect > 1
+    compare(case, Store(tmp_path / "store"), engine, 1e-4, language_model_only=True)
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - set(RUN)))
 def test_where_the_engine_cannot_run_the_base_its_adapters_are_still_checked(
     form: str, unquantised: Path, tmp_path: Path
 ) -> None:
-    base = tmp_path / form.replace(" ", "-")
-    exact = quantise(unquantised, form, base)
-    case = Case(base, exact, adapter_of(exact, tmp_path / "lora"))
+    case = quantised_case(unquantised, form, tmp_path)
     case.imported(Store(tmp_path / "store"))
     other = make_model("llama", tmp_path / "other")  # its keys and values have other shapes
     with pytest.raises(AdapterError, match="made for a"):
         import_adapter(
             *(Store(tmp_path / "other-store"), str(adapter_of(other, tmp_path / "wrong")), "wrong"),
-            base=BaseCheckpoint.open(str(base)),
+            base=BaseCheckpoint.open(str(case.base)),
             family="tiny",
         )

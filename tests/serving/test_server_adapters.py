@@ -9,7 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from support import Reference, Server, make_adapter
+from support import Reference, Server, make_adapter, until
 from test_server_protocol import PROMPT, complete
 
 from adapters.collect import collect
@@ -95,9 +95,7 @@ def test_added_replaced_and_removed_while_the_server_runs(
     # What is put beside its versions becomes one, or is refused, and it answers as before.
     assert complete(server, "guest")[: len(expected)] == expected
     assert "guest" in [card.id for card in server.client().models.list().data]
-    deadline = time.monotonic() + 60
-    while "adapter 'guest': adapter_model.safetensors: cut short" not in server.log:
-        assert time.monotonic() < deadline
+    until(lambda: "adapter 'guest': adapter_model.safetensors: cut short" in server.log)
     shutil.rmtree(guest)
     with pytest.raises(openai.NotFoundError):
         complete(server, "guest")
@@ -123,9 +121,8 @@ def test_an_alias_is_followed_and_what_it_left_can_still_be_named(
         assert store.rollback("followed").version == versions[0]
         assert other_version(server, "followed", versions[1]) == versions[0]
         assert complete(server, "followed")[: len(expected[0])] == expected[0]
-        deadline = time.monotonic() + 60  # what nobody uses and no alias serves is let go of
-        while not (gone := collect(store, keep=0, grace=0)):
-            assert time.monotonic() < deadline
+        # What nobody uses and no alias serves is let go of.
+        gone = until(lambda: collect(store, keep=0, grace=0))
         assert [str(reference) for reference in gone] == [versions[1]]
     finally:
         shutil.rmtree(server.store / "followed", ignore_errors=True)

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloud import BUCKET
-from support import Reference, Server, StartServer, make_adapter
+from support import Reference, StartServer, make_adapter, until
+from test_server_protocol import complete
 
 if TYPE_CHECKING:
     from cloud import Cloud
 
 PROMPT = "Question: 4 + 9 ="
-
-
-def page(server: Server, path: str) -> str:
-    """What the server says at `path`, without a key."""
-    with urllib.request.urlopen(f"{server.url}{path}", timeout=60) as answer:
-        return str(answer.read().decode())
-
-
-def until(true: Callable[[], Any]) -> None:
-    """Wait for what the server does by itself."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
 
 
 def test_it_follows_the_bucket_and_serves_on_without_it(
@@ -45,20 +30,13 @@ def test_it_follows_the_bucket_and_serves_on_without_it(
     def serves(version: str) -> bool:
         name, content = version.split("@")
         line = f'adapter_info{{adapter="{name}",version="{content}",state="resident"}} 1'
-        return line in page(server, "/metrics")
+        return line in server.page()
 
     def answer(model: str) -> list[int]:
-        choice = server.client().completions.create(
-            model=model,
-            prompt=PROMPT,
-            max_tokens=16,
-            temperature=0,
-            extra_body={"return_token_ids": True},
-        )
-        return list(choice.choices[0].token_ids)
+        return complete(server, model, PROMPT, 16)
 
     def reached() -> bool:
-        return bool(json.loads(page(server, "/health"))["store"]["reached"])
+        return bool(json.loads(server.page("/health"))["store"]["reached"])
 
     with start_server(base_folder, tmp_path, tmp_path, *flags) as server:
         assert answer("alpha")[: len(expected[0])] == expected[0]

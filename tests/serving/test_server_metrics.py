@@ -9,8 +9,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import urllib.request
 from collections import Counter
 from typing import Any
 
@@ -20,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from support import Server
+from support import Server, run_command
 
 from adapters.manifest import NAME_PATTERN
 from serving import request
@@ -48,7 +46,7 @@ def parse(page: str) -> Samples:
 
 def scrape(server: Server) -> Samples:
     """The server's page."""
-    return parse(urllib.request.urlopen(f"{server.url}/metrics").read().decode())
+    return parse(server.page())
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
@@ -223,8 +221,7 @@ def settled(server: Server, requests: float) -> Samples:
 
 def preemptions(server: Server) -> float:
     """How many vLLM has counted."""
-    page = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    found = re.search(r"^vllm:num_preemptions_total\{.*\} (\S+)$", page, re.MULTILINE)
+    found = re.search(r"^vllm:num_preemptions_total\{.*\} (\S+)$", server.page(), re.MULTILINE)
     assert found is not None
     return float(found[1])
 
@@ -370,12 +367,8 @@ def test_hostile_names_add_no_series(pressed: Server) -> None:
 def test_promtool_finds_nothing_wrong(pressed: Server) -> None:
     if shutil.which("promtool") is None and "CI" not in os.environ:
         pytest.skip("promtool is not installed")
-    page = urllib.request.urlopen(f"{pressed.url}/metrics").read().decode()
-    ours = "".join(
-        line + "\n" for line in page.splitlines() if re.match(rf"(# \w+ )?{PREFIX}", line)
-    )
+    lines = (one for one in pressed.page().splitlines() if re.match(rf"(# \w+ )?{PREFIX}", one))
+    ours = "".join(line + "\n" for line in lines)
     assert ours.count("# TYPE") >= 20
-    checked = subprocess.run(
-        ["promtool", "check", "metrics"], input=ours, capture_output=True, text=True, check=False
-    )
+    checked = run_command("promtool", "check", "metrics", input=ours)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

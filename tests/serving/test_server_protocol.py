@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import urllib.error
-import urllib.request
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from hypothesis import assume, given, settings
@@ -41,21 +40,14 @@ def post(server: Server, path: str, body: bytes | dict[str, Any], key: str = "")
     """(status, parsed body) of a raw POST."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key or server.key}"}
-    request = urllib.request.Request(server.url + path, data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"null")
+    answer = httpx.post(server.url + path, content=data, headers=headers, timeout=60)
+    return answer.status_code, answer.json() if answer.content else None
 
 
 def get(server: Server, path: str) -> tuple[int, str]:
     """(status, body) of a GET without a key."""
-    try:
-        with urllib.request.urlopen(server.url + path, timeout=60) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    answer = httpx.get(server.url + path, timeout=60)
+    return answer.status_code, answer.text
 
 
 def complete(server: Server, model: str, prompt: str = PROMPT, tokens: int = 24) -> list[int]:
@@ -144,11 +136,8 @@ def test_chat_streaming_and_whole_agree(server: Server, adapter: bool) -> None:
     }
     client = server.client()
     whole = client.chat.completions.create(**arguments)
-    chunks = list(
-        client.chat.completions.create(
-            **arguments, stream=True, stream_options={"include_usage": True}
-        )
-    )
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(**arguments | options))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     reasons = [c.choices[0].finish_reason for c in chunks if c.choices]

@@ -94,6 +94,10 @@ def test_bad_yaml_is_named(tmp_path: Path) -> None:
         ("dtype: float32", "belong under 'engine'"),
         ("[1, 2]", "must be a mapping"),
         ("a: [", "serving.yaml"),
+        *(
+            (f"engine: {{{name}: 1}}", f"{name} is a setting of its own")
+            for name in ("model", "max-loras", "api_key")
+        ),
     ):
         config.write_text(text)
         with pytest.raises(SettingsError, match=words):
@@ -122,19 +126,11 @@ def test_vllms_variable_of_the_key_covers_all_paths_too(monkeypatch: pytest.Monk
         from_command_line(["--admin-key", "theirs"])
 
 
-def test_our_flags_may_have_underscores_as_vllms(tmp_path: Path) -> None:
+def test_our_flags_may_have_underscores_as_vllms() -> None:
     settings, flags = from_command_line(["--max_loras", "2", "--api_key=k", "--max_num_seqs", "8"])
     assert settings.max_loras == 2
     assert settings.api_key is not None and settings.api_key.get_secret_value() == "k"
     assert flags == ["--max_num_seqs", "8"]
-
-
-def test_our_settings_do_not_belong_under_engine(tmp_path: Path) -> None:
-    config = tmp_path / "serving.yaml"
-    for name in ("model", "max-loras", "api_key"):
-        config.write_text(f"engine: {{{name}: 1}}\n")
-        with pytest.raises(SettingsError, match=f"{name} is a setting of its own"):
-            from_command_line(["--config", str(config)])
 
 
 def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +152,7 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--adapters", "no-such-folder"], "--adapters no-such-folder"),
         (["--family", "klingon"], "known: "),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size: not together with the gate"),
     ],
 )
 def test_a_server_told_wrong_ends_with_2_and_the_reason(

@@ -72,6 +72,18 @@ def status_of_a_new_request(server: Server) -> int:
     return answer.status_code
 
 
+def assert_drains(server: Server, streams: list[Any], processes: list[int]) -> None:
+    """After SIGTERM streams go on to their end, new requests are sent away, and nothing is left."""
+    os.kill(server.process.pid, signal.SIGTERM)
+    # Each round trip gives the signal handler a turn; it needs one or two.
+    assert 503 in (status_of_a_new_request(server) for _ in range(100))
+    for stream in streams:
+        assert list(stream)[-1].choices[0].finish_reason == "length"
+    assert server.process.wait(120) == 0, server.log
+    assert "Traceback" not in server.log
+    assert not left(processes)
+
+
 def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     start_server: StartServer, tmp_path: Path, base_folder: Path
 ) -> None:
@@ -82,15 +94,7 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
         lines = [command_line(process) for process in processes]
         assert any("VLLM::EngineCore" in line for line in lines)
         assert not any("multiprocessing.spawn" in line for line in lines)
-        streams = long_streams(server, "alpha", 300)
-        os.kill(server.process.pid, signal.SIGTERM)
-        # Each round trip gives the signal handler a turn; it needs one or two.
-        assert 503 in (status_of_a_new_request(server) for _ in range(100))
-        for stream in streams:
-            assert list(stream)[-1].choices[0].finish_reason == "length"
-        assert server.process.wait(120) == 0, server.log
-        assert "Traceback" not in server.log
-        assert not left(processes)
+        assert_drains(server, long_streams(server, "alpha", 300), processes)
         with pytest.raises(openai.APIConnectionError):
             server.client().models.list()
 

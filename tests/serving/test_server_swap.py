@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from pathlib import Path
 
 import httpx
 import pytest
-from support import ADMIN_KEY, KEY, Server, make_adapter
+from support import ADMIN, ADMIN_KEY, KEY, Server
 
 from adapters.store import Store
 from benchmarks.swap import NAME, SwapConfig, measure
@@ -16,13 +17,10 @@ from demo.server import Running
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["always", "gated"])
-def test_moves_under_streams(
-    server: Server, tmp_path: Path, base_folder: Path, gated: bool
-) -> None:
+def test_moves_under_streams(server: Server, folders: list[Path], gated: bool) -> None:
     store = Store(server.store)
-    made = [make_adapter(tmp_path, f"s{n}", base_folder, seed=30 + n) for n in range(3)]
     try:
-        versions = [store.publish(folder, NAME).id for folder in made]
+        versions = [store.publish(folder, NAME).id for folder in folders[:3]]
         options = SwapConfig(gated=gated, quiet=0.5, users=8, moves=30, answers=30, pause=0.0)
         running = Running(server.url, server.process.pid)
         found = asyncio.run(measure(running, versions, options, KEY, ADMIN_KEY))
@@ -48,45 +46,32 @@ def test_the_two_keys_open_different_doors(server: Server) -> None:
 
 
 def test_an_alias_that_moves_in_mid_conversation_costs_no_prefill(
-    server: Server, tmp_path: Path, base_folder: Path
+    server: Server, folders: list[Path]
 ) -> None:
     store, alias = Store(server.store), "midway"
-    made = [make_adapter(tmp_path, f"m{n}", base_folder, seed=40 + n) for n in range(2)]
-    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
     def hits() -> float:
-        page = httpx.get(f"{server.url}/metrics", timeout=30).text
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in page.splitlines()
-            if line.startswith("vllm:prefix_cache_hits_total")
-        )
+        pattern = r"^vllm:prefix_cache_hits_total.* (\S+)$"
+        return sum(map(float, re.findall(pattern, server.page(), re.MULTILINE)))
 
     def turn(prompt: list[int]) -> tuple[str, list[int], float]:
         """(version that answered, its tokens, tokens of the prompt found in the cache)"""
         before = hits()
+        body = {"ignore_eos": True, "return_token_ids": True, "vllm_xargs": {"gate_tau": 0.1}}
         answer = server.client().completions.create(
-            model=f"{alias}:gated",
-            prompt=prompt,
-            max_tokens=60,
-            temperature=0,
-            extra_body={
-                "ignore_eos": True,
-                "return_token_ids": True,
-                "vllm_xargs": {"gate_tau": 0.1},
-            },
+            model=f"{alias}:gated", prompt=prompt, max_tokens=60, temperature=0, extra_body=body
         )
         assert answer.usage.completion_tokens_details.gated_tokens > 0
         assert answer.model == f"{alias}:gated"
         return answer.system_fingerprint, answer.choices[0].token_ids, hits() - before
 
     try:
-        first, second = (store.publish(folder, alias).id for folder in made)
+        first, second = (store.publish(folder, alias).id for folder in folders[:2])
         move = f"{server.url}/admin/adapters/{alias}/alias"
         answered = []
         prompt = list(range(2, 102))
         for version in (first, second):
-            moved = httpx.post(move, json={"version": version}, headers=headers, timeout=60)
+            moved = httpx.post(move, json={"version": version}, headers=ADMIN, timeout=60)
             assert moved.status_code == 200, moved.text
             who, tokens, found = turn(prompt)
             answered.append(who)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,217 +23,186 @@ class Clock:
         return self.now
 
 
-def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
-    async def story() -> None:
-        clock = Clock()
-        slots = Slots(2, patience=1.0, clock=clock)
-        await slots.take("a")
+async def queued(slots: Slots, *asked: Any) -> asyncio.Task[int]:
+    """A request that has had its turn to ask for a slot."""
+    task = asyncio.create_task(slots.take(*asked))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
+    clock = Clock()
+    slots = Slots(2, patience=1.0, clock=clock)
+    await slots.take("a")
+    await slots.take("b")
+    third = await queued(slots, "c")
+    assert slots.waiting == 1
+    await slots.take("a")  # c is still patient
+    clock.now = 1.6  # patience, and half as much for one adapter that waits for two slots
+    late = await queued(slots, "a")  # no longer
+    assert slots.waiting == 2
+    slots.give("a")
+    await asyncio.sleep(0)
+    assert not third.done()  # a still answers its other request
+    slots.give("a")
+    await third
+    assert set(slots.busy) == {"b", "c"}
+    assert not late.done()
+    slots.give("b")
+    await late
+    assert (slots.busy, slots.waiting) == ({"c": 1, "a": 1}, 0)
+    assert slots.longest_wait == 1.6
+
+
+async def test_all_that_wait_for_one_version_enter_together() -> None:
+    slots = Slots(1)
+    await slots.take("a")
+    tasks = [asyncio.create_task(slots.take(version)) for version in "bcb"]
+    await asyncio.sleep(0)
+    slots.give("a")
+    await asyncio.gather(tasks[0], tasks[2])
+    assert slots.busy == {"b": 2}
+    assert not tasks[1].done()
+    slots.give("b")
+    slots.give("b")
+    await tasks[1]
+
+
+async def test_the_most_wanted_goes_first_until_another_is_impatient() -> None:
+    clock = Clock()
+    slots = Slots(1, patience=1.0, clock=clock)
+    await slots.take("a")
+    rare, *wanted = (asyncio.create_task(slots.take(version)) for version in "bcc")
+    await asyncio.sleep(0)
+    slots.give("a")
+    await asyncio.gather(*wanted)
+    assert slots.busy == {"c": 2}
+    more = [asyncio.create_task(slots.take("d")) for _ in range(3)]
+    await asyncio.sleep(0)
+    clock.now = 3.5  # two adapters wait for one slot: three times the patience
+    slots.give("c")
+    slots.give("c")
+    await rare
+    assert slots.busy == {"b": 1}
+    slots.give("b")
+    await asyncio.gather(*more)
+
+
+async def test_pinned_versions_keep_their_slot() -> None:
+    slots = Slots(2)
+    slots.pinned.add("p")
+    await slots.take("a")
+    waits = await queued(slots, "b")
+    assert slots.waiting == 1
+    await slots.take("p")
+    slots.give("p")
+    await asyncio.sleep(0)
+    assert not waits.done()  # the pinned slot is not for others
+    slots.give("a")
+    await waits
+
+
+async def test_a_full_queue_refuses_one_version_before_all() -> None:
+    slots = Slots(1, queue=4)
+    await slots.take("a")
+    tasks = [asyncio.create_task(slots.take("b")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="adapter 'b' has 2") as refused:
         await slots.take("b")
-        third = asyncio.create_task(slots.take("c"))
-        await asyncio.sleep(0)
-        assert slots.waiting == 1
-        await slots.take("a")  # c is still patient
-        clock.now = 1.6  # patience, and half as much for one adapter that waits for two slots
-        late = asyncio.create_task(slots.take("a"))  # no longer
-        await asyncio.sleep(0)
-        assert slots.waiting == 2
-        slots.give("a")
-        await asyncio.sleep(0)
-        assert not third.done()  # a still answers its other request
-        slots.give("a")
-        await third
-        assert set(slots.busy) == {"b", "c"}
-        assert not late.done()
-        slots.give("b")
-        await late
-        assert (slots.busy, slots.waiting) == ({"c": 1, "a": 1}, 0)
-        assert slots.longest_wait == 1.6
-
-    asyncio.run(story())
+    assert refused.value.status == 429
+    tasks += [asyncio.create_task(slots.take("c")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="the adapters have 4") as refused:
+        await slots.take("d")
+    assert refused.value.status == 503
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert slots.waiting == 0
 
 
-def test_all_that_wait_for_one_version_enter_together() -> None:
-    async def story() -> None:
-        slots = Slots(1)
-        await slots.take("a")
-        tasks = [asyncio.create_task(slots.take(version)) for version in "bcb"]
-        await asyncio.sleep(0)
-        slots.give("a")
-        await asyncio.gather(tasks[0], tasks[2])
-        assert slots.busy == {"b": 2}
-        assert not tasks[1].done()
-        slots.give("b")
-        slots.give("b")
-        await tasks[1]
-
-    asyncio.run(story())
+async def test_a_client_that_leaves_at_its_turn_gives_it_on() -> None:
+    slots = Slots(1)
+    await slots.take("a")
+    leaves = asyncio.create_task(slots.take("b"))
+    stays = await queued(slots, "c")
+    slots.give("a")  # b's turn has come ...
+    leaves.cancel()  # ... and its client goes before it notices
+    await asyncio.gather(leaves, return_exceptions=True)
+    await stays
+    assert slots.busy == {"c": 1}
 
 
-def test_the_most_wanted_goes_first_until_another_is_impatient() -> None:
-    async def story() -> None:
-        clock = Clock()
-        slots = Slots(1, patience=1.0, clock=clock)
-        await slots.take("a")
-        rare, *wanted = (asyncio.create_task(slots.take(version)) for version in "bcc")
-        await asyncio.sleep(0)
-        slots.give("a")
-        await asyncio.gather(*wanted)
-        assert slots.busy == {"c": 2}
-        more = [asyncio.create_task(slots.take("d")) for _ in range(3)]
-        await asyncio.sleep(0)
-        clock.now = 3.5  # two adapters wait for one slot: three times the patience
-        slots.give("c")
-        slots.give("c")
-        await rare
-        assert slots.busy == {"b": 1}
-        slots.give("b")
-        await asyncio.gather(*more)
-
-    asyncio.run(story())
+async def test_two_engines_have_twice_the_slots() -> None:
+    slots = Slots(2, engines=2)
+    assert [await slots.take(version) for version in "abcd"] == [0, 1, 0, 1]
+    assert (slots.total, slots.in_use) == (4, 4)
+    fifth = await queued(slots, "e")
+    assert slots.waiting == 1
+    assert await slots.take("a") == 0  # where it has a slot
+    slots.give("d", 1)
+    assert await fifth == 1
+    slots.pinned.add("e")  # on each engine
+    assert slots.in_use == 5
 
 
-def test_pinned_versions_keep_their_slot() -> None:
-    async def story() -> None:
-        slots = Slots(2)
-        slots.pinned.add("p")
-        await slots.take("a")
-        waits = asyncio.create_task(slots.take("b"))
-        await asyncio.sleep(0)
-        assert slots.waiting == 1
-        await slots.take("p")
-        slots.give("p")
-        await asyncio.sleep(0)
-        assert not waits.done()  # the pinned slot is not for others
-        slots.give("a")
-        await waits
-
-    asyncio.run(story())
-
-
-def test_a_full_queue_refuses_one_version_before_all() -> None:
-    async def story() -> None:
-        slots = Slots(1, queue=4)
-        await slots.take("a")
-        tasks = [asyncio.create_task(slots.take("b")) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFullError, match="adapter 'b' has 2") as refused:
-            await slots.take("b")
-        assert refused.value.status == 429
-        tasks += [asyncio.create_task(slots.take("c")) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFullError, match="the adapters have 4") as refused:
-            await slots.take("d")
-        assert refused.value.status == 503
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert slots.waiting == 0
-
-    asyncio.run(story())
+async def test_the_less_busy_engine_answers_unless_others_wait() -> None:
+    base = [5, 0]  # requests without a slot
+    slots = Slots(2, engines=2, load=base.__getitem__)
+    assert [await slots.take("a") for _ in range(3)] == [1, 1, 1]
+    base[0] = 0
+    assert [await slots.take("a") for _ in range(3)] == [0, 0, 0]
+    assert slots.in_use == 2  # on both
+    for engine in (0, 1):
+        assert await slots.take(f"b{engine}", engine) == engine
+    waits = await queued(slots, "c")
+    for _ in range(3):
+        slots.give("a", 0)
+    assert await waits == 0
+    waits = await queued(slots, "d")
+    base[1] = 9
+    assert await slots.take("a") == 1  # the other engine's slots are for others
+    waits.cancel()
 
 
-def test_a_client_that_leaves_at_its_turn_gives_it_on() -> None:
-    async def story() -> None:
-        slots = Slots(1)
-        await slots.take("a")
-        leaves = asyncio.create_task(slots.take("b"))
-        stays = asyncio.create_task(slots.take("c"))
-        await asyncio.sleep(0)
-        slots.give("a")  # b's turn has come ...
-        leaves.cancel()  # ... and its client goes before it notices
-        await asyncio.gather(leaves, return_exceptions=True)
-        await stays
-        assert slots.busy == {"c": 1}
-
-    asyncio.run(story())
-
-
-def test_two_engines_have_twice_the_slots() -> None:
-    async def story() -> None:
-        slots = Slots(2, engines=2)
-        assert [await slots.take(version) for version in "abcd"] == [0, 1, 0, 1]
-        assert (slots.total, slots.in_use) == (4, 4)
-        fifth = asyncio.create_task(slots.take("e"))
-        await asyncio.sleep(0)
-        assert slots.waiting == 1
-        assert await slots.take("a") == 0  # where it has a slot
-        slots.give("d", 1)
-        assert await fifth == 1
-        slots.pinned.add("e")  # on each engine
-        assert slots.in_use == 5
-
-    asyncio.run(story())
-
-
-def test_the_less_busy_engine_answers_unless_others_wait() -> None:
-    async def story() -> None:
-        base = [5, 0]  # requests without a slot
-        slots = Slots(2, engines=2, load=base.__getitem__)
-        assert [await slots.take("a") for _ in range(3)] == [1, 1, 1]
-        base[0] = 0
-        assert [await slots.take("a") for _ in range(3)] == [0, 0, 0]
-        assert slots.in_use == 2  # on both
-        for engine in (0, 1):
-            assert await slots.take(f"b{engine}", engine) == engine
-        waits = asyncio.create_task(slots.take("c"))
-        await asyncio.sleep(0)
-        for _ in range(3):
-            slots.give("a", 0)
-        assert await waits == 0
-        waits = asyncio.create_task(slots.take("d"))
-        await asyncio.sleep(0)
-        base[1] = 9
-        assert await slots.take("a") == 1  # the other engine's slots are for others
-        waits.cancel()
-
-    asyncio.run(story())
-
-
-def test_a_client_may_ask_for_an_engine() -> None:
-    async def story() -> None:
-        slots = Slots(1, engines=2)
-        assert [await slots.take("a", wanted) for wanted in (1, 1, 0, 7)] == [1, 1, 0, 0]
-        waits = asyncio.create_task(slots.take("b", 0))
-        await asyncio.sleep(0)
-        for engine in (1, 1):
-            slots.give("a", engine)
-        await asyncio.sleep(0)
-        assert not waits.done()
-        for _ in range(2):
-            slots.give("a", 0)
-        assert await waits == 0
-
-    asyncio.run(story())
+async def test_a_client_may_ask_for_an_engine() -> None:
+    slots = Slots(1, engines=2)
+    assert [await slots.take("a", wanted) for wanted in (1, 1, 0, 7)] == [1, 1, 0, 0]
+    waits = await queued(slots, "b", 0)
+    for engine in (1, 1):
+        slots.give("a", engine)
+    await asyncio.sleep(0)
+    assert not waits.done()
+    for _ in range(2):
+        slots.give("a", 0)
+    assert await waits == 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 3), st.integers(0, 10_000))
-def test_never_too_many_nobody_forgotten(
+async def test_never_too_many_nobody_forgotten(
     count: int, adapters: int, engines: int, seed: int
 ) -> None:
-    async def story() -> None:
-        choose = random.Random(seed)
-        slots = Slots(count, patience=0.0, engines=engines)
+    choose = random.Random(seed)
+    slots = Slots(count, patience=0.0, engines=engines)
 
-        async def request(version: str) -> None:
-            engine = await slots.take(version, choose.choice((None, None, *range(engines))))
-            try:
-                assert max(map(len, slots.engines)) <= count
-                for _ in range(choose.randint(0, 5)):
-                    await asyncio.sleep(0)
-            finally:
-                slots.give(version, engine)
-
-        tasks = []
-        for _ in range(60):
-            task = asyncio.create_task(request(f"v{choose.randrange(adapters)}"))
-            tasks.append(task)
-            if choose.random() < 0.2:
-                choose.choice(tasks).cancel()
-            if choose.random() < 0.5:
+    async def request(version: str) -> None:
+        engine = await slots.take(version, choose.choice((None, None, *range(engines))))
+        try:
+            assert max(map(len, slots.engines)) <= count
+            for _ in range(choose.randint(0, 5)):
                 await asyncio.sleep(0)
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results)
-        assert (slots.waiting, slots.busy) == (0, {})
+        finally:
+            slots.give(version, engine)
 
-    asyncio.run(story())
+    tasks = []
+    for _ in range(60):
+        task = asyncio.create_task(request(f"v{choose.randrange(adapters)}"))
+        tasks.append(task)
+        if choose.random() < 0.2:
+            choose.choice(tasks).cancel()
+        if choose.random() < 0.5:
+            await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results)
+    assert (slots.waiting, slots.busy) == (0, {})

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
-import urllib.error
-import urllib.request
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from serving import starting
@@ -44,11 +42,8 @@ def bound() -> Iterator[socket.socket]:
 def ask(sock: socket.socket, method: str, path: str) -> tuple[int, Any, Any]:
     """(status, headers, body)."""
     url = f"http://127.0.0.1:{sock.getsockname()[1]}{path}"
-    body = b"{}" if method == "POST" else None
-    request = urllib.request.Request(url, body, method=method)
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request, timeout=30)
-    return error.value.code, error.value.headers, json.loads(error.value.read())
+    answer = httpx.request(method, url, json={} if method == "POST" else None, timeout=30)
+    return answer.status_code, answer.headers, answer.json()
 
 
 def test_every_request_gets_503_with_retry_after(bound: socket.socket) -> None:

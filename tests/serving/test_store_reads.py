@@ -12,14 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
-from fleet import Engine, answered, make_admission, settled
+from fleet import BEARER, answered, application, engine_of, make_admission, put_plain, settled
 from safetensors.numpy import load_file, save_file
 from support import make_adapter
 
@@ -27,9 +25,6 @@ from adapters.adapter import WEIGHTS
 from adapters.store import Store
 from serving import admin_api, models_api
 from serving.admission import Admission
-from serving.middleware import http_error
-
-KEY = "an admin key"
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +49,12 @@ def admission(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Admissi
     return make_admission(tmp_path, base_folder)
 
 
-def application(admission: Admission) -> FastAPI:
-    """The routes that read the store."""
-    app = FastAPI()
-    app.state.aliases = admission.aliases
-    app.state.args = SimpleNamespace(gate=True)
-    app.state.admin_digest = hashlib.sha256(KEY.encode()).digest()
-    app.include_router(admin_api.router)
-    app.include_router(models_api.router)
-    app.add_exception_handler(admin_api.HTTPException, http_error)  # type: ignore[arg-type]
-    return app
-
-
 def client(admission: Admission) -> httpx.AsyncClient:
-    """A client of these routes, in this event loop."""
+    """A client of the routes that read the store, in this event loop."""
+    app = application(admission, admin_api.router, models_api.router)
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(application(admission)),
-        base_url="http://server",
-        headers={"Authorization": f"Bearer {KEY}"},
+        transport=httpx.ASGITransport(app), base_url="http://server", headers=BEARER
     )
-
-
-async def nothing(_: Any) -> None: ...
 
 
 # ------------------------------------------------------------------------------------ how often
@@ -124,60 +103,45 @@ def hashed(least: float) -> Iterator[Counter[str]]:
         yield seen
 
 
-def test_a_swap_reads_and_hashes_the_adapter_once_and_copies_nothing(
+async def test_a_swap_reads_and_hashes_the_adapter_once_and_copies_nothing(
     admission: Admission, folders: list[Path]
 ) -> None:
     first = admission.aliases.store.history("alpha")[0].version
-    engine: Any = admission.aliases.cache.engine
-
-    async def story() -> None:
-        async with client(admission) as admin:
-            assert await answered(admission, "alpha", nothing) != first
-            counted = Bytes(folders[0])
-            with hashed(0.9 * counted.size) as large:
-                answer = await admin.post("/admin/adapters/alpha/alias", json={"version": first})
-            read, written = counted.shares()
-            assert answer.json()["serving"] == first, answer.text
-            assert large["large"] == 1
-            assert 0.9 < read < 1.5 and written < 0.2
-            assert first in engine.loaded.values()
-            await settled(admission)
-
-    asyncio.run(story())
+    async with client(admission) as admin:
+        assert await answered(admission, "alpha") != first
+        counted = Bytes(folders[0])
+        with hashed(0.9 * counted.size) as large:
+            answer = await admin.post("/admin/adapters/alpha/alias", json={"version": first})
+        read, written = counted.shares()
+        assert answer.json()["serving"] == first, answer.text
+        assert large["large"] == 1
+        assert 0.9 < read < 1.5 and written < 0.2
+        assert first in engine_of(admission).loaded.values()
+        await settled(admission)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["version", "plain folder"])
-def test_a_first_use_reads_and_hashes_the_adapter_once(
+async def test_a_first_use_reads_and_hashes_the_adapter_once(
     admission: Admission, folders: list[Path], plain: bool
 ) -> None:
     store = admission.aliases.store
     if plain:
-        weights = {
-            key: np.negative(value) for key, value in load_file(folders[0] / WEIGHTS).items()
-        }
-        folder = store.root / "plain"
-        folder.mkdir()
-        (folder / "adapter_config.json").write_bytes(
-            (folders[0] / "adapter_config.json").read_bytes()
-        )
-        save_file(weights, folder / WEIGHTS)
-
-    async def story() -> None:
-        counted = Bytes(folders[0])
-        with hashed(0.9 * counted.size) as large:
-            version = await answered(admission, "plain" if plain else "alpha", nothing)
-        read, written = counted.shares()
-        assert "@" in version
-        assert large["large"] == 1
-        assert 0.9 < read < 1.5
-        assert (0.9 < written < 1.2) if plain else written < 0.2  # copied once, or not at all
-        # A second request, another name of it and a listing read no weights.
-        again = Bytes(folders[0])
-        assert await answered(admission, version, nothing) == version
-        await asyncio.to_thread(admission.aliases.listing)
-        assert again.shares()[0] < 0.5
-
-    asyncio.run(story())
+        folder = put_plain(folders[0], store.root, "plain")
+        weights = load_file(folder / WEIGHTS)
+        save_file({key: np.negative(x) for key, x in weights.items()}, folder / WEIGHTS)
+    counted = Bytes(folders[0])
+    with hashed(0.9 * counted.size) as large:
+        version = await answered(admission, "plain" if plain else "alpha")
+    read, written = counted.shares()
+    assert "@" in version
+    assert large["large"] == 1
+    assert 0.9 < read < 1.5
+    assert (0.9 < written < 1.2) if plain else written < 0.2  # copied once, or not at all
+    # A second request, another name of it and a listing read no weights.
+    again = Bytes(folders[0])
+    assert await answered(admission, version) == version
+    await asyncio.to_thread(admission.aliases.listing)
+    assert again.shares()[0] < 0.5
 
 
 # ------------------------------------------------------------------------------------- in threads
@@ -216,24 +180,22 @@ def test_the_guard_sees_what_a_store_does(admission: Admission) -> None:
     assert asked == []
 
 
-def test_no_request_reads_the_store_on_the_event_loop(
-    admission: Admission, base_folder: Path
+async def test_no_request_reads_the_store_on_the_event_loop(
+    admission: Admission, folders: list[Path]
 ) -> None:
     store = admission.aliases.store
     newest, before = (move.version for move in reversed(store.history("alpha")))
-    make_adapter(store.root, "plain", base_folder, manifest=False, seed=3)
+    put_plain(folders[0], store.root, "plain")
     (store.root / "broken").mkdir()
     (store.root / "broken" / "adapter_config.json").write_text("{")
-    engine: Any = admission.aliases.cache.engine
-    assert isinstance(engine, Engine)
 
     async def ask(model: str) -> str:
         try:
-            return await answered(admission, model, nothing)
+            return await answered(admission, model)
         except (KeyError, ValueError) as error:
             return type(error).__name__
 
-    async def story() -> None:
+    with no_disk_on_this_thread(store.root) as read:
         async with client(admission) as user:
             for model in ("alpha", "alpha", before, "plain"):
                 assert "@" in await ask(model)
@@ -260,10 +222,4 @@ def test_no_request_reads_the_store_on_the_event_loop(
             await ask("alpha")
             await settled(admission)
             assert await ask("alpha") == before
-
-    async def guarded() -> list[str]:
-        with no_disk_on_this_thread(store.root) as asked:
-            await story()
-        return asked
-
-    assert asyncio.run(guarded()) == []
+    assert read == []

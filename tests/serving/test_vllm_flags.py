@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_gate_refused import config, layers
 
 from serving import vllm_flags
 from serving.settings import SettingsError
@@ -198,12 +199,16 @@ def test_harmless_values_are_let_through() -> None:
     assert (args.api_server_count, args.runner) == (1, "generate")
 
 
+@pytest.fixture(scope="module")
+def defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The value of each flag that is not given; the gate works with these."""
+    values = {action.dest: action.default for action in parser._actions}
+    compat.put_in(Namespace(**values))
+    return values
+
+
 @pytest.mark.parametrize("dest", sorted(compat.NOT_GATED))
-def test_each_flag_that_cannot_be_gated_is_named(
-    dest: str, parser: argparse.ArgumentParser
-) -> None:
-    defaults = {action.dest: action.default for action in parser._actions}
-    compat.put_in(Namespace(**defaults))
+def test_each_flag_that_cannot_be_gated_is_named(dest: str, defaults: dict[str, Any]) -> None:
     with pytest.raises(GateError, match=f"--{dest.replace('_', '-')}: not together with the gate"):
         compat.put_in(Namespace(**defaults | {dest: "theirs"}))
 
@@ -211,24 +216,16 @@ def test_each_flag_that_cannot_be_gated_is_named(
 @pytest.mark.parametrize("path", sorted(compat.NOT_GATED_IN_ENGINE))
 def test_the_engine_looks_for_the_same(path: str) -> None:
     """Where it was made by `vllm serve` or `vllm.LLM`, which do not call our launcher."""
-    config: Any = SimpleNamespace(
-        speculative_config=None,
-        kv_transfer_config=None,
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
-        scheduler_config=SimpleNamespace(async_scheduling=False),
-        use_v2_model_runner=False,
-    )
-    groups = SimpleNamespace(kv_cache_groups=[])
-    compat.check(config, groups)
+    part = whole = config()
+    compat.check(whole, layers())
     *parents, name = path.split(".")
-    part = config
     for parent in parents:
         if not hasattr(part, parent):
             setattr(part, parent, SimpleNamespace())
         part = getattr(part, parent)
     setattr(part, name, True)
     with pytest.raises(GateError, match=compat.NOT_GATED_IN_ENGINE[path]):
-        compat.check(config, groups)
+        compat.check(whole, layers())
 
 
 def test_those_names_are_vllms() -> None:
@@ -236,8 +233,8 @@ def test_those_names_are_vllms() -> None:
 
     from vllm.config import VllmConfig
 
-    known = {field.name: field.type for field in fields(VllmConfig)}
-    assert {path.partition(".")[0] for path in compat.NOT_GATED_IN_ENGINE} <= set(known)
+    known = {field.name for field in fields(VllmConfig)}
+    assert {path.partition(".")[0] for path in compat.NOT_GATED_IN_ENGINE} <= known
 
 
 def test_flags_of_vllms_log_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

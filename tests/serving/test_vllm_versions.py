@@ -112,9 +112,7 @@ def forget_vllm(patch: pytest.MonkeyPatch) -> None:
     module(patch, "vllm")
 
 
-def test_what_has_moved_is_found_where_each_release_has_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_has_moved_is_found_where_each_release_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def theirs() -> str:
         return "the parser"
 

@@ -14,8 +14,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-pytest.importorskip("vllm")
-
 from vllm_gate.answers import GateAnswers
 from vllm_gate.counters import ANSWERS
 from vllm_gate.token_report import ANSWER, AnswerContext, GateReport

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import run_command
 
 from vllm_gate import GateError, GateParams, GateReport, engine_args
+from vllm_gate.params import LONGEST, WATCHED
 
 
-def test_params_make_the_round_trip() -> None:
-    params = GateParams(tau=0.5, correction_temperature=0.25, trace=2)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"correction_temperature": 0.25, "trace": 2},
+        {"guidance_scale": 1.5, "guidance_prompt": (3, 4)},
+        {"watched": True},
+    ],
+)
+def test_params_make_the_round_trip(more: dict[str, Any]) -> None:
+    params = GateParams(tau=0.5, **more)
     assert GateParams.of(params.extra_args()) == params
+
+
+def test_the_engine_is_told_no_more_than_is_asked() -> None:
+    told = GateParams(0.5).extra_args()
+    assert WATCHED not in told and not any(name.startswith("guidance") for name in told)
     assert GateParams.of(None) is GateParams.of({"theirs": 1}) is None
     assert GateParams.of({"gate_tau": 1, "theirs": 1}) == GateParams(1.0)
 
@@ -33,6 +46,14 @@ def test_the_old_name_of_the_temperature() -> None:
         ({"tau": float("nan")}, "gate_tau"),
         ({"tau": 1, "correction_temperature": 0}, "correction_temperature: must be a number"),
         ({"tau": 1, "trace": 3}, "gate_trace: must be 0, 1 or 2, not 3"),
+        ({"tau": 1, "guidance_scale": 1.5}, "guidance_scale"),
+        ({"tau": 1, "guidance_prompt": (1,)}, "guidance_prompt"),
+        ({"tau": 1, "guidance_scale": -0.1, "guidance_prompt": (1,)}, "guidance_scale"),
+        ({"tau": 1, "guidance_scale": float("nan"), "guidance_prompt": (1,)}, "guidance_scale"),
+        *(
+            ({"tau": 1, "guidance_scale": 2, "guidance_prompt": prompt}, "guidance_prompt")
+            for prompt in ((1,) * (LONGEST + 1), (True,), "a text")
+        ),
     ],
 )
 def test_params_out_of_range(values: dict[str, Any], words: str) -> None:
@@ -55,9 +76,7 @@ def test_the_package_needs_neither_torch_nor_vllm_to_import() -> None:
         "found = {'torch', 'vllm', 'training', 'serving'} & sys.modules.keys()\n"
         "assert not found, found\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    ended = run_command(sys.executable, "-c", code)
     assert ended.returncode == 0, ended.stderr
 
 

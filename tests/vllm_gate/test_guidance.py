@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("vllm")
-
 from vllm.exceptions import VLLMValidationError
 
 from adapters.manifest import Gate
 from vllm_gate import guidance, token_report
-from vllm_gate.params import LONGEST, NEGATIVE, GateParams, resolve
+from vllm_gate.params import NEGATIVE, GateParams, resolve
 from vllm_gate.step_plan import gate_of
 
 GATE = Gate(tau=0.5, rate=0.1, tokens=1000, table=[(0.1, 0.5)])
@@ -32,29 +29,6 @@ def test_a_forbidden_token_stays_forbidden(scale: float) -> None:
     """The grammar's mask is on the unconditional logits."""
     masked = torch.tensor([1.0, -torch.inf])
     assert guidance.guide(torch.tensor([4.0, 9.0]), masked, scale)[1] == -torch.inf
-
-
-def test_arguments_come_back() -> None:
-    params = GateParams(0.5, guidance_scale=1.5, guidance_prompt=(3, 4))
-    assert GateParams.of(params.extra_args()) == params
-    assert not any(name.startswith("guidance") for name in GateParams(0.5).extra_args())
-
-
-@pytest.mark.parametrize(
-    ("given", "field"),
-    [
-        ({"guidance_scale": 1.5}, "guidance_scale"),
-        ({"guidance_prompt": (1,)}, "guidance_prompt"),
-        ({"guidance_scale": -0.1, "guidance_prompt": (1,)}, "guidance_scale"),
-        ({"guidance_scale": float("nan"), "guidance_prompt": (1,)}, "guidance_scale"),
-        ({"guidance_scale": 2, "guidance_prompt": (1,) * (LONGEST + 1)}, "guidance_prompt"),
-        ({"guidance_scale": 2, "guidance_prompt": (True,)}, "guidance_prompt"),
-        ({"guidance_scale": 2, "guidance_prompt": "a text"}, "guidance_prompt"),
-    ],
-)
-def test_arguments_that_do_not_fit(given: dict[str, Any], field: str) -> None:
-    with pytest.raises(ValueError, match=field):
-        GateParams(0.5, **given)
 
 
 def test_a_client_may_leave_the_prompt_out() -> None:

@@ -10,12 +10,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import test_runner_v2 as by_hand
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-pytest.importorskip("vllm")
-
-import test_runner_v2 as by_hand
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
 from benchmarks.waiting import waits
@@ -58,10 +55,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_step_does_not_wait(cases: list[Any], trace: int) -> None:
     batch, runner = by_hand.batch_of(cases), by_hand.runner_of(cases, trace)
     runner.plan = {name: one._replace(temperature=0.5) for name, one in runner.plan.items()}
-    counts = torch.tensor([len(case.rows) for case in cases], dtype=torch.int32)
-    sampled = torch.tensor([case.sampled for case in cases], dtype=torch.int32)
-    output: Any = by_hand.SimpleNamespace(num_sampled=sampled, num_rejected=counts - sampled)
-    logits = by_hand.logits_of(cases)
+    output, logits = by_hand.output_of(cases), by_hand.logits_of(cases)
     with NoWaiting():
         runner.replays = runner.table.replays(batch.idx_mapping, batch.positions[: len(cases)])
         points, logits = runner.test(logits, batch)

@@ -6,16 +6,14 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, started
+from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, run_command, started
 
 from demo.server import free_port
 
@@ -45,15 +43,7 @@ def environment() -> dict[str, str]:
 def test_offline(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example("python", "from vllm import LLM"))
-    ended = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    ended = run_command(sys.executable, script, env=environment(), timeout=500)
     assert ended.returncode == 0, ended.stderr[-4000:]
     said = re.search(r"^(\d+) of (\d+) tokens are the adapter's$", ended.stdout, re.MULTILINE)
     assert said is not None, ended.stdout
@@ -84,12 +74,8 @@ def ask(server: Server, model: str, **more: Any) -> dict[str, Any]:
     body = json.loads(re.search(r"-d '(.*)'", example("bash", "curl"), re.DOTALL)[1])  # type: ignore[index]
     del body["vllm_xargs"]
     body |= {"model": model, "temperature": 0, "max_tokens": 24, "return_token_ids": True} | more
-    request = urllib.request.Request(
-        f"{server.url}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    return json.load(urllib.request.urlopen(request, timeout=300))
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+    return dict(answer.raise_for_status().json())
 
 
 def test_a_server_by_public_flags_alone(plain: Server) -> None:
@@ -130,7 +116,7 @@ def test_arguments_that_do_not_fit_are_refused(plain: Server) -> None:
         ({"gate_rate": 0.1}, "gate_rate: the engine takes"),
         ({"gate_trace": 1}, "goes with a gated model"),
     ):
-        with pytest.raises(urllib.error.HTTPError) as caught:
+        with pytest.raises(httpx.HTTPStatusError) as caught:
             ask(plain, "tiny-math", vllm_xargs=xargs)
-        assert caught.value.code == 400
-        assert word in caught.value.read().decode()
+        assert caught.value.response.status_code == 400
+        assert word in caught.value.response.text

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm")
-
 from vllm_gate import runner_v2
 from vllm_gate.device_state import GateTable
 from vllm_gate.runner_v2 import GateV2
@@ -95,21 +93,30 @@ def runner_of(cases: list[Case], trace: int) -> Any:
     return runner
 
 
-def step(cases: list[Case], trace: int = 2) -> tuple[Any, Any, dict[str, Any]]:
-    """(the runner, the sampler's output, the views) after the gate."""
-    batch, runner = batch_of(cases), runner_of(cases, trace)
-    points, _ = runner.test(logits_of(cases), batch)
+def output_of(cases: list[Case]) -> Any:
+    """What the sampler gives."""
     counts = torch.tensor([len(case.rows) for case in cases], dtype=torch.int32)
     sampled = torch.tensor([case.sampled for case in cases], dtype=torch.int32)
-    output = SimpleNamespace(num_sampled=sampled, num_rejected=counts - sampled)
-    runner.end_at_points(output, points, batch)
+    return SimpleNamespace(num_sampled=sampled, num_rejected=counts - sampled)
+
+
+def views_of(runner: Any, output: Any) -> dict[str, Any]:
+    """The views that go to the scheduler with the tokens that are left."""
     told = SimpleNamespace(
-        req_ids=[str(number) for number in range(len(cases))],
+        req_ids=[str(number) for number in range(len(output.num_sampled))],
         sampled_token_ids=[[1] * int(count) for count in output.num_sampled],
     )
     result = SimpleNamespace(get_output=lambda: told)
     runner_v2._attach(result, runner.plan, runner.views)
-    return runner, output, result.get_output().gate_views
+    return result.get_output().gate_views
+
+
+def step(cases: list[Case], trace: int = 2) -> tuple[Any, Any, dict[str, Any]]:
+    """(the runner, the sampler's output, the views) after the gate."""
+    batch, runner, output = batch_of(cases), runner_of(cases, trace), output_of(cases)
+    points, _ = runner.test(logits_of(cases), batch)
+    runner.end_at_points(output, points, batch)
+    return runner, output, views_of(runner, output)
 
 
 @pytest.mark.parametrize("cases", [CASES, CASES[-3:]], ids=["drafts", "no drafts"])
@@ -177,16 +184,10 @@ def test_a_second_row_gives_the_token_where_the_gate_opens() -> None:
     assert points.corrected.tolist() == [True, False, False, False, False]
     assert (chosen[0] == 101 / 0.5).all()  # the second of the three, made sharper
     assert (chosen[1:] == before[1:]).all()
-    sampled = torch.ones(len(TWO_ROWS), dtype=torch.int32)
-    output = SimpleNamespace(num_sampled=sampled, num_rejected=torch.zeros_like(sampled))
+    output = output_of(TWO_ROWS)
     runner.end_at_points(output, points, batch)
     assert output.num_sampled.tolist() == [case.left for case in TWO_ROWS]
-    told = SimpleNamespace(
-        req_ids=batch.req_ids, sampled_token_ids=[[1] * case.left for case in TWO_ROWS]
-    )
-    result = SimpleNamespace(get_output=lambda: told)
-    runner_v2._attach(result, runner.plan, runner.views)
-    views = result.get_output().gate_views
+    views = views_of(runner, output)
     assert set(views) == {"0", "1"}
     assert views["0"].opened is None and views["1"].corrected is None
     assert views["0"].corrected.entropy == pytest.approx(np.log(VOCAB))

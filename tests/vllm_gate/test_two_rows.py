@@ -7,22 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("vllm")
-
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
 from vllm_gate.errors import GateError
 from vllm_gate.step_plan import Step, attach, plan_of
-from vllm_gate.two_rows import (
-    SECOND,
-    TwoRows,
-    past_rate,
-    with_second_rows,
-    without_second_rows,
-)
+from vllm_gate.two_rows import SECOND, TwoRows, past_rate, with_second_rows, without_second_rows
 
 
 def config(told: Any, **more: Any) -> Any:
@@ -30,11 +21,7 @@ def config(told: Any, **more: Any) -> Any:
     return SimpleNamespace(
         additional_config={} if told is None else {"gate_two_rows": told},
         scheduler_config=SimpleNamespace(max_num_seqs=64, max_num_batched_tokens=48),
-        **{
-            "use_v2_model_runner": True,
-            "speculative_config": None,
-            "kv_transfer_config": None,
-        }
+        **{"use_v2_model_runner": True, "speculative_config": None, "kv_transfer_config": None}
         | more,
     )
 
@@ -99,12 +86,8 @@ def test_a_step_becomes_wider_and_a_batch_narrow_again() -> None:
     assert narrow.num_reqs == narrow.num_tokens == narrow.num_reqs_after_padding == 3
     for name, of_batch in vars(batch).items():
         by_row = hasattr(of_batch, "__len__") and len(of_batch) in (5, 6)
-        kept = {
-            "positions",
-            "input_ids",
-            "is_padding",
-            "logits_indices",
-        }  # by token, and all logits
+        # By token, and all logits.
+        kept = {"positions", "input_ids", "is_padding", "logits_indices"}
         if by_row and name not in kept:
             assert len(getattr(narrow, name)) == len(of_batch) - 2, name
     assert len(narrow.logits_indices) == 5

@@ -52,12 +52,6 @@ def test_what_the_engine_says_of_several_tokens() -> None:
         assert [mark["gated"] for mark in found[REPORT]] == [True, False][: len(wanted)]
 
 
-def test_the_argument_comes_back() -> None:
-    params = GateParams(0.5, watched=True)
-    assert GateParams.of(params.extra_args()) == params
-    assert WATCHED not in GateParams(0.5).extra_args()
-
-
 class State:
     """vLLM's RequestState, as far as reports look."""
 
