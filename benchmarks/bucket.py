@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,7 +35,14 @@ from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
-from demo.server import Running, end_as_asked, free_port, running_server, stop
+from demo.server import (
+    Running,
+    end_as_asked,
+    free_port,
+    running_server,
+    stop,
+    wait_for_answer,
+)
 
 CONTENTS = 8  # adapters of different content; each has many names
 FIRST = [f"a{number}" for number in range(CONTENTS)]
@@ -59,15 +65,7 @@ def own_storage() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(endpoint, timeout=5).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        wait_for_answer(process, endpoint, time.monotonic() + 60)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}/store"
     finally:

@@ -155,7 +155,7 @@ def main() -> None:
     save(
         "conversation",
         {
-            **config.model_dump(mode="json", exclude={"config"}),
+            **config.values(),
             "prefill": spread(sums),
             "first_token_ms": spread(waits),
             "gated": statistics.mean(turn.gated for turns in runs for turn in turns),

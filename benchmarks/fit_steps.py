@@ -14,7 +14,7 @@ tokens, since time does not depend on them; the variants of each step take turns
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from benchmarks.engines import make_engine, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread
 from training.config import Config
 
 Step = dict[str, Callable[[], int]]  # variant -> does the work, returns tokens
@@ -195,21 +195,15 @@ STEPS = {"sampling": sampling, "pass": base_pass, "step": always_step}
 
 def measure(step: Step, runs: int) -> dict[str, list[float]]:
     """Variant -> tokens per second of each run; the variants take turns."""
+
+    def speed(name: str) -> float:
+        start = time.perf_counter()
+        tokens = step[name]()
+        return tokens / (time.perf_counter() - start)
+
     for work in step.values():
         work()  # warms up
-    speeds: dict[str, list[float]] = {name: [] for name in step}
-    names = list(step)
-    for turn in range(runs):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            tokens = step[name]()
-            speeds[name].append(tokens / (time.perf_counter() - start))
-    return speeds
-
-
-def ratios(values: Sequence[float], beside: Sequence[float]) -> list[float]:
-    """Of the runs of the same turns."""
-    return [one / other for one, other in zip(values, beside, strict=True)]
+    return in_turns(step, runs, speed)
 
 
 def main() -> None:
@@ -229,8 +223,7 @@ def main() -> None:
             name: {"tokens_per_second": spread(one), "ratio": spread(ratios(one, first))}
             for name, one in speeds.items()
         }
-    settings = config.model_dump(mode="json", exclude={"config"})
-    save(f"fit-steps-{Path(config.model).name}", {**settings, "steps": result})
+    save(f"fit-steps-{Path(config.model).name}", {**config.values(), "steps": result})
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ import httpx
 from pydantic import Field
 
 from adapters.command_line import CommandLine
-from adapters.store import Store
-from benchmarks.adapters import make_random_adapter
+from benchmarks.adapters import make_random_adapter, random_store
 from benchmarks.engines import make_engine, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.report import print_table, ratios, save, show, spread
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked, running_server
@@ -116,13 +115,13 @@ def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
                 gated = sum(request.gated_tokens for request in requests)
             if turn:
                 speeds[on].append(len(prompts) * TOKENS / seconds)
-    ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
+    ratio = ratios(speeds[True], speeds[False])
     return {
         "gate rate": round(gated / (len(prompts) * TOKENS), 3),
         "tokens/s, counted": spread(speeds[True]),
         "tokens/s, not counted": spread(speeds[False]),
-        "ratio": spread(ratios),
-        "shown": [show(speeds[True]), show(speeds[False]), show(ratios, 4)],
+        "ratio": spread(ratio),
+        "shown": [show(speeds[True]), show(speeds[False]), show(ratio, 4)],
     }
 
 
@@ -186,18 +185,10 @@ def main() -> None:
     environment()
     with tempfile.TemporaryDirectory() as folder:
         throughput = cost(counting, Path(folder), options.runs)
-        store = Store(Path(folder, "store"))
-        for seed in range(options.adapters):
-            store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
+        store = random_store(Path(folder), BASE, options.adapters)
         flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
-        flags += (
-            "--dtype",
-            "float32",
-            "--max-cpu-loras",
-            str(options.adapters + 1),
-            "--max-model-len",
-            "512",
-        )
+        flags += ("--dtype", "float32", "--max-model-len", "512")
+        flags += ("--max-cpu-loras", str(options.adapters + 1))
         with running_server(*flags) as server:
             page = asyncio.run(scrapes(server.url, options.adapters, options.runs))
     print(f"\nmedian (range) of {options.runs} runs\n")

@@ -117,7 +117,7 @@ def main() -> None:
         mode: {which: spread(values) for which, values in found.items()}
         for mode, found in times.items()
     }
-    save("prefix", {**config.model_dump(mode="json", exclude={"config"}), "ms": figures})
+    save("prefix", {**config.values(), "ms": figures})
 
 
 if __name__ == "__main__":

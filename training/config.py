@@ -47,10 +47,13 @@ class Config(CommandLine):
         given = merge(file, flags)
         return merge(cls.defaults(given), given)
 
+    def values(self, *besides: str) -> dict[str, Any]:
+        """The settings as JSON has them, without the file's name and those named in `besides`."""
+        return self.model_dump(mode="json", exclude={"config", *besides})
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `--config` reads it back."""
-        values = self.model_dump(mode="json", exclude={"config"})
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> None:
         """Write `to_yaml` beside the results."""
