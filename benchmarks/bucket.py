@@ -35,14 +35,7 @@ from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
-from demo.server import (
-    Running,
-    end_as_asked,
-    free_port,
-    running_server,
-    stop,
-    wait_for_answer,
-)
+from demo.server import Running, end_as_asked, free_port, running_server, stop, wait_for_answer
 
 CONTENTS = 8  # adapters of different content; each has many names
 FIRST = [f"a{number}" for number in range(CONTENTS)]

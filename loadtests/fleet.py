@@ -227,10 +227,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     end_as_asked()
     environment(REASONMAXXER_API_KEY=KEY)
-    with (
-        tempfile.TemporaryDirectory(prefix="fleet-") as folder,
-        forking(Path(folder)) as starter,
-    ):
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, forking(Path(folder)) as starter:
         try:
             result = asyncio.run(measure(options, Path(folder), starter))
         except RuntimeError as error:

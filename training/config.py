@@ -7,8 +7,10 @@ A value that does not fit ends the command with exit code 2 and a line that name
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import Field
@@ -34,6 +36,12 @@ class Config(CommandLine):
     model_config = SettingsConfigDict(cli_implicit_flags="dual")
 
     config: Path | None = Field(None, description="YAML file with any of these settings.")
+
+    @classmethod
+    def begin(cls, argv: Sequence[str] | None = None) -> Self:
+        """`load`, as a command does first; what it logs from then on goes to stderr."""
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        return cls.load(argv)
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG003

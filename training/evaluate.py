@@ -33,7 +33,7 @@ from adapters.manifest import Mode
 from adapters.places import default_store, open_store
 from adapters.program import program
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, get_recipe, recipe_for
+from adapters.recipe import recipe_for
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
@@ -127,7 +127,8 @@ def _in_process(
 ) -> list[Result]:
     base = open_base(str(config.model))
     version = find_adapter(config.adapter, config.store, base) if config.adapter else None
-    recipe = _recipe(config, base, version)
+    manifest = version.manifest if version else None
+    recipe = recipe_for(base, config.family, manifest.family if manifest else "")
     options = _options(config, recipe.sampling.max_tokens)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
@@ -219,19 +220,12 @@ def _as_peft_writes(version: AdapterVersion) -> AdapterVersion:
     return version
 
 
-def _recipe(config: EvaluateConfig, base: BaseCheckpoint, version: AdapterVersion | None) -> Recipe:
-    if config.family or version is None or version.manifest is None:
-        return recipe_for(base, config.family)
-    return get_recipe(version.manifest.family)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input, 1 if the run fails."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config = EvaluateConfig.begin(argv)
     # Every request is logged at INFO.
     for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
         logging.getLogger(client).setLevel(logging.WARNING)
-    config = EvaluateConfig.load(argv)
     logger.info("settings:\n%s", config.to_yaml())
     try:
         with config.usage_errors(), logging_redirect_tqdm():

@@ -19,7 +19,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -203,8 +202,7 @@ def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = GradeConfig.load(argv)
+    config = GradeConfig.begin(argv)
     with config.usage_errors():
         verdicts = grade(config)
     print(summary(verdicts, config.target))

@@ -12,9 +12,6 @@ what came of it.
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,10 +20,10 @@ from pydantic import Field
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
-from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from benchmarks.report import print_table
+from research.fits import gate_of, run_module
 from training.config import Config
 from training.evaluation import Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
@@ -72,11 +69,6 @@ class GateConfig(Config):
     samples: int = Field(2, ge=1, description="Answers per problem.")
     temperatures: list[float] = Field([0.6, 1.0])
     output: Path = Path("runs/experiments/gate")
-
-
-def run_module(*arguments: str) -> None:
-    """Run `python -m arguments...`; it shows its own progress."""
-    subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
 def make_problems(path: Path, seed: int, count: int, split: str) -> Path:
@@ -165,11 +157,9 @@ def ask(
 
 def way(adapter: Path, mode: str) -> Applied:
     """How the adapter runs in `mode`; the random gate opens as often as its entropy gate did."""
-    gate = Manifest.read(adapter).gate
-    assert gate is not None  # a fit always calibrates one
     if mode == "random":
-        return Applied.at_random(adapter, gate)
-    return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
+        return Applied.at_random(adapter, gate_of(adapter))
+    return Applied.behind(adapter, gate_of(adapter)) if mode == "gated" else Applied(adapter)
 
 
 def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[str, Any]:
@@ -206,13 +196,11 @@ def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[s
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    config = GateConfig.load()
+    config = GateConfig.begin()
     adapters = {seed: fit_all(config, seed) for seed in config.seeds}
     figures = report(config, ask(config, adapters))
-    settings = config.model_dump(mode="json", exclude={"config"})
     path = config.output / "report.json"
-    write_json(path, {"machine": machine(), "settings": settings, "temperatures": figures})
+    write_json(path, {"machine": machine(), "settings": config.values(), "temperatures": figures})
     print(f"\n{path}")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,9 +21,9 @@ import numpy as np
 
 from adapters.adapter import AdapterVersion
 from adapters.files import write_json
-from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
+from research.fits import gate_of, run_module
 from research.paper.cells import Cell
 from research.real import plan, ways
 from research.real.signal import signal
@@ -230,7 +228,7 @@ class Measurer:
     def _fit(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """Fit, and return what the fit told of itself: the next one writes over it."""
         run = self._fit_run(cell)
-        self._run("training.fit", *self._fit_arguments(cell, folder))
+        run_module("training.fit", *self._fit_arguments(cell, folder))
         return {name: json.loads((run / f"{name}.json").read_text()) for name in TOLD}
 
     def _fit_run(self, cell: Cell) -> Path:
@@ -253,7 +251,7 @@ class Measurer:
     def _sft(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """Plain supervised fine-tuning on the references."""
         start = time.monotonic()
-        self._run(
+        run_module(
             *("research.real.sft", "--model", self._model, "--output", str(folder)),
             *("--problems", str(self._training_problems()), "--seed", str(cell.seed)),
             *self._size.sft,
@@ -263,7 +261,7 @@ class Measurer:
     def _grpo(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """GRPO by TRL with a LoRA of the method's shape."""
         run = self._work / "grpo" / str(cell.seed)
-        self._run(
+        run_module(
             *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
             *("--problems", str(self._training_problems())),
             *("--heldout", str(self._heldout_problems()), "--run-dir", str(run)),
@@ -284,7 +282,7 @@ class Measurer:
         asked = output / "problems.jsonl"
         write_problems(asked, self._asked[task][: self._size.looks])
         self.close()
-        self._run(
+        run_module(
             *(f"research.paper.{cell.kind}", "--model", self._model, "--engine", self._engine),
             *("--tuned", str(method), "--problems", str(asked)),
             *("--max-tokens", str(self._size.max_tokens), "--top-p", "1"),
@@ -398,11 +396,6 @@ class Measurer:
             write_problems(path, problems[start:])
         return path
 
-    @staticmethod
-    def _run(*arguments: str) -> None:
-        """Run `python -m arguments...`; it shows its own progress."""
-        subprocess.run([sys.executable, "-m", *arguments], check=True)
-
 
 def method_of(cell: Cell) -> Cell:
     """The fit of the method that `cell` looks at."""
@@ -437,13 +430,6 @@ def _or_none(value: Any) -> float | None:
 def _told(adapter: Path) -> Path:
     """What the fit of `adapter` told of itself."""
     return adapter.with_name(f"{adapter.name}.json")
-
-
-def gate_of(adapter: Path) -> Gate:
-    """The gate that it is served behind."""
-    gate = Manifest.read(adapter).gate
-    assert gate is not None  # a fit always calibrates one
-    return gate
 
 
 def digest(names: Sequence[str]) -> str:

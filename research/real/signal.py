@@ -25,6 +25,7 @@ from training.stages.verify import verify
 # Which positions train -> `selection.gate`.
 GATES = {"entropy": "entropy", "random": "random", "shut": "shut", "every position": "none"}
 TENTHS = 10  # of an answer
+CHUNK = 512  # positions whose probabilities exist at a time
 
 
 def signal(config: FitConfig, count: int) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def signal(config: FitConfig, count: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def gradient_lengths(
-    model: Any, prompts: list[list[int]], answers: list[list[int]], chunk: int = 512
+    model: Any, prompts: list[list[int]], answers: list[list[int]]
 ) -> list[npt.NDArray[np.float64]]:
     """sqrt(1 - 2 p(token) + sum p^2) at each token of the answers, [T] each."""
     to_logits, found = head(model), []
@@ -78,8 +79,8 @@ def gradient_lengths(
         ids = torch.tensor([prompt + answer], device=model.device)
         states = hidden_states(model, ids, torch.ones_like(ids))[0, len(prompt) - 1 : -1]
         parts = []
-        for start in range(0, len(answer), chunk):
-            p = to_logits(states[start : start + chunk]).float().softmax(-1)
+        for start in range(0, len(answer), CHUNK):
+            p = to_logits(states[start : start + CHUNK]).float().softmax(-1)
             tokens = ids[0, len(prompt) + start :][: len(p)]
             said = p.gather(-1, tokens[:, None])[:, 0]
             parts.append((1 - 2 * said + p.square().sum(-1)).clamp(min=0).sqrt())

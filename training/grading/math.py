@@ -51,9 +51,7 @@ class ReferenceQuestion(NamedTuple):
 
     reference: str
 
-    def prepare(self) -> None:
-        """See `MathQuestion`."""
-        math_equal(r"\sqrt{2}", r"\frac{2}{\sqrt{2}}")
+    prepare = MathQuestion.prepare
 
     def decide(self) -> Decision:
         """Right if answers can be compared with the reference."""
@@ -69,9 +67,6 @@ class MathGrader:
 
     def __init__(self, compare: Compare = math_equal) -> None:
         self.compare = compare
-
-    def available(self) -> None:
-        """Nothing but this package's own requirements is needed."""
 
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | MathQuestion:
         """The decision that takes no process, or the question to one."""

@@ -1,0 +1,21 @@
+"""What every experiment does with fits: run a command, and read the gate of what it made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from adapters.manifest import Gate, Manifest
+
+
+def run_module(*arguments: str) -> None:
+    """Run `python -m arguments...`; it shows its own progress."""
+    subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def gate_of(adapter: Path) -> Gate:
+    """The gate that it is served behind."""
+    gate = Manifest.read(adapter).gate
+    assert gate is not None  # a fit always calibrates one
+    return gate
