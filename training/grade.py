@@ -20,7 +20,7 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -192,12 +192,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
                 writer.writerows(rows)
         else:
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(_lines(rows))
-
-
-def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    for row in rows:
-        yield json.dumps(row, ensure_ascii=False, default=str) + "\n"
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

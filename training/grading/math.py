@@ -51,7 +51,9 @@ class ReferenceQuestion(NamedTuple):
 
     reference: str
 
-    prepare = MathQuestion.prepare
+    def prepare(self) -> None:
+        """See `MathQuestion`."""
+        math_equal(r"\sqrt{2}", r"\frac{2}{\sqrt{2}}")
 
     def decide(self) -> Decision:
         """Right if answers can be compared with the reference."""

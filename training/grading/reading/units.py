@@ -283,11 +283,7 @@ _PHRASES = [
         (rf"(?:negative|minus)\s+{_N}", r"-\1"),
         (r"(?:the\s+)?(?:square\s+)?root\s+of\s+(\d+)", r"\\sqrt{\1}"),
         (r"half\s+a\s+dozen(.*)", r"6\1"),
-        (r"one[- ]half|half|a half", r"\\frac{1}{2}"),
-        (r"(?:one|a)[- ]third", r"\\frac{1}{3}"),
-        (r"two[- ]thirds", r"\\frac{2}{3}"),
-        (r"(?:one|a)[- ](?:quarter|fourth)", r"\\frac{1}{4}"),
-        (r"three[- ](?:quarters|fourths)", r"\\frac{3}{4}"),
+        (r"half", r"\\frac{1}{2}"),
     ]
 ]
 
