@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from adapters.manifest import Gate, Manifest
 
@@ -12,6 +13,16 @@ from adapters.manifest import Gate, Manifest
 def run_module(*arguments: str) -> None:
     """Run `python -m arguments...`; it shows its own progress."""
     subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def cost_of(report: dict[str, Any], seconds: dict[str, float]) -> dict[str, float]:
+    """What a fit took, by what it has left in its run folder."""
+    return {
+        "tokens": report["tokens"]["rollouts"],
+        "heldout_tokens": report["tokens"]["heldout"],
+        "steps": report["steps"],
+        "seconds": round(sum(seconds.values()), 1),
+    }
 
 
 def gate_of(adapter: Path) -> Gate:

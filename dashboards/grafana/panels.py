@@ -31,7 +31,7 @@ class Panel:
     description: str
     unit: str
     queries: list[Query]
-    width: int
+    width: int = 6  # of 24 columns
     kind: str = "timeseries"
     height: int = 8
     stacked: bool = False
@@ -211,7 +211,6 @@ GATE = [
                 VERSION,
             )
         ],
-        width=6,
         steps=[(None, "red"), (0.5, "green"), (2, "red")],
     ),
     Panel(
@@ -220,7 +219,6 @@ GATE = [
         "name their own.",
         "suffix: nat",
         [Query(f"max by (adapter, version) ({P}adapter_tau_nats{{{ADAPTER}}})", VERSION)],
-        width=6,
     ),
     heat(
         "Entropy at decision points",
@@ -257,7 +255,6 @@ GATE = [
         "(--default-gate-rate). 0: nothing was measured, or the setting is off.",
         "short",
         [Query(f"sum({P}default_gate_tokens)", "tokens")],
-        width=6,
     ),
 ]
 
@@ -267,7 +264,6 @@ SWAPS = [
         "Versions loaded into the engine, and refused, in each interval.",
         "short",
         [Query(f"sum by (outcome) ({increase('adapter_loads_total')})", "{{outcome}}")],
-        width=6,
     ),
     Panel(
         "Moves and evictions",
@@ -278,14 +274,12 @@ SWAPS = [
             Query(f"sum({increase('alias_moves_total')})", "moves"),
             Query(f"sum by (reason) ({increase('evictions_total')})", "evicted: {{reason}}"),
         ],
-        width=6,
     ),
     Panel(
         "Seconds of a load",
         "Time to check, copy and load a version.",
         "s",
         quantiles("adapter_load_seconds"),
-        width=6,
     ),
     Panel(
         "Seconds of a move",
@@ -293,7 +287,6 @@ SWAPS = [
         "before answers meanwhile.",
         "s",
         quantiles("alias_move_seconds"),
-        width=6,
     ),
 ]
 
@@ -304,7 +297,6 @@ STORE = [
         "than half a minute is an alert. What it serves goes on meanwhile.",
         "s",
         [Query(f"max by (instance) ({P}store_age_seconds)", "{{instance}}")],
-        width=6,
         steps=[GREEN, (5, "yellow"), (30, "red")],
     ),
     Panel(
@@ -318,7 +310,6 @@ STORE = [
                 "{{instance}} {{adapter}}",
             )
         ],
-        width=6,
         steps=[GREEN, (2, "yellow"), (30, "red")],
     ),
     Panel(
@@ -331,14 +322,12 @@ STORE = [
                 f"sum by (instance, kind) ({rate('store_requests_total')})", "{{instance}} {{kind}}"
             )
         ],
-        width=6,
     ),
     Panel(
         "Looks that failed",
         "Looks at the store a second that could not reach it.",
         "reqps",
         [Query(f"sum by (instance) ({rate('store_polls_total', FAILED)})", "{{instance}}")],
-        width=6,
         steps=[GREEN, (0.1, "red")],
     ),
 ]

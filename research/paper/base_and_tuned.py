@@ -97,6 +97,7 @@ class Asked:
             ValueError, FileNotFoundError: it cannot be read.
         """
         base = open_base(config.model)
+        tuned = Tuned.find(config.tuned, config.store, base)
         recipe = recipe_for(base, config.family)
         renderer = PromptRenderer.load(base.folder, recipe.prompt)
         problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
@@ -109,7 +110,7 @@ class Asked:
             stop=renderer.stop,
         )
         return cls(
-            *(base, Tuned.find(config.tuned, config.store, base), recipe, renderer, problems),
+            *(base, tuned, recipe, renderer, problems),
             prompts=[renderer.token_ids(problem.problem) for problem in problems],
             options=options,
             engine=config.engine,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -177,7 +177,7 @@ def run(config: FootprintConfig) -> dict[str, Any]:
         "tuned": asked.tuned.name,
         "family": asked.recipe.family,
         "problems": len(asked.prompts),
-        "sampling": asdict(replace(asked.options, seed=0, stop=())),
+        "sampling": asdict(asked.options),
         **summarize(prints),
     }
 

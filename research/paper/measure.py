@@ -19,7 +19,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_text
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, find_recipe
-from research.fits import gate_of, run_module
+from research.fits import cost_of, gate_of, run_module
 from research.miniature.benchmarks import BENCHMARKS, benchmark_problems
 from research.miniature.world import puzzles
 from research.paper.cells import Cell
@@ -123,12 +123,7 @@ class Measurer:
             "tau": gate.tau,
             "temperature": gate.temperature,
             "recipe": recipe,
-            "cost": {
-                "tokens": report["tokens"]["rollouts"],
-                "heldout_tokens": report["tokens"]["heldout"],
-                "steps": report["steps"],
-                "seconds": round(sum(seconds.values()), 1),
-            },
+            "cost": cost_of(report, seconds),
             "warnings": report["warnings"],
         }
 

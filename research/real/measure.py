@@ -23,7 +23,7 @@ from adapters.adapter import AdapterVersion
 from adapters.files import write_json
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
-from research.fits import gate_of, run_module
+from research.fits import cost_of, gate_of, run_module
 from research.paper.cells import Cell
 from research.real import plan, ways
 from research.real.signal import signal
@@ -103,6 +103,7 @@ class Measurer:
         self.base = open_base(model)
         self._recipe = recipe_for(self.base)
         self._work = work / Path(model).name
+        self._answers = self._work / "answers"
         self._tasks = candidates(size.drawn, size.questions)
         every = (*ways.WAYS, *map(ways.fitted_on, self._tasks))
         self._ways = {way.name: way for way in every}
@@ -203,14 +204,8 @@ class Measurer:
                 "cost": {name: told[name] for name in names},
                 "stopped_rising": told["stopped_rising"],
             }
-        report, seconds = told["report"], told["seconds"]
-        cost = {
-            "tokens": report["tokens"]["rollouts"],
-            "heldout_tokens": report["tokens"]["heldout"],
-            "steps": report["steps"],
-            "seconds": round(sum(seconds.values()), 1),
-        }
-        found = {"cost": cost, "warnings": report["warnings"]}
+        report = told["report"]
+        found = {"cost": cost_of(report, told["seconds"]), "warnings": report["warnings"]}
         if cell.variant == ways.PAPER:
             return found
         gate = gate_of(folder)
@@ -317,10 +312,6 @@ class Measurer:
             name: problems_to_test(self._tasks[name], self._size.questions, self._data)
             for name in self.names
         }
-
-    @property
-    def _answers(self) -> Path:
-        return self._work / "answers"
 
     def _ask(
         self,
