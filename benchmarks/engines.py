@@ -107,6 +107,14 @@ def make_adapter(base: Path, folder: Path) -> Path:
     return folder
 
 
+def exactly(tokens: int, **more: Any) -> Any:
+    """Sampling parameters of an answer of so many tokens; greedy, unless `more` says otherwise."""
+    from vllm import SamplingParams
+
+    fixed = {"max_tokens": tokens, "ignore_eos": True, "detokenize": False}
+    return SamplingParams(**{"temperature": 0} | more | fixed)
+
+
 def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) -> Any:
     """vLLM without LoRA, or with LoRA and all the gate needs. Nothing is compiled in either.
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from benchmarks.engines import make_engine, prepare
+from benchmarks.engines import exactly, make_engine, prepare
 from benchmarks.report import in_turns, print_table, ratios, save, show, spread
 from training.config import Config
 
@@ -49,8 +49,6 @@ def sampling(config: FitStepsConfig) -> Step:
     """Variants of sampling, in an engine of this process."""
     import random
 
-    from vllm import SamplingParams
-
     from vllm_gate import GateParams, engine_args, patches
     from vllm_gate.params import NEVER
 
@@ -69,17 +67,9 @@ def sampling(config: FitStepsConfig) -> Step:
     ]
 
     def sample(top_p: float = 1.0, stock: bool = False, gate: GateParams | None = None) -> int:
+        asked = {"temperature": 0.6, "top_p": top_p, "extra_args": gate and gate.extra_args()}
         params = [
-            SamplingParams(
-                temperature=0.6,
-                top_p=top_p,
-                max_tokens=config.tokens,
-                ignore_eos=True,
-                detokenize=False,
-                seed=number,
-                extra_args=gate.extra_args() if gate else None,
-            )
-            for number in range(config.sequences)
+            exactly(config.tokens, **asked, seed=number) for number in range(config.sequences)
         ]
         with patches.stock("cpu") if stock else nullcontext():
             engine.generate(prompts, params, use_tqdm=False)

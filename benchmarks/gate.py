@@ -37,7 +37,15 @@ from pydantic import Field, model_validator
 from adapters.command_line import usage_error
 from adapters.gate import calibrate
 from benchmarks import startup
-from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
+from benchmarks.engines import (
+    SHAPES,
+    Shape,
+    exactly,
+    make_adapter,
+    make_engine,
+    make_model,
+    prepare,
+)
 from benchmarks.report import in_turns, print_table, ratios, save, show, spread
 from training.config import Config
 from vllm_gate import GateReport, engine_args
@@ -124,18 +132,12 @@ def make_prompts(config: GateConfig, count: int) -> list[list[int]]:
 
 def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trace: int = 0) -> Any:
     """(the answers, seconds they took together): `batch` at a time, all there from the start."""
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from vllm_gate import GateParams, patches
 
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=tokens,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args=None if mode.tau is None else GateParams(mode.tau, trace=trace).extra_args(),
-    )
+    gate = None if mode.tau is None else GateParams(mode.tau, trace=trace).extra_args()
+    params = exactly(tokens, extra_args=gate)
     lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
     mode.engine.llm_engine.engine_core.engine_core.scheduler.max_num_active_reqs = batch
     given = [{"prompt_token_ids": one} for one in prompts]

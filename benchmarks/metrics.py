@@ -24,7 +24,7 @@ from pydantic import Field
 
 from adapters.command_line import CommandLine
 from benchmarks.adapters import make_random_adapter, random_store
-from benchmarks.engines import make_engine, prepare
+from benchmarks.engines import exactly, make_engine, prepare
 from benchmarks.report import print_table, ratios, save, show, spread
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
@@ -82,7 +82,6 @@ class Counting(AnswerContext):
 
 def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
     """Tokens per second with and without, and the ratio of each turn."""
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     adapter = make_random_adapter(folder, BASE, 0)
@@ -91,14 +90,7 @@ def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     prompts = [{"prompt_token_ids": tokenizer(text)["input_ids"]} for text in PROBLEMS]
-    params = SamplingParams(
-        temperature=1,
-        seed=1,
-        max_tokens=TOKENS,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args={"gate_tau": TAU},
-    )
+    params = exactly(TOKENS, temperature=1, seed=1, extra_args={"gate_tau": TAU})
     lora = LoRARequest("one@000000000000", 1, str(adapter))
     speeds: dict[bool, list[float]] = {True: [], False: []}
     gated = 0

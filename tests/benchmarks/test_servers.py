@@ -18,7 +18,7 @@ def test_one_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     process.wait()
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(RuntimeError, match="exit code 3\nloading\nno . memory"):
+    with pytest.raises(RuntimeError, match=r"exit code 3\nloading\nno . memory"):
         wait_for_answer(process, url, time.monotonic() + 60, log)
 
 
