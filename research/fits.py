@@ -1,7 +1,8 @@
-"""What every experiment does with fits: run a command, and read the gate of what it made."""
+"""What experiments do with trainings: run one, and read what it has left behind."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,15 @@ def gate_of(adapter: Path) -> Gate:
     gate = Manifest.read(adapter).gate
     assert gate is not None  # a fit always calibrates one
     return gate
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The Trainer's checkpoints that are whole (its state is written last), oldest first."""
+    found = []
+    for folder in sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found.append(folder)
+    return found

@@ -37,6 +37,7 @@ from adapters.recipe import recipe_for
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
+    Evaluation,
     Result,
     ServerError,
     compare,
@@ -135,6 +136,8 @@ def _in_process(
     ways = {mode: _applied(config, mode, version) for mode in _modes(config, version)}
     # Each engine draws other answers from the same seeds.
     identity = " ".join([base.fingerprint, *([config.engine] if config.engine != "auto" else [])])
+    source = source_name(config.problems)
+    asked = Evaluation(problems, renderer, options, verifier, source, config.output, identity)
     with open_generator(
         str(base.folder),
         engine=config.engine,
@@ -148,15 +151,9 @@ def _in_process(
         return [
             evaluate_generator(
                 generator,
-                renderer,
-                problems,
-                options,
-                verifier,
+                asked,
                 applied,
-                source=source_name(config.problems),
-                label=f"{mode} (random gate)" if applied and applied.random_rate else mode,
-                output=config.output,
-                identity=identity,
+                f"{mode} (random gate)" if applied and applied.random_rate else mode,
             )
             for mode, applied in ways.items()
         ]

@@ -25,7 +25,7 @@ from benchmarks.report import print_table
 from research.experiments.gate import make_problems
 from research.fits import gate_of, run_module
 from training.config import Config
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
 from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
@@ -122,17 +122,14 @@ def ask(
                 max_tokens=recipe.sampling.max_tokens,
             )
 
-            def result(applied: Applied | None, options: SamplingOptions = options) -> Result:
-                return evaluate_generator(
-                    engine,
-                    renderer,
-                    problems,
-                    options,
-                    verifier,
-                    applied,
-                    output=config.output / model.name / "answers",
-                    identity=base.fingerprint,
-                )
+            asked = Evaluation(
+                *(problems, renderer, options, verifier),
+                output=config.output / model.name / "answers",
+                identity=base.fingerprint,
+            )
+
+            def result(applied: Applied | None, asked: Evaluation = asked) -> Result:
+                return evaluate_generator(engine, asked, applied)
 
             found[decoding]["base"] = [result(None)] * len(config.seeds)
             for way in config.ways:

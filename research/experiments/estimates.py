@@ -26,7 +26,7 @@ from adapters.manifest import Gate
 from benchmarks.report import print_table
 from research.experiments.gate import make_problems
 from training.config import Config
-from training.evaluation import evaluate_generator
+from training.evaluation import Evaluation, evaluate_generator
 from training.evaluation.importance_sampling import MIN_EFFECTIVE, MIN_WEIGHT
 from training.fit import fit
 from training.fit_config import FitConfig
@@ -120,19 +120,14 @@ def decode(config: FitConfig, rate: float, report: dict[str, Any]) -> list[Pair]
             max_tokens=config.sampling.max_tokens,
             seed=derive_seed(config.seed, "decoded"),
         )
+        asked = Evaluation(
+            *(run.heldout, run.renderer, options, run.verifier), output=config.run_dir / "decoded"
+        )
         trained = Path(report["training"])
         for label, one in report["estimates"].items():
             name = label.partition(" ")[0]
-            result = evaluate_generator(
-                generator,
-                run.renderer,
-                run.heldout,
-                options,
-                run.verifier,
-                Applied.behind(trained / name, gate),
-                label=f"{rate:g} {name}",
-                output=config.run_dir / "decoded",
-            )
+            applied = Applied.behind(trained / name, gate)
+            result = evaluate_generator(generator, asked, applied, f"{rate:g} {name}")
             pairs.append(
                 Pair(
                     *(rate, name, one["pass@1"], one["stderr"]),

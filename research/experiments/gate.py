@@ -25,7 +25,7 @@ from adapters.recipe import recipe_for
 from benchmarks.report import print_table
 from research.fits import gate_of, run_module
 from training.config import Config
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
 from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
@@ -124,30 +124,19 @@ def ask(
                 max_tokens=recipe.sampling.max_tokens,
             )
 
-            def result(applied: Applied | None, options: SamplingOptions = options) -> Result:
+            asked = Evaluation(
+                *(problems, renderer, options, verifier),
+                output=config.output / "answers",
+                identity=base.fingerprint,
+            )
+
+            def result(applied: Applied | None, asked: Evaluation = asked) -> Result:
                 random = applied is not None and applied.random_rate is not None
-                return evaluate_generator(
-                    transformers if random else engine,
-                    renderer,
-                    problems,
-                    options,
-                    verifier,
-                    applied,
-                    output=config.output / "answers",
-                    identity=base.fingerprint,
-                )
+                return evaluate_generator(transformers if random else engine, asked, applied)
 
             # The random gate runs in transformers: its base answers there too.
-            there = evaluate_generator(
-                transformers,
-                renderer,
-                problems,
-                options,
-                verifier,
-                label="base, transformers",
-                output=config.output / "answers",
-                identity=f"{base.fingerprint} transformers",
-            )
+            other = asked._replace(identity=f"{base.fingerprint} transformers")
+            there = evaluate_generator(transformers, other, label="base, transformers")
             found[temperature] = [[result(None), there]]
             found[temperature] += [
                 [result(way(fits[row.fit], row.mode)) for fits in adapters.values()] for row in ROWS

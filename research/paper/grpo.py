@@ -28,9 +28,9 @@ from adapters.adapter import CONFIG
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
-from research.checkpoints import whole_checkpoints
+from research.fits import whole_checkpoints
 from research.paper.measure import untrained
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.generation import Applied, EngineName, SamplingOptions, derive_seed, open_generator
 from training.grading import Verifier
 from training.hf_model import load_model, open_base
@@ -249,9 +249,8 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
                 max_model_len=longest + max_tokens,
             ) as generator:
                 applied = Applied(folder) if adapter else None
-                return evaluate_generator(
-                    generator, renderer, asked, options, verifier, applied, label=folder.name
-                )
+                evaluation = Evaluation(asked, renderer, options, verifier)
+                return evaluate_generator(generator, evaluation, applied, folder.name)
 
         heldout = HeldOut(ask, config.patience, config.run_dir / "looks.json")
         heldout.look(0, base.folder)

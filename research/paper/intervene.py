@@ -34,7 +34,15 @@ from adapters.files import write_json
 from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
 from research.paper.base_and_tuned import Asked, Pair, PairConfig
-from training.evaluation import Recorder, Reply, Result, compare, evaluate_generator, table
+from training.evaluation import (
+    Evaluation,
+    Recorder,
+    Reply,
+    Result,
+    compare,
+    evaluate_generator,
+    table,
+)
 from training.evaluation.statistics import Estimate, ratio
 from training.generation import Applied, derive_seed
 from training.generation.gated_decoding import Draw
@@ -243,16 +251,10 @@ def _tau(asked: Asked, pair: Pair, rows: Sequence[list[int]]) -> float:
 
 def _replay(asked: Asked, adapter: AdapterVersion, tau: float, verifier: Verifier) -> Result:
     """What the engine does: the adapter at decision points alone, at its gate's temperature."""
+    evaluation = Evaluation(asked.problems, asked.renderer, asked.options, verifier)
+    applied = Applied.behind(adapter.path, adapter.gate, tau)
     with asked.generator(gated=True) as generator:
-        return evaluate_generator(
-            generator,
-            asked.renderer,
-            asked.problems,
-            asked.options,
-            verifier,
-            Applied.behind(adapter.path, adapter.gate, tau),
-            label="replay",
-        )
+        return evaluate_generator(generator, evaluation, applied, "replay")
 
 
 def main(argv: list[str] | None = None) -> None:

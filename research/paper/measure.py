@@ -24,7 +24,7 @@ from research.miniature.benchmarks import BENCHMARKS, benchmark_problems
 from research.miniature.world import puzzles
 from research.paper.cells import Cell
 from research.paper.plan import COOLED, METHOD
-from training.evaluation import evaluate_generator
+from training.evaluation import Evaluation, evaluate_generator
 from training.generation import Applied, EngineName, SamplingOptions, open_generator, vllm_is_here
 from training.grading import Verifier
 from training.hf_model import open_base
@@ -246,9 +246,8 @@ class Measurer:
                     TOP_P,
                     recipe.sampling.max_tokens,
                 )
-                result = evaluate_generator(
-                    generator, renderer, problems, options, verifier, applied, label=name
-                )
+                evaluation = Evaluation(problems, renderer, options, verifier)
+                result = evaluate_generator(generator, evaluation, applied, name)
                 found[name] = {
                     "scores": [round(float(score), 4) for score in result.scores],
                     "tokens": int(result.tokens.sum()),

@@ -30,7 +30,7 @@ from research.real.signal import signal
 from research.real.tasks import admitted, candidates, enough, fits_rule, problems_to_test
 from research.real.vote import answer_texts, vote_scores
 from research.real.ways import Way
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.fit_config import FitConfig
 from training.generation import (
     Applied,
@@ -332,18 +332,12 @@ class Measurer:
         options = SamplingOptions(samples, warm, 1.0, self._size.max_tokens)
         longest = max(len(renderer.token_ids(one.problem)) for one in problems)
         with Verifier() as verifier:
-            return evaluate_generator(
-                self._generator(applied, longest + options.max_tokens),
-                renderer,
-                problems,
-                options,
-                verifier,
-                applied,
-                source=label,
-                label=label,
-                output=self._answers,
-                identity=self.base.fingerprint,
+            evaluation = Evaluation(
+                *(problems, renderer, options, verifier),
+                *(label, self._answers, self.base.fingerprint),
             )
+            generator = self._generator(applied, longest + options.max_tokens)
+            return evaluate_generator(generator, evaluation, applied, label)
 
     def _generator(self, applied: Applied | None, length: int) -> Generator:
         """The engine that all answers come from; it is opened anew where it is too small."""

@@ -19,7 +19,7 @@ from training.hf_model import head, hidden_states
 from training.run import Run
 from training.stages.sample import sample_base
 from training.stages.score import score
-from training.stages.select_rollouts import calibrate_gates, select_examples
+from training.stages.select_rollouts import calibrate_gates, examples_of
 from training.stages.verify import verify
 
 # Which positions train -> `selection.gate`.
@@ -41,15 +41,7 @@ def signal(config: FitConfig, count: int) -> dict[str, Any]:
 
         def chosen(which: str) -> dict[int, Any]:
             selection = run.config.selection.model_copy(update={"gate": which})
-            examples = select_examples(
-                rollouts.table["problem"].to_numpy(),
-                rollouts.rewards,
-                rollouts.table["token_ids"].to_pylist(),
-                rollouts.entropies,
-                gate.tau,
-                selection,
-                run.training_seed,
-            )
+            examples = examples_of(rollouts, gate, selection, run.training_seed)
             return {one.row: one for one in examples}
 
         examples = {name: chosen(which) for name, which in GATES.items()}

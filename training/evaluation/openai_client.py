@@ -62,7 +62,7 @@ def evaluate_url(
         identity: what else the answers depend on. The server does not say which weights it runs:
             give their hash here, or another `output`, when they change under one name.
 
-    The other arguments are those of `evaluate_generator`.
+    The other arguments are those of `Evaluation`.
 
     Raises:
         ServerError: a request failed after all retries. What was answered is kept in `output`.
