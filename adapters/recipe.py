@@ -372,8 +372,14 @@ def look_up(base: BaseCheckpoint, family: str = "") -> Found:
     return Found(get_recipe(family), "named") if family else find_recipe(base.facts)
 
 
-def recipe_for(base: BaseCheckpoint, family: str = "") -> Recipe:
-    """The recipe that `look_up` finds; which one and why is logged."""
+def recipe_for(base: BaseCheckpoint, family: str = "", made_with: str = "") -> Recipe:
+    """The recipe that `look_up` finds; which one and why is logged.
+
+    Args:
+        made_with: what an adapter's manifest names, which goes before what is found for `base`.
+    """
+    if made_with and not family:
+        return get_recipe(made_with)
     found = look_up(base, family)
     logger.info("recipe '%s': %s", found.recipe.family, found.reason)
     return found.recipe

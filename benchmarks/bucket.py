@@ -17,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
-from demo.server import Running, end_as_asked, free_port, running_server, stop
+from demo.server import Running, end_as_asked, free_port, running_server, stop, wait_for_answer
 
 CONTENTS = 8  # adapters of different content; each has many names
 FIRST = [f"a{number}" for number in range(CONTENTS)]
@@ -59,24 +58,11 @@ def own_storage() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(endpoint, timeout=5).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        wait_for_answer(process, endpoint, time.monotonic() + 60)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}/store"
     finally:
         stop(process)
-
-
-def storage(url: str | None) -> AbstractContextManager[str]:
-    """The one that was named, or our own."""
-    return own_storage() if url is None else nullcontext(url)
 
 
 def fill(url: str, adapters: int, folder: Path) -> dict[str, Any]:
@@ -129,11 +115,6 @@ def list_in_process(url: str, cache: Path) -> dict[str, Any]:
     return figures
 
 
-def memory_mib(pid: int) -> float:
-    """Of the front end's process alone: the engine knows of no store."""
-    return float(psutil.Process(pid).memory_info().rss / 2**20)
-
-
 def calls(url: str) -> dict[str, float]:
     """Requests to the bucket so far, by kind."""
     text = httpx.get(f"{url}/metrics", timeout=60).text
@@ -181,9 +162,11 @@ def serve(url: str, cache: Path, label: str, options: argparse.Namespace) -> dic
     flags += ("--dtype", "float32", "--max-num-seqs", "16", "--max-model-len", "512")
     start = time.perf_counter()
     with running_server(*flags, log=cache.parent / f"{label}.log") as server:
+        # Of the front end's process alone: the engine knows of no store.
+        memory = psutil.Process(server.pid).memory_info().rss
         figures: dict[str, Any] = {
             f"start, {label}, s": round(time.perf_counter() - start, 1),
-            f"memory of the front end, {label}, MiB": round(memory_mib(server.pid)),
+            f"memory of the front end, {label}, MiB": round(memory / 2**20),
         }
         if label == "knowing nothing":
             figures |= ask(server, options)
@@ -201,7 +184,8 @@ def main() -> int:
     options = parser.parse_args()
     environment()
     result: dict[str, Any] = {"adapters": options.adapters}
-    with tempfile.TemporaryDirectory() as folder, storage(options.url) as url:
+    storage = own_storage() if options.url is None else nullcontext(options.url)
+    with tempfile.TemporaryDirectory() as folder, storage as url:
         work, one, every = Path(folder), f"{url}/one", f"{url}/all"
         fill(one, 1, work / "one")
         phases = (

@@ -21,9 +21,8 @@ import httpx
 from pydantic import Field
 
 from adapters.command_line import CommandLine
-from adapters.store import Store
-from benchmarks.adapters import make_random_adapter
-from benchmarks.report import print_table, save, show
+from benchmarks.adapters import random_store
+from benchmarks.report import print_table, ratios, save, show
 from benchmarks.streams import Answer, environment, percentile, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked, running_server
@@ -80,17 +79,14 @@ async def measure(url: str, names: list[str], options: CapacityConfig) -> dict[s
                 if turn:
                     speeds[label].append(speed)
                     waits[label] += [one.arrivals[0] for one in answers if one.arrivals]
-    ratios = [
-        through / resident
-        for through, resident in zip(speeds["through the slots"], speeds["resident"], strict=True)
-    ]
+    ratio = ratios(speeds["through the slots"], speeds["resident"])
     return {
         "adapters, slots, users": [len(names), options.slots, options.users],
         "runs": options.runs,
         f"tokens/s, {len(few)} resident": show(speeds["resident"]),
         f"tokens/s, {len(many)} through {options.slots} slots": show(speeds["through the slots"]),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(one, 3) for one in ratios],
+        "ratio": round(statistics.median(ratio), 3),
+        "ratios": [round(one, 3) for one in ratio],
         "failed": failed,
         **{
             f"first token, s, {label}: p50, p99, longest": [
@@ -107,9 +103,7 @@ def main() -> int:
     end_as_asked()
     environment()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder, "store"))
-        for seed in range(options.adapters):
-            store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
+        store = random_store(Path(folder), BASE, options.adapters)
         suffix = ":gated" if options.gated else ""
         names = [f"a{seed}{suffix}" for seed in range(options.adapters)]
         flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from adapters.gate import calibrate
-from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
+from benchmarks.engines import LONGEST, SHAPES, Shape, exactly, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
 from vllm_gate import GateParams, GateReport
@@ -54,15 +54,8 @@ class Turn(NamedTuple):
 
 def ask(engine: Any, name: str, prompt: list[int], tokens: int, lora: Any, tau: float) -> Turn:
     """One turn, alone on the engine; `lora` None: the base's."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=tokens,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args=None if lora is None else GateParams(tau, trace=2).extra_args(),
-    )
+    gate = None if lora is None else GateParams(tau, trace=2).extra_args()
+    params = exactly(tokens, extra_args=gate)
     start = time.perf_counter()
     engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=lora)
     outputs: list[Any] = []
@@ -155,7 +148,7 @@ def main() -> None:
     save(
         "conversation",
         {
-            **config.model_dump(mode="json", exclude={"config"}),
+            **config.values(),
             "prefill": spread(sums),
             "first_token_ms": spread(waits),
             "gated": statistics.mean(turn.gated for turns in runs for turn in turns),

@@ -16,40 +16,28 @@ ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 Shape = Literal["tiny", "31m", "98m", "1.5b"]
+
+
+def sizes(
+    vocabulary: int, hidden: int, intermediate: int, *, layers: int, heads: int, kv_heads: int
+) -> dict[str, int]:
+    """A shape, as transformers' configurations name its parts."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
 # Qwen2 with tied embeddings; parameters are counted and printed when the model is made.
 SHAPES: dict[Shape, dict[str, int]] = {
-    "tiny": {
-        "vocab_size": 1024,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    },
-    "31m": {
-        "vocab_size": 8192,
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-    },
-    "98m": {
-        "vocab_size": 16384,
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
-    },
-    "1.5b": {  # Qwen2.5-1.5B's
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-    },
+    "tiny": sizes(1024, 64, 128, layers=2, heads=2, kv_heads=2),
+    "31m": sizes(8192, 512, 1536, layers=8, heads=8, kv_heads=8),
+    "98m": sizes(16384, 768, 2048, layers=12, heads=12, kv_heads=12),
+    "1.5b": sizes(151936, 1536, 8960, layers=28, heads=12, kv_heads=2),  # Qwen2.5-1.5B's
 }
 RANK = 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -117,6 +105,14 @@ def make_adapter(base: Path, folder: Path) -> Path:
                 weight.mul_(0.02)
     adapted.save_pretrained(str(folder))
     return folder
+
+
+def exactly(tokens: int, **more: Any) -> Any:
+    """Sampling parameters of an answer of so many tokens; greedy, unless `more` says otherwise."""
+    from vllm import SamplingParams
+
+    fixed = {"max_tokens": tokens, "ignore_eos": True, "detokenize": False}
+    return SamplingParams(**{"temperature": 0} | more | fixed)
 
 
 def make_engine(base: Path, gate: bool, *, adapters: int = 1, **arguments: Any) -> Any:

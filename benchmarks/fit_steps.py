@@ -14,15 +14,15 @@ tokens, since time does not depend on them; the variants of each step take turns
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from benchmarks.engines import make_engine, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.engines import exactly, make_engine, prepare
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread
 from training.config import Config
 
 Step = dict[str, Callable[[], int]]  # variant -> does the work, returns tokens
@@ -49,8 +49,6 @@ def sampling(config: FitStepsConfig) -> Step:
     """Variants of sampling, in an engine of this process."""
     import random
 
-    from vllm import SamplingParams
-
     from vllm_gate import GateParams, engine_args, patches
     from vllm_gate.params import NEVER
 
@@ -69,17 +67,9 @@ def sampling(config: FitStepsConfig) -> Step:
     ]
 
     def sample(top_p: float = 1.0, stock: bool = False, gate: GateParams | None = None) -> int:
+        asked = {"temperature": 0.6, "top_p": top_p, "extra_args": gate and gate.extra_args()}
         params = [
-            SamplingParams(
-                temperature=0.6,
-                top_p=top_p,
-                max_tokens=config.tokens,
-                ignore_eos=True,
-                detokenize=False,
-                seed=number,
-                extra_args=gate.extra_args() if gate else None,
-            )
-            for number in range(config.sequences)
+            exactly(config.tokens, **asked, seed=number) for number in range(config.sequences)
         ]
         with patches.stock("cpu") if stock else nullcontext():
             engine.generate(prompts, params, use_tqdm=False)
@@ -195,21 +185,15 @@ STEPS = {"sampling": sampling, "pass": base_pass, "step": always_step}
 
 def measure(step: Step, runs: int) -> dict[str, list[float]]:
     """Variant -> tokens per second of each run; the variants take turns."""
+
+    def speed(name: str) -> float:
+        start = time.perf_counter()
+        tokens = step[name]()
+        return tokens / (time.perf_counter() - start)
+
     for work in step.values():
         work()  # warms up
-    speeds: dict[str, list[float]] = {name: [] for name in step}
-    names = list(step)
-    for turn in range(runs):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            tokens = step[name]()
-            speeds[name].append(tokens / (time.perf_counter() - start))
-    return speeds
-
-
-def ratios(values: Sequence[float], beside: Sequence[float]) -> list[float]:
-    """Of the runs of the same turns."""
-    return [one / other for one, other in zip(values, beside, strict=True)]
+    return in_turns(step, runs, speed)
 
 
 def main() -> None:
@@ -229,8 +213,7 @@ def main() -> None:
             name: {"tokens_per_second": spread(one), "ratio": spread(ratios(one, first))}
             for name, one in speeds.items()
         }
-    settings = config.model_dump(mode="json", exclude={"config"})
-    save(f"fit-steps-{Path(config.model).name}", {**settings, "steps": result})
+    save(f"fit-steps-{Path(config.model).name}", {**config.values(), "steps": result})
 
 
 if __name__ == "__main__":

@@ -37,8 +37,16 @@ from pydantic import Field, model_validator
 from adapters.command_line import usage_error
 from adapters.gate import calibrate
 from benchmarks import startup
-from benchmarks.engines import SHAPES, Shape, make_adapter, make_engine, make_model, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.engines import (
+    SHAPES,
+    Shape,
+    exactly,
+    make_adapter,
+    make_engine,
+    make_model,
+    prepare,
+)
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread
 from training.config import Config
 from vllm_gate import GateReport, engine_args
 from vllm_gate.params import NEVER
@@ -124,18 +132,12 @@ def make_prompts(config: GateConfig, count: int) -> list[list[int]]:
 
 def generate(mode: Mode, prompts: list[list[int]], batch: int, tokens: int, trace: int = 0) -> Any:
     """(the answers, seconds they took together): `batch` at a time, all there from the start."""
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from vllm_gate import GateParams, patches
 
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=tokens,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args=None if mode.tau is None else GateParams(mode.tau, trace=trace).extra_args(),
-    )
+    gate = None if mode.tau is None else GateParams(mode.tau, trace=trace).extra_args()
+    params = exactly(tokens, extra_args=gate)
     lora = LoRARequest("adapter", 1, str(mode.adapter)) if mode.adapter else None
     mode.engine.llm_engine.engine_core.engine_core.scheduler.max_num_active_reqs = batch
     given = [{"prompt_token_ids": one} for one in prompts]
@@ -192,14 +194,9 @@ def measure(
     if config.model is None:
         modes["always (stock kernels)"] = Mode(gated, adapter, stock=True)
     modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
-    runs: dict[str, list[Run]] = {name: [] for name in modes}
     for mode in modes.values():
         generate(mode, prompts[:batch], batch, 8)  # warms up
-    names = list(modes)
-    for turn in range(config.runs):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            runs[name].append(run(modes[name], config, prompts, batch))
-    return runs
+    return in_turns(modes, config.runs, lambda name: run(modes[name], config, prompts, batch))
 
 
 def speculative_config(config: GateConfig) -> dict[str, Any]:
@@ -221,7 +218,7 @@ def report(runs: dict[str, list[Run]], batch: int) -> dict[str, Any]:
     rates = {name: statistics.mean(one.rate for one in found) for name, found in runs.items()}
 
     def to_base(values: dict[str, list[float]], name: str) -> list[float]:
-        return [one / beside for one, beside in zip(values[name], values[BASE], strict=True)]
+        return ratios(values[name], values[BASE])
 
     print(f"\nbatch {batch}, median (range) of {len(runs[BASE])} interleaved runs\n")
     header = ["mode", "gate rate", "tokens/s", "ratio to base", "at best", "first token, s"]
@@ -286,9 +283,9 @@ def main() -> None:
             engines[NEVER_OPENS + DRAFTS] = make_engine(base, True, **limits, **drafts)
         for batch in config.batch:
             figures = report(measure(config, engines, adapter, batch), batch)
-            settings = config.model_dump(mode="json", exclude={"config", "batch"})
             rss = psutil.Process().memory_info().rss
-            result = {**settings, "batch": batch, "modes": figures, "rss_of_all_engines": rss}
+            result = config.values("batch") | {"batch": batch, "modes": figures}
+            result["rss_of_all_engines"] = rss
             only = "".join(f" {mode}" for mode in (*config.only, config.speculative) if mode)
             part = re.sub("[^a-z0-9]+", "-", only)
             save(f"gate-{name}-{batch}{part}", {**result, "servers": servers})

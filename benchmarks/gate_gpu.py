@@ -80,8 +80,8 @@ def main() -> None:
                 told: dict[str, Any] = {"engine": engine, "graphs": graphs}
                 told |= {"base": str(base), "adapter": str(adapter)}
                 found += run_child(config, Path(folder), told)
-    settings = config.model_dump(mode="json", exclude={"config", "child", "engines"})
     report(found)
+    settings = config.values("child", "engines")
     save(f"gate-gpu-{config.shape}", {**settings, "gpu": gpu, "measured": found})
 
 
@@ -89,8 +89,7 @@ def run_child(config: GpuConfig, folder: Path, told: dict[str, Any]) -> list[dic
     """What one engine's process has measured; nothing of one that failed, which says why."""
     given, results = folder / "child.json", folder / "results.json"
     results.unlink(missing_ok=True)
-    settings = config.model_dump(mode="json", exclude={"config", "child"})
-    write_json(given, told | {"settings": settings})
+    write_json(given, told | {"settings": config.values("child")})
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.gate_gpu", "--child", str(given)], check=False
     )

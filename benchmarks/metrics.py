@@ -23,10 +23,9 @@ import httpx
 from pydantic import Field
 
 from adapters.command_line import CommandLine
-from adapters.store import Store
-from benchmarks.adapters import make_random_adapter
-from benchmarks.engines import make_engine, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.adapters import make_random_adapter, random_store
+from benchmarks.engines import exactly, make_engine, prepare
+from benchmarks.report import print_table, ratios, save, show, spread
 from benchmarks.streams import environment, stream
 from benchmarks.swap import BASE
 from demo.server import end_as_asked, running_server
@@ -83,7 +82,6 @@ class Counting(AnswerContext):
 
 def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
     """Tokens per second with and without, and the ratio of each turn."""
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     adapter = make_random_adapter(folder, BASE, 0)
@@ -92,14 +90,7 @@ def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     prompts = [{"prompt_token_ids": tokenizer(text)["input_ids"]} for text in PROBLEMS]
-    params = SamplingParams(
-        temperature=1,
-        seed=1,
-        max_tokens=TOKENS,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args={"gate_tau": TAU},
-    )
+    params = exactly(TOKENS, temperature=1, seed=1, extra_args={"gate_tau": TAU})
     lora = LoRARequest("one@000000000000", 1, str(adapter))
     speeds: dict[bool, list[float]] = {True: [], False: []}
     gated = 0
@@ -116,13 +107,13 @@ def cost(counting: Counting, folder: Path, runs: int) -> dict[str, Any]:
                 gated = sum(request.gated_tokens for request in requests)
             if turn:
                 speeds[on].append(len(prompts) * TOKENS / seconds)
-    ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
+    ratio = ratios(speeds[True], speeds[False])
     return {
         "gate rate": round(gated / (len(prompts) * TOKENS), 3),
         "tokens/s, counted": spread(speeds[True]),
         "tokens/s, not counted": spread(speeds[False]),
-        "ratio": spread(ratios),
-        "shown": [show(speeds[True]), show(speeds[False]), show(ratios, 4)],
+        "ratio": spread(ratio),
+        "shown": [show(speeds[True]), show(speeds[False]), show(ratio, 4)],
     }
 
 
@@ -186,18 +177,10 @@ def main() -> None:
     environment()
     with tempfile.TemporaryDirectory() as folder:
         throughput = cost(counting, Path(folder), options.runs)
-        store = Store(Path(folder, "store"))
-        for seed in range(options.adapters):
-            store.publish(make_random_adapter(Path(folder), BASE, seed), f"a{seed}")
+        store = random_store(Path(folder), BASE, options.adapters)
         flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
-        flags += (
-            "--dtype",
-            "float32",
-            "--max-cpu-loras",
-            str(options.adapters + 1),
-            "--max-model-len",
-            "512",
-        )
+        flags += ("--dtype", "float32", "--max-model-len", "512")
+        flags += ("--max-cpu-loras", str(options.adapters + 1))
         with running_server(*flags) as server:
             page = asyncio.run(scrapes(server.url, options.adapters, options.runs))
     print(f"\nmedian (range) of {options.runs} runs\n")

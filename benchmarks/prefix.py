@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from benchmarks.engines import LONGEST, SHAPES, Shape, make_engine, make_model, prepare
+from benchmarks.engines import LONGEST, SHAPES, Shape, exactly, make_engine, make_model, prepare
 from benchmarks.report import print_table, save, show, spread
 from training.config import Config
 from vllm_gate.params import NEVER
@@ -41,12 +41,7 @@ class PrefixConfig(Config):
 
 def first_token(engine: Any, prompt: list[int], lora: Any, tau: float | None) -> float:
     """Seconds from the request to its first token."""
-    from vllm import SamplingParams
-
-    arguments = None if tau is None else {"gate_tau": tau}
-    params = SamplingParams(
-        temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, extra_args=arguments
-    )
+    params = exactly(1, extra_args=None if tau is None else {"gate_tau": tau})
     start = time.perf_counter()
     engine.generate([{"prompt_token_ids": prompt}], params, lora_request=lora, use_tqdm=False)
     return time.perf_counter() - start
@@ -117,7 +112,7 @@ def main() -> None:
         mode: {which: spread(values) for which, values in found.items()}
         for mode, found in times.items()
     }
-    save("prefix", {**config.model_dump(mode="json", exclude={"config"}), "ms": figures})
+    save("prefix", {**config.values(), "ms": figures})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.files import write_json
 from training.provenance import machine
+
+Ran = TypeVar("Ran")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -19,6 +21,34 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "max": max(values),
         "runs": len(values),
     }
+
+
+def spreads(
+    found: dict[str, list[dict[str, float]]], figures: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Of the runs of each way, the spread of each figure."""
+    return {
+        way: {figure: spread([one[figure] for one in runs]) for figure in figures}
+        for way, runs in found.items()
+    }
+
+
+def ratios(values: Sequence[float], beside: Sequence[float]) -> list[float]:
+    """Run by run: the two were measured in the same turn."""
+    return [one / other for one, other in zip(values, beside, strict=True)]
+
+
+def in_turns(ways: Iterable[str], runs: int, run: Callable[[str], Ran]) -> dict[str, list[Ran]]:
+    """`runs` runs of each way; what else the machine does falls on all of them.
+
+    Each turn begins with another way.
+    """
+    names = list(ways)
+    found: dict[str, list[Ran]] = {name: [] for name in names}
+    for turn in range(runs):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            found[name].append(run(name))
+    return found
 
 
 def show(values: Sequence[float], digits: int = 0) -> str:

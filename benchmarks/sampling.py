@@ -9,7 +9,6 @@ engine is a figure of its own. Then one whole fit is run, stage by stage.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from adapters.recipe import recipe_for
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.processes import measured_by, peak_mib
+from benchmarks.report import in_turns, print_table, save, show, spreads
 from training.config import Config
 from training.generation import EngineName
 
@@ -69,29 +69,21 @@ def measure(engine: EngineName, config: SamplingConfig) -> None:
         answers = generator.generate(prompts, options)
         end = time.perf_counter()
     tokens = sum(len(answer.token_ids) for row in answers for answer in row)
-    peak = max(
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     result = {
         "tokens": tokens,
         "tokens_per_second": tokens / (end - ready),
         "start_seconds": ready - start,
-        "peak_mib": peak / 1024,
+        "peak_mib": max(peak_mib(), peak_mib(children=True)),
     }
     print(json.dumps(result))
 
 
 def run(engine: str, config: SamplingConfig) -> dict[str, float]:
     """One run of `engine` in a process of its own."""
-    command = [
-        *(sys.executable, "-m", "benchmarks.sampling", "--measure", engine),
-        *("--model", config.model, "--problems", str(config.problems)),
-        *("--seed", str(config.seed)),
-    ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return measured_by(
+        *("benchmarks.sampling", "--measure", engine, "--model", config.model),
+        *("--problems", str(config.problems), "--seed", str(config.seed)),
+    )
 
 
 def time_fit(config: SamplingConfig) -> dict[str, float]:
@@ -109,8 +101,7 @@ def time_fit(config: SamplingConfig) -> dict[str, float]:
         )
         seconds: dict[str, float] = json.loads(Path(folder, "run", "seconds.json").read_text())
         seconds["whole command"] = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {**seconds, "peak_mib (largest process)": peak}
+    return {**seconds, "peak_mib (largest process)": peak_mib(children=True)}
 
 
 def main() -> None:
@@ -119,10 +110,7 @@ def main() -> None:
     if config.measure:
         measure(config.measure, config)
         return
-    found: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
-    for _ in range(config.runs):
-        for engine in ENGINES:
-            found[engine].append(run(engine, config))
+    found = in_turns(ENGINES, config.runs, lambda engine: run(engine, config))
     metrics = ("tokens_per_second", "start_seconds", "peak_mib")
     rows = [
         [engine, *(show([one[metric] for one in runs]) for metric in metrics)]
@@ -132,10 +120,7 @@ def main() -> None:
     result = {
         "model": config.model,
         "problems": config.problems,
-        "sampling": {
-            engine: {metric: spread([one[metric] for one in runs]) for metric in metrics}
-            for engine, runs in found.items()
-        },
+        "sampling": spreads(found, metrics),
     }
     if config.fit_problems:
         fit = time_fit(config)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -22,8 +20,8 @@ from typing import Any, ClassVar, NamedTuple
 import psutil
 from pydantic import Field
 
-from benchmarks.report import print_table, save, show, spread
-from demo.server import free_port, stop, wait_until_healthy
+from benchmarks.report import in_turns, print_table, save, show, spread
+from demo.server import running
 from training.config import Config
 
 SERVERS = {
@@ -62,9 +60,8 @@ def start(command: list[str], model: Path, dtype: str) -> Start:
     Raises:
         RuntimeError: it does not start.
     """
-    port = free_port()
     with tempfile.TemporaryDirectory(prefix="startup-") as work:
-        flags = ["--model", str(model), "--dtype", dtype, "--port", str(port)]
+        flags = ["--model", str(model), "--dtype", dtype]
         flags += ["--max-model-len", "2048", "--kv-cache-memory-bytes", str(GIB)]
         if command[0] == "serving":
             (store := Path(work, "store")).mkdir()
@@ -72,32 +69,22 @@ def start(command: list[str], model: Path, dtype: str) -> Start:
         environment = os.environ | {"VLLM_CACHE_ROOT": work, "VLLM_LOGGING_LEVEL": "ERROR"}
         for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "GLIBC_TUNABLES"):
             environment.pop(name, None)  # of benchmarks.engines
-        with Path(work, "log").open("wb") as log:
-            begun = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command, *flags],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+        options: dict[str, Any] = {"deadline": DEADLINE, "log": Path(work, "log"), "quiet": True}
+        begun = time.monotonic()
+        with running(*command, *flags, environment=environment, **options) as server:
+            healthy = time.monotonic()
+            body = {"model": str(model), "prompt": "2 + 2 =", "max_tokens": 1}
+            request = urllib.request.Request(
+                f"{server.url}/v1/completions",
+                data=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json"},
             )
-            try:
-                url = f"http://127.0.0.1:{port}"
-                wait_until_healthy(process, url, begun + DEADLINE)
-                healthy = time.monotonic()
-                body = {"model": str(model), "prompt": "2 + 2 =", "max_tokens": 1}
-                request = urllib.request.Request(
-                    f"{url}/v1/completions",
-                    data=json.dumps(body).encode(),
-                    headers={"Content-Type": "application/json"},
-                )
-                urllib.request.urlopen(request, timeout=DEADLINE).close()
-                answered = time.monotonic()
-                root = psutil.Process(process.pid)
-                tree = [root, *root.children(recursive=True)]
-                rss = sum(one.memory_info().rss for one in tree)
-                cpu = sum(sum(one.cpu_times()[:2]) for one in tree)
-            finally:
-                stop(process)
+            urllib.request.urlopen(request, timeout=DEADLINE).close()
+            answered = time.monotonic()
+            root = psutil.Process(server.pid)
+            tree = [root, *root.children(recursive=True)]
+            rss = sum(one.memory_info().rss for one in tree)
+            cpu = sum(sum(one.cpu_times()[:2]) for one in tree)
     return Start(healthy - begun, answered - healthy, cpu, rss)
 
 
@@ -106,11 +93,7 @@ def measure(
 ) -> dict[str, list[Start]]:
     """The starts of each server, which take turns."""
     names = [name for name in SERVERS if not only or name in only]
-    found: dict[str, list[Start]] = {name: [] for name in names}
-    for _ in range(runs):
-        for name in names:
-            found[name].append(start(SERVERS[name], model, dtype))
-    return found
+    return in_turns(names, runs, lambda name: start(SERVERS[name], model, dtype))
 
 
 def report(found: dict[str, list[Start]]) -> dict[str, Any]:
@@ -136,8 +119,7 @@ def main() -> None:
     """Measure and save."""
     config = StartupConfig.load()
     figures = report(measure(config.model, config.dtype, config.runs, config.only))
-    settings = config.model_dump(mode="json", exclude={"config"})
-    save(f"startup-{config.model.resolve().name}", {**settings, "servers": figures})
+    save(f"startup-{config.model.resolve().name}", {**config.values(), "servers": figures})
 
 
 if __name__ == "__main__":

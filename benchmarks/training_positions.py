@@ -12,9 +12,6 @@ depend on them.
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +19,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.processes import measured_by, peak_mib
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread, spreads
 from training.config import Config
 from training.hf_model import Dtype
 
@@ -94,8 +92,7 @@ def measure(config: PositionsConfig) -> None:
             budget=Budget.of_gib(config.memory_gib, 0),
         )
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mib": peak}))
+    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
 
 
 def main() -> None:
@@ -104,30 +101,22 @@ def main() -> None:
     if config.measure:
         measure(config)
         return
-    settings = config.model_dump(mode="json", exclude={"config", "measure", "runs"})
+    settings = config.values("measure", "runs")
     flags = [
         part
         for name, value in settings.items()
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(config.runs):
-        for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.training_positions", "--measure", way]
-            done = subprocess.run([*command, *flags], check=True, stdout=subprocess.PIPE, text=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    ratios = [
-        ours["seconds"] / theirs["seconds"]
-        for ours, theirs in zip(found["decisions"], found["all"], strict=True)
-    ]
+    module = "benchmarks.training_positions"
+    found = in_turns(WAYS, config.runs, lambda way: measured_by(module, "--measure", way, *flags))
+    seconds, peaks = (
+        {way: [one[figure] for one in runs] for way, runs in found.items()}
+        for figure in ("seconds", "peak_mib")
+    )
+    ratio = ratios(seconds["decisions"], seconds["all"])
     rows = [
-        [
-            way,
-            show([one["seconds"] for one in runs], 1),
-            show([one["peak_mib"] for one in runs], 0),
-            show(ratios, 3) if way == "decisions" else "1",
-        ]
-        for way, runs in found.items()
+        [way, show(seconds[way], 1), show(peaks[way], 0), show(ratio, 3) if way != "all" else "1"]
+        for way in WAYS
     ]
     print_table(["positions", "seconds of the stage", "peak MiB", "ratio"], rows)
     save(
@@ -135,11 +124,8 @@ def main() -> None:
         {
             "settings": settings,
             "runs": config.runs,
-            "ratio": spread(ratios),
-            "ways": {
-                way: {metric: spread([one[metric] for one in runs]) for metric in runs[0]}
-                for way, runs in found.items()
-            },
+            "ratio": spread(ratio),
+            "ways": spreads(found, ("seconds", "peak_mib")),
         },
     )
 

@@ -11,36 +11,21 @@ turns in processes of their own, on the same rollouts; the estimate at the end i
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
 import time
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from adapters.recipe import Lora, Objective
-from benchmarks.report import print_table, save, show, spread
+from benchmarks import engines
+from benchmarks.processes import measured_by, peak_mib
+from benchmarks.report import in_turns, print_table, save, show, spread, spreads
 from training.config import Config
 
 PAPER_ROLLOUTS = 149 * 8
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-    "small": {
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 32000,
-    },
+SHAPES = {
+    "qwen2.5-1.5b": engines.SHAPES["1.5b"],
+    "small": engines.sizes(32000, 256, 1024, layers=4, heads=4, kv_heads=2),
 }
 WAYS = ("ours", "two models, full logits")
 
@@ -148,11 +133,7 @@ def measure(way: str, config: StepConfig) -> None:
         step()
     finish()
     seconds = (time.perf_counter() - start) / config.steps
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_mib()
     result = {"tokens_per_second": config.tokens / seconds, "seconds": seconds, "peak_mib": peak}
     print(json.dumps(result))
 
@@ -163,17 +144,12 @@ def main() -> None:
     if config.measure:
         measure(config.measure, config)
         return
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(config.runs):
-        for way in WAYS:
-            command = [
-                *(sys.executable, "-m", "benchmarks.training_step", "--measure", way),
-                *("--shape", config.shape, "--tokens", str(config.tokens)),
-                *("--steps", str(config.steps)),
-                *(["--gradient-checkpointing"] if config.gradient_checkpointing else []),
-            ]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+    flags = [
+        *("--shape", config.shape, "--tokens", str(config.tokens), "--steps", str(config.steps)),
+        *(["--gradient-checkpointing"] if config.gradient_checkpointing else []),
+    ]
+    module = "benchmarks.training_step"
+    found = in_turns(WAYS, config.runs, lambda way: measured_by(module, "--measure", way, *flags))
     metrics = ("tokens_per_second", "seconds", "peak_mib")
     rows = [
         [way, *(show([one[m] for one in runs], 2 if m == "seconds" else 0) for m in metrics)]
@@ -187,10 +163,7 @@ def main() -> None:
         {
             "shape": config.shape,
             "tokens": config.tokens,
-            "ways": {
-                way: {metric: spread([one[metric] for one in runs]) for metric in metrics}
-                for way, runs in found.items()
-            },
+            "ways": spreads(found, metrics),
             "paper_minutes": minutes,
         },
     )

@@ -20,12 +20,10 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -39,9 +37,9 @@ from adapters.command_line import CommandLine
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from adapters.store import SHIPPED, Store
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.report import print_table, ratios, save, show, spread
 from benchmarks.streams import environment
-from demo.server import Running, end_as_asked, free_port, running_server, stop, wait_until_healthy
+from demo.server import Running, end_as_asked, running, running_server
 
 MODELS = SHIPPED.parents[1] / "models"
 BASE, PROBLEMS = MODELS / "tiny-qwen2", MODELS / "tiny-problems" / "heldout.jsonl"
@@ -135,26 +133,15 @@ def server_flags(options: BenchConfig) -> list[str]:
     ]
 
 
-@contextmanager
-def plain_server(base: Path, adapter: tuple[str, Path], flags: Sequence[str]) -> Iterator[Running]:
-    """Start vLLM's own server with an adapter, (name, folder), and stop it afterwards.
-
-    Raises:
-        RuntimeError: it does not start.
-    """
-    port = free_port()
-    command = [sys.executable, "-m", "benchmarks.plain_vllm", "--model", str(base)]
-    command += ["--served-model-name", base.name, "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--generation-config", "vllm", "--uvicorn-log-level", "warning"]
-    command += ["--enable-lora", "--lora-modules", f"{adapter[0]}={adapter[1]}", *flags]
-    print(f"\n$ {' '.join(command[1:])}", flush=True)
-    process = subprocess.Popen(command)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_healthy(process, url, time.monotonic() + 300)
-        yield Running(url, process.pid)
-    finally:
-        stop(process)
+def plain_server(
+    base: Path, adapter: tuple[str, Path], flags: Sequence[str]
+) -> AbstractContextManager[Running]:
+    """Start vLLM's own server with an adapter, (name, folder); see `running`."""
+    return running(
+        *("benchmarks.plain_vllm", "--model", str(base), "--served-model-name", base.name),
+        *("--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning"),
+        *("--enable-lora", "--lora-modules", f"{adapter[0]}={adapter[1]}", *flags),
+    )
 
 
 @contextmanager
@@ -285,8 +272,7 @@ class Comparison(dict[tuple[int, str], list[dict[str, Any]]]):
 
     def ratios(self, users: int, system: str, to: str, figure: str) -> list[float]:
         """The figure over that of system `to`, run by run: the two were seconds apart."""
-        mine, other = self.values_of(users, system, figure), self.values_of(users, to, figure)
-        return [a / b for a, b in zip(mine, other, strict=True)]
+        return ratios(self.values_of(users, system, figure), self.values_of(users, to, figure))
 
     def table(self) -> list[list[str]]:
         """Rows of text, by users and in the order of SYSTEMS."""

@@ -224,10 +224,9 @@ def ask(
 def main() -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
     end_as_asked()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    config = DemoConfig.begin()
     for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
         logging.getLogger(client).setLevel(logging.WARNING)
-    config = DemoConfig.load()
     with config.usage_errors():
         demo(config)
 

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,53 +40,70 @@ def end_as_asked() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def running_server(*flags: str, log: Path | None = None) -> AbstractContextManager[Running]:
+    """Start `python -m serving` with `flags`; see `running`."""
+    return running("serving", *flags, log=log)
+
+
 @contextmanager
-def running_server(
-    *flags: str, deadline: float = 300.0, log: Path | None = None
+def running(
+    module: str,
+    *flags: str,
+    deadline: float = 300.0,
+    log: Path | None = None,
+    environment: dict[str, str] | None = None,
+    quiet: bool = False,
 ) -> Iterator[Running]:
-    """Start the server with `flags`, yield it once it is healthy, and stop it afterwards.
+    """Start the server `module` with `flags`, yield it once it is healthy, and stop it afterwards.
 
     Args:
         log: a file for what it prints; None: the terminal.
+        environment: of its process; None: that of this one.
+        quiet: do not print the command.
 
     Raises:
         RuntimeError: it ended, or was not healthy, before `deadline` seconds; the message has the
             end of the log.
     """
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    print(f"\n$ python -m serving {' '.join(flags)} --port {port}", flush=True)
-    command = [sys.executable, "-m", "serving", *flags, "--port", str(port)]
+    command = [module, *flags, "--port", str(port := free_port())]
+    if not quiet:
+        print(f"\n$ python -m {' '.join(command)}", flush=True)
+    url = f"http://127.0.0.1:{port}"
     with nullcontext() if log is None else log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file and subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=environment,
+            stdout=file,
+            stderr=file and subprocess.STDOUT,
+        )
         try:
-            wait_until_healthy(process, url, time.monotonic() + deadline, log)
+            wait_for_answer(process, f"{url}/health", time.monotonic() + deadline, log)
             yield Running(url, process.pid)
         finally:
             stop(process)
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = 60.0) -> None:
-    """End a server with SIGTERM; with SIGKILL where it still runs after `patience` seconds."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server with SIGTERM; with SIGKILL where it still runs after a minute."""
     process.terminate()
     try:
-        process.wait(timeout=patience)
+        process.wait(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def wait_until_healthy(
+def wait_for_answer(
     process: subprocess.Popen[bytes], url: str, until: float, log: Path | None = None
 ) -> None:
-    """Poll /health until it answers. Raises RuntimeError if it does not in time."""
-    tail = ""
+    """Ask a server for `url` until it answers. Raises RuntimeError if it does not in time."""
     while time.monotonic() < until:
         if process.poll() is not None:
-            if log is not None:
-                tail = "".join(f"\n{line}" for line in log.read_text().splitlines()[-20:])
+            lines = log.read_text(errors="replace").splitlines()[-20:] if log else []
+            tail = "".join(f"\n{line}" for line in lines)
             raise RuntimeError(f"the server ended with exit code {process.returncode}{tail}")
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
+            with urllib.request.urlopen(url, timeout=2):
                 return
         except OSError:
             time.sleep(0.2)

@@ -48,15 +48,13 @@ from demo.server import end_as_asked
 from loadtests.answers import Answer, Move
 from loadtests.checks import staleness
 from loadtests.preloaded import Command
-from loadtests.replicas import Replica, forking
+from loadtests.replicas import FLAGS, Replica, forking
 from training.provenance import machine
 
 NAME = "moving"
 VERSIONS = 4
 FOLLOWS_SECONDS = 2.0  # in which a move must have reached every replica
 PROMPTS = ("What is 9-11*7+12+9?", "What is 3*4+17?", "What is 80-3*6?")
-FLAGS: tuple[str, ...] = ("--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "256")
-FLAGS += ("--kv-cache-memory-bytes", str(2**27), "--model", str(BASE))
 
 
 class Question(NamedTuple):

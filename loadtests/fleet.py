@@ -37,17 +37,14 @@ from adapters.files import write_json
 from adapters.store import SHIPPED
 from benchmarks.report import print_table
 from benchmarks.streams import environment, stream
-from benchmarks.swap import BASE
 from demo.server import end_as_asked
 from loadtests.preloaded import Command
-from loadtests.replicas import Replica, forking
+from loadtests.replicas import FLAGS, Replica, forking
 from loadtests.routers import KINDS, Router, running
 from training.provenance import machine
 
 KEY = "fleet-key"
 MODELS = ("tiny-qwen2", "tiny-math", "tiny-math:gated")
-FLAGS: tuple[str, ...] = ("--dtype", "float32", "--max-num-seqs", "32", "--max-model-len", "256")
-FLAGS += ("--kv-cache-memory-bytes", str(2**27), "--model", str(BASE), "--adapters", str(SHIPPED))
 
 
 @dataclass
@@ -157,7 +154,7 @@ def all_routers(replicas: Sequence[Replica], work: Path) -> Iterator[list[Router
 
 async def measure(options: argparse.Namespace, work: Path, starter: Command) -> dict[str, Any]:
     """Start everything, and measure. Returns the figures."""
-    replicas = [Replica(FLAGS, work, starter) for _ in range(2)]
+    replicas = [Replica((*FLAGS, "--adapters", str(SHIPPED)), work, starter) for _ in range(2)]
     try:
         await asyncio.gather(*(replica.start() for replica in replicas))
         with all_routers(replicas, work) as routers:
@@ -227,10 +224,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     end_as_asked()
     environment(REASONMAXXER_API_KEY=KEY)
-    with (
-        tempfile.TemporaryDirectory(prefix="fleet-") as folder,
-        forking(Path(folder)) as starter,
-    ):
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, forking(Path(folder)) as starter:
         try:
             result = asyncio.run(measure(options, Path(folder), starter))
         except RuntimeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks.swap import BASE
 from demo.server import free_port
 from loadtests.preloaded import Command, preloaded
 from serving.preloading import START_METHOD
@@ -23,6 +24,11 @@ MODULES = (
     *("transformers.models.auto", "vllm.entrypoints.launchers.cli_args"),
     *("vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "vllm.v1.engine.async_llm"),
     *("vllm_gate.scheduler", "vllm_gate.cpu.worker", "vllm_gate.runner_v1"),
+)
+# Of a server of the shipped miniature that leaves room for others.
+FLAGS = (
+    *("--model", str(BASE), "--dtype", "float32", "--max-num-seqs", "32"),
+    *("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**27)),
 )
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0

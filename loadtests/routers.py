@@ -12,14 +12,12 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.server import free_port
+from demo.server import free_port, wait_for_answer
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,7 +134,7 @@ def running(kind: Kind, replicas: list[str], work: Path, key: str) -> Iterator[R
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, url + kind.health)
+        wait_for_answer(process, url + kind.health, time.monotonic() + START_SECONDS)
         yield Router(kind.name, url, kind.key or key, kind.sticky, kind.keyless)
     except BaseException:
         print(f"the end of the log of {kind.name}:")
@@ -149,16 +147,3 @@ def running(kind: Kind, replicas: list[str], work: Path, key: str) -> Iterator[R
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the router ended with {process.returncode}")
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise TimeoutError(f"no answer at {url}")

@@ -37,32 +37,20 @@ COMMANDS = {
         "training.fit_config:FitConfig",
     ),
     "evaluate": Command(
-        "training.evaluate",
-        "how often a model is right: pass@1, pass@k, gate rate",
-        "train",
+        "training.evaluate", "how often a model is right: pass@1, pass@k, gate rate", "train"
     ),
-    "grade": Command(
-        "training.grade",
-        "grade answers in a JSONL or Parquet file",
-        "train",
-    ),
+    "grade": Command("training.grade", "grade answers in a JSONL or Parquet file", "train"),
     "serve": Command(
-        "serving.__main__",
-        "serve a base model and its adapters with vLLM's OpenAI server",
-        "serve",
+        "serving.__main__", "serve a base model and its adapters with vLLM's OpenAI server", "serve"
     ),
-    "store": Command(
-        "adapters.__main__",
-        "list, publish, roll back, import and export adapters",
-    ),
+    "store": Command("adapters.__main__", "list, publish, roll back, import and export adapters"),
     "reproduce": Command(
         "research.reproduce",
         "measure the paper's claims anew, on real models or miniatures (in a clone)",
         "research",
     ),
     "doctor": Command(
-        "reasonmaxxer.doctor",
-        "print versions, device and what is supported, for bug reports",
+        "reasonmaxxer.doctor", "print versions, device and what is supported, for bug reports"
     ),
 }
 
@@ -73,7 +61,7 @@ BELOW = {
         "measure the gate of an adapter",
         "train",
         "training.calibrate:CalibrateConfig",
-    ),
+    )
 }
 
 EXAMPLES = """\

@@ -33,7 +33,7 @@ from adapters.manifest import Gate
 from adapters.places import Place, default_model, default_store, open_store
 from adapters.program import program
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, get_recipe, recipe_for
+from adapters.recipe import Recipe, recipe_for
 from adapters.store import Store, StoreError
 from training.config import Config
 from training.evaluation.statistics import Estimate, ratio
@@ -132,7 +132,8 @@ def calibrate_adapter(config: CalibrateConfig) -> tuple[AdapterVersion, Estimate
     version = _find(store, config.name)
     base = _base_of(version, config.model)
     version.check_fits(base)
-    recipe = _recipe(config, version, base)
+    made_with = version.manifest.family if version.manifest else ""
+    recipe = recipe_for(base, config.family, made_with)
     prompts = _prompts(config)
     logger.info("%d prompts (%s)", len(prompts), _named(config.prompts))
     measured = measure(config, base, recipe, prompts)
@@ -240,12 +241,6 @@ def _base_of(version: AdapterVersion, model: str | None) -> BaseCheckpoint:
         ) from None
 
 
-def _recipe(config: CalibrateConfig, version: AdapterVersion, base: BaseCheckpoint) -> Recipe:
-    if config.family or version.manifest is None:
-        return recipe_for(base, config.family)
-    return get_recipe(version.manifest.family)
-
-
 def _temperature(config: CalibrateConfig, recipe: Recipe) -> float:
     sampling = recipe.sampling
     return sampling.temperature if config.temperature is None else config.temperature
@@ -280,8 +275,7 @@ def _warn_of_few(gate: Gate) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = CalibrateConfig.load(argv)
+    config = CalibrateConfig.begin(argv)
     try:
         with config.usage_errors((ValueError, FileNotFoundError)):
             version, rate = calibrate_adapter(config)

@@ -7,8 +7,10 @@ A value that does not fit ends the command with exit code 2 and a line that name
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import Field
@@ -36,6 +38,12 @@ class Config(CommandLine):
     config: Path | None = Field(None, description="YAML file with any of these settings.")
 
     @classmethod
+    def begin(cls, argv: Sequence[str] | None = None) -> Self:
+        """`load`, as a command does first; what it logs from then on goes to stderr."""
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        return cls.load(argv)
+
+    @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         """Values below YAML and flags, once those are known."""
         return {}
@@ -47,10 +55,13 @@ class Config(CommandLine):
         given = merge(file, flags)
         return merge(cls.defaults(given), given)
 
+    def values(self, *besides: str) -> dict[str, Any]:
+        """The settings as JSON has them, without the file's name and those named in `besides`."""
+        return self.model_dump(mode="json", exclude={"config", *besides})
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `--config` reads it back."""
-        values = self.model_dump(mode="json", exclude={"config"})
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True)
 
     def save(self, path: Path) -> None:
         """Write `to_yaml` beside the results."""

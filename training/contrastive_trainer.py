@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -61,19 +61,12 @@ def strength(row: TrainingRow) -> float:
     return sum(abs(advantage) for advantage, at in said if at) / len(row["token_ids"])
 
 
-class Order(Dataset[int]):
-    """Indices of rollouts in the order in which they are trained on."""
-
-    def __init__(self, rows: Sequence[TrainingRow], strongest_first: bool) -> None:
-        self.indices = list(range(len(rows)))
-        if strongest_first:
-            self.indices.sort(key=lambda index: strength(rows[index]), reverse=True)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> int:
-        return self.indices[place]
+def order(rows: Sequence[TrainingRow], strongest_first: bool) -> list[int]:
+    """Indices of rollouts as the Trainer's data: in the order in which they are trained on."""
+    indices = list(range(len(rows)))
+    if strongest_first:
+        indices.sort(key=lambda index: strength(rows[index]), reverse=True)
+    return indices
 
 
 class RateBar(ProgressCallback):  # type: ignore[misc]
@@ -136,7 +129,7 @@ class ContrastiveTrainer(Trainer):
         self.on_checkpoint = on_checkpoint
         self.bar = RateBar()
         super().__init__(
-            train_dataset=Order(rows, strongest_first), data_collator=self.collate, **kwargs
+            train_dataset=order(rows, strongest_first), data_collator=self.collate, **kwargs
         )
         self.remove_callback(ProgressCallback)
         self.add_callback(self.bar)

@@ -33,10 +33,11 @@ from adapters.manifest import Mode
 from adapters.places import default_store, open_store
 from adapters.program import program
 from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, get_recipe, recipe_for
+from adapters.recipe import recipe_for
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
+    Evaluation,
     Result,
     ServerError,
     compare,
@@ -127,13 +128,16 @@ def _in_process(
 ) -> list[Result]:
     base = open_base(str(config.model))
     version = find_adapter(config.adapter, config.store, base) if config.adapter else None
-    recipe = _recipe(config, base, version)
+    manifest = version.manifest if version else None
+    recipe = recipe_for(base, config.family, manifest.family if manifest else "")
     options = _options(config, recipe.sampling.max_tokens)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     ways = {mode: _applied(config, mode, version) for mode in _modes(config, version)}
     # Each engine draws other answers from the same seeds.
     identity = " ".join([base.fingerprint, *([config.engine] if config.engine != "auto" else [])])
+    source = source_name(config.problems)
+    asked = Evaluation(problems, renderer, options, verifier, source, config.output, identity)
     with open_generator(
         str(base.folder),
         engine=config.engine,
@@ -147,15 +151,9 @@ def _in_process(
         return [
             evaluate_generator(
                 generator,
-                renderer,
-                problems,
-                options,
-                verifier,
+                asked,
                 applied,
-                source=source_name(config.problems),
-                label=f"{mode} (random gate)" if applied and applied.random_rate else mode,
-                output=config.output,
-                identity=identity,
+                f"{mode} (random gate)" if applied and applied.random_rate else mode,
             )
             for mode, applied in ways.items()
         ]
@@ -219,19 +217,12 @@ def _as_peft_writes(version: AdapterVersion) -> AdapterVersion:
     return version
 
 
-def _recipe(config: EvaluateConfig, base: BaseCheckpoint, version: AdapterVersion | None) -> Recipe:
-    if config.family or version is None or version.manifest is None:
-        return recipe_for(base, config.family)
-    return get_recipe(version.manifest.family)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input, 1 if the run fails."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config = EvaluateConfig.begin(argv)
     # Every request is logged at INFO.
     for client in ("httpx", "httpx2"):  # whichever of the two the openai client uses
         logging.getLogger(client).setLevel(logging.WARNING)
-    config = EvaluateConfig.load(argv)
     logger.info("settings:\n%s", config.to_yaml())
     try:
         with config.usage_errors(), logging_redirect_tqdm():

@@ -18,8 +18,6 @@ Every setting of the family's recipe can be set by `--config FILE` or by flags (
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from training import processes
@@ -68,8 +66,7 @@ def fit(config: FitConfig) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = FitConfig.load(argv)
+    config = FitConfig.begin(argv)
     processes.join()
     if processes.rank() > 0:
         processes.help_the_first()

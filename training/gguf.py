@@ -11,6 +11,7 @@ names what the file has and the folder cannot hold. Bad input ends with exit cod
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -33,6 +34,7 @@ logger = logging.getLogger("training.gguf")
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 MAGIC = b"GGUF"
+SHOWN = 8  # names in a message
 # llama.cpp's names of pre-tokenizers that split numbers into single digits.
 DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 # Those that split as GPT-2's does, which is how transformers builds a byte-level tokenizer.
@@ -357,8 +359,6 @@ def _left_out(file: GgufFile, layers: int) -> list[str]:
 
 def _tidy(folder: Path) -> None:
     """Take out of config.json what only tells how the weights were stored."""
-    import json
-
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config.pop("quantization_config", None)
@@ -368,9 +368,9 @@ def _tidy(folder: Path) -> None:
 # -------------------------------------------------------------------------------- the command
 
 
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 class GgufConfig(CommandLine):

@@ -19,9 +19,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -193,18 +192,13 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
                 writer.writerows(rows)
         else:
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(_lines(rows))
-
-
-def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    for row in rows:
-        yield json.dumps(row, ensure_ascii=False, default=str) + "\n"
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = GradeConfig.load(argv)
+    config = GradeConfig.begin(argv)
     with config.usage_errors():
         verdicts = grade(config)
     print(summary(verdicts, config.target))

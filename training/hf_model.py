@@ -136,12 +136,12 @@ def head(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return project
 
 
-def pad_right(rows: list[list[int]], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_right(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids -> (ids [B, T], mask [B, T] of ones where real)."""
     import torch
 
     width = max(map(len, rows))
-    ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -199,8 +198,7 @@ def _gate_text(gate: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = PictureConfig.load(argv)
+    config = PictureConfig.begin(argv)
     path = config.output or config.run / PICTURE
     with config.usage_errors((ValueError, FileNotFoundError, ModuleNotFoundError)):
         draw(read_report(config.run), config.run.resolve().name, path)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+Step = tuple[float | None, str]  # a value, and the colour of what is above it
+GREEN: Step = (None, "green")
+
 
 @dataclass(frozen=True)
 class Query:
@@ -28,12 +31,12 @@ class Panel:
     description: str
     unit: str
     queries: list[Query]
-    width: int
+    width: int = 6  # of 24 columns
     kind: str = "timeseries"
     height: int = 8
     stacked: bool = False
     max: float | None = None
-    steps: list[tuple[float | None, str]] = field(default_factory=lambda: [(None, "green")])
+    steps: list[Step] = field(default_factory=lambda: [GREEN])
 
 
 P = "reasonmaxxer_"
@@ -42,6 +45,9 @@ ADAPTER = 'adapter=~"$adapter"'
 GATED = 'adapter=~"$adapter", mode="gated"'
 NOT_OK = 'outcome!="ok"'
 FAILED = 'outcome="failed"'
+# Legends.
+IN_MODE = "{{adapter}} {{mode}}"
+VERSION = "{{adapter}}@{{version}}"
 
 
 def rate(metric: str, labels: str = "") -> str:
@@ -50,7 +56,12 @@ def rate(metric: str, labels: str = "") -> str:
     return f"rate({P}{metric}{selector}[$__rate_interval])"
 
 
-def quantiles(metric: str, by: str, labels: str, legend: str) -> list[Query]:
+def increase(metric: str) -> str:
+    """In each interval, however long it is."""
+    return f"increase({P}{metric}[$__rate_interval])"
+
+
+def quantiles(metric: str, by: str = "", labels: str = "", legend: str = "") -> list[Query]:
     """The median, 95th and 99th percentile of a histogram."""
     group = ", ".join(filter(None, [by, "le"]))
     buckets = f"sum by ({group}) ({rate(f'{metric}_bucket', labels)})"
@@ -62,7 +73,7 @@ def quantiles(metric: str, by: str, labels: str, legend: str) -> list[Query]:
 
 def latency(title: str, metric: str, description: str) -> Panel:
     """Percentiles by adapter and mode."""
-    queries = quantiles(metric, "adapter, mode", LABELS, "{{adapter}} {{mode}}")
+    queries = quantiles(metric, "adapter, mode", LABELS, IN_MODE)
     return Panel(title, description, "s", queries, width=8, height=9)
 
 
@@ -72,76 +83,62 @@ def heat(title: str, metric: str, description: str, unit: str) -> Panel:
     return Panel(title, description, unit, [query], width=12, kind="heatmap")
 
 
+def stat(title: str, description: str, unit: str, query: Query, *steps: Step) -> Panel:
+    """One figure of the top row; above each of `steps` it has another colour."""
+    colours = [GREEN, *steps]
+    return Panel(title, description, unit, [query], width=4, height=4, kind="stat", steps=colours)
+
+
 OVERVIEW = [
-    Panel(
+    stat(
         "Requests",
         "HTTP requests a second that ended, however they ended.",
         "reqps",
-        [Query(f"sum({rate('requests_total', LABELS)})", "requests")],
-        width=4,
-        height=4,
-        kind="stat",
+        Query(f"sum({rate('requests_total', LABELS)})", "requests"),
     ),
-    Panel(
+    stat(
         "Tokens",
         "Tokens a second sent out to clients.",
         "cps",
-        [Query(f"sum({rate('generated_tokens_total', LABELS)})", "tokens")],
-        width=4,
-        height=4,
-        kind="stat",
+        Query(f"sum({rate('generated_tokens_total', LABELS)})", "tokens"),
     ),
-    Panel(
+    stat(
         "Gate rate",
         "Gated tokens per generated token, of gated requests alone.",
         "percentunit",
-        [
-            Query(
-                f"sum({rate('gated_tokens_total', ADAPTER)}) / "
-                f"sum({rate('generated_tokens_total', GATED)})",
-                "gate rate",
-            )
-        ],
-        width=4,
-        height=4,
-        kind="stat",
+        Query(
+            f"sum({rate('gated_tokens_total', ADAPTER)}) / "
+            f"sum({rate('generated_tokens_total', GATED)})",
+            "gate rate",
+        ),
     ),
-    Panel(
+    stat(
         "Error ratio",
         "Share of requests that ended with 5xx or were broken off by the server, over five "
         "minutes. All adapters: a request that fails early has none.",
         "percentunit",
-        [Query("max(job:reasonmaxxer_requests:error_ratio_rate5m)", "errors")],
-        width=4,
-        height=4,
-        kind="stat",
-        steps=[(None, "green"), (0.001, "yellow"), (0.01, "red")],
+        Query("max(job:reasonmaxxer_requests:error_ratio_rate5m)", "errors"),
+        (0.001, "yellow"),
+        (0.01, "red"),
     ),
-    Panel(
+    stat(
         "First token, p95",
         "95th percentile of the time from a request to its first token.",
         "s",
-        [
-            Query(
-                "histogram_quantile(0.95, sum by (le) "
-                f"({rate('time_to_first_token_seconds_bucket', LABELS)}))",
-                "p95",
-            )
-        ],
-        width=4,
-        height=4,
-        kind="stat",
-        steps=[(None, "green"), (1, "yellow"), (2.5, "red")],
+        Query(
+            "histogram_quantile(0.95, sum by (le) "
+            f"({rate('time_to_first_token_seconds_bucket', LABELS)}))",
+            "p95",
+        ),
+        (1, "yellow"),
+        (2.5, "red"),
     ),
-    Panel(
+    stat(
         "Alerts",
         "Alerts that fire now; docs/operations.md says what to do about each.",
         "none",
-        [Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing", instant=True)],
-        width=4,
-        height=4,
-        kind="stat",
-        steps=[(None, "green"), (1, "red")],
+        Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing", instant=True),
+        (1, "red"),
     ),
 ]
 
@@ -170,12 +167,7 @@ THROUGHPUT = [
         "Tokens by adapter and mode",
         "Tokens a second sent out to clients.",
         "cps",
-        [
-            Query(
-                f"sum by (adapter, mode) ({rate('generated_tokens_total', LABELS)})",
-                "{{adapter}} {{mode}}",
-            )
-        ],
+        [Query(f"sum by (adapter, mode) ({rate('generated_tokens_total', LABELS)})", IN_MODE)],
         width=12,
         stacked=True,
     ),
@@ -183,11 +175,7 @@ THROUGHPUT = [
         "Requests by adapter and mode",
         "HTTP requests a second that ended, however they ended.",
         "reqps",
-        [
-            Query(
-                f"sum by (adapter, mode) ({rate('requests_total', LABELS)})", "{{adapter}} {{mode}}"
-            )
-        ],
+        [Query(f"sum by (adapter, mode) ({rate('requests_total', LABELS)})", IN_MODE)],
         width=12,
         stacked=True,
     ),
@@ -201,12 +189,10 @@ GATE = [
         "percentunit",
         [
             Query(
-                'adapter_version:reasonmaxxer_gate_rate:ratio_rate5m{adapter=~"$adapter"}',
-                "{{adapter}}@{{version}}",
+                'adapter_version:reasonmaxxer_gate_rate:ratio_rate5m{adapter=~"$adapter"}', VERSION
             ),
             Query(
-                "max by (adapter, version) "
-                f'({P}adapter_calibrated_gate_rate{{adapter=~"$adapter"}})',
+                f"max by (adapter, version) ({P}adapter_calibrated_gate_rate{{{ADAPTER}}})",
                 "{{adapter}}@{{version}} calibrated",
                 dashed=True,
             ),
@@ -222,10 +208,9 @@ GATE = [
             Query(
                 "adapter_version:reasonmaxxer_gate_rate:calibrated_ratio_rate5m"
                 '{adapter=~"$adapter"}',
-                "{{adapter}}@{{version}}",
+                VERSION,
             )
         ],
-        width=6,
         steps=[(None, "red"), (0.5, "green"), (2, "red")],
     ),
     Panel(
@@ -233,13 +218,7 @@ GATE = [
         "Tau in force, in nats: the gate opens where the base's entropy exceeds it. Requests may "
         "name their own.",
         "suffix: nat",
-        [
-            Query(
-                f'max by (adapter, version) ({P}adapter_tau_nats{{adapter=~"$adapter"}})',
-                "{{adapter}}@{{version}}",
-            )
-        ],
-        width=6,
+        [Query(f"max by (adapter, version) ({P}adapter_tau_nats{{{ADAPTER}}})", VERSION)],
     ),
     heat(
         "Entropy at decision points",
@@ -261,10 +240,7 @@ GATE = [
         "them. The difference was lost to stop strings, hang-ups and the like.",
         "cps",
         [
-            Query(
-                f"sum by (adapter) ({rate('replays_total', ADAPTER)})",
-                "replays {{adapter}}",
-            ),
+            Query(f"sum by (adapter) ({rate('replays_total', ADAPTER)})", "replays {{adapter}}"),
             Query(
                 f"sum by (adapter) ({rate('gated_tokens_total', ADAPTER)})",
                 "gated tokens {{adapter}}",
@@ -279,7 +255,6 @@ GATE = [
         "(--default-gate-rate). 0: nothing was measured, or the setting is off.",
         "short",
         [Query(f"sum({P}default_gate_tokens)", "tokens")],
-        width=6,
     ),
 ]
 
@@ -288,13 +263,7 @@ SWAPS = [
         "Loads",
         "Versions loaded into the engine, and refused, in each interval.",
         "short",
-        [
-            Query(
-                f"sum by (outcome) (increase({P}adapter_loads_total[$__rate_interval]))",
-                "{{outcome}}",
-            )
-        ],
-        width=6,
+        [Query(f"sum by (outcome) ({increase('adapter_loads_total')})", "{{outcome}}")],
     ),
     Panel(
         "Moves and evictions",
@@ -302,28 +271,22 @@ SWAPS = [
         "(capacity) or no name serves them any more (retired).",
         "short",
         [
-            Query(f"sum(increase({P}alias_moves_total[$__rate_interval]))", "moves"),
-            Query(
-                f"sum by (reason) (increase({P}evictions_total[$__rate_interval]))",
-                "evicted: {{reason}}",
-            ),
+            Query(f"sum({increase('alias_moves_total')})", "moves"),
+            Query(f"sum by (reason) ({increase('evictions_total')})", "evicted: {{reason}}"),
         ],
-        width=6,
     ),
     Panel(
         "Seconds of a load",
         "Time to check, copy and load a version.",
         "s",
-        quantiles("adapter_load_seconds", "", "", ""),
-        width=6,
+        quantiles("adapter_load_seconds"),
     ),
     Panel(
         "Seconds of a move",
         "From noticing that a name points at another version until that one serves. The version "
         "before answers meanwhile.",
         "s",
-        quantiles("alias_move_seconds", "", "", ""),
-        width=6,
+        quantiles("alias_move_seconds"),
     ),
 ]
 
@@ -334,8 +297,7 @@ STORE = [
         "than half a minute is an alert. What it serves goes on meanwhile.",
         "s",
         [Query(f"max by (instance) ({P}store_age_seconds)", "{{instance}}")],
-        width=6,
-        steps=[(None, "green"), (5, "yellow"), (30, "red")],
+        steps=[GREEN, (5, "yellow"), (30, "red")],
     ),
     Panel(
         "Behind the store",
@@ -344,12 +306,11 @@ STORE = [
         "s",
         [
             Query(
-                f'max by (instance, adapter) ({P}adapter_behind_seconds{{adapter=~"$adapter"}})',
+                f"max by (instance, adapter) ({P}adapter_behind_seconds{{{ADAPTER}}})",
                 "{{instance}} {{adapter}}",
             )
         ],
-        width=6,
-        steps=[(None, "green"), (2, "yellow"), (30, "red")],
+        steps=[GREEN, (2, "yellow"), (30, "red")],
     ),
     Panel(
         "Requests to the bucket",
@@ -361,20 +322,13 @@ STORE = [
                 f"sum by (instance, kind) ({rate('store_requests_total')})", "{{instance}} {{kind}}"
             )
         ],
-        width=6,
     ),
     Panel(
         "Looks that failed",
         "Looks at the store a second that could not reach it.",
         "reqps",
-        [
-            Query(
-                f"sum by (instance) ({rate('store_polls_total', FAILED)})",
-                "{{instance}}",
-            )
-        ],
-        width=6,
-        steps=[(None, "green"), (0.1, "red")],
+        [Query(f"sum by (instance) ({rate('store_polls_total', FAILED)})", "{{instance}}")],
+        steps=[GREEN, (0.1, "red")],
     ),
 ]
 
@@ -384,10 +338,7 @@ SLOTS = [
         "LoRA slots (--max-loras) and those whose version answers or is pinned. All busy for long, "
         "with a queue: raise --max-loras.",
         "short",
-        [
-            Query(f"sum({P}slots_busy)", "busy"),
-            Query(f"sum({P}slots)", "slots", dashed=True),
-        ],
+        [Query(f"sum({P}slots_busy)", "busy"), Query(f"sum({P}slots)", "slots", dashed=True)],
         width=8,
     ),
     Panel(
@@ -401,19 +352,14 @@ SLOTS = [
         "Wait for a slot",
         "How long requests waited for their adapter's slot.",
         "s",
-        quantiles("queue_wait_seconds", "", "", ""),
+        quantiles("queue_wait_seconds"),
         width=8,
     ),
     Panel(
         "Requests in flight",
         "Requests that each version in the engine answers now.",
         "short",
-        [
-            Query(
-                f'sum by (adapter, version) ({P}adapter_requests_in_flight{{adapter=~"$adapter"}})',
-                "{{adapter}}@{{version}}",
-            )
-        ],
+        [Query(f"sum by (adapter, version) ({P}adapter_requests_in_flight{{{ADAPTER}}})", VERSION)],
         width=8,
     ),
     Panel(
@@ -430,7 +376,7 @@ SLOTS = [
         "none",
         [
             Query(
-                f'max by (adapter, version, state) ({P}adapter_info{{adapter=~"$adapter"}})',
+                f"max by (adapter, version, state) ({P}adapter_info{{{ADAPTER}}})",
                 "{{adapter}}",
                 instant=True,
             )
@@ -511,10 +457,7 @@ ENGINE = [
         "Gates the scheduler holds and answers the front end puts together. Both are 0 on an idle "
         "server; anything else there is a leak.",
         "short",
-        [
-            Query(f"sum({P}gate_requests)", "gates"),
-            Query(f"sum({P}gate_answers)", "answers"),
-        ],
+        [Query(f"sum({P}gate_requests)", "gates"), Query(f"sum({P}gate_answers)", "answers")],
         width=12,
     ),
 ]

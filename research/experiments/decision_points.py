@@ -12,7 +12,6 @@ The answers are kept, so a killed run goes on; the tables and report.json say wh
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +19,13 @@ from pydantic import Field, field_validator
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
-from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from benchmarks.report import print_table
-from research.experiments.gate import make_problems, run_module
+from research.experiments.gate import make_problems
+from research.fits import gate_of, run_module
 from training.config import Config
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
 from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
@@ -123,22 +122,19 @@ def ask(
                 max_tokens=recipe.sampling.max_tokens,
             )
 
-            def result(applied: Applied | None, options: SamplingOptions = options) -> Result:
-                return evaluate_generator(
-                    engine,
-                    renderer,
-                    problems,
-                    options,
-                    verifier,
-                    applied,
-                    output=config.output / model.name / "answers",
-                    identity=base.fingerprint,
-                )
+            asked = Evaluation(
+                *(problems, renderer, options, verifier),
+                output=config.output / model.name / "answers",
+                identity=base.fingerprint,
+            )
+
+            def result(applied: Applied | None, asked: Evaluation = asked) -> Result:
+                return evaluate_generator(engine, asked, applied)
 
             found[decoding]["base"] = [result(None)] * len(config.seeds)
             for way in config.ways:
                 found[decoding][way] = [
-                    result(Applied.behind(fits[way], Manifest.read(fits[way]).gate))
+                    result(Applied.behind(fits[way], gate_of(fits[way])))
                     for fits in adapters.values()
                 ]
     return found
@@ -154,11 +150,9 @@ def report(config: PointsConfig, model: Path, found: Any) -> dict[str, Any]:
         for decoding, results in found.items():
             mine, base, first = (results[one] for one in (way, "base", reference))
             score = over_seeds([one.scores for one in mine])
-            gain = over_seeds(
-                [one.scores - other.scores for one, other in zip(mine, base, strict=True)]
-            )
-            to_first = over_seeds(
-                [one.scores - other.scores for one, other in zip(mine, first, strict=True)]
+            gain, to_first = (
+                over_seeds([a.scores - b.scores for a, b in zip(mine, other, strict=True)])
+                for other in (base, first)
             )
             cells += [str(score)]
             cells += ["" if way == "base" else gain.signed]
@@ -188,15 +182,13 @@ def report(config: PointsConfig, model: Path, found: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    config = PointsConfig.load()
+    config = PointsConfig.begin()
     figures = {}
     for model in config.models:
         adapters = {seed: fit_all(config, model, seed) for seed in config.seeds}
         figures[model.name] = report(config, model, ask(config, model, adapters))
-        settings = config.model_dump(mode="json", exclude={"config"})
         path = config.output / "report.json"
-        write_json(path, {"machine": machine(), "settings": settings, "models": figures})
+        write_json(path, {"machine": machine(), "settings": config.values(), "models": figures})
     print(f"\n{path}")
 
 

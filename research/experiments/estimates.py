@@ -14,7 +14,6 @@ by their mean weight. A killed run goes on.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,13 +26,16 @@ from adapters.manifest import Gate
 from benchmarks.report import print_table
 from research.experiments.gate import make_problems
 from training.config import Config
-from training.evaluation import evaluate_generator
+from training.evaluation import Evaluation, evaluate_generator
 from training.evaluation.importance_sampling import MIN_EFFECTIVE, MIN_WEIGHT
 from training.fit import fit
 from training.fit_config import FitConfig
 from training.generation import Applied, SamplingOptions, derive_seed
 from training.provenance import machine
 from training.run import Run
+
+# What is held against decoding, and how its lines end.
+ESTIMATORS = {"estimated": "", "normalised": ", divided by the mean weight"}
 
 
 class EstimatesConfig(Config):
@@ -118,41 +120,26 @@ def decode(config: FitConfig, rate: float, report: dict[str, Any]) -> list[Pair]
             max_tokens=config.sampling.max_tokens,
             seed=derive_seed(config.seed, "decoded"),
         )
+        asked = Evaluation(
+            *(run.heldout, run.renderer, options, run.verifier), output=config.run_dir / "decoded"
+        )
         trained = Path(report["training"])
         for label, one in report["estimates"].items():
             name = label.partition(" ")[0]
-            result = evaluate_generator(
-                generator,
-                run.renderer,
-                run.heldout,
-                options,
-                run.verifier,
-                Applied.behind(trained / name, gate),
-                label=f"{rate:g} {name}",
-                output=config.run_dir / "decoded",
-            )
+            applied = Applied.behind(trained / name, gate)
+            result = evaluate_generator(generator, asked, applied, f"{rate:g} {name}")
             pairs.append(
                 Pair(
-                    rate,
-                    name,
-                    one["pass@1"],
-                    one["stderr"],
-                    one["mean_weight"],
-                    one["effective"],
-                    one["trusted"],
-                    result.pass_at_1.value,
-                    result.stderr,
+                    *(rate, name, one["pass@1"], one["stderr"]),
+                    *(one["mean_weight"], one["effective"], one["trusted"]),
+                    *(result.pass_at_1.value, result.stderr),
                 )
             )
     return pairs
 
 
-def agreement(pairs: list[Pair], estimator: str = "estimated") -> dict[str, float]:
-    """Rank correlation, root mean square difference, mean difference.
-
-    Args:
-        estimator: `estimated` or `normalised`.
-    """
+def agreement(pairs: list[Pair], estimator: str) -> dict[str, float]:
+    """Rank correlation, root mean square difference, mean difference, for one of ESTIMATORS."""
     estimated, decoded = (np.array([getattr(p, f) for p in pairs]) for f in (estimator, "decoded"))
     ranks = [ranked(values) for values in (estimated, decoded)]
     difference = estimated - decoded
@@ -175,8 +162,7 @@ def ranked(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    config = EstimatesConfig.load()
+    config = EstimatesConfig.begin()
     pairs = measure(config)
     print_table(
         ["rate", "checkpoint", "estimated", "decoded", "mean weight", "effective", "trusted"],
@@ -197,9 +183,9 @@ def main() -> None:
     groups |= {
         f"rate {r:g}": [p for p in pairs if p.learning_rate == r] for r in config.learning_rates
     }
-    found = {name: agreement(group) for name, group in groups.items() if group}
-    found |= {
-        f"{name}, divided by the mean weight": agreement(group, "normalised")
+    found = {
+        f"{name}{ending}": agreement(group, estimator)
+        for estimator, ending in ESTIMATORS.items()
         for name, group in groups.items()
         if group
     }
@@ -210,7 +196,7 @@ def main() -> None:
         path,
         {
             "machine": machine(),
-            "settings": config.model_dump(mode="json", exclude={"config"}),
+            "settings": config.values(),
             "rule": {"mean_weight": MIN_WEIGHT, "effective": MIN_EFFECTIVE},
             "agreement": found,
             "pairs": [pair._asdict() for pair in pairs],

@@ -12,9 +12,6 @@ what came of it.
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,12 +20,12 @@ from pydantic import Field
 
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
-from adapters.manifest import Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from benchmarks.report import print_table
+from research.fits import gate_of, run_module
 from training.config import Config
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
 from training.generation import Applied, SamplingOptions, open_generator
 from training.grading import Verifier
@@ -72,11 +69,6 @@ class GateConfig(Config):
     samples: int = Field(2, ge=1, description="Answers per problem.")
     temperatures: list[float] = Field([0.6, 1.0])
     output: Path = Path("runs/experiments/gate")
-
-
-def run_module(*arguments: str) -> None:
-    """Run `python -m arguments...`; it shows its own progress."""
-    subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
 def make_problems(path: Path, seed: int, count: int, split: str) -> Path:
@@ -132,30 +124,19 @@ def ask(
                 max_tokens=recipe.sampling.max_tokens,
             )
 
-            def result(applied: Applied | None, options: SamplingOptions = options) -> Result:
+            asked = Evaluation(
+                *(problems, renderer, options, verifier),
+                output=config.output / "answers",
+                identity=base.fingerprint,
+            )
+
+            def result(applied: Applied | None, asked: Evaluation = asked) -> Result:
                 random = applied is not None and applied.random_rate is not None
-                return evaluate_generator(
-                    transformers if random else engine,
-                    renderer,
-                    problems,
-                    options,
-                    verifier,
-                    applied,
-                    output=config.output / "answers",
-                    identity=base.fingerprint,
-                )
+                return evaluate_generator(transformers if random else engine, asked, applied)
 
             # The random gate runs in transformers: its base answers there too.
-            there = evaluate_generator(
-                transformers,
-                renderer,
-                problems,
-                options,
-                verifier,
-                label="base, transformers",
-                output=config.output / "answers",
-                identity=f"{base.fingerprint} transformers",
-            )
+            other = asked._replace(identity=f"{base.fingerprint} transformers")
+            there = evaluate_generator(transformers, other, label="base, transformers")
             found[temperature] = [[result(None), there]]
             found[temperature] += [
                 [result(way(fits[row.fit], row.mode)) for fits in adapters.values()] for row in ROWS
@@ -165,11 +146,9 @@ def ask(
 
 def way(adapter: Path, mode: str) -> Applied:
     """How the adapter runs in `mode`; the random gate opens as often as its entropy gate did."""
-    gate = Manifest.read(adapter).gate
-    assert gate is not None  # a fit always calibrates one
     if mode == "random":
-        return Applied.at_random(adapter, gate)
-    return Applied.behind(adapter, gate) if mode == "gated" else Applied(adapter)
+        return Applied.at_random(adapter, gate_of(adapter))
+    return Applied.behind(adapter, gate_of(adapter)) if mode == "gated" else Applied(adapter)
 
 
 def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[str, Any]:
@@ -206,13 +185,11 @@ def report(config: GateConfig, found: dict[float, list[list[Result]]]) -> dict[s
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    config = GateConfig.load()
+    config = GateConfig.begin()
     adapters = {seed: fit_all(config, seed) for seed in config.seeds}
     figures = report(config, ask(config, adapters))
-    settings = config.model_dump(mode="json", exclude={"config"})
     path = config.output / "report.json"
-    write_json(path, {"machine": machine(), "settings": settings, "temperatures": figures})
+    write_json(path, {"machine": machine(), "settings": config.values(), "temperatures": figures})
     print(f"\n{path}")
 
 

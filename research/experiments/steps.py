@@ -81,14 +81,7 @@ def main(arguments: list[str]) -> None:
         if not parts:
             print(f"{argument}: not NAME=FOLDER with a folder of kept answers", file=sys.stderr)
             raise SystemExit(2)
-        rows.append(
-            row(
-                name,
-                ds.dataset(sorted(map(str, Path(folder).glob("part-*.parquet"))))
-                .to_table()
-                .to_pylist(),
-            )
-        )
+        rows.append(row(name, ds.dataset(parts).to_table().to_pylist()))
     print_table(["", "answers", "steps of one", "steps right", *KINDS], rows)
 
 

@@ -1,10 +1,10 @@
 """The model card of a miniature base: front matter, what it is, how it was made, what it scores."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
+from adapters.base_checkpoint import BaseCheckpoint
 from research.miniature.kinds import KINDS
 from research.miniature.measure import Scores, table
 
@@ -70,15 +70,7 @@ full vocabulary). `exact operations`: equations in the answers that are true.
 
 def parameters(folder: Path) -> int:
     """Number of parameters in the folder's weights."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                size = 1
-                for length in file.get_slice(key).get_shape():
-                    size *= length
-                total += size
-    return total
+    return sum(map(math.prod, BaseCheckpoint.open(str(folder)).shapes.values()))
 
 
 def _examples() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.files import atomic_directory, write_text
-from research.checkpoints import whole_checkpoints
+from research.fits import whole_checkpoints
 from research.miniature.config import PretrainConfig
 from research.miniature.corpus import read_corpus, write_corpus
 from research.miniature.data import batches, encode

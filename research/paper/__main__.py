@@ -128,8 +128,7 @@ def reproduce(config: ReproduceConfig) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 2 on bad input, 1 if a cell failed."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = ReproduceConfig.load(argv)
+    config = ReproduceConfig.begin(argv)
     with config.usage_errors():
         failed = reproduce(config)
     if failed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from pydantic import Field
 from adapters.adapter import AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import Place
+from adapters.prompt import PromptRenderer
+from adapters.recipe import Recipe, recipe_for
 from training.evaluate import find_adapter
-from training.generation import EngineName
+from training.generation import EngineName, Generator, SamplingOptions, open_generator
 from training.hf_model import load_model, open_base
+from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
 
 
@@ -71,6 +74,59 @@ class Tuned:
                 return cls(version.name, version, None)
         model = open_base(tuned)
         return cls(model.name, None, model.folder)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The two, what is asked of them, and how."""
+
+    base: BaseCheckpoint
+    tuned: Tuned
+    recipe: Recipe
+    renderer: PromptRenderer
+    problems: list[Problem]
+    prompts: list[list[int]]  # their token ids
+    options: SamplingOptions
+    engine: EngineName
+
+    @classmethod
+    def of(cls, config: PairConfig) -> Asked:
+        """What the settings name.
+
+        Raises:
+            ValueError, FileNotFoundError: it cannot be read.
+        """
+        base = open_base(config.model)
+        tuned = Tuned.find(config.tuned, config.store, base)
+        recipe = recipe_for(base, config.family)
+        renderer = PromptRenderer.load(base.folder, recipe.prompt)
+        problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
+        options = SamplingOptions(
+            config.samples,
+            config.temperature,
+            config.top_p,
+            config.max_tokens or recipe.sampling.max_tokens,
+            config.seed,
+            stop=renderer.stop,
+        )
+        return cls(
+            *(base, tuned, recipe, renderer, problems),
+            prompts=[renderer.token_ids(problem.problem) for problem in problems],
+            options=options,
+            engine=config.engine,
+        )
+
+    def generator(self, *, gated: bool = False) -> AbstractContextManager[Generator]:
+        """What answers: the tuned model or, where an adapter was tuned, its base with it."""
+        adapter = self.tuned.adapter
+        return open_generator(
+            str(self.tuned.model or self.base.folder),
+            engine=self.engine,
+            max_rank=adapter.rank if adapter else None,
+            gated=gated,
+            max_model_len=max(map(len, self.prompts)) + self.options.max_tokens,
+            seed=self.options.seed,
+        )
 
 
 class Pair:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -270,8 +270,9 @@ def read_scores(path: Path) -> dict[str, dict[tuple[str, str], list[float]]]:
         ValueError: a problem is missing, or out of order.
     """
     found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(dict)
-    for row in _rows(pq.read_table(path, schema=SCHEMA)):
-        cell, answers, benchmark, problem, score = row
+    columns = pq.read_table(path, schema=SCHEMA).columns
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    for cell, answers, benchmark, problem, score in rows:
         scores = found[cell].setdefault((answers, benchmark), [])
         if problem != len(scores):
             raise ValueError(f"{path}: {cell}, {answers}, {benchmark}: no problem {len(scores)}")
@@ -281,20 +282,13 @@ def read_scores(path: Path) -> dict[str, dict[tuple[str, str], list[float]]]:
 
 def write_scores(path: Path, scores: Iterable[tuple[str, Scores]]) -> None:
     """Write the scores of (cell, Scores) as Parquet, atomically."""
-    columns: tuple[list[Any], ...] = ([], [], [], [], [])
-    for cell, one in scores:
-        for problem, score in enumerate(one.scores):
-            values = (cell, one.answers, one.benchmark, problem, score)
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-    table = pa.Table.from_arrays(
-        [pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)],
-        schema=SCHEMA,
+    rows = (
+        (cell, one.answers, one.benchmark, problem, score)
+        for cell, one in scores
+        for problem, score in enumerate(one.scores)
+    )
+    table = pa.Table.from_pylist(
+        [dict(zip(SCHEMA.names, row, strict=True)) for row in rows], SCHEMA
     )
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=19)
-
-
-def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table, as tuples."""
-    yield from zip(*(column.to_pylist() for column in table.columns), strict=True)

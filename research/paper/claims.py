@@ -5,18 +5,10 @@ A claim holds where it does on every base that was measured, in part where it do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from research.paper.tables import (
-    ALONE,
-    COOLER,
-    GRPO,
-    OURS,
-    Results,
-    Row,
-    ablations,
-    main_rows,
-)
+from research.paper.tables import ALONE, COOLER, GRPO, OURS, Results, Row, ablations, main_rows
 from training.evaluation.statistics import ratio_over_seeds
 
 SHARE_OF_GAIN = 0.95  # of GRPO's, for as good
@@ -40,15 +32,13 @@ def verdict(found: dict[str, bool]) -> str:
     return "holds in part" if any(found.values()) else "does not hold"
 
 
+Measured = tuple[list[str], dict[str, bool]]  # lines, and what `verdict` judges
+
+
 def judge(results: Results) -> list[Claim]:
     """The five claims, in the paper's order."""
-    return [
-        sparse(results),
-        uncertain(results),
-        causal(results),
-        low_dimensional(results),
-        no_loop(results),
-    ]
+    found = ((text, *measure(results)) for measure, text in CLAIMS.items())
+    return [Claim(text, lines, verdict(ok)) for text, lines, ok in found]
 
 
 def _footprints(results: Results) -> dict[str, dict[str, Any]]:
@@ -56,7 +46,7 @@ def _footprints(results: Results) -> dict[str, dict[str, Any]]:
     return {b: found[0] for b in results.bases if (found := results.of(b, "footprint", "grpo"))}
 
 
-def sparse(results: Results) -> Claim:
+def sparse(results: Results) -> Measured:
     """Claim 1."""
     prints = _footprints(results)
     lines = [
@@ -68,15 +58,10 @@ def sparse(results: Results) -> Claim:
         base: one["unshifted"]["value"] >= 0.95 and one["shifted"]["value"] <= 0.001
         for base, one in prints.items()
     }
-    return Claim(
-        "RL changes few choices: at least 95 % of positions unshifted, none shifted (paper: "
-        "95.9-99.0 %, 0 %).",
-        lines,
-        verdict(ok),
-    )
+    return lines, ok
 
 
-def uncertain(results: Results) -> Claim:
+def uncertain(results: Results) -> Measured:
     """Claim 2."""
     prints = {b: one for b, one in _footprints(results).items() if one["entropy_ratio"]}
     lines = [
@@ -84,15 +69,10 @@ def uncertain(results: Results) -> Claim:
         for base, one in prints.items()
     ]
     ok = {base: one["entropy_ratio"]["value"] >= 5 for base, one in prints.items()}
-    return Claim(
-        "It changes them where the base is uncertain: the base's entropy there is at least 5 times "
-        "the answer's mean (paper: 5-12).",
-        lines,
-        verdict(ok),
-    )
+    return lines, ok
 
 
-def causal(results: Results) -> Claim:
+def causal(results: Results) -> Measured:
     """Claim 3, of three parts on each base."""
     lines: list[str] = []
     ok: dict[str, bool] = {}
@@ -112,15 +92,10 @@ def causal(results: Results) -> Claim:
             )
             ok |= {f"{base}, {name}": shares[name] >= 0.8 for name in ("oracle", "entropy")}
             ok[f"{base}, random"] = shares["random"] <= 0.2
-    return Claim(
-        "Those positions are the cause: the tuned model's token there, or where entropy exceeds "
-        "tau, recovers its gain (at least 80 %), at random positions it does not (at most 20 %).",
-        lines,
-        verdict(ok),
-    )
+    return lines, ok
 
 
-def low_dimensional(results: Results) -> Claim:
+def low_dimensional(results: Results) -> Measured:
     """Claim 4."""
     base = results.bases[0]
     found = {one.row.label: one for one in ablations(results, base)}
@@ -136,14 +111,10 @@ def low_dimensional(results: Results) -> Claim:
             f"{base}: {name} {gain.signed}, to the recipe on the same seeds {change.signed}"
         )
         ok[name] = gain.value >= 0.8 * (gain.value - change.value)
-    return Claim(
-        "The change is low-dimensional: rank 1, or o_proj alone, keeps at least 80 % of the gain.",
-        lines,
-        verdict(ok),
-    )
+    return lines, ok
 
 
-def no_loop(results: Results) -> Claim:
+def no_loop(results: Results) -> Measured:
     """Claim 5: by the recipe, or by it with a temperature of the gate."""
     lines: list[str] = []
     ok: dict[str, bool] = {}
@@ -164,12 +135,7 @@ def no_loop(results: Results) -> Claim:
             )
             enough = share.value >= SHARE_OF_GAIN and times >= TOKENS
             ok[base] = ok.get(base, False) or enough
-    return Claim(
-        f"No RL loop is needed: at least {SHARE_OF_GAIN:.0%} of GRPO's gain with at most "
-        f"1/{TOKENS} of its generated tokens.",
-        lines,
-        verdict(ok),
-    )
+    return lines, ok
 
 
 def _cooler(rows: dict[str, Row], way: str) -> str:
@@ -179,3 +145,26 @@ def _cooler(rows: dict[str, Row], way: str) -> str:
     alone = rows[ALONE[way]].gain
     assert alone is not None
     return f" with a temperature (the base behind that gate {alone.signed})"
+
+
+CLAIMS: dict[Callable[[Results], Measured], str] = {
+    sparse: (
+        "RL changes few choices: at least 95 % of positions unshifted, none shifted (paper: "
+        "95.9-99.0 %, 0 %)."
+    ),
+    uncertain: (
+        "It changes them where the base is uncertain: the base's entropy there is at least 5 times "
+        "the answer's mean (paper: 5-12)."
+    ),
+    causal: (
+        "Those positions are the cause: the tuned model's token there, or where entropy exceeds "
+        "tau, recovers its gain (at least 80 %), at random positions it does not (at most 20 %)."
+    ),
+    low_dimensional: (
+        "The change is low-dimensional: rank 1, or o_proj alone, keeps at least 80 % of the gain."
+    ),
+    no_loop: (
+        f"No RL loop is needed: at least {SHARE_OF_GAIN:.0%} of GRPO's gain with at most "
+        f"1/{TOKENS} of its generated tokens."
+    ),
+}

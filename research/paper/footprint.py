@@ -15,7 +15,6 @@ and entropies, and how much of it a gate H > tau would have found.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,16 +25,12 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_json
 from adapters.gate import RATES, calibrate, entropy
-from adapters.prompt import PromptRenderer
-from adapters.recipe import recipe_for
-from research.paper.base_and_tuned import Pair, PairConfig, Tuned
+from research.paper.base_and_tuned import Asked, Pair, PairConfig
 from training.evaluation.statistics import Estimate, mean, ratio
-from training.generation import Applied, Completion, SamplingOptions, open_generator
-from training.hf_model import batches, head, hidden_states, open_base, pad_right
-from training.problems import load_problems
+from training.generation import Applied, Completion
+from training.hf_model import batches, head, hidden_states, pad_right
 
 logger = logging.getLogger("research.paper.footprint")
 
@@ -159,54 +154,30 @@ def _estimate(found: Estimate) -> dict[str, float]:
 # ------------------------------------------------------------------------------- as a command
 
 
-def tuned_answers(
-    config: FootprintConfig,
-    base: BaseCheckpoint,
-    tuned: Tuned,
-    prompts: Sequence[list[int]],
-    max_tokens: int,
-    stop: tuple[str, ...] = (),
-) -> list[list[Completion]]:
+def tuned_answers(asked: Asked) -> list[list[Completion]]:
     """What the tuned model answers, at every step."""
-    options = SamplingOptions(
-        config.samples, config.temperature, config.top_p, max_tokens, config.seed, stop=stop
-    )
-    adapter = tuned.adapter
-    with open_generator(
-        str(tuned.model or base.folder),
-        engine=config.engine,
-        max_rank=adapter.rank if adapter else None,
-        max_model_len=max(map(len, prompts)) + max_tokens,
-        seed=config.seed,
-    ) as generator:
+    adapter = asked.tuned.adapter
+    with asked.generator() as generator:
         applied = Applied(adapter.path) if adapter else None
-        return generator.generate(prompts, options, applied, label="tuned answers")
+        return generator.generate(asked.prompts, asked.options, applied, label="tuned answers")
 
 
 def run(config: FootprintConfig) -> dict[str, Any]:
     """The whole of it; returns what report.json holds."""
-    base = open_base(config.model)
-    tuned = Tuned.find(config.tuned, config.store, base)
-    recipe = recipe_for(base, config.family)
-    renderer = PromptRenderer.load(base.folder, recipe.prompt)
-    prompts = [
-        renderer.token_ids(problem.problem)
-        for problem in load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
-    ]
-    max_tokens = config.max_tokens or recipe.sampling.max_tokens
-    answers = tuned_answers(config, base, tuned, prompts, max_tokens, renderer.stop)
+    asked = Asked.of(config)
     flat = [
-        (prompt, one.token_ids) for prompt, all_ in zip(prompts, answers, strict=True)
-        for one in all_
-    ]  # fmt: skip
-    prints = footprint(Pair(base, tuned), [p for p, _ in flat], [a for _, a in flat])
-    options = asdict(SamplingOptions(config.samples, config.temperature, config.top_p, max_tokens))
+        (prompt, one.token_ids)
+        for prompt, answers in zip(asked.prompts, tuned_answers(asked), strict=True)
+        for one in answers
+    ]
+    pair = Pair(asked.base, asked.tuned)
+    prints = footprint(pair, [p for p, _ in flat], [a for _, a in flat])
     return {
-        "base": base.name,
-        "tuned": tuned.name,
-        "family": recipe.family,
-        "problems": len(prompts),
-        "sampling": options,
+        "base": asked.base.name,
+        "tuned": asked.tuned.name,
+        "family": asked.recipe.family,
+        "problems": len(asked.prompts),
+        "sampling": asdict(asked.options),
         **summarize(prints),
     }
 
@@ -250,8 +221,7 @@ def describe(report: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = FootprintConfig.load(argv)
+    config = FootprintConfig.begin(argv)
     with config.usage_errors():
         report = run(config)
     print(describe(report))

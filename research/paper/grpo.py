@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,16 +28,10 @@ from adapters.adapter import CONFIG
 from adapters.files import atomic_directory, write_json
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
-from research.checkpoints import whole_checkpoints
+from research.fits import whole_checkpoints
 from research.paper.measure import untrained
-from training.evaluation import Result, evaluate_generator
-from training.generation import (
-    Applied,
-    EngineName,
-    SamplingOptions,
-    derive_seed,
-    open_generator,
-)
+from training.evaluation import Evaluation, Result, evaluate_generator
+from training.generation import Applied, EngineName, SamplingOptions, derive_seed, open_generator
 from training.grading import Verifier
 from training.hf_model import load_model, open_base
 from training.lora_model import lora_config
@@ -207,20 +200,13 @@ def train(
             logging_steps=1,
             bf16=False,
             gradient_checkpointing=False,
-            use_cpu=load_device() == "cpu",
+            use_cpu=model.device.type == "cpu",
             seed=config.seed,
             report_to=[],
         ),
     )
     done = whole_checkpoints(config.run_dir)
     trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-
-
-def load_device() -> str:
-    """cuda or cpu."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cost(config: GrpoConfig, history: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -263,9 +249,8 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
                 max_model_len=longest + max_tokens,
             ) as generator:
                 applied = Applied(folder) if adapter else None
-                return evaluate_generator(
-                    generator, renderer, asked, options, verifier, applied, label=folder.name
-                )
+                evaluation = Evaluation(asked, renderer, options, verifier)
+                return evaluate_generator(generator, evaluation, applied, folder.name)
 
         heldout = HeldOut(ask, config.patience, config.run_dir / "looks.json")
         heldout.look(0, base.folder)
@@ -295,21 +280,22 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
     return report
 
 
-TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+TRAINER_FILES = (
+    *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"),
+)
 
 
 def write_model(checkpoint: Path, output: Path) -> None:
     """The model folder of a checkpoint: what the Trainer needs to go on stays behind."""
     with atomic_directory(output) as folder:
         for file in checkpoint.iterdir():
-            if file.is_file() and file.name not in (*TRAINER_FILES, "training_args.bin"):
+            if file.is_file() and file.name not in TRAINER_FILES:
                 shutil.copy(file, folder / file.name)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = GrpoConfig.load(argv)
+    config = GrpoConfig.begin(argv)
     with config.usage_errors():
         report = grpo(config)
     print(

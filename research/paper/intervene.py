@@ -20,7 +20,6 @@ between them.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -30,22 +29,26 @@ import torch
 from pydantic import Field
 from transformers import AutoTokenizer, DynamicCache
 
-from adapters.base_checkpoint import BaseCheckpoint
+from adapters.adapter import AdapterVersion
 from adapters.files import write_json
 from adapters.gate import calibrate, entropy
 from adapters.manifest import Mode
-from adapters.prompt import PromptRenderer
-from adapters.recipe import Recipe, recipe_for
-from research.paper.base_and_tuned import Pair, PairConfig, Tuned
-from training.evaluation import Recorder, Reply, Result, compare, evaluate_generator, table
+from research.paper.base_and_tuned import Asked, Pair, PairConfig
+from training.evaluation import (
+    Evaluation,
+    Recorder,
+    Reply,
+    Result,
+    compare,
+    evaluate_generator,
+    table,
+)
 from training.evaluation.statistics import Estimate, ratio
-from training.generation import Applied, SamplingOptions, derive_seed, open_generator
+from training.generation import Applied, derive_seed
 from training.generation.gated_decoding import Draw
 from training.generation.stop_strings import StopStrings
 from training.generation.transformers_engine import drawing, end_tokens
 from training.grading import Verifier
-from training.hf_model import open_base
-from training.problems import Problem, load_problems
 from training.stages.score import sequence_entropies
 
 logger = logging.getLogger("research.paper.intervene")
@@ -145,19 +148,11 @@ def decode(
 class Interventions:
     """Asks all problems, policy by policy."""
 
-    def __init__(
-        self,
-        pair: Pair,
-        base: BaseCheckpoint,
-        prompts: Sequence[list[int]],
-        problems: Sequence[Problem],
-        options: SamplingOptions,
-        verifier: Verifier,
-    ) -> None:
-        self._pair, self._prompts, self._problems = pair, prompts, problems
-        self._options, self._verifier = options, verifier
-        self._tokenizer = AutoTokenizer.from_pretrained(base.folder)
-        self._stops = StopStrings(self._tokenizer, options.stop)
+    def __init__(self, pair: Pair, asked: Asked, verifier: Verifier) -> None:
+        self._pair, self._prompts, self._problems = pair, asked.prompts, asked.problems
+        self._options, self._verifier = asked.options, verifier
+        self._tokenizer = AutoTokenizer.from_pretrained(asked.base.folder)
+        self._stops = StopStrings(self._tokenizer, self._options.stop)
         with pair.base() as model:
             self._ends = end_tokens(model)
 
@@ -165,9 +160,7 @@ class Interventions:
         """The graded answers, `gated` of them being the tuned model's tokens; and their ids."""
         options = self._options
         rows: list[list[int]] = []
-        with Recorder(
-            self._problems, options.n, self._verifier, label=policy
-        ) as recorder:  # fmt: skip
+        with Recorder(self._problems, options.n, self._verifier, label=policy) as recorder:
             for first, tokens, taken in self._batches(rule):
                 replies = [
                     self._reply(row, marks, rows)
@@ -218,34 +211,21 @@ def taken_rate(result: Result) -> Estimate:
 
 def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
     """All policies; the results, the base's first, and what report.json holds."""
-    base = open_base(config.model)
-    tuned = Tuned.find(config.tuned, config.store, base)
-    recipe = recipe_for(base, config.family)
-    problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)
-    renderer = PromptRenderer.load(base.folder, recipe.prompt)
-    prompts = [renderer.token_ids(problem.problem) for problem in problems]
-    options = SamplingOptions(
-        config.samples,
-        config.temperature,
-        config.top_p,
-        config.max_tokens or recipe.sampling.max_tokens,
-        config.seed,
-        stop=renderer.stop,
-    )
-    pair = Pair(base, tuned)
+    asked = Asked.of(config)
+    pair = Pair(asked.base, asked.tuned)
     with Verifier() as verifier:
-        asked = Interventions(pair, base, prompts, problems, options, verifier)
-        alone, rows = asked.ask("base", takes("base", 0, 0))
-        tau = _tau(config, tuned, pair, recipe, prompts, rows)
-        results = [alone, *(asked.ask(p, takes(p, tau, 0))[0] for p in ("tuned", "oracle"))]
+        ask = Interventions(pair, asked, verifier).ask
+        alone, rows = ask("base", takes("base", 0, 0))
+        tau = config.tau if config.tau is not None else _tau(asked, pair, rows)
+        results = [alone, *(ask(p, takes(p, tau, 0))[0] for p in ("tuned", "oracle"))]
         rate = taken_rate(results[-1]).value
-        results.append(asked.ask("random", takes("random", tau, rate))[0])
-        results.append(asked.ask("entropy", takes("entropy", tau, rate))[0])
-        if tuned.adapter is not None:
-            results.append(_replay(config, base, tuned, tau, renderer, problems, options, verifier))
+        results.append(ask("random", takes("random", tau, rate))[0])
+        results.append(ask("entropy", takes("entropy", tau, rate))[0])
+        if asked.tuned.adapter is not None:
+            results.append(_replay(asked, asked.tuned.adapter, tau, verifier))
     report = {
-        "base": base.name,
-        "tuned": tuned.name,
+        "base": asked.base.name,
+        "tuned": asked.tuned.name,
         "tau": tau,
         "results": {
             one.label: one.report() | {"taken_rate": taken_rate(one).value} for one in results
@@ -255,64 +235,31 @@ def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
     return results, report
 
 
-def _tau(
-    config: InterveneConfig,
-    tuned: Tuned,
-    pair: Pair,
-    recipe: Recipe,
-    prompts: Sequence[list[int]],
-    rows: Sequence[list[int]],
-) -> float:
-    """The one given, the adapter's, or the family's gate rate on the base's answers."""
-    if config.tau is not None:
-        return config.tau
-    if tuned.adapter is not None and tuned.adapter.gate is not None:
-        return tuned.adapter.gate.tau
-    given = [prompt for prompt in prompts for _ in range(config.samples)]
+def _tau(asked: Asked, pair: Pair, rows: Sequence[list[int]]) -> float:
+    """The adapter's, or the family's gate rate on the base's answers, `rows`."""
+    adapter = asked.tuned.adapter
+    if adapter is not None and adapter.gate is not None:
+        return adapter.gate.tau
+    given = [prompt for prompt in asked.prompts for _ in range(asked.options.n)]
     found = []
     with pair.base() as model:
         for start in range(0, len(rows), 64):
             part = slice(start, start + 64)
             found += sequence_entropies(model, given[part], rows[part])
-    return calibrate(np.concatenate(found), recipe.gate.rate)
+    return calibrate(np.concatenate(found), asked.recipe.gate.rate)
 
 
-def _replay(
-    config: InterveneConfig,
-    base: BaseCheckpoint,
-    tuned: Tuned,
-    tau: float,
-    renderer: PromptRenderer,
-    problems: Sequence[Problem],
-    options: SamplingOptions,
-    verifier: Verifier,
-) -> Result:
+def _replay(asked: Asked, adapter: AdapterVersion, tau: float, verifier: Verifier) -> Result:
     """What the engine does: the adapter at decision points alone, at its gate's temperature."""
-    assert tuned.adapter is not None
-    longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
-    with open_generator(
-        str(base.folder),
-        engine=config.engine,
-        max_rank=tuned.adapter.rank,
-        gated=True,
-        max_model_len=longest + options.max_tokens,
-        seed=config.seed,
-    ) as generator:
-        return evaluate_generator(
-            generator,
-            renderer,
-            problems,
-            options,
-            verifier,
-            Applied.behind(tuned.adapter.path, tuned.adapter.gate, tau),
-            label="replay",
-        )
+    evaluation = Evaluation(asked.problems, asked.renderer, asked.options, verifier)
+    applied = Applied.behind(adapter.path, adapter.gate, tau)
+    with asked.generator(gated=True) as generator:
+        return evaluate_generator(generator, evaluation, applied, "replay")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = InterveneConfig.load(argv)
+    config = InterveneConfig.begin(argv)
     with config.usage_errors():
         results, report = run(config)
     print(table(results))

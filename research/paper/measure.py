@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from adapters.adapter import WEIGHTS
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import write_text
-from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, find_recipe
+from research.fits import cost_of, gate_of, run_module
 from research.miniature.benchmarks import BENCHMARKS, benchmark_problems
 from research.miniature.world import puzzles
 from research.paper.cells import Cell
 from research.paper.plan import COOLED, METHOD
-from training.evaluation import evaluate_generator
+from training.evaluation import Evaluation, evaluate_generator
 from training.generation import Applied, EngineName, SamplingOptions, open_generator, vllm_is_here
 from training.grading import Verifier
 from training.hf_model import open_base
@@ -82,8 +80,8 @@ class Measurer:
             "base": self.base,
             "fit": self.fit,
             "grpo": self.grpo,
-            "footprint": self.footprint,
-            "intervene": self.intervene,
+            "footprint": self.look,
+            "intervene": self.look,
             "greedy": self.greedy,
         }[cell.kind](cell)
 
@@ -125,12 +123,7 @@ class Measurer:
             "tau": gate.tau,
             "temperature": gate.temperature,
             "recipe": recipe,
-            "cost": {
-                "tokens": report["tokens"]["rollouts"],
-                "heldout_tokens": report["tokens"]["heldout"],
-                "steps": report["steps"],
-                "seconds": round(sum(seconds.values()), 1),
-            },
+            "cost": cost_of(report, seconds),
             "warnings": report["warnings"],
         }
 
@@ -139,7 +132,7 @@ class Measurer:
         folder = self.folder(cell)
         train, heldout = self.problems(cell)
         limit = () if "--limit" in cell.flags else ("--limit", str(self._size.limit))
-        self.run_module(
+        run_module(
             *("training.fit", "--model", self._bases[cell.base], "--seed", str(cell.seed)),
             *("--problems", str(train), "--heldout", str(heldout)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
@@ -171,15 +164,9 @@ class Measurer:
         folder = self.folder(cell)
         if not folder.exists():
             train, heldout = self.problems(cell)
-            self.run_module(
-                *(
-                    "research.paper.grpo",
-                    "--model",
-                    self._bases[cell.base],
-                    "--seed",
-                    str(cell.seed),
-                ),
-                *("--problems", str(train), "--heldout", str(heldout)),
+            run_module(
+                *("research.paper.grpo", "--model", self._bases[cell.base]),
+                *("--seed", str(cell.seed), "--problems", str(train), "--heldout", str(heldout)),
                 *("--run-dir", str(self._grpo_run(cell)), "--output", str(folder)),
                 *("--engine", self._engine, *self._size.grpo, *cell.flags),
             )
@@ -187,14 +174,6 @@ class Measurer:
 
     def _grpo_run(self, cell: Cell) -> Path:
         return self._work / "grpo" / cell.base / str(cell.seed)
-
-    def footprint(self, cell: Cell) -> dict[str, Any]:
-        """What was tuned against its base."""
-        return self._look("research.paper.footprint", cell)
-
-    def intervene(self, cell: Cell) -> dict[str, Any]:
-        """Its token at oracle, random and uncertain positions."""
-        return self._look("research.paper.intervene", cell)
 
     def greedy(self, cell: Cell) -> dict[str, Any]:
         """What was tuned, at T 0: what it would choose, however sure it is of it."""
@@ -212,15 +191,16 @@ class Measurer:
             return self.grpo_model(Cell(cell.base, "grpo", seed=cell.seed))
         return self.adapter(Cell(cell.base, "fit", cell.variant, cell.seed, cell.flags))
 
-    def _look(self, module: str, cell: Cell) -> dict[str, Any]:
-        """The report of `module`."""
+    def look(self, cell: Cell) -> dict[str, Any]:
+        """Footprint or interventions of what was tuned."""
         tuned = self.tuned(cell)
         output = self._work / "runs" / cell.id
         # What replays an intervention is the engine that serves, wherever it is installed.
-        replays = module == "research.paper.intervene" and vllm_is_here()
+        replays = cell.kind == "intervene" and vllm_is_here()
         engine: EngineName = "vllm" if replays else self._engine
-        self.run_module(
-            *(module, "--model", self._bases[cell.base], "--tuned", str(tuned)),
+        run_module(
+            *(f"research.paper.{cell.kind}", "--model", self._bases[cell.base]),
+            *("--tuned", str(tuned)),
             *("--problems", str(self.all_questions()), "--engine", engine),
             *("--seed", str(cell.seed), "--output", str(output)),
         )
@@ -266,9 +246,8 @@ class Measurer:
                     TOP_P,
                     recipe.sampling.max_tokens,
                 )
-                result = evaluate_generator(
-                    generator, renderer, problems, options, verifier, applied, label=name
-                )
+                evaluation = Evaluation(problems, renderer, options, verifier)
+                result = evaluate_generator(generator, evaluation, applied, name)
                 found[name] = {
                     "scores": [round(float(score), 4) for score in result.scores],
                     "tokens": int(result.tokens.sum()),
@@ -307,18 +286,6 @@ class Measurer:
     def folder(self, cell: Cell) -> Path:
         """Where the adapter or model of a cell lies."""
         return self._work / "tuned" / cell.id
-
-    @staticmethod
-    def run_module(*arguments: str) -> None:
-        """Run `python -m arguments...`; it shows its own progress."""
-        subprocess.run([sys.executable, "-m", *arguments], check=True)
-
-
-def gate_of(adapter: Path) -> Gate:
-    """The gate it is served behind."""
-    gate = Manifest.read(adapter).gate
-    assert gate is not None  # a fit always calibrates one
-    return gate
 
 
 def untrained(adapter: Path, folder: Path) -> Path:

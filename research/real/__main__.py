@@ -132,8 +132,7 @@ def reproduce(config: RealConfig) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 2 on bad input, 1 if a cell failed."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = RealConfig.load(argv)
+    config = RealConfig.begin(argv)
     os.nice(config.nice)
     with config.usage_errors():
         failed = reproduce(config)

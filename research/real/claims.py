@@ -8,7 +8,7 @@ tell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from research.real import plan, ways
@@ -54,16 +54,12 @@ def both(verdicts: Sequence[str]) -> str:
     return OPEN if OPEN in verdicts else HOLDS
 
 
+Measured = tuple[list[str], dict[str, str]]  # of a claim
+
+
 def judge(bases: dict[str, Results]) -> list[Claim]:
     """The five claims of the paper, and ours."""
-    return [
-        gains(bases),
-        sparse(bases),
-        uncertain(bases),
-        causal(bases),
-        low_dimensional(bases),
-        no_loop(bases),
-    ]
+    return [Claim(text, *measure(bases)) for measure, text in CLAIMS.items()]
 
 
 def _each(bases: dict[str, Results]) -> list[tuple[str, Results, str]]:
@@ -75,7 +71,7 @@ def _each(bases: dict[str, Results]) -> list[tuple[str, Results, str]]:
     ]
 
 
-def gains(bases: dict[str, Results]) -> Claim:
+def gains(bases: dict[str, Results]) -> Measured:
     """Ours: a gain over the base, over greedy decoding and over the gate alone."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
@@ -86,12 +82,7 @@ def gains(bases: dict[str, Results]) -> Claim:
         told = ", ".join(f"to {one.label} {line.gains[one.name].signed}" for one in rivals)
         measured.append(f"{name}: {line.score} gated; {told}")
         verdicts[name] = both([above(line.gains[one.name], 0) for one in rivals])
-    return Claim(
-        "The gated adapter beats the base, its greedy answers and the base behind the same gate, "
-        "each by more than two standard errors.",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
 
 
 def _looks(bases: dict[str, Results], kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -99,7 +90,7 @@ def _looks(bases: dict[str, Results], kind: str) -> list[tuple[str, dict[str, An
     return [(name, one) for name, results, task in _each(bases) for one in results.of(kind, task)]
 
 
-def sparse(bases: dict[str, Results]) -> Claim:
+def sparse(bases: dict[str, Results]) -> Measured:
     """Claim 1, of the adapter at every step."""
     measured, verdicts = [], {}
     for name, one in _looks(bases, plan.FOOTPRINT):
@@ -108,14 +99,10 @@ def sparse(bases: dict[str, Results]) -> Claim:
             f"reranked, {one['shifted']['value']:.2%} shifted"
         )
         verdicts[name] = above(one["unshifted"], 0.95)
-    return Claim(
-        "Few choices change: at least 95 % of positions are unshifted (paper: 95.9-99.0 %).",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
 
 
-def uncertain(bases: dict[str, Results]) -> Claim:
+def uncertain(bases: dict[str, Results]) -> Measured:
     """Claim 2."""
     measured, verdicts = [], {}
     for name, one in _looks(bases, plan.FOOTPRINT):
@@ -124,15 +111,10 @@ def uncertain(bases: dict[str, Results]) -> Claim:
             continue
         measured.append(f"{name}: {found['value']:.1f} ± {found['stderr']:.1f} times")
         verdicts[name] = above(found, 5)
-    return Claim(
-        "They change where the base is uncertain: its entropy there is at least 5 times the "
-        "answer's mean (paper: 5-12).",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
 
 
-def causal(bases: dict[str, Results]) -> Claim:
+def causal(bases: dict[str, Results]) -> Measured:
     """Claim 3: the adapter's token at uncertain positions recovers its gain, at random ones not."""
     measured, verdicts = [], {}
     for name, one in _looks(bases, plan.INTERVENE):
@@ -153,15 +135,10 @@ def causal(bases: dict[str, Results]) -> Claim:
         }
         parts = (recovered["entropy"] >= 0.8, recovered["random"] <= 0.2)
         verdicts[name] = HOLDS if all(parts) else PART if any(parts) else FAILS
-    return Claim(
-        "Those positions are the cause: the adapter's token where entropy exceeds tau recovers "
-        "80 % of its gain, at random positions at most 20 %.",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
 
 
-def low_dimensional(bases: dict[str, Results]) -> Claim:
+def low_dimensional(bases: dict[str, Results]) -> Measured:
     """Claim 4."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
@@ -179,14 +156,10 @@ def low_dimensional(bases: dict[str, Results]) -> Claim:
             continue
         kept = [gain(results, task, way, ways.GATED, 0.8) for way in parts]
         verdicts[name] = both([above(one, 0) for one in kept if one is not None])
-    return Claim(
-        "The change is low-dimensional: rank 1, or o_proj alone, keeps 80 % of the gain.",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
 
 
-def no_loop(bases: dict[str, Results]) -> Claim:
+def no_loop(bases: dict[str, Results]) -> Measured:
     """Claim 5, with what users can afford: a tenth of the generated tokens."""
     measured, verdicts = [], {}
     for name, results, task in _each(bases):
@@ -208,8 +181,27 @@ def no_loop(bases: dict[str, Results]) -> Claim:
             verdicts[name] = OPEN
             continue
         verdicts[name] = both([above(beyond, 0), HOLDS if times >= 10 else FAILS])
-    return Claim(
-        "No RL loop is needed: 90 % of GRPO's gain with at most a tenth of its generated tokens.",
-        measured,
-        verdicts,
-    )
+    return measured, verdicts
+
+
+CLAIMS: dict[Callable[[dict[str, Results]], Measured], str] = {
+    gains: (
+        "The gated adapter beats the base, its greedy answers and the base behind the same gate, "
+        "each by more than two standard errors."
+    ),
+    sparse: "Few choices change: at least 95 % of positions are unshifted (paper: 95.9-99.0 %).",
+    uncertain: (
+        "They change where the base is uncertain: its entropy there is at least 5 times the "
+        "answer's mean (paper: 5-12)."
+    ),
+    causal: (
+        "Those positions are the cause: the adapter's token where entropy exceeds tau recovers "
+        "80 % of its gain, at random positions at most 20 %."
+    ),
+    low_dimensional: (
+        "The change is low-dimensional: rank 1, or o_proj alone, keeps 80 % of the gain."
+    ),
+    no_loop: (
+        "No RL loop is needed: 90 % of GRPO's gain with at most a tenth of its generated tokens."
+    ),
+}

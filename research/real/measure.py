@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,16 +21,16 @@ import numpy as np
 
 from adapters.adapter import AdapterVersion
 from adapters.files import write_json
-from adapters.manifest import Gate, Manifest
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
+from research.fits import cost_of, gate_of, run_module
 from research.paper.cells import Cell
 from research.real import plan, ways
 from research.real.signal import signal
 from research.real.tasks import admitted, candidates, enough, fits_rule, problems_to_test
 from research.real.vote import answer_texts, vote_scores
 from research.real.ways import Way
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.fit_config import FitConfig
 from training.generation import (
     Applied,
@@ -105,6 +103,7 @@ class Measurer:
         self.base = open_base(model)
         self._recipe = recipe_for(self.base)
         self._work = work / Path(model).name
+        self._answers = self._work / "answers"
         self._tasks = candidates(size.drawn, size.questions)
         every = (*ways.WAYS, *map(ways.fitted_on, self._tasks))
         self._ways = {way.name: way for way in every}
@@ -205,14 +204,8 @@ class Measurer:
                 "cost": {name: told[name] for name in names},
                 "stopped_rising": told["stopped_rising"],
             }
-        report, seconds = told["report"], told["seconds"]
-        cost = {
-            "tokens": report["tokens"]["rollouts"],
-            "heldout_tokens": report["tokens"]["heldout"],
-            "steps": report["steps"],
-            "seconds": round(sum(seconds.values()), 1),
-        }
-        found = {"cost": cost, "warnings": report["warnings"]}
+        report = told["report"]
+        found = {"cost": cost_of(report, told["seconds"]), "warnings": report["warnings"]}
         if cell.variant == ways.PAPER:
             return found
         gate = gate_of(folder)
@@ -230,7 +223,7 @@ class Measurer:
     def _fit(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """Fit, and return what the fit told of itself: the next one writes over it."""
         run = self._fit_run(cell)
-        self._run("training.fit", *self._fit_arguments(cell, folder))
+        run_module("training.fit", *self._fit_arguments(cell, folder))
         return {name: json.loads((run / f"{name}.json").read_text()) for name in TOLD}
 
     def _fit_run(self, cell: Cell) -> Path:
@@ -253,7 +246,7 @@ class Measurer:
     def _sft(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """Plain supervised fine-tuning on the references."""
         start = time.monotonic()
-        self._run(
+        run_module(
             *("research.real.sft", "--model", self._model, "--output", str(folder)),
             *("--problems", str(self._training_problems()), "--seed", str(cell.seed)),
             *self._size.sft,
@@ -263,7 +256,7 @@ class Measurer:
     def _grpo(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """GRPO by TRL with a LoRA of the method's shape."""
         run = self._work / "grpo" / str(cell.seed)
-        self._run(
+        run_module(
             *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
             *("--problems", str(self._training_problems())),
             *("--heldout", str(self._heldout_problems()), "--run-dir", str(run)),
@@ -284,7 +277,7 @@ class Measurer:
         asked = output / "problems.jsonl"
         write_problems(asked, self._asked[task][: self._size.looks])
         self.close()
-        self._run(
+        run_module(
             *(f"research.paper.{cell.kind}", "--model", self._model, "--engine", self._engine),
             *("--tuned", str(method), "--problems", str(asked)),
             *("--max-tokens", str(self._size.max_tokens), "--top-p", "1"),
@@ -320,10 +313,6 @@ class Measurer:
             for name in self.names
         }
 
-    @property
-    def _answers(self) -> Path:
-        return self._work / "answers"
-
     def _ask(
         self,
         problems: list[Problem],
@@ -343,18 +332,12 @@ class Measurer:
         options = SamplingOptions(samples, warm, 1.0, self._size.max_tokens)
         longest = max(len(renderer.token_ids(one.problem)) for one in problems)
         with Verifier() as verifier:
-            return evaluate_generator(
-                self._generator(applied, longest + options.max_tokens),
-                renderer,
-                problems,
-                options,
-                verifier,
-                applied,
-                source=label,
-                label=label,
-                output=self._answers,
-                identity=self.base.fingerprint,
+            evaluation = Evaluation(
+                *(problems, renderer, options, verifier),
+                *(label, self._answers, self.base.fingerprint),
             )
+            generator = self._generator(applied, longest + options.max_tokens)
+            return evaluate_generator(generator, evaluation, applied, label)
 
     def _generator(self, applied: Applied | None, length: int) -> Generator:
         """The engine that all answers come from; it is opened anew where it is too small."""
@@ -398,11 +381,6 @@ class Measurer:
             write_problems(path, problems[start:])
         return path
 
-    @staticmethod
-    def _run(*arguments: str) -> None:
-        """Run `python -m arguments...`; it shows its own progress."""
-        subprocess.run([sys.executable, "-m", *arguments], check=True)
-
 
 def method_of(cell: Cell) -> Cell:
     """The fit of the method that `cell` looks at."""
@@ -437,13 +415,6 @@ def _or_none(value: Any) -> float | None:
 def _told(adapter: Path) -> Path:
     """What the fit of `adapter` told of itself."""
     return adapter.with_name(f"{adapter.name}.json")
-
-
-def gate_of(adapter: Path) -> Gate:
-    """The gate that it is served behind."""
-    gate = Manifest.read(adapter).gate
-    assert gate is not None  # a fit always calibrates one
-    return gate
 
 
 def digest(names: Sequence[str]) -> str:

@@ -24,14 +24,7 @@ OF_EACH_SEED = (
     ways.SHUT_GATE,
     ways.RIGHT_ALONE,
 )
-ONCE = (
-    ways.VOTE,
-    ways.RANK_1,
-    ways.O_ONLY,
-    ways.GUIDED,
-    ways.OTHER_BASE,
-    ways.OTHER_GATED,
-)
+ONCE = (ways.VOTE, ways.RANK_1, ways.O_ONLY, ways.GUIDED, ways.OTHER_BASE, ways.OTHER_GATED)
 OTHER_METHODS = (ways.SUPERVISED, ways.PAPER_FIT, ways.REINFORCED)
 
 

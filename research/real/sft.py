@@ -9,8 +9,6 @@ shape of the method's and runs at every step. TRL's SFTTrainer does the work.
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -103,8 +101,7 @@ def train(config: SftConfig) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: exit code 2 and a line naming the field on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    config = SftConfig.load(argv)
+    config = SftConfig.begin(argv)
     with config.usage_errors():
         if config.output.exists():
             return

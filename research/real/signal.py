@@ -19,12 +19,13 @@ from training.hf_model import head, hidden_states
 from training.run import Run
 from training.stages.sample import sample_base
 from training.stages.score import score
-from training.stages.select_rollouts import calibrate_gates, select_examples
+from training.stages.select_rollouts import calibrate_gates, examples_of
 from training.stages.verify import verify
 
 # Which positions train -> `selection.gate`.
 GATES = {"entropy": "entropy", "random": "random", "shut": "shut", "every position": "none"}
 TENTHS = 10  # of an answer
+CHUNK = 512  # positions whose probabilities exist at a time
 
 
 def signal(config: FitConfig, count: int) -> dict[str, Any]:
@@ -40,15 +41,7 @@ def signal(config: FitConfig, count: int) -> dict[str, Any]:
 
         def chosen(which: str) -> dict[int, Any]:
             selection = run.config.selection.model_copy(update={"gate": which})
-            examples = select_examples(
-                rollouts.table["problem"].to_numpy(),
-                rollouts.rewards,
-                rollouts.table["token_ids"].to_pylist(),
-                rollouts.entropies,
-                gate.tau,
-                selection,
-                run.training_seed,
-            )
+            examples = examples_of(rollouts, gate, selection, run.training_seed)
             return {one.row: one for one in examples}
 
         examples = {name: chosen(which) for name, which in GATES.items()}
@@ -70,7 +63,7 @@ def signal(config: FitConfig, count: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def gradient_lengths(
-    model: Any, prompts: list[list[int]], answers: list[list[int]], chunk: int = 512
+    model: Any, prompts: list[list[int]], answers: list[list[int]]
 ) -> list[npt.NDArray[np.float64]]:
     """sqrt(1 - 2 p(token) + sum p^2) at each token of the answers, [T] each."""
     to_logits, found = head(model), []
@@ -78,8 +71,8 @@ def gradient_lengths(
         ids = torch.tensor([prompt + answer], device=model.device)
         states = hidden_states(model, ids, torch.ones_like(ids))[0, len(prompt) - 1 : -1]
         parts = []
-        for start in range(0, len(answer), chunk):
-            p = to_logits(states[start : start + chunk]).float().softmax(-1)
+        for start in range(0, len(answer), CHUNK):
+            p = to_logits(states[start : start + CHUNK]).float().softmax(-1)
             tokens = ids[0, len(prompt) + start :][: len(p)]
             said = p.gather(-1, tokens[:, None])[:, 0]
             parts.append((1 - 2 * said + p.square().sum(-1)).clamp(min=0).sqrt())

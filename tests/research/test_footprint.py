@@ -14,6 +14,7 @@ from adapters.store import SHIPPED
 from research.paper import footprint as module
 from research.paper.base_and_tuned import Pair, Tuned
 from research.paper.footprint import Footprint, choice_ranks, footprint, overlap, summarize
+from training.generation import Completion
 from training.hf_model import load_model
 
 BASE = "models/tiny-qwen2"
@@ -106,6 +107,25 @@ def test_the_command_writes_figures_and_a_plot(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "out" / "footprint.png").read_bytes().startswith(b"\x89PNG")
     assert "unshifted" in capsys.readouterr().out
     assert str(tmp_path) not in (tmp_path / "out" / "report.json").read_text()
+
+
+def test_the_report_tells_the_options_that_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Completion([5, 6], "4", "stop")
+    prints = Footprint(np.zeros(2, int), np.ones(2, int), np.ones(2, np.float32))
+    monkeypatch.setattr(module, "tuned_answers", lambda asked: [[answer] for _ in asked.prompts])
+    monkeypatch.setattr(module, "Pair", lambda *_: None)
+    monkeypatch.setattr(module, "footprint", lambda *_: prints)
+    config = module.FootprintConfig(
+        model=BASE,
+        tuned="tiny-math",
+        store=SHIPPED,
+        problems="models/tiny-problems/heldout.jsonl",
+        limit=1,
+        seed=7,
+        max_tokens=20,
+    )
+    sampling = module.run(config)["sampling"]
+    assert (sampling["seed"], sampling["max_tokens"], sampling["n"]) == (7, 20, 1)
 
 
 @pytest.mark.parametrize("tuned", ["nobody", "no/such-model"])

@@ -492,7 +492,7 @@ def test_what_cannot_grow_into_a_model_is_named() -> None:
 
 @pytest.mark.engine
 def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path, refused: Refused) -> None:
-    from research.checkpoints import whole_checkpoints
+    from research.fits import whole_checkpoints
     from research.miniature.pretrain import main
 
     config = tmp_path / "small.yaml"

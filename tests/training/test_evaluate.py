@@ -24,6 +24,7 @@ from training.evaluate import main
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
+    Evaluation,
     Recorder,
     Reply,
     Result,
@@ -109,7 +110,9 @@ def run(generator: Scripted, verifier: Verifier, **more: Any) -> Result:
     renderer = cast(PromptRenderer, Renderer())
     problems = more.pop("problems", PROBLEMS)
     options = more.pop("options", OPTIONS)
-    return evaluate_generator(generator, renderer, problems, options, verifier, **more)
+    applied, label = more.pop("applied", None), more.pop("label", None)
+    evaluation = Evaluation(problems, renderer, options, verifier, **more)
+    return evaluate_generator(generator, evaluation, applied, label)
 
 
 def test_evaluate_generator(verifier: Verifier) -> None:

@@ -21,10 +21,10 @@ from training.contrastive_trainer import (
     CheckpointNote,
     ContrastiveTrainer,
     EveryPositionTrainer,
-    Order,
     RateBar,
     TrainingRow,
     collate,
+    order,
     strength,
 )
 from training.hf_model import batches, best_dtype, load_model
@@ -262,7 +262,7 @@ def test_a_later_round_goes_on_from_the_adapter_that_sampled(train, tmp_path, ro
         torch.testing.assert_close(load(weights(still))[name], tensor)
     # The ratio is to that adapter, so it is 1 at first: the loss is the mean advantage.
     log = json.loads((still.parent / "log.json").read_text())
-    first_batch = [rows[index]["advantages"][0] for index in Order(rows, True).indices[:4]]
+    first_batch = [rows[index]["advantages"][0] for index in order(rows, True)[:4]]
     assert log[0]["loss"] == pytest.approx(-np.mean(first_batch), abs=1e-3)
     against_base = train(tmp_path / "base", rows, learning_rate=1e-12)[-1]
     assert weights(against_base) != weights(still)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from support import python
 
-from training.grading import Decision, Verdict, Verifier, math_equal
+from training.grading import Verdict, Verifier
+from training.grading.math import math_equal
+from training.grading.verdict import Decision
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,8 @@ class Engine:
     def __init__(self, model: str, arguments: VllmArguments, devices: str | None) -> None:
         self.devices, self.closed = devices, False
         self.pipe, self._theirs = Pipe()
+        self._theirs.send("ready")
         Engine.made.append(self)
-
-    def wait_until_ready(self) -> None: ...
 
     def ask(
         self, prompts: Sequence[list[int]], options: Any, applied: Any, seeds: Sequence[int]

@@ -11,7 +11,7 @@
 The command is `training/evaluate.py`.
 """
 
-from training.evaluation.in_process import evaluate_generator
+from training.evaluation.in_process import Evaluation, evaluate_generator
 from training.evaluation.openai_client import Endpoint, ServerError, evaluate_url
 from training.evaluation.recorder import Recorder
 from training.evaluation.result import Reply, Result, compare, table
@@ -20,6 +20,7 @@ from training.evaluation.statistics import Estimate
 __all__ = [
     "Endpoint",
     "Estimate",
+    "Evaluation",
     "Recorder",
     "Reply",
     "Result",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from adapters.adapter import WEIGHTS
 from adapters.files import sha256_file
@@ -22,28 +23,31 @@ from training.grading import Verifier
 from training.problems import Problem
 
 
+class Evaluation(NamedTuple):
+    """What is asked, how, and who grades it; the same for a base and its adapters."""
+
+    problems: Sequence[Problem]
+    renderer: PromptRenderer
+    options: SamplingOptions
+    verifier: Verifier
+    source: str = "problems"  # their name in results
+    output: Path | None = None  # where answers are kept, and found after a kill; None: nowhere
+    identity: str = ""  # what else the answers depend on: the base, say
+
+
 def evaluate_generator(
     generator: Generator,
-    renderer: PromptRenderer,
-    problems: Sequence[Problem],
-    options: SamplingOptions,
-    verifier: Verifier,
+    evaluation: Evaluation,
     applied: Applied | None = None,
-    *,
-    source: str = "problems",
     label: str | None = None,
-    output: Path | None = None,
-    identity: str = "",
 ) -> Result:
     """Ask `generator` every problem `options.n` times and grade the answers.
 
     Args:
         applied: an adapter and where it runs; None: the base.
-        source: the problems' name in the result.
         label: the result's name; by default its mode.
-        output: where answers are kept, and found again after a kill; None: nowhere.
-        identity: what else the answers depend on: the base, say.
     """
+    problems, renderer, options, verifier, source, output, identity = evaluation
     mode: Mode = applied.mode if applied else "base"
     label = label or mode
     options = replace(options, stop=renderer.stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def evaluate_url(
         identity: what else the answers depend on. The server does not say which weights it runs:
             give their hash here, or another `output`, when they change under one name.
 
-    The other arguments are those of `evaluate_generator`.
+    The other arguments are those of `Evaluation`.
 
     Raises:
         ServerError: a request failed after all retries. What was answered is kept in `output`.
@@ -77,14 +77,14 @@ def evaluate_url(
     folder = answers_folder(output, label, settings)
     with Recorder(problems, options.n, verifier, folder, label) as recorder:
         if recorder.missing:
-            ask_all(endpoint, problems, recorder.missing, options, recorder.add)
+            asyncio.run(ask_all(endpoint, problems, recorder.missing, options, recorder.add))
         return recorder.result(label, mode, source, options.temperature)
 
 
-def ask_all(
+async def ask_all(
     endpoint: Endpoint,
     problems: Sequence[Problem],
-    missing: Iterable[int],
+    missing: Sequence[int],
     options: SamplingOptions,
     add: Callable[[int, Sequence[Reply]], None],
 ) -> None:
@@ -93,16 +93,6 @@ def ask_all(
     Raises:
         ServerError: a request failed for good; it names the problem and gives the server's words.
     """
-    asyncio.run(_ask_all(endpoint, problems, list(missing), options, add))
-
-
-async def _ask_all(
-    endpoint: Endpoint,
-    problems: Sequence[Problem],
-    missing: Sequence[int],
-    options: SamplingOptions,
-    add: Callable[[int, Sequence[Reply]], None],
-) -> None:
     from openai import AsyncOpenAI
 
     todo = ((index, sample) for index in missing for sample in range(options.n))

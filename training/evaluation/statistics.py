@@ -89,7 +89,10 @@ def pass_at_k(correct: npt.ArrayLike, k: int) -> Estimate:
 def pass_at_k_scores(correct: npt.ArrayLike, k: int) -> Floats:
     """[P, K] -> [P]: each problem's unbiased pass@k; NaN where fewer than k were graded."""
     matrix = _matrix(correct)
-    _check_k(k, matrix.shape[1])
+    if not 1 <= k <= matrix.shape[1]:
+        raise ValueError(
+            f"k: {k} is not between 1 and the {matrix.shape[1]} samples of each problem"
+        )
     right = (matrix == 1).sum(axis=1)  # [P]
     samples = (~np.isnan(matrix)).sum(axis=1)  # [P]
     # Whole numbers until the one division: exact for any K. comb is 0 where k > K - c.
@@ -160,8 +163,3 @@ def _matrix(values: npt.ArrayLike) -> Floats:
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError("a matrix of problems by samples is needed, at least 1 x 1")
     return matrix
-
-
-def _check_k(k: int, samples: int) -> None:
-    if not 1 <= k <= samples:
-        raise ValueError(f"k: {k} is not between 1 and the {samples} samples of each problem")

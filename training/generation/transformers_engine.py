@@ -21,6 +21,8 @@ from training.generation.interface import Applied, Completion, Event, SamplingOp
 from training.generation.stop_strings import StopStrings
 from training.hf_model import Dtype, load_model
 
+BATCH = 256  # answers that are sampled together
+
 
 class TransformersEngine:
     """Samples with `generate` of transformers, and behind a gate with `gated_decoding.decode`.
@@ -28,13 +30,11 @@ class TransformersEngine:
     Args:
         model: a folder.
         dtype: of the weights.
-        batch_size: answers that are sampled together.
     """
 
-    def __init__(self, model: str, dtype: Dtype = "auto", batch_size: int = 256) -> None:
+    def __init__(self, model: str, dtype: Dtype = "auto") -> None:
         self._model = load_model(model, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._batch_size = batch_size
         self._ends = end_tokens(self._model)
         pad = self._tokenizer.pad_token_id
         self._pad = self._tokenizer.eos_token_id if pad is None else pad
@@ -58,7 +58,7 @@ class TransformersEngine:
         if applied:
             model = PeftModel.from_pretrained(self._model, applied.adapter).eval()
         try:
-            per_batch = max(1, self._batch_size // options.n)
+            per_batch = max(1, BATCH // options.n)
             for start in range(0, len(prompts), per_batch):
                 batch = prompts[start : start + per_batch]
                 with torch.random.fork_rng(), torch.inference_mode():

@@ -48,7 +48,7 @@ class VllmEngine:
 
     def __init__(self, model: str, arguments: VllmArguments, devices: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self.pipe, theirs = context.Pipe()  # where its events come from
         descriptor, log = tempfile.mkstemp(prefix="reasonmaxxer-vllm-", suffix=".log")
         os.close(descriptor)
         self._log = Path(log)
@@ -59,27 +59,14 @@ class VllmEngine:
             self._process.start()
         theirs.close()
 
-    def wait_until_ready(self) -> None:
-        """Wait for the child.
-
-        Raises:
-            RuntimeError: vLLM cannot start; the message says why.
-        """
-        self.receive()  # "ready", or the reason why not
-
-    @property
-    def pipe(self) -> Connection:
-        """Where its events come from."""
-        return self._pipe
-
     def receive(self) -> Event | None:
-        """Its next event; None: all prompts are answered.
+        """Its next event; None: all prompts are answered. The first one says that it has started.
 
         Raises:
-            RuntimeError: vLLM failed, or died.
+            RuntimeError: vLLM cannot start, failed, or died; the message says why.
         """
         try:
-            reply: Any = self._pipe.recv()
+            reply: Any = self.pipe.recv()
         except EOFError:
             self._process.join()
             lines = self._log.read_text(errors="replace").splitlines()
@@ -99,11 +86,11 @@ class VllmEngine:
         seeds: Sequence[int],
     ) -> None:
         """Send prompts; `receive` gives the answers."""
-        self._pipe.send((list(prompts), options, applied, list(seeds)))
+        self.pipe.send((list(prompts), options, applied, list(seeds)))
 
     def close(self) -> None:
         """End the child process; the system takes its memory back."""
-        self._pipe.close()  # its next receive fails and it leaves
+        self.pipe.close()  # its next receive fails and it leaves
         self._process.join(timeout=30)
         if self._process.is_alive():
             self._process.kill()
@@ -124,7 +111,7 @@ class VllmEngines:
             for devices in shares_of_devices(count, arguments.tensor_parallel_size):
                 self._engines.append(VllmEngine(model, arguments, devices))
             for engine in self._engines:
-                engine.wait_until_ready()
+                engine.receive()
         except BaseException:
             self.close()
             raise

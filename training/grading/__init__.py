@@ -15,17 +15,7 @@
 A grader decides at once what it can. For the rest it makes a `Question`, which a worker answers.
 """
 
-from training.grading.final_answer import last_boxed
-from training.grading.math import math_equal
-from training.grading.verdict import Decision, Outcome, Verdict, outcome
+from training.grading.verdict import Verdict
 from training.grading.verifier import Verifier
 
-__all__ = [
-    "Decision",
-    "Outcome",
-    "Verdict",
-    "Verifier",
-    "last_boxed",
-    "math_equal",
-    "outcome",
-]
+__all__ = ["Verdict", "Verifier"]

@@ -23,9 +23,6 @@ _SHORT = 200  # characters of a text that may be the answer itself
 class ChoiceGrader:
     """Multiple choice with letters. A text that is nothing but an option is an answer too."""
 
-    def available(self) -> None:
-        """Nothing but this package's own requirements is needed."""
-
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision:
         """Compare the letters."""
         wanted = choices.choice(problem.answer)
@@ -55,9 +52,6 @@ class ChoiceGrader:
 
 class TextGrader:
     """Word by word; case, white space and closing punctuation do not count."""
-
-    def available(self) -> None:
-        """Nothing but this package's own requirements is needed."""
 
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision:
         """Compare the texts."""

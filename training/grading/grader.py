@@ -25,9 +25,6 @@ class Question(Hashable, Protocol):
 class Grader(Protocol):
     """Grades answers to one kind of problem."""
 
-    def available(self) -> None:
-        """Raise ValueError with the command that installs it if a package is missing."""
-
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | Question:
         """Whether `text` answers `problem`, or the question that decides it.
 

@@ -70,9 +70,6 @@ class MathGrader:
     def __init__(self, compare: Compare = math_equal) -> None:
         self.compare = compare
 
-    def available(self) -> None:
-        """Nothing but this package's own requirements is needed."""
-
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | MathQuestion:
         """The decision that takes no process, or the question to one."""
         return self.grade_against(text, stated, problem.answer)

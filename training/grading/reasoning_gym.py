@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training.grading.statement import Stated
 from training.grading.verdict import Decision, right, unknown, wrong
 from training.gym.entry import decode_entry
-from training.gym.task import GymTask, require_reasoning_gym
+from training.gym.task import GymTask
 
 if TYPE_CHECKING:
     from training.problems.problem import Problem
@@ -38,11 +38,7 @@ _TIMES = re.compile(r"\\(?:times|cdot)(?![A-Za-z])")
 
 
 class GymGrader:
-    """Asks the generator that made the problem."""
-
-    def available(self) -> None:
-        """Raise ValueError if Reasoning Gym is not installed."""
-        require_reasoning_gym()
+    """Asks the generator that made the problem. It needs the package reasoning_gym."""
 
     def grade(self, text: str, stated: Stated, problem: Problem) -> Decision | GymQuestion:
         """Wrong without a final answer; otherwise the question to the generator."""

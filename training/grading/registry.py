@@ -8,13 +8,15 @@ from training.grading.exact import ChoiceGrader, TextGrader
 from training.grading.grader import Grader
 from training.grading.math import MathGrader
 from training.grading.reasoning_gym import GymGrader
+from training.gym.task import require_reasoning_gym
 
 MATH = "math"  # the default
+GYM = "reasoning_gym"
 GRADERS: dict[str, Grader] = {
     MATH: MathGrader(),
     "choice": ChoiceGrader(),
     "text": TextGrader(),
-    "reasoning_gym": GymGrader(),
+    GYM: GymGrader(),
 }
 
 
@@ -27,6 +29,6 @@ def grader_of(name: str) -> Grader:
     """
     if name not in GRADERS:
         raise ValueError(f"problems: there is no grader '{name}', only {', '.join(GRADERS)}")
-    grader = GRADERS[name]
-    grader.available()
-    return grader
+    if name == GYM:
+        require_reasoning_gym()
+    return GRADERS[name]

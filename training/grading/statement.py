@@ -179,11 +179,8 @@ def _other(answer: str, later: str | None) -> str:
     """`later` if it may contradict `answer`; else empty."""
     if later is None or later.strip() == answer.strip():
         return ""
-    return later if _names_a_value(later) or _both_options(answer, later) else ""
-
-
-def _both_options(answer: str, later: str) -> bool:
-    return bool(_LETTER.fullmatch(answer) and _LETTER.fullmatch(later))
+    both_options = _LETTER.fullmatch(answer) and _LETTER.fullmatch(later)
+    return later if both_options or _names_a_value(later) else ""
 
 
 def _announced(text: str) -> Stated | None:

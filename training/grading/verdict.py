@@ -30,14 +30,9 @@ class Verdict(NamedTuple):
     @property
     def outcome(self) -> Outcome:
         """The result as a word."""
-        return outcome(self.correct)
-
-
-def outcome(correct: bool | None) -> Outcome:
-    """`correct` as a word."""
-    if correct is None:
-        return "cannot tell"
-    return "right" if correct else "wrong"
+        if self.correct is None:
+            return "cannot tell"
+        return "right" if self.correct else "wrong"
 
 
 def right(reason: str) -> Decision:

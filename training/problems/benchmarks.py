@@ -98,14 +98,6 @@ def _open_text_maths(row: dict[str, Any]) -> bool:
     )
 
 
-def _level_1_to_3(row: dict[str, Any]) -> bool:
-    return str(row.get("level")) in ("1", "2", "3")
-
-
-def _level_3_to_5(row: dict[str, Any]) -> bool:
-    return row.get("level") in ("Level 3", "Level 4", "Level 5")
-
-
 _GSM8K = Benchmark("openai/gsm8k", "test", ("question",), "answer", config="main", extract=hashed)
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -116,7 +108,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "math500_easy": Benchmark(  # for small models
         "HuggingFaceH4/MATH-500", "test", ("problem",), "answer", id="unique_id",
-        keep=_level_1_to_3, copy="math500",
+        keep=lambda row: str(row.get("level")) in ("1", "2", "3"), copy="math500",
     ),
     "minerva_math": Benchmark(
         "knoveleng/Minerva-Math", "train", ("problem",), "solution", extract=boxed
@@ -136,7 +128,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "math_train": Benchmark(
         "DigitalLearningGmbH/MATH-lighteval", "train", ("problem",), "solution",
-        config="default", extract=boxed, keep=_level_3_to_5, trains=True,
+        config="default", extract=boxed, trains=True,
+        keep=lambda row: row.get("level") in ("Level 3", "Level 4", "Level 5"),
     ),
 }  # fmt: skip
 

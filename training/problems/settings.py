@@ -49,12 +49,5 @@ class ColumnsConfig(ProblemsConfig):
     @property
     def reading(self) -> dict[str, Any]:
         """The arguments of `load_problems` that these settings are."""
-        return {
-            "problem_field": self.problem_field,
-            "answer_field": self.answer_field,
-            "id_field": self.id_field,
-            "grader": self.grader,
-            "config": self.dataset_config,
-            "split": self.split,
-            "data_dir": self.data_dir,
-        }
+        same = ("problem_field", "answer_field", "id_field", "grader", "split", "data_dir")
+        return {name: getattr(self, name) for name in same} | {"config": self.dataset_config}

@@ -94,6 +94,7 @@ def _problem(schema: Benchmark, number: int, row: Row, grader: str) -> Problem:
     question = _question(schema, row) if messages is None else None
     answer = _answer(schema, row, messages)
     given = value_at(row, schema.id) if schema.id else None
+    source = row.values.get("source")
     try:
         if messages is not None:
             question = question_of(messages)
@@ -105,7 +106,7 @@ def _problem(schema: Benchmark, number: int, row: Row, grader: str) -> Problem:
             problem=question,
             answer=answer,
             grading=_grading(row, grader),
-            source=_source(row),
+            source=source if isinstance(source, str) else "",
         )
     except ValidationError as error:
         detail = error.errors()[0]
@@ -182,8 +183,3 @@ def _grading(row: Row, grader: str) -> Grading | None:
             "Reasoning Gym have a column grading"
         )
     return None if name == "math" else Grading(grader=name, task="", entry="")
-
-
-def _source(row: Row) -> str:
-    value = row.values.get("source")
-    return value if isinstance(value, str) else ""

@@ -42,15 +42,7 @@ def score(run: Run, verified: VerifiedRollouts) -> Rollouts:
     stage = verified.stage.then("entropies", dtype)
     with run.clock(f"score{verified.note}", stage):
         entropies = rollout_entropies(stage, verified.table, run.load_base)
-    return Rollouts(
-        stage,
-        verified.problems,
-        verified.table,
-        verified.note,
-        verified.rewards,
-        verified.boxed,
-        entropies,
-    )
+    return Rollouts(**vars(verified) | {"stage": stage, "entropies": entropies})
 
 
 @torch.inference_mode()

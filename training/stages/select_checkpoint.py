@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from adapters.manifest import Gate
-from training.evaluation import Result, evaluate_generator
+from training.evaluation import Evaluation, Result, evaluate_generator
 from training.generation import Applied, SamplingOptions, derive_seed
 from training.problems import Problem, source_name
 from training.run import Run
@@ -75,20 +75,12 @@ def select_checkpoint(
     checkpoints = checkpoints_of(rounds)
     candidates = estimates.candidates(checkpoints) if config.mode == "gated" else []
     stage = rounds[-1].stage.then("decoded", {"problems": [p.model_dump() for p in heldout]})
+    asked = Evaluation(heldout, run.renderer, options, run.verifier, source, stage.path())
     with run.clock("choose", stage), run.generator(adapter=True) as generator:
 
         def decode(label: str, applied: Applied, count: int) -> Result:
-            return evaluate_generator(
-                generator,
-                run.renderer,
-                heldout[:count],
-                options,
-                run.verifier,
-                applied,
-                source=source,
-                label=label,
-                output=stage.path(),
-            )
+            part = asked._replace(problems=heldout[:count])
+            return evaluate_generator(generator, part, applied, label)
 
         if config.mode == "gated":
             decoded = config.checkpoints.decoded

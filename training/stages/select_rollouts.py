@@ -48,15 +48,7 @@ def select_rollouts(run: Run, rollouts: Rollouts, gate: Gate) -> TrainingSet:
     Raises:
         ValueError: there are none.
     """
-    examples = select_examples(
-        rollouts.table["problem"].to_numpy(),
-        rollouts.rewards,
-        rollouts.table["token_ids"].to_pylist(),
-        rollouts.entropies,
-        gate.tau,
-        run.config.selection,
-        run.training_seed,
-    )
+    examples = examples_of(rollouts, gate, run.config.selection, run.training_seed)
     if not examples:
         raise ValueError(
             "problems: none has both right and wrong rollouts with decision points (their pass "
@@ -65,6 +57,19 @@ def select_rollouts(run: Run, rollouts: Rollouts, gate: Gate) -> TrainingSet:
         )
     logger.info("%d rollouts to train on", len(examples))
     return TrainingSet(rollouts, gate, training_rows(rollouts.table, examples))
+
+
+def examples_of(rollouts: Rollouts, gate: Gate, selection: Selection, seed: int) -> list[Example]:
+    """Those of `rollouts` to train on; see `select_examples`."""
+    return select_examples(
+        rollouts.table["problem"].to_numpy(),
+        rollouts.rewards,
+        rollouts.table["token_ids"].to_pylist(),
+        rollouts.entropies,
+        gate.tau,
+        selection,
+        seed,
+    )
 
 
 def calibrate_gates(entropies: Sequence[npt.NDArray[Any]], choice: GateChoice) -> list[Gate]:

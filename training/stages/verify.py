@@ -49,9 +49,8 @@ def verify(run: Run, sampled: SampledRollouts) -> VerifiedRollouts:
             "%d of %d rollouts%s could not be graded and are left out%s",
             rewards.size - decided.size, rewards.size, sampled.note, _why(grades),
         )  # fmt: skip
-    return VerifiedRollouts(
-        stage, sampled.problems, sampled.table, sampled.note, rewards, grades["boxed"].to_numpy()
-    )
+    found = {"stage": stage, "rewards": rewards, "boxed": grades["boxed"].to_numpy()}
+    return VerifiedRollouts(**vars(sampled) | found)
 
 
 def grade(

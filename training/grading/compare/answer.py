@@ -12,14 +12,7 @@ from __future__ import annotations
 
 import re
 
-from training.grading.compare import (
-    containers,
-    numbers,
-    quantities,
-    shorthand,
-    spellings,
-    words,
-)
+from training.grading.compare import containers, numbers, quantities, shorthand, spellings, words
 from training.grading.compare.comparison import Comparison, Effort, NeedsWorkerError, Step
 from training.grading.reading import choices
 from training.grading.reading.arithmetic import read_number

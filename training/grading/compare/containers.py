@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from training.grading.compare.comparison import Comparison
-from training.grading.compare.relations import relations
+from training.grading.compare.relations import DESCRIBED, relations
 from training.grading.compare.words import as_words
 from training.grading.reading.plain_latex import squeezed
 from training.grading.reading.regions import read_regions, same_regions
@@ -19,7 +19,6 @@ _DECIMAL_COMMA = re.compile(
 )
 _INDIAN = re.compile(rf"{_MONEY}-?\d{{1,2}}(?:,\d\d)+,\d{{3}}(?:\.\d+)?")
 _SETS = re.compile(r"\b(?:all|real|reals|integers?|numbers?|none|empty|solutions?|every|no|any)\b")
-_DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
 
 
 def regions(by: Comparison, candidate: str, reference: str) -> Decision | None:
@@ -66,7 +65,7 @@ def _one_and_several(by: Comparison, a: Shape, b: Shape) -> Decision | None:
         return right("equal numbers, with Indian separators")
     if as_words(one) is not None and not _SETS.search(one):
         return wrong("words against values")
-    if _DESCRIBED.search(one) or _SETS.search(one):
+    if DESCRIBED.search(one) or _SETS.search(one):
         return unknown("a set that is described against one that is listed")
     return wrong("one value against several")
 
@@ -110,7 +109,7 @@ def _containers(by: Comparison, a: Shape, b: Shape) -> Decision:
     if kinds & {"union", "interval"}:
         parts = (*a.items, *b.items)
         described = any(
-            _DESCRIBED.search(item) or re.search(r"[<>]|\\[lg]e", item) for item in parts
+            DESCRIBED.search(item) or re.search(r"[<>]|\\[lg]e", item) for item in parts
         )
         return unknown("sets that may be equal") if described else wrong("different sets")
     x, y = list(a.items), list(b.items)

@@ -12,7 +12,8 @@ from training.grading.reading.plain_latex import squeezed
 from training.grading.reading.shapes import Shape, is_name
 from training.grading.verdict import Decision, all_of, right, unknown, wrong
 
-_DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
+# Of a set that is not listed but described.
+DESCRIBED = re.compile(r"\\mid|:|\\setminus|\\mathbb|\\emptyset|\\\{|(?<![\\A-Za-z])[a-z]{3}")
 
 
 def relations(
@@ -23,7 +24,7 @@ def relations(
     relation = a if a.kind == "relation" else b
     equation = set(relation.signs) <= {"=", r"\approx", r"\in"}
     if not equation:
-        if _DESCRIBED.search(candidate + reference):
+        if DESCRIBED.search(candidate + reference):
             return unknown("sets that may be equal")
         return wrong(f"a {a.kind} is no {b.kind}")
     fault = _contradiction(by, relation)

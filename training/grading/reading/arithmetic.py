@@ -372,31 +372,32 @@ def _whole_root(value: int, degree: int) -> int | None:
     return low if low**degree == value else None
 
 
+def _natural(values: list[Fraction], what: str) -> list[int]:
+    """The values as natural numbers; `what` is undefined for others."""
+    if any(value.denominator != 1 or value < 0 for value in values):
+        raise UndefinedError(f"{what} of no natural number{'s' * (len(values) > 1)}")
+    return [value.numerator for value in values]
+
+
 def _factorial(values: list[Fraction], bits: int) -> Fraction:
-    [n] = values
-    if n.denominator != 1 or n < 0:
-        raise UndefinedError("a factorial of no natural number")
-    if n > 2 and n.numerator * (n.numerator.bit_length() - 1) > 2 * bits:
+    [n] = _natural(values, "a factorial")
+    if n > 2 and n * (n.bit_length() - 1) > 2 * bits:
         raise TooLargeError
-    return Fraction(math.factorial(n.numerator))
+    return Fraction(math.factorial(n))
 
 
 def _double_factorial(values: list[Fraction], bits: int) -> Fraction:
-    [n] = values
-    if n.denominator != 1 or n < 0:
-        raise UndefinedError("a factorial of no natural number")
-    if n.numerator * n.numerator.bit_length() > 2 * bits:
+    [n] = _natural(values, "a factorial")
+    if n * n.bit_length() > 2 * bits:
         raise TooLargeError
-    return Fraction(math.prod(range(n.numerator, 0, -2)))
+    return Fraction(math.prod(range(n, 0, -2)))
 
 
 def _binomial(values: list[Fraction], bits: int) -> Fraction:
-    n, k = values
-    if n.denominator != 1 or k.denominator != 1 or n < 0 or k < 0:
-        raise UndefinedError("a binomial coefficient of no natural numbers")
-    if min(k, n - k) > 0 and min(k, n - k) * n.numerator.bit_length() > 2 * bits:
+    n, k = _natural(values, "a binomial coefficient")
+    if min(k, n - k) > 0 and min(k, n - k) * n.bit_length() > 2 * bits:
         raise TooLargeError
-    return Fraction(math.comb(n.numerator, k.numerator))
+    return Fraction(math.comb(n, k))
 
 
 _OPERATIONS = {

@@ -116,11 +116,8 @@ def _unit(text: str) -> str | None:
     if counted is None:
         return None
     # Units are words of ASCII letters, which differ where what is counted does.
-    return "".join(chr(ord("g") + int(digit, 16)) for one in counted["what"] for digit in _hex(one))
-
-
-def _hex(letter: str) -> str:
-    return f"{ord(letter):x}"
+    digits = "".join(f"{ord(one):x}" for one in counted["what"])
+    return "".join(chr(ord("g") + int(digit, 16)) for digit in digits)
 
 
 def _written(value: Fraction) -> str:

@@ -45,18 +45,6 @@ def _unwrapped(match: re.Match[str]) -> str:
     return f" {content} "
 
 
-def _brace(match: re.Match[str]) -> str:
-    return r"\{" if match[0].startswith(r"\lb") else r"\}"
-
-
-def _bracket(match: re.Match[str]) -> str:
-    return "[" if match[0].startswith(r"\lb") else "]"
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    return match[0][1:]
-
-
 def _quantity(match: re.Match[str]) -> str:
     r"""\SI{5}{\meter\per\second} is 5 meter per second."""
     return f"{match[1]} {match[2]}".replace("\\", " ")
@@ -88,8 +76,10 @@ _REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:neq|ne)(?![A-Za-z])|!=", r"\\ne "),
     (r"\\(?:lt)(?![A-Za-z])", "<"),
     (r"\\(?:gt)(?![A-Za-z])", ">"),
-    (r"\\(?:lbrace|rbrace)(?![A-Za-z])", _brace),
-    (r"\\(?:lbrack|rbrack)(?![A-Za-z])", _bracket),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\lbrack(?![A-Za-z])", "["),
+    (r"\\rbrack(?![A-Za-z])", "]"),
     (r"\\(?:dots|dotsc|dotsb|ldots|cdots|vdots)(?![A-Za-z])|\.\s?\.\s?\.", r"\\ldots "),
     (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\ast(?![A-Za-z])", "*"),
@@ -104,7 +94,7 @@ _REWRITES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:rm|bf|it|tt)(?![A-Za-z])", " "),
     (r"\{,\}", ","),
     (r"\\%", "%"),
-    (r"\\(?:&|_|#)", _unescaped),
+    (r"\\(&|_|#)", r"\1"),
     (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|\\circ(?=\s*$)", r"^\\circ "),
     (r"(?<=\d)\s*\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))", r"^\\circ "),
     (r"(\d+)\s*\^\\circ\s*(\d{1,2})\s*'(?!')\s*(?:(\d{1,2})\s*(?:''|\"))?", _arc),

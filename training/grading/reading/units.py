@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from training.grading.reading.arithmetic import Number, read_number
+from training.grading.reading.arithmetic import Node, Number, read_number
 from training.grading.reading.chinese import in_english
 from training.grading.reading.number_words import PARTS, in_digits
 from training.grading.reading.short_numbers import clock_in_digits
@@ -178,7 +178,7 @@ def _unit(
             last = ""
             continue
         if match["power"]:
-            if not last or not last_known(last):
+            if last not in _KNOWN:
                 return None
             exponent = int(match["exponent"])
             dimension, size = _KNOWN[last]
@@ -205,11 +205,6 @@ def _unit(
         factor *= size**sign
     doubtful = len(text) == 1 and text in _LETTERS and not spaced
     return tuple(sorted((k, v) for k, v in unit.items() if v)), factor, scale, doubtful
-
-
-def last_known(word: str) -> bool:
-    """Whether `word` is a unit of the table."""
-    return word in _KNOWN
 
 
 _UNIT_AT_END = re.compile(
@@ -258,10 +253,8 @@ def _duration(text: str) -> Quantity | None:
         dimension, size = _KNOWN[name]
         dimensions.add(dimension)
         total += Fraction(digits) * size
-    if len(dimensions) != 1 or dimensions & {"month", "money"} - {"month", "money"}:
+    if len(dimensions) != 1:
         return None
-    from training.grading.reading.arithmetic import Node
-
     number = Number(Node("number", number=total))
     return Quantity(number, Fraction(1), ((dimensions.pop(), 1),), Fraction(1))
 
@@ -290,11 +283,7 @@ _PHRASES = [
         (rf"(?:negative|minus)\s+{_N}", r"-\1"),
         (r"(?:the\s+)?(?:square\s+)?root\s+of\s+(\d+)", r"\\sqrt{\1}"),
         (r"half\s+a\s+dozen(.*)", r"6\1"),
-        (r"one[- ]half|half|a half", r"\\frac{1}{2}"),
-        (r"(?:one|a)[- ]third", r"\\frac{1}{3}"),
-        (r"two[- ]thirds", r"\\frac{2}{3}"),
-        (r"(?:one|a)[- ](?:quarter|fourth)", r"\\frac{1}{4}"),
-        (r"three[- ](?:quarters|fourths)", r"\\frac{3}{4}"),
+        (r"half", r"\\frac{1}{2}"),
     ]
 ]
 
