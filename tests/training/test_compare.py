@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.grading import Decision, Verifier
+from training.grading import Verifier
 from training.grading.compare import HERE, WORKER, NeedsWorkerError, compare
 from training.grading.compare.residues import equal
 from training.grading.reading.arithmetic import read_number
 from training.grading.reading.plain_latex import plain
 from training.grading.reading.units import read_quantity
+from training.grading.verdict import Decision
 from training.problems import Grading, Problem
 
 
