@@ -129,7 +129,7 @@ def test_every_case_with_drafts(here: World, runner: str, method: str, seed: int
 
 
 @pytest.mark.parametrize(
-    ("seed", "count", "taus", "engine", "breakages"),
+    ("seed", "count", "taus", "settings", "breakages"),
     [
         (75, 12, (0.0, 1.5), PLAIN, ["the replay writes", "a preempted point is taken as known"]),
         (
@@ -150,19 +150,19 @@ def test_breaking_it_shows(
     seed: int,
     count: int,
     taus: tuple[float, float],
-    engine: dict[str, Any],
+    settings: dict[str, Any],
     breakages: list[str],
 ) -> None:
     batch = [
         asked._replace(tokens=count, adapter="all", tau=taus[index % 2])
         for index, asked in enumerate(mixed(seed, count))
     ]
-    given = job(here, [batch], engine, pending={"reset": 4} if engine == PLAIN else {})
+    given = job(here, [batch], settings, pending={"reset": 4} if settings == PLAIN else {})
     ways = [*breakages, "none"]
     results = here.run(
         *(given | {"break": way} for way in ways),
         runner=runner,
-        known={"sequences": sequences(here, [batch])} if "speculative_config" in engine else None,
+        known={"sequences": sequences(here, [batch])} if "speculative_config" in settings else None,
     )
     bad = [len(bad_cases(here, [batch], result)) for result in results]
     print(f"{runner}: bad cases {dict(zip(ways, bad, strict=True))}")
