@@ -152,6 +152,7 @@ def test_every_action_is_logged_with_who_and_what(
     assert "refused" in lines[2]
 
 
+@pytest.mark.long  # schemathesis takes seconds to make its cases
 def test_no_body_or_path_makes_it_fail(admission: Admission) -> None:
     """schemathesis over the API's own schema: whatever is sent, never a 500, always as declared."""
     import schemathesis  # slow to import, and used here alone
