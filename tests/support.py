@@ -78,7 +78,7 @@ def findings(script: Path, case: Any = None, **settings: str) -> Any:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     stock = {"VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     environment = os.environ | ENGINE_ENVIRONMENT | {"PYTHONPATH": path} | stock | settings
-    ended = run_command(sys.executable, script, input=json.dumps(case), env=environment)
+    ended = python(script, check=False, input=json.dumps(case), env=environment)
     assert ended.returncode == 0, ended.stderr[-4000:]
     return json.loads(ended.stdout.splitlines()[-1])
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, run_command
+from support import ROOT, python
 from test_server_shutdown import family, left
 
 from serving import preloading, vllm_versions
@@ -85,7 +85,7 @@ def test_a_server_that_is_killed_leaves_no_engine_behind() -> None:
 @pytest.mark.parametrize(("parent", "code"), [("os.getppid()", 0), ("os.getppid() + 1", 1)])
 def test_what_arrives_after_its_parent_has_ended_ends_too(parent: str, code: int) -> None:
     program = f"import os; from serving import preloading; preloading.end_with_parent({parent})"
-    assert run_command(sys.executable, "-c", program).returncode == code
+    assert python("-c", program, check=False).returncode == code
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from interpreter import install
+
+from tests.interpreter import install
 
 install()
 

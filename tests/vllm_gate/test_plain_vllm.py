@@ -6,14 +6,13 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, run_command, started
+from support import ENGINE_ENVIRONMENT, ROOT, Reference, Server, StartServer, python, started
 
 from demo.server import free_port
 
@@ -43,7 +42,7 @@ def environment() -> dict[str, str]:
 def test_offline(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(example("python", "from vllm import LLM"))
-    ended = run_command(sys.executable, script, env=environment(), timeout=500)
+    ended = python(script, check=False, env=environment(), timeout=500)
     assert ended.returncode == 0, ended.stderr[-4000:]
     said = re.search(r"^(\d+) of (\d+) tokens are the adapter's$", ended.stdout, re.MULTILINE)
     assert said is not None, ended.stdout
