@@ -44,9 +44,7 @@ class RealConfig(ProblemsConfig):
 
     bases: list[str] = Field(BASES, min_length=1, description="Folders or hub ids.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Of the trainings.")
-    tasks: list[str] = Field(
-        [], description="Measure these and ask no rule; needs a --work of its own."
-    )
+    tasks: list[str] = Field([], description="Measure and report these alone, and ask no rule.")
     only: list[str] = Field(
         [],
         description="Make these cells alone, '*/base/*,*/gated/gsm8k/*' say; report on all.",
@@ -73,8 +71,6 @@ class RealConfig(ProblemsConfig):
         if unknown := set(self.tasks) - candidates(1, 1).keys():
             known = ", ".join(candidates(1, 1))
             raise ValueError(f"--tasks: '{min(unknown)}' is unknown; known: {known}")
-        if self.tasks and self.work == WORK:
-            raise ValueError("--tasks: their cells are others; give --work and --results too")
         return self
 
     def store(self) -> CellStore:

@@ -167,7 +167,7 @@ def no_loop(bases: dict[str, Results]) -> Measured:
         theirs = gain(results, task, ways.REINFORCED, ways.BASE)
         beyond = gain(results, task, ways.GATED, ways.REINFORCED, 0.9)
         costs = [
-            [one["cost"]["tokens"] for one in results.of(plan.TRAIN, trained)]
+            [one["cost"]["tokens"] for one in results.fits(trained, task)]
             for trained in (ways.GRPO, ways.METHOD)
         ]
         if ours is None or theirs is None or beyond is None or not all(costs):

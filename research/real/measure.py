@@ -1,16 +1,14 @@
 """How each kind of cell is made. What is large stays in the work folder; a cell is its figures.
 
-All fits of a base share one set of rollouts, of all its tasks that have training problems, and the
-base's caches over them: `--seed 0 --training-seed N --base-cache.keep`. What differs between seeds
-is training alone.
+Adapters are fitted task by task. All fits of a task share one set of rollouts and the base's caches
+over them: `--seed 0 --training-seed N --base-cache.keep`. What differs between seeds is training
+alone. The last step is kept: fits on so few problems have none to spare for choosing one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +25,14 @@ from research.fits import cost_of, gate_of, run_module
 from research.paper.cells import Cell
 from research.real import plan, ways
 from research.real.signal import signal
-from research.real.tasks import admitted, candidates, enough, fits_rule, problems_to_test
+from research.real.tasks import (
+    admitted,
+    candidates,
+    enough,
+    fits_rule,
+    problems_to_test,
+    trained_on,
+)
 from research.real.vote import answer_texts, vote_scores
 from research.real.ways import Way
 from training.evaluation import Evaluation, Result, evaluate_generator
@@ -60,13 +65,18 @@ class Size:
 
     rule: int = 40  # training problems that the rule looks at
     drawn: int = 120  # training problems of each generator; none of them is tested on
-    problems: int = 112  # of all tasks together, that a fit is given
+    problems: int = 56  # of one task, that a fit is given; it holds 8 of them out
     questions: int = 300  # test problems of each task
     samples: int = 4  # the base's answers to each, of which self-consistency votes
     looks: int = 40  # test problems of each task, for footprint and interventions
     signal: int = 48  # rollouts
-    max_tokens: int = 300
-    fit: tuple[str, ...] = ("--checkpoints.rollouts", "4")  # further flags of training.fit
+    max_tokens: int = 512
+    rollout_tokens: int = 256  # what is longer counts as wrong: half the cost, and short answers
+    # Further flags of training.fit: one checkpoint, and the least that says if it still answers.
+    fit: tuple[str, ...] = (
+        *("--checkpoints.every", "1", "--checkpoints.decoded", "1", "--checkpoints.problems", "8"),
+        *("--checkpoints.rollouts", "2", "--checkpoints.samples", "1"),
+    )
     sft: tuple[str, ...] = ()
     grpo: tuple[str, ...] = ("--max-steps", "60", "--every", "20", "--samples", "1")
 
@@ -105,7 +115,7 @@ class Measurer:
         self._work = work / Path(model).name
         self._answers = self._work / "answers"
         self._tasks = candidates(size.drawn, size.questions)
-        every = (*ways.WAYS, *map(ways.fitted_on, self._tasks))
+        every = (*ways.WAYS, *map(ways.transferred, self._tasks))
         self._ways = {way.name: way for way in every}
         self.names: list[str] = []  # of the tasks that are measured; empty: no rule yet
         self._exit = ExitStack()
@@ -157,7 +167,7 @@ class Measurer:
         problems, label = self._asked[task], f"{name}-{task}"
         result = self._ask(
             problems,
-            self._applied(way, cell) if way.trained else None,
+            self._applied(way, task, cell) if way.trained else None,
             label,
             samples=self._size.samples if way.vote else 1,
             temperature=0 if way.greedy else None,
@@ -172,9 +182,9 @@ class Measurer:
             "samples": figures(task, result)[plan.ANSWERS],
         }
 
-    def _applied(self, way: Way, cell: Cell) -> Applied:
+    def _applied(self, way: Way, task: str, cell: Cell) -> Applied:
         """What runs beside the base, and where."""
-        folder = self.adapter(plan.train(cell.base, way.trained, cell.seed or 0))
+        folder = self.adapter(plan.adapter_of(cell.base, way, task, cell.seed or 0))
         if way.runs == "always":
             return Applied(folder)
         gate = gate_of(folder)
@@ -196,9 +206,10 @@ class Measurer:
         """Train an adapter, and say what it cost."""
         folder = self.adapter(cell)
         told = json.loads(_told(folder).read_text())
-        if cell.variant == ways.SFT:
+        trained, _ = _parts(cell)
+        if trained == ways.SFT:
             return {"cost": {"tokens": 0, "seconds": told["seconds"]}}
-        if cell.variant == ways.GRPO:
+        if trained == ways.GRPO:
             names = ("tokens", "heldout_tokens", "steps", "seconds")
             return {
                 "cost": {name: told[name] for name in names},
@@ -206,17 +217,18 @@ class Measurer:
             }
         report = told["report"]
         found = {"cost": cost_of(report, told["seconds"]), "warnings": report["warnings"]}
-        if cell.variant == ways.PAPER:
+        if trained == ways.PAPER:
             return found
         gate = gate_of(folder)
         return found | {"gate": {"tau": gate.tau, "rate": gate.rate, "at": gate.temperature}}
 
     def adapter(self, cell: Cell) -> Path:
         """The folder of what `cell` trains; nothing is done again."""
-        folder = self._work / "adapters" / f"{cell.variant}-seed{cell.seed}"
+        trained, task = _parts(cell)
+        folder = self._work / "adapters" / f"{trained}-{task}-seed{cell.seed}"
         if not _told(folder).exists():
             self.close()  # training has an engine of its own
-            trainer = {ways.SFT: self._sft, ways.GRPO: self._grpo}.get(cell.variant, self._fit)
+            trainer = {ways.SFT: self._sft, ways.GRPO: self._grpo}.get(trained, self._fit)
             write_json(_told(folder), trainer(cell, folder))
         return folder
 
@@ -227,18 +239,15 @@ class Measurer:
         return {name: json.loads((run / f"{name}.json").read_text()) for name in TOLD}
 
     def _fit_run(self, cell: Cell) -> Path:
-        task = ways.only_task(cell.variant)
-        return self._work / (f"fits/only-{task}" if task else "fit")
+        return self._work / "fits" / _parts(cell)[1]
 
     def _fit_arguments(self, cell: Cell, folder: Path) -> list[str]:
-        task = ways.only_task(cell.variant)
-        problems = self._tasks[task].train if task else self._training_problems()
+        problems = self._training_problems(_parts(cell)[1])
         return [
             *("--model", self._model, "--problems", str(problems)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
             *("--seed", "0", "--training-seed", str(cell.seed), "--base-cache.keep"),
-            *("--sampling.max-tokens", str(self._size.max_tokens), "--engine", self._engine),
-            *(("--data-dir", str(self._data)) if self._data else ()),
+            *("--sampling.max-tokens", str(self._size.rollout_tokens), "--engine", self._engine),
             *cell.flags,
             *self._size.fit,
         ]
@@ -248,20 +257,21 @@ class Measurer:
         start = time.monotonic()
         run_module(
             *("research.real.sft", "--model", self._model, "--output", str(folder)),
-            *("--problems", str(self._training_problems()), "--seed", str(cell.seed)),
-            *self._size.sft,
+            *("--problems", str(self._training_problems(_parts(cell)[1]))),
+            *("--seed", str(cell.seed), *self._size.sft),
         )
         return {"seconds": round(time.monotonic() - start, 1)}
 
     def _grpo(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """GRPO by TRL with a LoRA of the method's shape."""
-        run = self._work / "grpo" / str(cell.seed)
+        _, task = _parts(cell)
+        run = self._work / "grpo" / task / str(cell.seed)
         run_module(
             *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
-            *("--problems", str(self._training_problems())),
-            *("--heldout", str(self._heldout_problems()), "--run-dir", str(run)),
+            *("--problems", str(self._training_problems(task))),
+            *("--heldout", str(self._heldout_problems(task)), "--run-dir", str(run)),
             *("--lora-rank", str(self._recipe.lora.rank), "--output", str(folder)),
-            *("--max-tokens", str(self._size.max_tokens), "--engine", self._engine),
+            *("--max-tokens", str(self._size.rollout_tokens), "--engine", self._engine),
             *self._size.grpo,
         )
         report: dict[str, Any] = json.loads((run / "report.json").read_text())
@@ -295,10 +305,10 @@ class Measurer:
 
     def overlap(self, _: Cell) -> dict[str, Any]:
         """Test problems that share 13 words in a row with a training problem, by task."""
-        train = load_problems(str(self._training_problems()))
         return {
             "shared": {
-                name: len(overlaps(problems, train)) for name, problems in self._asked.items()
+                name: len(overlaps(problems, load_problems(str(self._training_problems(name)))))
+                for name, problems in self._asked.items()
             },
             "of": {name: len(problems) for name, problems in self._asked.items()},
         }
@@ -364,27 +374,33 @@ class Measurer:
         self._exit.close()
         self._open = None
 
-    def _training_problems(self) -> Path:
-        """Problems of all tasks that have some to train on, in equal shares, as a file."""
-        return self._problems_file("train", 0, self._size.problems)
+    def _training_problems(self, task: str) -> Path:
+        """What the fits for a task are given, as a file."""
+        return self._problems_file("train", trained_on(task), 0, self._size.problems)
 
-    def _heldout_problems(self) -> Path:
+    def _heldout_problems(self, task: str) -> Path:
         """Others, by which GRPO chooses its checkpoint."""
-        return self._problems_file("heldout", self._size.problems, self._size.problems // 5)
+        count = self._size.problems
+        return self._problems_file("heldout", trained_on(task), count, count // 5)
 
-    def _problems_file(self, name: str, start: int, count: int) -> Path:
-        path = self._work / f"{name}-{digest(self.names)}.jsonl"
+    def _problems_file(self, name: str, task: str, start: int, count: int) -> Path:
+        path = self._work / "problems" / f"{name}-{task}.jsonl"
         if not path.exists():
-            sources = [self._tasks[one].train for one in self.names]
-            mixture = "+".join(one for one in sources if one)
-            problems = load_problems(mixture, limit=start + count, data_dir=self._data)
+            source = str(self._tasks[task].train)
+            problems = load_problems(source, limit=start + count, data_dir=self._data)
             write_problems(path, problems[start:])
         return path
 
 
 def method_of(cell: Cell) -> Cell:
-    """The fit of the method that `cell` looks at."""
-    return plan.train(cell.base, ways.METHOD, cell.seed or 0)
+    """The fit of the method, for its task, that `cell` looks at."""
+    return plan.train(cell.base, ways.METHOD, cell.variant, cell.seed or 0)
+
+
+def _parts(cell: Cell) -> tuple[str, str]:
+    """What a cell trains, and the task."""
+    trained, _, task = cell.variant.partition("/")
+    return trained, task
 
 
 def figures(task: str, one: Result) -> dict[str, Any]:
@@ -415,8 +431,3 @@ def _or_none(value: Any) -> float | None:
 def _told(adapter: Path) -> Path:
     """What the fit of `adapter` told of itself."""
     return adapter.with_name(f"{adapter.name}.json")
-
-
-def digest(names: Sequence[str]) -> str:
-    """A short one of the tasks' names: other tasks make other files."""
-    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]

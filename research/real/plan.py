@@ -1,7 +1,7 @@
 """Which cells there are of a base, in the order in which they are made.
 
-What answers most for its cost comes first: the rule, the base, then the first seed of the method
-and its controls, then the other seeds, then what explains them.
+What answers most for its cost comes first: the rule, the base, then the method's seeds, its
+controls, then what explains them, and the costly methods last.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from research.paper.cells import Cell
 from research.real import ways
+from research.real.tasks import trained_on
 from research.real.ways import Way
 
 RULE, TRAIN, ANSWERS = "rule", "train", "answers"
 SIGNAL, FOOTPRINT, INTERVENE, OVERLAP = "signal", "footprint", "intervene", "overlap"
 
-OF_EACH_SEED = (
-    ways.GATED,
+CONTROLS = (
     ways.RANDOM_REWARDS,
     ways.RANDOM_POSITIONS,
     ways.ALWAYS,
@@ -26,6 +26,7 @@ OF_EACH_SEED = (
 )
 ONCE = (ways.VOTE, ways.RANK_1, ways.O_ONLY, ways.GUIDED, ways.OTHER_BASE, ways.OTHER_GATED)
 OTHER_METHODS = (ways.SUPERVISED, ways.PAPER_FIT, ways.REINFORCED)
+LOOKS = (SIGNAL, FOOTPRINT, INTERVENE)
 
 
 def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
@@ -38,33 +39,46 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     if not tasks:
         return first
     start = seeds[0]
-    cells = [*first, *_answers(base, ways.BASE, tasks, start)]
-    cells += _answers(base, ways.GREEDY, tasks, start)
+    found = [answers(base, way, task, None) for way in (ways.BASE, ways.GREEDY) for task in tasks]
     for seed in seeds:
-        for way in OF_EACH_SEED:
-            cells += _answers(base, way, tasks, seed)
-        if seed == start:
-            cells += _answers(base, ways.ALONE, tasks, seed)
-    cells += [Cell(base, OVERLAP), Cell(base, SIGNAL, "", start)]
-    cells += [Cell(base, kind, task, start) for kind in (FOOTPRINT, INTERVENE) for task in tasks]
-    for way in (*ONCE, *map(ways.fitted_on, tasks[:2])):
-        cells += _answers(base, way, tasks, start)
+        found += _fitted(base, ways.GATED, tasks, seed)
+    found += _fitted(base, ways.ALONE, tasks, start)
+    for seed in seeds:
+        for way in CONTROLS:
+            found += _fitted(base, way, tasks, seed)
+    found += [Cell(base, OVERLAP)]
+    found += [Cell(base, kind, task, start) for kind in LOOKS for task in tasks]
+    for way in ONCE:
+        found += _fitted(base, way, tasks, start)
+    for source in dict.fromkeys(map(trained_on, tasks)):
+        others = [task for task in tasks if trained_on(task) != source]
+        found += _fitted(base, ways.transferred(source), others, start)
     for seed in seeds:
         for way in OTHER_METHODS:
-            cells += _answers(base, way, tasks, seed)
-    return list(dict.fromkeys(cells))  # an adapter is trained once
+            found += _fitted(base, way, tasks, seed)
+    return list(dict.fromkeys(first + found))  # an adapter is trained once
 
 
-def _answers(base: str, way: Way, tasks: Sequence[str], seed: int) -> list[Cell]:
-    """Cells of one way to answer, after the one that trains its adapter."""
+def _fitted(base: str, way: Way, tasks: Sequence[str], seed: int) -> list[Cell]:
+    """Cells of one way to answer, each after the one that trains its adapter."""
     if not way.trained:
         return [answers(base, way, task, None) for task in tasks]
-    return [train(base, way.trained, seed), *(answers(base, way, task, seed) for task in tasks)]
+    return [
+        cell
+        for task in tasks
+        for cell in (adapter_of(base, way, task, seed), answers(base, way, task, seed))
+    ]
 
 
-def train(base: str, trained: str, seed: int) -> Cell:
-    """The cell that trains an adapter."""
-    return Cell(base, TRAIN, trained, seed, ways.FITS.get(trained, ()))
+def adapter_of(base: str, way: Way, task: str, seed: int) -> Cell:
+    """The cell that trains the adapter which answers `task` in one way."""
+    return train(base, way.trained, way.fitted_on or task, seed)
+
+
+def train(base: str, trained: str, task: str, seed: int) -> Cell:
+    """The cell that trains an adapter for one task."""
+    flags = ways.FITS.get(trained, ())
+    return Cell(base, TRAIN, f"{trained}/{trained_on(task)}", seed, flags)
 
 
 def answers(base: str, way: Way, task: str, seed: int | None) -> Cell:

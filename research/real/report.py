@@ -16,8 +16,9 @@ _HEAD = """# The method on real models
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Scores are
 pass@1 on test problems that nothing was chosen by, one answer each (self-consistency: the vote of
 {samples}), at the temperature of the base's recipe unless a row says greedy. ± is one standard
-error, over problems and seeds; differences are paired by problem. All adapters of a base train on
-one set of rollouts, so that seeds differ in training alone.
+error, over problems and seeds; differences are paired by problem. Adapters are fitted task by task,
+those for MATH-500 on GSM8K. All adapters of a task train on one set of rollouts, so that seeds
+differ in training alone. The last step is measured, chosen by nothing.
 
 ## The claims
 """
@@ -92,6 +93,13 @@ def _base(results: Results, rule: int) -> list[str]:
             rate = gate_rate(results, task)
             if rate:
                 parts.append(f"\nThe gate opened at {rate.value:.1%} of the tokens.")
+            controls = [
+                f"{way.label} {found.signed}"
+                for way in plan.CONTROLS
+                if (found := gain(results, task, ways.GATED, way))
+            ]
+            if controls:
+                parts.append(f"\nGated less each control: {', '.join(controls)}.")
     return [*parts, *_explained(results)]
 
 
@@ -117,8 +125,9 @@ def _cells(line: Line) -> list[str]:
 def _explained(results: Results) -> list[str]:
     """Signal, the other prompt, overlap, cost."""
     parts = []
-    for one in results.of(plan.SIGNAL):
-        parts.append(f"\n### Where the gradient is ({one['rollouts']} rollouts)\n")
+    signals = [(task, one) for task in results.tasks for one in results.of(plan.SIGNAL, task)]
+    for task, one in signals:
+        parts.append(f"\n### Where the gradient is: {task}, {one['rollouts']} rollouts\n")
         rows = [
             [name, f"{g['tokens']:.0f}", f"{g['signal_per_token']:.3f}", f"{g['share']:.1%}"]
             for name, g in one["gates"].items()
@@ -133,10 +142,11 @@ def _explained(results: Results) -> list[str]:
         shared = ", ".join(f"{task} {n} of {one['of'][task]}" for task, n in one["shared"].items())
         parts.append(f"\nTest problems that share 13 words in a row with a training one: {shared}.")
     for label, trained in (("fit", ways.METHOD), ("GRPO", ways.GRPO)):
-        costs = [one["cost"] for one in results.of(plan.TRAIN, trained)]
-        if costs:
-            told = "; ".join(f"{c['tokens']:.0f} tokens, {c['seconds']:.0f} s" for c in costs)
-            parts.append(f"\nCost of each {label}: {told}.")
+        for task in results.tasks:
+            costs = [one["cost"] for one in results.fits(trained, task)]
+            if costs:
+                told = "; ".join(f"{c['tokens']:.0f} tokens, {c['seconds']:.0f} s" for c in costs)
+                parts.append(f"\nCost of each {label} on {task}: {told}.")
     return parts
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from research.paper.cells import Cell, CellStore
 from research.real import plan, ways
+from research.real.tasks import trained_on
 from research.real.ways import Way
 from training.evaluation.statistics import Estimate, Floats, over_seeds, ratio, ratio_over_seeds
 
@@ -33,7 +34,7 @@ class Results:
     @property
     def ways(self) -> list[Way]:
         """The ways to answer that are planned, in the order of the tables."""
-        return [*ways.WAYS, *(ways.fitted_on(task) for task in self.tasks)]
+        return [*ways.WAYS, *map(ways.transferred, dict.fromkeys(map(trained_on, self.tasks)))]
 
     def of(self, kind: str, variant: str = "") -> list[dict[str, Any]]:
         """The results of one thing, a seed each."""
@@ -42,6 +43,10 @@ class Results:
             for cell, result in self.found.items()
             if (cell.kind, cell.variant) == (kind, variant)
         ]
+
+    def fits(self, trained: str, task: str) -> list[dict[str, Any]]:
+        """The cells that train one kind of adapter for a task, a seed each."""
+        return self.of(plan.TRAIN, f"{trained}/{trained_on(task)}")
 
     def answers(self, way: Way, task: str) -> list[dict[str, Any]]:
         """The cells of one way to answer, a seed each."""

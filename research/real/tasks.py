@@ -20,6 +20,7 @@ logger = logging.getLogger("research.real")
 
 LOWEST, HIGHEST = 0.15, 0.85  # pass@1 of the base
 GYM_TASKS = 6  # of Reasoning Gym that are taken
+TRAINED_ON = {"math500": "gsm8k"}  # task without training problems -> whose adapters answer it
 TRAIN_SEED, TEST_SEED = 700_001, 700_002  # of its generators
 
 # Small enough for models of half a billion parameters; fixed before the rule was applied.
@@ -89,6 +90,11 @@ def enough(found: Mapping[str, Mapping[str, Any]]) -> bool:
 def _of_the_gym(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Those that the rule admits, in alphabetical order."""
     return [name for name in sorted(GYM) if name in found and fits_rule(found[name]["pass@1"])]
+
+
+def trained_on(task: str) -> str:
+    """The task whose training problems the adapters that answer `task` are fitted on: its own."""
+    return TRAINED_ON.get(task, task)
 
 
 def fits_rule(pass_at_1: float) -> bool:

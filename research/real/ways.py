@@ -1,7 +1,7 @@
 """The ways to answer that are compared: each is a line of every task's table.
 
 A cell `BASE/answers/gated/gsm8k/seed0` holds the answers of the way `gated`, to one task, of the
-adapter that was trained with one seed.
+adapter that was fitted on the training problems of that task with one seed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 METHOD, PAPER, SFT, GRPO = "method", "paper", "sft", "grpo"
 
-# What is fitted -> flags of `training.fit`. All train on the same rollouts.
+# What is fitted -> flags of `training.fit`. All train on the same rollouts of a task.
 CONTROLS: dict[str, tuple[str, ...]] = {
     "random-rewards": ("--selection.reward", "random"),
     "random-positions": ("--selection.gate", "random"),
@@ -40,6 +40,7 @@ class Way:
         greedy: at temperature 0.
         vote: the answer that most of several samples give.
         other_instruction: with another one than adapters are fitted with.
+        fitted_on: the task of whose training problems the adapter knows; "": the one that is asked.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Way:
     greedy: bool = False
     vote: bool = False
     other_instruction: bool = False
+    fitted_on: str = ""
 
 
 BASE = Way("base", "base")
@@ -84,14 +86,9 @@ WAYS = (
     *(RANK_1, O_ONLY, PAPER_FIT, SUPERVISED, REINFORCED),
     *(OTHER_BASE, OTHER_GATED),
 )
-_ONLY = "only-"
 
 
-def fitted_on(task: str) -> Way:
-    """An adapter that was fitted on one task: what does it do for the others?"""
-    return Way(f"{_ONLY}{task}", f"fitted on {task} alone", f"{_ONLY}{task}", "gated")
-
-
-def only_task(trained: str) -> str | None:
-    """The task of `fitted_on`, from the name of what it trains; None: it trains on all."""
-    return trained.removeprefix(_ONLY) if trained.startswith(_ONLY) else None
+def transferred(task: str) -> Way:
+    """The method's adapters of another task: what do they do for the one that is asked?"""
+    name, label = f"from-{task}", f"gated, fitted on {task}"
+    return Way(name, label, METHOD, "gated", fitted_on=task)

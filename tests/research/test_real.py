@@ -94,9 +94,9 @@ def test_the_plan_has_every_cell_once_and_three_seeds_of_ours() -> None:
     assert len(set(ids)) == len(ids)
     for seed in range(3):
         for trained in (ways.METHOD, *ways.CONTROLS, ways.PAPER, ways.SFT, ways.GRPO):
-            assert f"{BASE}/train/{trained}/seed{seed}" in ids
+            assert f"{BASE}/train/{trained}/chain_sum/seed{seed}" in ids
         for task in TASKS:
-            for way in (*plan.OF_EACH_SEED, *plan.OTHER_METHODS):
+            for way in (ways.GATED, *plan.CONTROLS, *plan.OTHER_METHODS):
                 assert f"{BASE}/answers/{way.name}/{task}/seed{seed}" in ids
     assert ids[:3] == [f"{BASE}/rule", *(f"{BASE}/answers/base/{task}" for task in TASKS)]
 
@@ -104,14 +104,27 @@ def test_the_plan_has_every_cell_once_and_three_seeds_of_ours() -> None:
 def test_every_way_is_planned_and_its_adapter_is_trained_before() -> None:
     cells = plan.plan(BASE, [0], TASKS)
     answered = {cell.variant.partition("/")[0] for cell in cells if cell.kind == plan.ANSWERS}
-    assert {way.name for way in ways.WAYS} | {"only-chain_sum", "only-gsm8k"} == answered
-    known = {way.name: way for way in (*ways.WAYS, *map(ways.fitted_on, TASKS))}
-    trained = {""}
+    assert {way.name for way in ways.WAYS} | {"from-chain_sum", "from-gsm8k"} == answered
+    known = {way.name: way for way in (*ways.WAYS, *map(ways.transferred, TASKS))}
+    trained = set()
     for cell in cells:
         if cell.kind == plan.TRAIN:
-            trained.add(cell.variant)
+            trained.add(cell)
         if cell.kind == plan.ANSWERS:
-            assert known[cell.variant.partition("/")[0]].trained in trained
+            name, _, task = cell.variant.partition("/")
+            if (way := known[name]).trained:
+                assert plan.adapter_of(BASE, way, task, 0) in trained
+
+
+def test_what_cannot_be_trained_on_is_answered_by_the_adapters_of_another_task() -> None:
+    ids = {cell.id for cell in plan.plan(BASE, [0], ["gsm8k", "math500"])}
+    assert f"{BASE}/answers/gated/math500/seed0" in ids
+    assert not any("train/" in one and "math500" in one for one in ids)
+    # Their own adapters are no transfer.
+    assert not any("/from-gsm8k/" in one or "/from-math500/" in one for one in ids)
+    there = {cell.id for cell in plan.plan(BASE, [0], ["chain_sum", "math500"])}
+    assert f"{BASE}/train/method/gsm8k/seed0" in there
+    assert f"{BASE}/answers/from-gsm8k/chain_sum/seed0" in there
 
 
 # ---------------------------------------------------------------------------------------- votes
@@ -237,7 +250,7 @@ def made(cell: Cell) -> dict[str, Any]:
         found = {"pass@1": 0.3, "stderr": 0.07, "boxed": 1.0, "admitted": True}
         return {"tasks": dict.fromkeys(TASKS, found), "measured": TASKS}
     if cell.kind == plan.TRAIN:
-        tokens = 20_000 if cell.variant == ways.GRPO else 1000
+        tokens = 20_000 if cell.variant.startswith(ways.GRPO) else 1000
         return {"cost": {"tokens": tokens, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}}
     way, _, task = cell.variant.partition("/")
     return answers(SCORES.get(way, 0.3), task)
@@ -280,7 +293,9 @@ def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_
     text = (tmp_path / "real.md").read_text()
     assert "### gsm8k" in text
     assert "**gated** | 0.600" in text
-    assert f"{BASE}/signal/seed0" in report["missing"]
+    assert f"{BASE}/signal/gsm8k/seed0" in report["missing"]
+    assert "Gated less each control: fitted for random rewards +0.300 ± 0.046" in text
+    assert "Cost of each GRPO on gsm8k: 20000 tokens, 60 s; 20000 tokens, 60 s." in text
     assert "With another instruction, gated to base on gsm8k: +0.000" in text
     assert (tmp_path / "real-gains.png").stat().st_size > 1000
     assert json.loads((tmp_path / "real.json").read_text())["cells"] == report["cells"]
@@ -332,7 +347,7 @@ class Fake:
 
     def make(self, cell: Cell) -> dict[str, Any]:
         Fake.calls.append(cell.id)
-        if cell.variant == ways.SFT:
+        if cell.variant.startswith(ways.SFT):
             raise RuntimeError("no memory")
         return made(cell)
 
@@ -346,7 +361,7 @@ def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
     monkeypatch.setattr(command, "Measurer", Fake)
     monkeypatch.setattr(Fake, "calls", [])
     monkeypatch.chdir(tmp_path)
-    only = "small/rule,*/base/*,*/gated/gsm8k/*,*/train/sft/*"
+    only = "small/rule,*/base/*,*/gated/gsm8k/*,*/train/sft/gsm8k/*"
     argv = ["--bases", BASE, "--only", only, "--nice", "0", "--results", "results"]
     for expected in (9, 3):  # the second time only what failed is tried again
         Fake.calls.clear()
@@ -355,15 +370,14 @@ def test_a_run_goes_on_where_it_stopped_and_names_what_failed(
         assert end.value.code == 1
         assert len(Fake.calls) == expected
     said = capsys.readouterr()
-    assert f"failed: {BASE}/train/sft/seed0" in said.err
+    assert f"failed: {BASE}/train/sft/gsm8k/seed0" in said.err
     assert "cannot tell: " in said.out
 
 
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        (["--tasks", "gcd"], "--tasks"),  # of one's own: they need a place, and names
-        (["--tasks", "sums", "--work", "elsewhere"], "--tasks"),
+        (["--tasks", "sums"], "--tasks"),
         (["--bases", "a/small,b/small"], "--bases"),  # two of one name
     ],
 )
