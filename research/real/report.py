@@ -94,9 +94,9 @@ def _base(results: Results, rule: int) -> list[str]:
             if rate:
                 parts.append(f"\nThe gate opened at {rate.value:.1%} of the tokens.")
             controls = [
-                f"{way.label} {found.signed}"
+                f"{way.label} {less.signed}"
                 for way in plan.CONTROLS
-                if (found := gain(results, task, ways.GATED, way))
+                if (less := gain(results, task, ways.GATED, way))
             ]
             if controls:
                 parts.append(f"\nGated less each control: {', '.join(controls)}.")
