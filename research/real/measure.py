@@ -72,10 +72,10 @@ class Size:
     signal: int = 48  # rollouts
     max_tokens: int = 512
     rollout_tokens: int = 256  # what is longer counts as wrong: half the cost, and short answers
-    # Further flags of training.fit: one checkpoint, and the least that says if it still answers.
+    # Further flags of training.fit: one checkpoint, one gate, and a few answers to look at.
     fit: tuple[str, ...] = (
         *("--checkpoints.every", "1", "--checkpoints.decoded", "1", "--checkpoints.problems", "8"),
-        *("--checkpoints.rollouts", "2", "--checkpoints.samples", "1"),
+        *("--checkpoints.rollouts", "2", "--checkpoints.samples", "1", "--gate.others", "[]"),
     )
     sft: tuple[str, ...] = ()
     grpo: tuple[str, ...] = ("--max-steps", "60", "--every", "20", "--samples", "1")
@@ -164,10 +164,13 @@ class Measurer:
         """The answers to the test problems of one task, given in one way."""
         name, _, task = cell.variant.partition("/")
         way = self._ways[name]
+        applied = self._applied(way, task, cell) if way.trained else None
+        if way.runs == "alone" and applied and applied.temperature == 1:
+            name, applied = ways.BASE.name, None  # the gate alone changes no token then
         problems, label = self._asked[task], f"{name}-{task}"
         result = self._ask(
             problems,
-            self._applied(way, task, cell) if way.trained else None,
+            applied,
             label,
             samples=self._size.samples if way.vote else 1,
             temperature=0 if way.greedy else None,

@@ -18,7 +18,8 @@ pass@1 on test problems that nothing was chosen by, one answer each (self-consis
 {samples}), at the temperature of the base's recipe unless a row says greedy. ± is one standard
 error, over problems and seeds; differences are paired by problem. Adapters are fitted task by task,
 those for MATH-500 on GSM8K. All adapters of a task train on one set of rollouts, so that seeds
-differ in training alone. The last step is measured, chosen by nothing.
+differ in training alone. The last step is measured, chosen by nothing. Where the gate has no
+correction temperature it changes no token without an adapter, and its row is the base's.
 
 ## The claims
 """
