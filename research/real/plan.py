@@ -16,7 +16,7 @@ from research.real.ways import Way
 RULE, TRAIN, ANSWERS = "rule", "train", "answers"
 SIGNAL, FOOTPRINT, INTERVENE, OVERLAP = "signal", "footprint", "intervene", "overlap"
 
-CONTROLS = (
+OF_EACH_SEED = (  # beside the gated adapters
     ways.RANDOM_REWARDS,
     ways.RANDOM_POSITIONS,
     ways.ALWAYS,
@@ -44,7 +44,7 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
         found += _fitted(base, ways.GATED, tasks, seed)
     found += _fitted(base, ways.ALONE, tasks, start)
     for seed in seeds:
-        for way in CONTROLS:
+        for way in OF_EACH_SEED:
             found += _fitted(base, way, tasks, seed)
     found += [Cell(base, OVERLAP)]
     found += [Cell(base, kind, task, start) for kind in LOOKS for task in tasks]

@@ -96,8 +96,8 @@ def _base(results: Results, rule: int) -> list[str]:
                 parts.append(f"\nThe gate opened at {rate.value:.1%} of the tokens.")
             controls = [
                 f"{way.label} {less.signed}"
-                for way in plan.CONTROLS
-                if (less := gain(results, task, ways.GATED, way))
+                for way in results.ways
+                if way.trained in ways.CONTROLS and (less := gain(results, task, ways.GATED, way))
             ]
             if controls:
                 parts.append(f"\nGated less each control: {', '.join(controls)}.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_the_plan_has_every_cell_once_and_three_seeds_of_ours() -> None:
         for trained in (ways.METHOD, *ways.CONTROLS, ways.PAPER, ways.SFT, ways.GRPO):
             assert f"{BASE}/train/{trained}/chain_sum/seed{seed}" in ids
         for task in TASKS:
-            for way in (ways.GATED, *plan.CONTROLS, *plan.OTHER_METHODS):
+            for way in (ways.GATED, *plan.OF_EACH_SEED, *plan.OTHER_METHODS):
                 assert f"{BASE}/answers/{way.name}/{task}/seed{seed}" in ids
     assert ids[:3] == [f"{BASE}/rule", *(f"{BASE}/answers/base/{task}" for task in TASKS)]
 
@@ -294,11 +295,23 @@ def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_
     assert "### gsm8k" in text
     assert "**gated** | 0.600" in text
     assert f"{BASE}/signal/gsm8k/seed0" in report["missing"]
-    assert "Gated less each control: fitted for random rewards +0.300 ± 0.046" in text
+    assert (
+        "Gated less each control: fitted at random positions +0.300 ± 0.046, fitted where" in text
+    )
     assert "Cost of each GRPO on gsm8k: 20000 tokens, 60 s; 20000 tokens, 60 s." in text
     assert "With another instruction, gated to base on gsm8k: +0.000" in text
     assert (tmp_path / "real-gains.png").stat().st_size > 1000
     assert json.loads((tmp_path / "real.json").read_text())["cells"] == report["cells"]
+
+
+def test_the_report_is_that_of_the_cells_beside_it(tmp_path: Path) -> None:
+    kept = Path("research/results")
+    for name in ("scores.parquet", "cells.jsonl"):
+        shutil.copy(kept / name, tmp_path)
+    base = tmp_path / "Qwen2.5-Coder-0.5B-Instruct"  # its cells are there, it is not
+    given = ["--bases", str(base), "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    command.main([*given, "--nice", "0"])
+    assert (tmp_path / "real.md").read_text() == (kept / "real.md").read_text()
 
 
 def test_before_anything_is_measured_no_claim_can_be_told(tmp_path: Path) -> None:
