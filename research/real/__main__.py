@@ -34,7 +34,6 @@ BASES = [
     "google/gemma-3-270m",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
 ]
-WORK = Path("runs/real")
 
 
 class RealConfig(ProblemsConfig):
@@ -54,7 +53,7 @@ class RealConfig(ProblemsConfig):
     nice: int = Field(10, ge=0, le=19, description="Priority: 0 is normal, 19 the lowest.")
     quick: bool = Field(False, description="One seed, few problems: does it run?")
     results: Path = Field(Path("research/results"), description="Report and merged cells.")
-    work: Path = Field(WORK, description="New cells, adapters, rollouts, answers.")
+    work: Path = Field(Path("runs/real"), description="New cells, adapters, rollouts, answers.")
 
     @classmethod
     def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Measurer:
 
     def answers(self, cell: Cell) -> dict[str, Any]:
         """The answers to the test problems of one task, given in one way."""
-        name, _, task = cell.variant.partition("/")
+        name, task = _parts(cell)
         way = self._ways[name]
         applied = self._applied(way, task, cell) if way.trained else None
         if way.runs == "alone" and applied and applied.temperature == 1:
@@ -401,9 +401,9 @@ def method_of(cell: Cell) -> Cell:
 
 
 def _parts(cell: Cell) -> tuple[str, str]:
-    """What a cell trains, and the task."""
-    trained, _, task = cell.variant.partition("/")
-    return trained, task
+    """What a cell trains, or how it answers, and the task."""
+    name, _, task = cell.variant.partition("/")
+    return name, task
 
 
 def figures(task: str, one: Result) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from research.paper.cells import Cell
 from research.real import ways
-from research.real.tasks import trained_on
+from research.real.tasks import trained_on, training_tasks
 from research.real.ways import Way
 
 RULE, TRAIN, ANSWERS = "rule", "train", "answers"
@@ -26,7 +26,6 @@ OF_EACH_SEED = (  # beside the gated adapters
 )
 ONCE = (ways.VOTE, ways.RANK_1, ways.O_ONLY, ways.GUIDED, ways.OTHER_BASE, ways.OTHER_GATED)
 OTHER_METHODS = (ways.SUPERVISED, ways.PAPER_FIT, ways.REINFORCED)
-LOOKS = (SIGNAL, FOOTPRINT, INTERVENE)
 
 
 def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
@@ -38,7 +37,7 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     first = [Cell(base, RULE)]
     if not tasks:
         return first
-    start = seeds[0]
+    start, sources = seeds[0], training_tasks(tasks)
     found = [answers(base, way, task, None) for way in (ways.BASE, ways.GREEDY) for task in tasks]
     for seed in seeds:
         found += _fitted(base, ways.GATED, tasks, seed)
@@ -46,11 +45,11 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     for seed in seeds:
         for way in OF_EACH_SEED:
             found += _fitted(base, way, tasks, seed)
-    found += [Cell(base, OVERLAP)]
-    found += [Cell(base, kind, task, start) for kind in LOOKS for task in tasks]
+    found += [Cell(base, OVERLAP), *(Cell(base, SIGNAL, source, start) for source in sources)]
+    found += [Cell(base, kind, task, start) for kind in (FOOTPRINT, INTERVENE) for task in tasks]
     for way in ONCE:
         found += _fitted(base, way, tasks, start)
-    for source in dict.fromkeys(map(trained_on, tasks)):
+    for source in sources:
         others = [task for task in tasks if trained_on(task) != source]
         found += _fitted(base, ways.transferred(source), others, start)
     for seed in seeds:

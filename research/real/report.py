@@ -10,6 +10,7 @@ from research.paper.tables import markdown
 from research.real import plan, ways
 from research.real.claims import OPEN, Claim, judge
 from research.real.tables import AGAINST, Line, Results, gain, gate_rate, lines
+from research.real.tasks import training_tasks
 
 _HEAD = """# The method on real models
 
@@ -126,7 +127,8 @@ def _cells(line: Line) -> list[str]:
 def _explained(results: Results) -> list[str]:
     """Signal, the other prompt, overlap, cost."""
     parts = []
-    signals = [(task, one) for task in results.tasks for one in results.of(plan.SIGNAL, task)]
+    sources = training_tasks(results.tasks)
+    signals = [(task, one) for task in sources for one in results.of(plan.SIGNAL, task)]
     for task, one in signals:
         parts.append(f"\n### Where the gradient is: {task}, {one['rollouts']} rollouts\n")
         rows = [
@@ -143,7 +145,7 @@ def _explained(results: Results) -> list[str]:
         shared = ", ".join(f"{task} {n} of {one['of'][task]}" for task, n in one["shared"].items())
         parts.append(f"\nTest problems that share 13 words in a row with a training one: {shared}.")
     for label, trained in (("fit", ways.METHOD), ("GRPO", ways.GRPO)):
-        for task in results.tasks:
+        for task in sources:
             costs = [one["cost"] for one in results.fits(trained, task)]
             if costs:
                 told = "; ".join(f"{c['tokens']:.0f} tokens, {c['seconds']:.0f} s" for c in costs)

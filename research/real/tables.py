@@ -13,7 +13,7 @@ import numpy as np
 
 from research.paper.cells import Cell, CellStore
 from research.real import plan, ways
-from research.real.tasks import trained_on
+from research.real.tasks import trained_on, training_tasks
 from research.real.ways import Way
 from training.evaluation.statistics import Estimate, Floats, over_seeds, ratio, ratio_over_seeds
 
@@ -34,7 +34,7 @@ class Results:
     @property
     def ways(self) -> list[Way]:
         """The ways to answer that are planned, in the order of the tables."""
-        return [*ways.WAYS, *map(ways.transferred, dict.fromkeys(map(trained_on, self.tasks)))]
+        return [*ways.WAYS, *map(ways.transferred, training_tasks(self.tasks))]
 
     def of(self, kind: str, variant: str = "") -> list[dict[str, Any]]:
         """The results of one thing, a seed each."""

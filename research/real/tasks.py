@@ -10,7 +10,7 @@ does not admit them, the report says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,11 @@ def _of_the_gym(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def trained_on(task: str) -> str:
     """The task whose training problems the adapters that answer `task` are fitted on: its own."""
     return TRAINED_ON.get(task, task)
+
+
+def training_tasks(tasks: Iterable[str]) -> list[str]:
+    """The tasks that adapters which answer `tasks` are fitted on, each once."""
+    return list(dict.fromkeys(map(trained_on, tasks)))
 
 
 def fits_rule(pass_at_1: float) -> bool:

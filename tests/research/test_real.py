@@ -120,6 +120,8 @@ def test_every_way_is_planned_and_its_adapter_is_trained_before() -> None:
 def test_what_cannot_be_trained_on_is_answered_by_the_adapters_of_another_task() -> None:
     ids = {cell.id for cell in plan.plan(BASE, [0], ["gsm8k", "math500"])}
     assert f"{BASE}/answers/gated/math500/seed0" in ids
+    assert f"{BASE}/signal/gsm8k/seed0" in ids
+    assert f"{BASE}/signal/math500/seed0" not in ids  # it would be that of gsm8k again
     assert not any("train/" in one and "math500" in one for one in ids)
     # Their own adapters are no transfer.
     assert not any("/from-gsm8k/" in one or "/from-math500/" in one for one in ids)
