@@ -4,6 +4,7 @@ A version is marked in its record first. Whoever wants to use one names it in a 
 the record; so once the mark is written, either the user sees it, or the lease is seen here. Leases
 and aliases are read once more after the mark: what one of them names is unmarked, the rest is
 deleted, files first and the record last. A kill leaves marks, which the next collection takes up.
+Files that a killed publisher left have no record; they are given one that is marked.
 Ages and leases are told by the storage's clock alone.
 """
 
@@ -15,7 +16,7 @@ from datetime import datetime
 
 from adapters.bucket.objects import AwayError, ConflictError
 from adapters.bucket.store import BucketStore
-from adapters.bucket.versions import CONTENT, files_prefix, record_key
+from adapters.bucket.versions import CONTENT, Record, files_prefix, record_key
 from adapters.manifest import is_name
 from adapters.needed import wanted
 from adapters.reference import Reference, is_hash
@@ -51,9 +52,7 @@ def _collect(store: BucketStore, keep: int, grace: float, now: datetime) -> list
         if reference in needed:
             _unmark(store, reference)
             continue
-        files = [entry.key for entry in store.objects.under(files_prefix(reference))]
-        store.objects.delete(files)
-        store.objects.delete([record_key(reference)])
+        _delete(store, reference)
         gone.append(reference)
     _sweep(store, now)
     store.forget_hashes()
@@ -112,17 +111,42 @@ def _unmark(store: BucketStore, reference: Reference) -> None:
 def _sweep(store: BucketStore, now: datetime) -> None:
     """Delete what killed publishers have left, and leases that ran out long ago."""
     store.leases.sweep(now)
-    old = []
+    marked = [
+        reference for reference in _unfinished(store, now) if _mark_unfinished(store, reference)
+    ]
+    # Whoever publishes one of them now sees the mark, or is seen by the lease they took before.
+    held = store.leases.everybodys(store.objects.now()) if marked else set()
+    for reference in marked:
+        if str(reference) in held:
+            store.objects.delete([record_key(reference)])
+        else:
+            _delete(store, reference)
+
+
+def _unfinished(store: BucketStore, now: datetime) -> set[Reference]:
+    """Versions with files that are a day old, and no record."""
+    old = set()
     for entry in store.objects.under(CONTENT):
         parts = entry.key.removeprefix(f"{CONTENT}/").split("/")
         ours = len(parts) == 3 and is_name(parts[0]) and is_hash(parts[1])
         if ours and (now - entry.modified).total_seconds() > UNFINISHED:
-            old.append((Reference(parts[0], parts[1]), entry.key))
-    there = {reference for reference, _ in store.all_versions.entries()} if old else set()
-    held = store.leases.everybodys(now) if old else set()
-    store.objects.delete(
-        [key for reference, key in old if reference not in there and str(reference) not in held]
-    )
+            old.add(Reference(parts[0], parts[1]))
+    return old - {reference for reference, _ in store.all_versions.entries()} if old else old
+
+
+def _mark_unfinished(store: BucketStore, reference: Reference) -> bool:
+    """Give it a record that is collected; False: somebody has just published it."""
+    try:
+        store.all_versions.write(reference, Record(files={}, collecting=True))
+    except ConflictError:
+        return False
+    return True
+
+
+def _delete(store: BucketStore, reference: Reference) -> None:
+    """The files first, and the record last: a kill leaves the mark."""
+    store.objects.delete([entry.key for entry in store.objects.under(files_prefix(reference))])
+    store.objects.delete([record_key(reference)])
 
 
 @contextmanager

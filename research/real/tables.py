@@ -15,7 +15,14 @@ from research.paper.cells import Cell, CellStore
 from research.real import plan, ways
 from research.real.tasks import trained_on, training_tasks
 from research.real.ways import Way
-from training.evaluation.statistics import Estimate, Floats, over_seeds, ratio, ratio_over_seeds
+from training.evaluation.statistics import (
+    Estimate,
+    Floats,
+    contrast_over_seeds,
+    over_seeds,
+    ratio,
+    ratio_over_seeds,
+)
 
 AGAINST = (ways.BASE, ways.GREEDY, ways.ALONE)
 
@@ -91,7 +98,7 @@ def lines(results: Results, task: str) -> dict[str, Line]:
             over_seeds(scores),
             len(scores),
             {
-                name: over_seeds(scores - rival.mean(axis=0))
+                name: contrast_over_seeds((1, scores), (-1, rival))
                 for name, rival in rivals.items()
                 if name != way.name
             },
@@ -109,15 +116,15 @@ def gain(results: Results, task: str, way: Way, other: Way, share: float = 1.0) 
 
     With a share s of the other's gain over the base: (way - base) - s * (other - base).
     """
-    one, rival, base = (results.scores(each, task) for each in (way, other, ways.BASE))
+    one, rival = (results.scores(each, task) for each in (way, other))
     if one is None or rival is None:
         return None
     if share == 1:
-        return over_seeds(one - rival.mean(axis=0))
+        return contrast_over_seeds((1, one), (-1, rival))
+    base = results.scores(ways.BASE, task)
     if base is None:
         return None
-    plain = base.mean(axis=0)
-    return over_seeds(one - plain - share * (rival.mean(axis=0) - plain))
+    return contrast_over_seeds((1, one), (-share, rival), (share - 1, base))
 
 
 def _mean(values: Floats | None) -> float | None:

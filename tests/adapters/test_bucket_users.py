@@ -12,6 +12,7 @@ import pytest
 from adapters.adapter import WEIGHTS
 from adapters.audit import verify
 from adapters.bucket.leases import SECONDS, Leases
+from adapters.bucket.versions import record_key
 from adapters.collect import collect
 from adapters.reference import Reference
 from adapters.store import StoreError
@@ -159,6 +160,42 @@ def test_a_collection_that_died_is_finished_by_the_next(
     ours.objects.delete(["collecting.json"])
     assert list(map(str, collect(ours, 0, 3600))) == [ids[0]]
     assert not [key for key in cloud.keys(prefix) if reference.hash in key]
+
+
+def test_what_killed_publishers_left_goes_and_what_is_published_meanwhile_stays(
+    cloud: Cloud,
+    machine: Machines,
+    sources: list[Path],
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = machine("a"), machine("b")
+    ids = [ours.publish(source, "alpha", alias=False).id for source in sources[:3]]
+    left = list(map(Reference.parse, ids))
+    ours.objects.delete([record_key(reference) for reference in left])
+    monkeypatch.setattr("adapters.bucket.collect.UNFINISHED", -1)  # seconds; the files are young
+    everybodys, held = Leases.everybodys, []
+
+    def look(leases: Leases, now: Any) -> set[str]:
+        found = everybodys(leases, now)
+        if not held and len(cloud.keys(f"{prefix}/records")) == 3:  # all are marked
+            with pytest.raises(StoreError, match="just being collected"):
+                theirs.publish(sources[0], "alpha")
+            held.append(found)
+        return found
+
+    monkeypatch.setattr(Leases, "everybodys", look)
+    theirs.leases.count(left[1])  # as if its upload had begun before
+    theirs.leases.write(left[1])
+    assert collect(ours, 0, 3600) == []
+    assert held == [{ids[1]}]
+    theirs.leases.release(left[1])
+    kept = [key for key in cloud.keys(prefix) if not key.startswith("aliases/")]
+    assert {key.split("/")[2] for key in kept} == {left[1].hash}
+    for source, version in zip(sources, ids, strict=False):
+        assert theirs.publish(source, "alpha").id == version
+    assert collect(ours, 3, 3600) == []
+    assert verify(ours) == []
 
 
 def test_an_unreadable_lease_stops_the_collection(machine: Machines, sources: list[Path]) -> None:

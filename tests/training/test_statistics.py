@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluation.statistics import (
+    contrast_over_seeds,
     graded_mean,
     mean,
     over_seeds,
@@ -90,6 +91,17 @@ def test_ratio_over_seeds_by_hand() -> None:
     expected = (0.375, (1.75 / 3 + 0.5 / 2 + 0.375**2 * 2 / 2) ** 0.5 / 4, 3)
     assert ratio_over_seeds(parts, [[3, 3, 3], [5, 5, 5]]) == pytest.approx(expected)
     assert ratio_over_seeds([[1, 2, 0]], wholes) == pytest.approx(ratio([1, 2, 0], [4, 4, 4]))
+
+
+def test_contrast_over_seeds_by_hand() -> None:
+    one, other = [[1, 1, 0], [1, 0, 0]], [[0, 1, 0], [0, 0, 0]]
+    # By problem 1, 0, 0: s**2 is a third, over 3. Both terms' seeds vary by a third: 1/18, over 2.
+    expected = (1 / 3, (1 / 9 + 2 / 36) ** 0.5, 3)
+    assert contrast_over_seeds((1, one), (-1, other)) == pytest.approx(expected)
+    # A term with one seed adds its problems alone: 1, .25, 0; their s**2 is 13/48.
+    half = contrast_over_seeds((1, one), (-0.5, [[0, 0.5, 0]]))
+    assert half == pytest.approx((1.25 / 3, (13 / 48 / 3 + 1 / 36) ** 0.5, 3))
+    assert contrast_over_seeds((1, [[1, np.nan]]), (-1, [[0, 0]])).n == 1
 
 
 def test_one_problem_has_no_standard_error() -> None:

@@ -132,11 +132,23 @@ def over_seeds(scores: npt.ArrayLike) -> Estimate:
     Problems are the same for all seeds: se^2 = se over problems of the seeds' mean, squared, plus
     the variance between the seeds' means over the number of seeds.
     """
-    matrix = np.asarray(scores, dtype=np.float64)
-    matrix = matrix[:, ~np.isnan(matrix).any(axis=0)]
-    problems = mean(matrix.mean(axis=0))
-    stderr = math.sqrt(problems.stderr**2 + _between_seeds(matrix))
-    return Estimate(problems.value, stderr, problems.n)
+    return contrast_over_seeds((1.0, scores))
+
+
+def contrast_over_seeds(*terms: tuple[float, npt.ArrayLike]) -> Estimate:
+    """Sum of weight x mean of [seeds, problems] scores, as `(1, tuned), (-1, control)`.
+
+    Problems are the same in all terms and are paired; seeds are each term's own, so that the
+    variance between them adds up. A term with one seed adds none: its spread is not known.
+    """
+    matrices = [np.asarray(scores, dtype=np.float64) for _, scores in terms]
+    weights = [weight for weight, _ in terms]
+    known = ~np.any([np.isnan(one).any(axis=0) for one in matrices], axis=0)
+    matrices = [one[:, known] for one in matrices]
+    weighed = zip(weights, matrices, strict=True)
+    problems = mean(sum(weight * one.mean(axis=0) for weight, one in weighed))
+    between = sum(w**2 * _between_seeds(one) for w, one in zip(weights, matrices, strict=True))
+    return Estimate(problems.value, math.sqrt(problems.stderr**2 + between), problems.n)
 
 
 def ratio_over_seeds(parts: npt.ArrayLike, wholes: npt.ArrayLike) -> Estimate:
