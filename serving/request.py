@@ -15,6 +15,7 @@ X-ReasonMaxxer-Version, and in `system_fingerprint` where the answer has that fi
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -192,6 +193,20 @@ def _outcome(status: int | None, aborted: bool, broken: bool) -> str:
     if status < 400:
         return "ok"
     return "refused" if status < 500 else "error"
+
+
+class BackgroundTasks(dict[str, "asyncio.Task[object]"]):
+    """vLLM's table of responses that it makes in the background, by their ids.
+
+    What such a request holds is given back when its task is done: its POST is over long before.
+    """
+
+    def __setitem__(self, response: str, task: asyncio.Task[object]) -> None:
+        super().__setitem__(response, task)
+        mine = RequestContext.current()
+        if mine is not None:
+            held = mine.held.pop_all()
+            task.add_done_callback(lambda _: held.close())
 
 
 class RequestMiddleware(GateAnswers):

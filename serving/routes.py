@@ -37,7 +37,7 @@ from serving.metrics import METRICS
 from serving.metrics_page import Gauges
 from serving.middleware import ApiKey, Drain, Draining, http_error
 from serving.prompts import ServedPrompt
-from serving.request import RequestMiddleware
+from serving.request import BackgroundTasks, RequestMiddleware
 from serving.router_metrics import RouterSeries
 from serving.shipped_prompts import make_default_gate
 from serving.slots import Slots
@@ -115,6 +115,9 @@ class ModelsEndpoint:
         state.gauges = Gauges(aliases, state.follower)
         state.router_series = RouterSeries(aliases, args.gate)
         METRICS.live = aliases.live
+        responses = getattr(state, "openai_serving_responses", None)
+        if responses is not None:
+            responses.background_tasks = BackgroundTasks()
         Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
         token_report.install()
         state.drain.watch(engine_client)

@@ -98,10 +98,13 @@ def gated(
     base_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """The real server over `gated_store`."""
+    """The real server over `gated_store`; it makes responses in the background."""
     work = tmp_path_factory.mktemp("gated-server")
-    with start_server(base_folder, gated_store, work, *FLAGS) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+        with start_server(base_folder, gated_store, work, *FLAGS) as running:
+            environment.undo()
+            yield running
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Reference, Server
+from support import Reference, Server, until
 from test_server_protocol import complete
 
 MESSAGES = [{"role": "user", "content": "3 + 4 * 2"}]
@@ -153,3 +153,23 @@ def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_sto
     prompt = "3 + 4 * 2"
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
     assert complete(gated, "alpha", prompt, 12)[: len(wanted)] == wanted
+
+
+def test_a_response_in_the_background_holds_its_adapter_until_it_is_made(gated: Server) -> None:
+    responses = gated.client().responses
+    asked = {"model": "alpha:gated", "input": "3 + 4 * 2", "max_output_tokens": 400}
+    body = {"ignore_eos": True, "vllm_xargs": {"gate_tau": 0.2}}
+    made = responses.create(**asked, background=True, extra_body=body)
+    held, response = [], made
+    while response.status in ("queued", "in_progress"):
+        held.append(in_flight(gated))
+        response = responses.retrieve(made.id)
+    assert response.status != "failed"
+    assert len(held) > 1 and set(held[:-1]) == {1}  # the last look may have come after its end
+    until(lambda: in_flight(gated) == 0)
+
+
+def in_flight(server: Server) -> float:
+    """Requests that hold `alpha`."""
+    (count,) = re.findall(r'adapter_requests_in_flight\{adapter="alpha".*\} (.*)', server.page())
+    return float(count)
