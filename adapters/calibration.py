@@ -55,7 +55,7 @@ def add_gate(
         folder = Path(copy)
         for file, limit in (FILES | ALONGSIDE).items():
             if (version.path / file).is_file():
-                copy_file(version.path / file, folder / file, limit)
+                copy_file(version.path / file, folder / file, limit, mode=0o644)
         before = version.manifest or first_manifest(
             folder, held.reference.name, look_up(base, family).recipe.family, base
         )

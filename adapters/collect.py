@@ -78,20 +78,24 @@ def collect(
                     fsync(store.root / name)
         if not dry_run:
             with store.writes(name):
-                _sweep(store, name)
+                _sweep(store, name, grace)
     return gone
 
 
 def _age(path: os.PathLike[str]) -> float:
-    """Seconds since the version was put in place; infinite if it is gone."""
+    """Seconds since it was put in place; infinite if it is gone."""
     try:
         return time.time() - os.stat(path).st_ctime
     except FileNotFoundError:
         return float("inf")
 
 
-def _sweep(store: Store, name: str) -> None:
-    """Delete what is half deleted, what is half built by nobody, and the rests of an adoption."""
+def _sweep(store: Store, name: str, grace: float) -> None:
+    """Delete what is half deleted, what is half built by nobody, and the rests of an adoption.
+
+    A file of a plain folder that a version holds too is such a rest, or the first of a new adapter
+    that is being copied in: it stays for `grace` seconds.
+    """
     home = store.root / name
     rubbish = any(entry.name.startswith((TRASH, BUILDING)) for entry in os.scandir(home))
     adopted = moves.read_last(home) is not None and store.leftovers(name)
@@ -101,10 +105,12 @@ def _sweep(store: Store, name: str) -> None:
         remove_tree(trash)
     with writing(home):  # whoever begins to build holds it until their lease is taken
         for building in home.glob(f"{BUILDING}*"):
-            lease = Lease.take_alone(building)
-            if lease is not None:
+            if building.is_symlink():  # a lease would lie behind it
+                remove_tree(building)
+            elif (lease := Lease.take_alone(building)) is not None:
                 with lease:
                     remove_tree(building)
         if moves.read_last(home) is not None:
             for file in store.leftovers(name):
-                (home / file).unlink(missing_ok=True)
+                if _age(home / file) >= grace:
+                    (home / file).unlink(missing_ok=True)

@@ -140,7 +140,10 @@ def write_blocks(target: Path, blocks: Iterable[bytes], mode: int = 0o444) -> No
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder and all in it; what another process has deleted meanwhile is no error."""
+    """Delete a folder and all in it, or a link; what another process has deleted is no error."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             Path(folder, name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ again. Clients ask replicas that are up, as behind a router, and never try again
 - its text is that of this version, which an idle replica gave before the start;
 - no request fails but those that a killed process was answering;
 - at the end all replicas serve the last version, the history has every move in its order, and
-  `store audit` finds nothing.
+  `store verify` finds nothing.
 
 The report goes to runs/loadtest/chaos.json. Exit code 1: something did not hold.
 """

@@ -66,7 +66,7 @@ BELOW = {
 
 EXAMPLES = """\
 examples:
-  reasonmaxxer fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --publish qwen-math
+  reasonmaxxer fit --model Qwen/Qwen2.5-1.5B --problems gsm8k_train --publish qwen-math
   reasonmaxxer serve --model Qwen/Qwen2.5-1.5B
   reasonmaxxer evaluate --model Qwen/Qwen2.5-1.5B --adapter qwen-math --problems math500
   reasonmaxxer store list

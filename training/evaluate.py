@@ -98,8 +98,11 @@ def _over_url(
     config: EvaluateConfig, problems: Sequence[Problem], verifier: Verifier
 ) -> list[Result]:
     names = config.models or [str(config.model)]
-    # The first is the baseline, unless said otherwise.
-    default: list[Mode] = ["base" if place == 0 else "always" for place in range(len(names))]
+    # The first is the baseline, and names say which are gated, unless --mode says otherwise.
+    default: list[Mode] = [
+        "base" if place == 0 else "gated" if name.endswith(":gated") else "always"
+        for place, name in enumerate(names)
+    ]
     return [
         evaluate_url(
             Endpoint(

@@ -46,7 +46,9 @@ class EvaluateConfig(ColumnsConfig):
         description="The store, a folder or a bucket; `reasonmaxxer doctor` prints the default.",
     )
     mode: list[Mode] = Field(
-        [], description="In process: base, always, gated. With --url: what the models are."
+        [],
+        description="In process: base, always, gated. With --url: what the models are; by default "
+        "as their names say, the first the base.",
     )
     tau: float | None = Field(None, ge=0, description="Of gated, nats; default: the manifest's.")
     gate: Literal["entropy", "random"] = Field(

@@ -1,7 +1,7 @@
 """Fit an adapter to a base model and problems with known answers.
 
     python -m training.fit --model models/tiny-qwen2 --problems problems.jsonl --publish my-adapter
-    python -m training.fit --model Qwen/Qwen2.5-1.5B --problems gsm8k --output my-adapter
+    python -m training.fit --model Qwen/Qwen2.5-1.5B --problems gsm8k_train --output my-adapter
 
 `--publish NAME` makes it a version in the store and points the alias NAME at it. `--output` writes
 a plain folder.

@@ -2,7 +2,7 @@
 
     uv pip install -e '.[gguf]'
     python -m training.gguf SmolLM2-135M-Instruct.Q4_1.gguf --out models/SmolLM2-135M-Instruct
-    python -m training.fit --model models/SmolLM2-135M-Instruct --problems gsm8k --publish mine
+    reasonmaxxer fit --model models/SmolLM2-135M-Instruct --problems gsm8k_train --publish mine
 
 transformers de-quantises the weights. The folder holds them as safetensors, with the configuration,
 the tokenizer and the chat template; vLLM, transformers and PEFT open it like any other. The command

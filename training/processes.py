@@ -1,6 +1,6 @@
 """Several processes that train one adapter.
 
-    accelerate launch --num_processes 4 -m training.fit --model Qwen/Qwen2.5-7B --problems gsm8k ...
+    accelerate launch --num_processes 4 -m training.fit --model BASE --problems gsm8k_train ...
 
 The first process does the whole fit. The others wait, and help in its trainings alone: each takes
 its share of every batch, and gradients are averaged over all of them before the optimizer's step.

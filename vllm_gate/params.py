@@ -36,7 +36,7 @@ TEMPERATURE = "correction_temperature"
 TRACE = "gate_trace"
 SCALE = "guidance_scale"
 PROMPT = "guidance_prompt"
-OLD_TEMPERATURE = "gate_temperature"  # deprecated: TEMPERATURE's name until version 0.2
+OLD_TEMPERATURE = "gate_temperature"  # TEMPERATURE's old name, deprecated
 
 # A threshold that no vocabulary's entropy reaches, nats.
 NEVER = 1e9

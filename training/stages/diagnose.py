@@ -233,7 +233,7 @@ def gate_rate_off(gate: Gate, gated: Result) -> str | None:
         return None
     return (
         f"the gate opened at {rate:.1%} of held-out tokens, calibrated to {gate.rate:.1%}: the "
-        "adapter leads to texts unlike the base's; train less or raise --objective.kl-weight"
+        "adapter leads to texts unlike the base's; train less or raise --objective.anchor-weight"
     )
 
 
@@ -244,7 +244,7 @@ def boxes_lost(base: Result, kept: Result) -> str | None:
         return None
     return (
         f"{after:.1%} of the answers have a \\boxed{{}}, {before:.1%} of the base's: train "
-        "less, raise --objective.kl-weight, or allow more --sampling.max-tokens"
+        "less, raise --objective.anchor-weight, or allow more --sampling.max-tokens"
     )
 
 
