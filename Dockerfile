@@ -4,10 +4,10 @@
 #     --model Qwen/Qwen2.5-1.5B --adapters /adapters
 FROM python:3.12-slim AS common
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 \
-    VLLM_NO_USAGE_STATS=1 HOME=/home/server PATH=/opt/venv/bin:$PATH
-RUN pip install --no-cache-dir uv \
-    && uv venv /opt/venv \
-    && useradd --create-home --uid 10001 server
+    VLLM_NO_USAGE_STATS=1 PATH=/opt/venv/bin:$PATH
+RUN useradd --create-home --uid 10001 server \
+    && pip install --no-cache-dir uv \
+    && uv venv --no-cache /opt/venv
 WORKDIR /app
 COPY pyproject.toml overrides-cpu.txt README.md LICENSE ./
 COPY adapters adapters
@@ -22,7 +22,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 libgom
 RUN uv pip install --python /opt/venv --no-cache --torch-backend cpu \
         --override overrides-cpu.txt -e '.[serve,cloud,cpu]'
 COPY models models
-ENV VLLM_CPU_KVCACHE_SPACE=1
+ENV VLLM_CPU_KVCACHE_SPACE=1 HOME=/home/server
 USER server
 EXPOSE 8000
 HEALTHCHECK --start-period=180s --interval=15s --timeout=5s \
@@ -31,8 +31,13 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["reasonmaxxer", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM common AS gpu
-RUN uv pip install --python /opt/venv --no-cache --torch-backend auto -e '.[serve,cloud,gpu]'
+# Triton compiles a little C when it starts.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+# PyPI's torch is the CUDA build that vLLM's wheel is made for, whatever machine builds the image.
+RUN uv pip install --python /opt/venv --no-cache -e '.[serve,cloud,gpu]'
 COPY models models
+ENV HOME=/home/server
 USER server
 EXPOSE 8000
 HEALTHCHECK --start-period=600s --interval=15s --timeout=5s \

@@ -335,11 +335,19 @@ class AdapterVersion:
         return digests[WEIGHTS]
 
     def _alongside(self) -> list[str]:
-        """Of ALONGSIDE, the files that are worth a copy."""
+        """Of ALONGSIDE, the files that are worth a copy.
+
+        A link out of the folder is none of them, unless it leads where the hub's cache keeps files:
+        what a stranger's README.md points at might be private.
+        """
+        folder = self.path.resolve()
+        homes = (folder, folder.parent.parent / "blobs")
         return [
             file
             for file, limit in ALONGSIDE.items()
-            if (self.path / file).is_file() and (self.path / file).stat().st_size <= limit
+            if (self.path / file).is_file()
+            and (self.path / file).stat().st_size <= limit
+            and any((self.path / file).resolve().is_relative_to(home) for home in homes)
         ]
 
 

@@ -56,7 +56,6 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
     if not HUB_ID.fullmatch(source):
         raise SourceError(f"'{source}' is neither a folder nor a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as folder:
         try:
@@ -67,11 +66,22 @@ def opened(source: str, revision: str | None = None, *, hub: bool = False) -> It
                 local_dir=folder,
                 allow_patterns=[*FILES, *ALONGSIDE, INDEX, SHARDS],
             )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        except hub_errors() as error:
             raise SourceError(
                 f"'{source}' cannot be fetched from the hub: {first_line(error)}"
             ) from error
         yield Path(folder)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub refuses, is out of reach, or goes on the way.
+
+    Its own errors, and those of the HTTP library below, which another release may change.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    below = [one for one in HfHubHTTPError.__mro__ if one not in (Exception, BaseException, object)]
+    return LocalEntryNotFoundError, ValueError, *below
 
 
 def _downloaded(source: str, revision: str | None, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from adapters.exchange import export_adapter
+from adapters.exchange import export_adapter, hub_errors
 from adapters.model_card import HUB_ID, BaseFacts, plain_card
 from adapters.store import Store
 
@@ -44,7 +44,7 @@ def push(
     if not HUB_ID.fullmatch(repository):
         raise ValueError(f"{repository[:100]!r} is no repository; write OWNER/NAME")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     with tempfile.TemporaryDirectory(prefix="reasonmaxxer-") as work:
         folder = Path(work, "adapter")
@@ -66,7 +66,7 @@ def push(
             )
         except HFValidationError as error:
             raise ValueError(str(error)) from error
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except hub_errors() as error:
             raise HubError(f"'{repository}' cannot be pushed to: {_first_line(error)}") from error
     return Pushed(version.id, repository, str(commit.oid))
 

@@ -27,11 +27,13 @@ from pydantic import (
 )
 
 from adapters.json_keys import DuplicateKeyError, unique_keys
+from adapters.patterns import Matches, Patience, check
 
 FILE = "adapter_config.json"
 LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e9
 PATTERNS = 4096  # keys of one pattern at most
+NAME = re.compile(r"[\w.]+")  # a key that is a name
 # PEFT features that change what the adapter computes, of which vLLM's own check knows nothing.
 UNSERVED = {
     "target_parameters": "LoRA on bare parameters (fused experts)",
@@ -67,43 +69,6 @@ Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
 Alpha = Annotated[float, Field(ge=-LARGEST_ALPHA, le=LARGEST_ALPHA, allow_inf_nan=False)]
 
 
-def _safe(pattern: str) -> str:
-    """A regular expression that can be matched in little time, whoever wrote it.
-
-    Raises:
-        ValueError: it is none, or a repeated group could take for ever.
-    """
-    if len(pattern) > 2000 or is_slow(pattern):
-        raise ValueError(
-            "is too complex a pattern; name modules as PEFT does, such as 'q_proj' or "
-            "'layers.0.self_attn.q_proj'"
-        )
-    try:
-        re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"is no regular expression ({error})") from error
-    return pattern
-
-
-def is_slow(pattern: str) -> bool:
-    """Whether matching could take for ever: a repeated group, or many repetitions.
-
-    Backtracking is exponential only where something repeated is repeated, and polynomial in the
-    number of repetitions else.
-    """
-    plain = re.sub(r"\\.", "x", pattern)
-    return bool(re.search(r"\)[*+?{]", plain)) or len(re.findall(r"[*+{]", plain)) > 3
-
-
-def _compiles(pattern: str) -> str:
-    """A regular expression that PEFT could match; it never is here, where that is slow."""
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"is no regular expression ({error})") from error
-    return pattern
-
-
 def _none_is_empty(value: object) -> object:
     return {} if value is None else value
 
@@ -112,7 +77,7 @@ def _none_is_false(value: object) -> object:
     return False if value is None else value
 
 
-Pattern = Annotated[str, AfterValidator(_safe)]
+Pattern = Annotated[str, AfterValidator(check)]
 Flag = Annotated[bool, BeforeValidator(_none_is_false)]
 Module = Annotated[str, StringConstraints(min_length=1)]
 
@@ -126,14 +91,14 @@ class PeftConfig(BaseModel):
     r: Rank
     lora_alpha: Alpha
     target_modules: (
-        Annotated[list[Module], Field(min_length=1)] | Annotated[Module, AfterValidator(_compiles)]
+        Annotated[list[Module], Field(min_length=1)] | Annotated[Module, AfterValidator(check)]
     )
     bias: Literal["none"] = "none"
     use_rslora: Flag = False
     use_dora: Flag = False
     fan_in_fan_out: Flag = False
     modules_to_save: list[str] | None = None
-    exclude_modules: list[Module] | Annotated[str, AfterValidator(_compiles)] | None = None
+    exclude_modules: list[Module] | Annotated[str, AfterValidator(check)] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[Pattern] | Pattern | None = None
     rank_pattern: Annotated[
@@ -173,42 +138,53 @@ class PeftConfig(BaseModel):
         return max([self.r, *self.rank_pattern.values()])
 
     def rank_of(self, module: str) -> int:
-        """The rank that PEFT gives the module of this name."""
-        for pattern, rank in self._ranks:
-            if pattern.match(module):
-                return rank
-        return self.r
+        """The rank that PEFT gives the module of this name. Raises as `compiled`."""
+        return next((rank for matches, rank in self._ranks if matches(module)), self.r)
 
     def scaling_of(self, module: str) -> float:
-        """What PEFT multiplies the module's update by."""
-        alpha = next((value for key, value in self._alphas if key.match(module)), self.lora_alpha)
+        """What PEFT multiplies the module's update by. Raises as `compiled`."""
+        alpha = next((a for matches, a in self._alphas if matches(module)), self.lora_alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     @cached_property
-    def _alphas(self) -> list[tuple[re.Pattern[str], float]]:
-        return [
-            (re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in self.alpha_pattern.items()
-        ]
+    def _patience(self) -> Patience:
+        return Patience()
 
     @cached_property
-    def _ranks(self) -> list[tuple[re.Pattern[str], int]]:
-        return compiled(self.rank_pattern)
+    def _alphas(self) -> list[tuple[Matches, float]]:
+        return self.compiled(self.alpha_pattern)
+
+    @cached_property
+    def _ranks(self) -> list[tuple[Matches, int]]:
+        return self.compiled(self.rank_pattern)
+
+    def compiled(self, pattern: dict[str, Value]) -> list[tuple[Matches, Value]]:
+        """In PEFT's order; the first that matches decides (peft.utils.other.get_pattern_key).
+
+        What is returned raises ValueError where matching takes too long.
+        """
+        return [
+            (self._patience.matcher(rf"(.*\.)?({key})$", of_names=bool(NAME.fullmatch(key))), value)
+            for key, value in pattern.items()
+        ]
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT would adapt `module`; True where that takes too long to find out."""
+        """Whether PEFT would adapt `module`. Raises as `left_out_by`."""
         return self.left_out_by(module) is None
 
     def left_out_by(self, module: str) -> str | None:
         """The field for which PEFT would not adapt `module`; None: it would.
 
-        As peft.tuners.tuners_utils.check_target_module_exists. A pattern that takes too long to
-        match is taken to match a target, and no excluded module.
+        As peft.tuners.tuners_utils.check_target_module_exists.
+
+        Raises:
+            ValueError: a pattern takes too long to match.
         """
-        if self.exclude_modules and _names(self.exclude_modules, module, slow=False):
+        if self.exclude_modules and self._names(self.exclude_modules, module):
             return "exclude_modules"
         all_linear = str(self.target_modules).lower() == "all-linear"
-        if not all_linear and not _names(self.target_modules, module, slow=True):
+        if not all_linear and not self._names(self.target_modules, module):
             return "target_modules"
         by_pattern = isinstance(self.target_modules, str) or module in self.target_modules
         if by_pattern or self.layers_to_transform in (None, []):
@@ -221,22 +197,16 @@ class PeftConfig(BaseModel):
         """The number of the layer that `module` belongs to, as PEFT finds it in the name."""
         patterns = self.layers_pattern or [r"[^.]*"]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf".*\.{pattern}\.(\d+)\.", module)
+            found = self._patience.match(rf".*\.{pattern}\.(\d+)\.", module)
             if found is not None:
                 return int(found[1])
         return None
 
-
-def _names(wanted: list[str] | str, module: str, slow: bool) -> bool:
-    """Whether names, or a pattern of the whole name, mean `module`; `slow`: if it takes long."""
-    if isinstance(wanted, str):
-        return slow if is_slow(wanted) else re.fullmatch(wanted, module) is not None
-    return any(module == one or module.endswith(f".{one}") for one in wanted)
-
-
-def compiled(pattern: dict[str, Value]) -> list[tuple[re.Pattern[str], Value]]:
-    """In PEFT's order; the first that matches decides (peft.utils.other.get_pattern_key)."""
-    return [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in pattern.items()]
+    def _names(self, wanted: list[str] | str, module: str) -> bool:
+        """Whether names, or a pattern of the whole name, mean `module`."""
+        if isinstance(wanted, str):
+            return self._patience.match(rf"(?:{wanted})\Z", module) is not None
+        return any(module == one or module.endswith(f".{one}") for one in wanted)
 
 
 def lean(raw: dict[str, Any]) -> dict[str, Any]:
@@ -247,9 +217,13 @@ def lean(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in raw.items()
-        if key in REQUIRED
-        or (value != DEFAULTS[key] if key in DEFAULTS else value not in (None, False, [], {}))
+        if key in REQUIRED or (value != DEFAULTS[key] if key in DEFAULTS else _says(value))
     }
+
+
+def _says(value: Any) -> bool:
+    """Whether the value of a key differs from "no" and "none"; layer 0 does."""
+    return value not in (None, [], {}) and value is not False
 
 
 def _object(content: bytes) -> dict[str, Any]:

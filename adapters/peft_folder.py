@@ -22,7 +22,7 @@ from typing import Any
 
 from adapters.files import write_blocks
 from adapters.peft_config import FILE as CONFIG
-from adapters.peft_config import PeftConfig, compiled
+from adapters.peft_config import PeftConfig
 from adapters.safetensors_file import (
     POINTED,
     Tensor,
@@ -191,18 +191,17 @@ class PeftFolder:
         modules = sorted({rename.get(side.module, side.module) for side, _ in self.sides.values()})
         changed: dict[str, Any] = {"target_modules": modules, "exclude_modules": None}
         for field in ("rank_pattern", "alpha_pattern"):
-            changed[field] = _resolved(getattr(self.config, field), rename)
+            changed[field] = self._resolved(getattr(self.config, field), rename)
         return self.config.raw | changed | {"layers_to_transform": None, "layers_pattern": None}
 
-
-def _resolved(pattern: dict[str, Any], rename: Rename) -> dict[str, Any]:
-    """A rank or alpha pattern by whole module names, for modules that get other ones."""
-    known = compiled(pattern)
-    found = {
-        re.escape(new): next((value for key, value in known if key.match(old)), None)
-        for old, new in rename.items()
-    }
-    return {f"^{name}": value for name, value in found.items() if value is not None}
+    def _resolved(self, pattern: dict[str, Any], rename: Rename) -> dict[str, Any]:
+        """A rank or alpha pattern by whole module names, for modules that get other ones."""
+        known = self.config.compiled(pattern)
+        found = {
+            re.escape(new): next((value for matches, value in known if matches(old)), None)
+            for old, new in rename.items()
+        }
+        return {f"^{name}": value for name, value in found.items() if value is not None}
 
 
 def _instead(path: Path) -> str:

@@ -15,6 +15,7 @@ import re
 from typing import NamedTuple
 
 PREFIX = "base_model.model."
+LONGEST = 1000  # letters of a tensor's name; real ones have some hundred
 # What wrappers put before the names: accelerate, DDP, DeepSpeed, TRL, Lightning.
 _OUTER = ("module.", "pretrained_model.", "policy.", "_forward_module.")
 # What wrappers put between two parts of a name: torch.compile, FSDP, activation checkpoints.
@@ -77,6 +78,8 @@ def parse(key: str) -> Side | Copy | None:
     Raises:
         ValueError: it is none of these; the message says what it is instead, where that is known.
     """
+    if len(key) > LONGEST:
+        raise ValueError(f"tensor '{key[:200]!a}...' has a name of {len(key)} letters")
     name = without_prefix(key)
     if _IDLE.match(name):
         return None

@@ -11,11 +11,13 @@ Ages and leases are told by the storage's clock alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 
+from adapters.adapter import AdapterError
 from adapters.bucket.objects import AwayError, ConflictError
-from adapters.bucket.store import BucketStore
+from adapters.bucket.store import AT_ONCE, BucketStore
 from adapters.bucket.versions import CONTENT, Record, files_prefix, record_key
 from adapters.manifest import is_name
 from adapters.needed import wanted
@@ -37,13 +39,14 @@ def collect(store: BucketStore, keep: int, grace: float, dry_run: bool) -> list[
     with store.writes("gc"):
         now = store.objects.now()
         if dry_run:
-            return _candidates(store, keep, grace, now)
+            return _look(store, keep, grace, now)[1]
         with _alone(store, now):
             return _collect(store, keep, grace, now)
 
 
 def _collect(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
-    candidates = _candidates(store, keep, grace, now)
+    needed, candidates = _look(store, keep, grace, now)
+    _unmark_needed(store, needed)  # what a killed collection has left marked
     marked = [reference for reference in candidates if _mark(store, reference)]
     # From here on nobody begins to use a marked one; some may have done so before.
     needed = _needed(store, keep, store.objects.now()) if marked else set()
@@ -69,11 +72,14 @@ def _needed(store: BucketStore, keep: int, now: datetime) -> set[Reference]:
     return wanted(store, keep) | set(map(Reference.parse_version, held))
 
 
-def _candidates(store: BucketStore, keep: int, grace: float, now: datetime) -> list[Reference]:
+def _look(
+    store: BucketStore, keep: int, grace: float, now: datetime
+) -> tuple[set[Reference], list[Reference]]:
+    """The versions that are needed, and those that may go."""
     # The records first: what is published meanwhile is none of them.
     entries = list(store.all_versions.entries())
     needed = _needed(store, keep, now)
-    return [
+    return needed, [
         reference
         for reference, entry in entries
         if reference not in needed
@@ -106,6 +112,15 @@ def _unmark(store: BucketStore, reference: Reference) -> None:
         with suppress(ConflictError):
             kept = known.record.model_copy(update={"collecting": False})
             store.all_versions.write(reference, kept, known.etag)
+
+
+def _unmark_needed(store: BucketStore, needed: set[Reference]) -> None:
+    def unmark(reference: Reference) -> None:
+        with suppress(AdapterError):  # a damaged record: `verify` names it
+            _unmark(store, reference)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(unmark, needed))
 
 
 def _sweep(store: BucketStore, now: datetime) -> None:

@@ -162,10 +162,10 @@ class Index:
         self._keep(written)
 
     def _write_down(self, name: str, last: Move) -> None:
-        """Make `last` the last line of the history, where it is not."""
+        """Append `last` to the history, unless somebody was faster, who may have moved on."""
         for _ in range(_TRIES):
             lines, etag = self._lines(name)
-            if lines[-1:] == [last]:
+            if last in lines:
                 return
             text = "".join(one.model_dump_json(by_alias=True) + "\n" for one in [*lines, last])
             with suppress(ConflictError):

@@ -98,3 +98,27 @@ def test_a_write_that_comes_too_late_is_made_again(
     assert [line.version for line in lines] == [*ids, ids[1], ids[0]]
     assert [line.by for line in lines[-2:]] == ["theirs", "ours"]
     assert verify(ours) == []
+
+
+def test_a_history_that_has_moved_on_gets_no_old_line(
+    cloud: Cloud, machine: Machines, sources: list[Path]
+) -> None:
+    ours, theirs = machine("a"), machine("b")
+    ids = [ours.publish(source, "alpha", alias=False).id for source in sources[:4]]
+    ours.alias("alpha", ids[0])
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slow(asked: Asked) -> None:
+        if "history/alpha" in asked.path and not asked.answered and not arrived.is_set():
+            arrived.set()
+            go_on.wait(30)
+
+    with cloud.failing(slow), ThreadPoolExecutor(1) as pool:
+        late = pool.submit(ours.alias, "alpha", ids[3])
+        assert arrived.wait(30)
+        for version in ids[1:3]:
+            theirs.alias("alpha", version)
+        go_on.set()
+        late.result()
+    assert [line.version for line in ours.history("alpha")] == ids
+    assert verify(ours) == []

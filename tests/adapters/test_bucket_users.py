@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adapters.adapter import WEIGHTS
+from adapters.adapter import WEIGHTS, AdapterError
 from adapters.audit import verify
 from adapters.bucket.leases import SECONDS, Leases
 from adapters.bucket.versions import record_key
@@ -196,6 +196,23 @@ def test_what_killed_publishers_left_goes_and_what_is_published_meanwhile_stays(
         assert theirs.publish(source, "alpha").id == version
     assert collect(ours, 3, 3600) == []
     assert verify(ours) == []
+
+
+def test_what_a_killed_collection_marked_and_an_alias_needs_is_unmarked(
+    machine: Machines, sources: list[Path]
+) -> None:
+    ours = machine("a")
+    version = ours.publish(sources[0], "alpha")
+    reference = Reference.parse(version.id)
+    known = ours.all_versions.record(reference)
+    assert known is not None
+    marked = known.record.model_copy(update={"collecting": True})
+    ours.all_versions.write(reference, marked, known.etag)
+    with pytest.raises(AdapterError, match="is gone"):
+        machine("b").lease("alpha")
+    assert collect(ours, 0, 0) == []
+    machine("c").lease("alpha").lease.close()
+    assert ours.publish(sources[0], "alpha").id == version.id
 
 
 def test_an_unreadable_lease_stops_the_collection(machine: Machines, sources: list[Path]) -> None:

@@ -237,6 +237,8 @@ def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network\nat all")
         if repo == "someone/slow":
             raise TimeoutError
+        if repo == "someone/cut":  # of the HTTP library below
+            raise huggingface_hub.errors.HfHubHTTPError.__mro__[1]("connection refused")
         for file in allow_patterns:
             if (hub / file).exists():
                 shutil.copy(hub / file, local_dir)
@@ -252,6 +254,8 @@ def test_an_import_from_the_hub_takes_the_files_of_the_adapter_alone(
         import_adapter(store, "someone/absent", "absent", base=None)
     with pytest.raises(SourceError, match=r"'someone/slow' cannot be fetched.*: TimeoutError$"):
         import_adapter(store, "someone/slow", "absent", base=None)
+    with pytest.raises(SourceError, match=r"'someone/cut' cannot be fetched.*: connection refused"):
+        import_adapter(store, "someone/cut", "absent", base=None)
     (hub / WEIGHTS).unlink()  # a repository of pickled weights
     with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is missing"):
         import_adapter(store, "someone/pickled", "pickled", base=None)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub_server import Hub, running_hub
 from huggingface_hub import EvalResult, ModelCard
-from support import configured, python
+from support import configured, free_port, python
 from tiny import contents, make_adapter, write_manifest
 
 from adapters.adapter import CONFIG
@@ -171,6 +171,14 @@ def test_the_defaults_are_pefts() -> None:
     for key, value in DEFAULTS.items():
         assert defaults[key] == value
     assert lean(defaults).keys() <= {*REQUIRED, "peft_version"}
+    assert lean({"layers_to_transform": 0, "use_dora": False}) == {"layers_to_transform": 0}
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(here: Store, tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    code, told = run_apart(tmp_path, nobody, "push", "mine", "a/b", "--store", here.root)
+    assert code == 1
+    assert len(told.splitlines()) == 1 and "'a/b' cannot be pushed to" in told
 
 
 def test_the_same_adapter_from_another_place_is_the_same_version(

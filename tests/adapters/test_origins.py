@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ PEFT_VERSIONS = json.loads(
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseCheckpoint:
     return make_base(tmp_path_factory.mktemp("base") / "base")
+
+
+SLOW = r"(\w|\.|[a-z])*j_?p"  # on q_proj `re` would take for ever
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow patterns are given up soon."""
+    monkeypatch.setattr("adapters.patterns.SECONDS", 0.2)
 
 
 def configured(**changes: Any) -> Callable[[Path], None]:
@@ -197,7 +207,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pattern of text": (configured(rank_pattern={"q_proj": "2"}), r"rank_pattern\['q_proj'\]: "),
     "a false pattern": (configured(rank_pattern={"q_proj": 4}), "rank 2, .*rank_pattern. says 4"),
     "a pattern that is none": (configured(alpha_pattern={"q[": 1}), "is no regular expression"),
-    "an endless pattern": (configured(rank_pattern={"(a+)+b": 2}), "is too complex a pattern"),
+    "an endless pattern": (configured(rank_pattern={SLOW: 2}), "is too complex a pattern"),
+    "endless targets": (configured(target_modules=SLOW), "is too complex a pattern"),
+    "endless exceptions": (configured(exclude_modules=SLOW), "is too complex a pattern"),
+    "a book of a pattern": (configured(alpha_pattern={"q" * 3000: 1}), "is too complex a pattern"),
     "an alpha pattern of null": (configured(alpha_pattern={"q_proj": None}), "alpha_pattern.'q_p"),
     "a flag of text": (configured(use_rslora="yes"), "use_rslora: input should be a valid boolean"),
     "a key twice": (raw(b'{"peft_type": "LORA", "r": 1, "r": 2}'), "the key 'r' is there twice"),
@@ -219,6 +232,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an index of nothing": (_index({}), "is no index of shards"),
     "an index that leads out": (_index({"weight_map": {"a": "../x.safetensors"}}), "other files"),
     "a lost shard": (_index({"weight_map": {"a": "adapter_model-1.safetensors"}}), "is missing, w"),
+    "a tensor with an endless name": (added("module." * 500 + "x"), "has a name of 3501 letters"),
     "a strange tensor": (added("base_model.model.x.weight"), "unexpected tensor 'base_model.model"),
     "no module of the base": (renamed("q_proj", "k_proj"), "target_modules does not name"),
 }  # fmt: skip
@@ -538,3 +552,28 @@ def test_a_folder_is_read_the_same_with_every_name_peft_gives(tmp_path: Path) ->
         renamed("base_model.model.", prefix)(other)
         assert AdapterVersion.read(other).shapes == first.shapes
         assert not AdapterVersion.read(other).folder.is_canonical
+
+
+def test_a_strangers_readme_is_copied_unless_it_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    folder = make_adapter(tmp_path / "theirs")
+    (folder / "README.md").symlink_to("../secret")
+    (folder / "notes.md").write_text("theirs")
+    (folder / "fit.yaml").symlink_to("notes.md")
+    (tmp_path / "copy").mkdir()
+    AdapterVersion.read(folder).copy_to(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "README.md").exists()
+    assert (tmp_path / "copy" / "fit.yaml").read_text() == "theirs"
+
+    # As huggingface_hub's cache keeps what it has downloaded.
+    snapshot = tmp_path / "models--they--theirs" / "snapshots" / "abc"
+    blob = snapshot.parent.parent / "blobs" / "123"
+    blob.parent.mkdir(parents=True)
+    blob.write_text("card")
+    shutil.copytree(folder, snapshot, symlinks=True)
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to("../../blobs/123")
+    (tmp_path / "other").mkdir()
+    AdapterVersion.read(snapshot).copy_to(tmp_path / "other")
+    assert (tmp_path / "other" / "README.md").read_text() == "card"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,25 @@ def store(prepared: Path, tmp_path: Path) -> Store:
     """`plain` is a PEFT folder without a manifest, `fitted` has one with scores."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     return Store(tmp_path / "store")
+
+
+def test_whoever_is_not_root_can_add_a_gate(
+    store: Store, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseCheckpoint.open(str(base_folder))
+    folder = store.root.parent / "fitted"
+    (folder / "README.md").write_text("a card")
+    before = store.publish(folder, "fitted")
+    write = Path.write_text
+
+    def write_as_user(path: Path, *arguments: Any, **more: Any) -> int:
+        if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
+            raise PermissionError(errno.EACCES, "not root", str(path))
+        return write(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "write_text", write_as_user)
+    added = add_gate(store, "fitted", Gate(tau=0.3, rate=0.05, tokens=9, table=[(0.05, 0.3)]), base)
+    assert added.hash != before.hash
 
 
 def test_only_scores_of_the_same_gate_are_kept(store: Store, base_folder: Path) -> None:
