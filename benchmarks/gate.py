@@ -66,7 +66,7 @@ class GateConfig(Config):
     model: Path | None = Field(None, description="Folder of a real model, instead of a shape.")
     adapter: Path | None = Field(None, description="PEFT folder for it; a random one if none.")
     shape: Shape = "31m"
-    dtype: str = Field("", description="Of the engines: bfloat16 with --model, else float32.")
+    dtype: str = Field("", description="Type of weights: bfloat16 with --model, else float32.")
     threads: int = Field(0, ge=0, description="All cores with --model, else one.")
     batch: list[int] = Field([1, 4, 16], description="Sequences at a time.")
     runs: int = Field(5, ge=1, description="Runs of each mode, interleaved.")

@@ -56,7 +56,7 @@ class GpuConfig(Config):
     rows: int = Field(64, ge=0, description="Largest step with two rows; 0: do not measure them.")
     engines: list[Engine] = Field(list(get_args(Engine)), description="Engines to measure.")
     only_eager: bool = Field(False, description="No CUDA graphs; so it is without a GPU.")
-    child: Path | None = Field(None, description="Of the benchmark's own processes.")
+    child: Path | None = Field(None, description="For the benchmark's own processes.")
 
 
 def main() -> None:

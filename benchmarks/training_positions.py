@@ -43,8 +43,8 @@ class PositionsConfig(Config):
     epochs: float = Field(1.0, gt=0)
     batch: int = Field(16, ge=1, description="Rollouts of a step.")
     rank: int = Field(16, ge=1)
-    memory_gib: float = Field(4.0, ge=0, description="Of the base's caches.")
-    runs: int = Field(3, ge=1, description="Of each way, interleaved.")
+    memory_gib: float = Field(4.0, ge=0, description="GiB of memory for the base's caches.")
+    runs: int = Field(3, ge=1, description="Runs of each way, interleaved.")
     measure: Literal["", "decisions", "all"] = Field("", description="Internal: one run, JSON.")
 
 

@@ -255,10 +255,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.description = (__doc__ or "").splitlines()[0]
     parser.add_argument("--replicas", type=int, default=2, help="(%(default)s)")
     parser.add_argument("--clients", type=int, default=16, help="(%(default)s)")
-    parser.add_argument("--moves", type=int, default=200, help="of the alias (%(default)s)")
+    parser.add_argument("--moves", type=int, default=200, help="moves of the alias (%(default)s)")
     parser.add_argument("--every", type=float, default=1.0, help="seconds a move (%(default)s)")
     parser.add_argument("--kills", type=int, default=1, help="at least (%(default)s)")
-    parser.add_argument("--pause", type=float, default=1.0, help="of a client, s (%(default)s)")
+    parser.add_argument(
+        "--pause", type=float, default=1.0, help="seconds between a client's requests (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("runs/loadtest"), help="(%(default)s)")
     options = parser.parse_args(argv)

@@ -206,8 +206,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.fleet", allow_abbrev=False)
     parser.description = (__doc__ or "").splitlines()[0]
     parser.add_argument("--clients", type=int, default=16, help="at a time (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=8, help="of a turn (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="length of an answer (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=8, help="seconds of a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
     parser.add_argument("--times", type=int, default=30, help="first tokens (%(default)s)")
     parser.add_argument("--no-restart", dest="restart", action="store_false", help="leave it out")

@@ -72,7 +72,7 @@ class AdapterState(BaseModel):
         None, description="Where it comes from: the manifest, this API, or --default-gate-rate."
     )
     temperature: float | None = Field(
-        None, description="Of NAME:gated; divides the logits where the gate is open."
+        None, description="Divides the logits of NAME:gated where the gate is open."
     )
     scores: list[Score] = Field([], description="As measured when it was fitted.")
     versions: list[str] = Field([], description="In the store.", examples=[[EXAMPLE]])

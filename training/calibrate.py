@@ -82,11 +82,13 @@ class CalibrateConfig(Config):
     limit: int = Field(128, ge=1, description="Prompts at most, drawn at random.")
     answers: int = Field(1, ge=1, description="Answers to each prompt.")
     temperature: float | None = Field(
-        None, ge=0, description="Of the answers; default: the recipe's."
+        None, ge=0, description="Sampling temperature of the answers; default: the recipe's."
     )
     max_tokens: int | None = Field(None, ge=1, description="Longest answer; default: the recipe's.")
     engine: EngineName = Field("auto", description="What samples: auto, vllm or transformers.")
-    dtype: Dtype = Field("auto", description="Of the base: float32, bfloat16 or auto.")
+    dtype: Dtype = Field(
+        "auto", description="Type of the base's weights: float32, bfloat16 or auto."
+    )
     data_dir: Path | None = Field(None, description="Folder with local copies of benchmarks.")
     seed: int = Field(0, ge=0, lt=2**31)
 

@@ -50,7 +50,9 @@ class EvaluateConfig(ColumnsConfig):
         description="In process: base, always, gated. With --url: what the models are; by default "
         "as their names say, the first the base.",
     )
-    tau: float | None = Field(None, ge=0, description="Of gated, nats; default: the manifest's.")
+    tau: float | None = Field(
+        None, ge=0, description="Threshold of the gate, in nats; default: the manifest's."
+    )
     gate: Literal["entropy", "random"] = Field(
         "entropy", description="random: a control, the manifest's gate rate drawn at random."
     )
@@ -70,7 +72,7 @@ class EvaluateConfig(ColumnsConfig):
     url: str | None = Field(None, description="An OpenAI-compatible server, with its /v1.")
     api_key_env: str | None = Field(None, description="Environment variable with the key.")
     concurrency: int = Field(64, ge=1, description="Requests in flight.")
-    retries: int = Field(5, ge=0, description="Of connection errors, 429 and 5xx.")
+    retries: int = Field(5, ge=0, description="Retries after a connection error, 429 or 5xx.")
     timeout: float = Field(600.0, gt=0, description="Seconds for one answer.")
     extra_body: dict[str, Any] = Field({}, description="JSON added to every request.")
 
@@ -84,8 +86,8 @@ class EvaluateConfig(ColumnsConfig):
     )
     overlap: Action = Field(
         "name",
-        description="Of problems that share 13 words in a row with those that the adapter was "
-        "fitted to: name them, drop them, or refuse to evaluate.",
+        description="What to do with problems that share 13 words in a row with those that the "
+        "adapter was fitted to: name them, drop them, or refuse to evaluate.",
     )
 
     samples: int | None = Field(

@@ -61,8 +61,8 @@ class RunSettings(ColumnsConfig):
     )
     overlap: Action = Field(
         "name",
-        description="Of problems that share 13 words in a row with --heldout, --tests or a "
-        "benchmark in --data-dir: name them, drop them, or refuse to train.",
+        description="What to do with problems that share 13 words in a row with --heldout, --tests "
+        "or a benchmark in --data-dir: name them, drop them, or refuse to train.",
     )
     mode: Literal["gated", "always"] = Field(
         "gated",
@@ -83,14 +83,15 @@ class RunSettings(ColumnsConfig):
     )
     dtype: Dtype = Field(
         "auto",
-        description="Of the base in training: float32, bfloat16, or auto: what is fast here.",
+        description="Type of the base's weights in training: float32, bfloat16, or auto, which is "
+        "what is fast here.",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Of problems, rollouts and training.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of problems, rollouts and training.")
     training_seed: int | None = Field(
         None,
         ge=0,
         lt=2**31,
-        description="Of training alone, so that several trainings share one set of rollouts; "
+        description="Seed of training alone, so that several trainings share one set of rollouts; "
         "default: --seed.",
     )
     report_to: list[Tracker] = Field(

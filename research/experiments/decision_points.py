@@ -54,8 +54,8 @@ class PointsConfig(Config):
     models: list[Path] = Field(
         [Path("models/tiny-qwen2"), Path("models/tiny-llama")], description="Miniature bases."
     )
-    ways: list[str] = Field(list(WAYS), description=f"Of {', '.join(WAYS)}.")
-    seeds: list[int] = Field([0, 1, 2], description="Of the fits and their problems.")
+    ways: list[str] = Field(list(WAYS), description=f"Some of {', '.join(WAYS)}.")
+    seeds: list[int] = Field([0, 1, 2], description="Seeds of the fits and their problems.")
     train: int = Field(240, ge=20, description="Problems given to each fit.")
     heldout: int = Field(100, ge=4, description="Problems that choose the checkpoint.")
     questions: int = Field(500, ge=10, description="Test problems.")

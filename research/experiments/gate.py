@@ -63,7 +63,7 @@ class GateConfig(Config):
     program: ClassVar[str] = "python -m research.experiments.gate"
 
     model: Path = Field(Path("models/tiny-qwen2"), description="A miniature base.")
-    seeds: list[int] = Field([0, 1, 2], description="Of the fits and their problems.")
+    seeds: list[int] = Field([0, 1, 2], description="Seeds of the fits and their problems.")
     train: int = Field(400, ge=20, description="Problems given to each fit.")
     questions: int = Field(1000, ge=10, description="Held-out problems.")
     samples: int = Field(2, ge=1, description="Answers per problem.")

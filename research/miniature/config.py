@@ -48,7 +48,9 @@ class PretrainConfig(Config):
     vocabulary: int = Field(352, ge=259, description="Tokens, 256 bytes and 3 special included.")
     corpus: CorpusConfig = CorpusConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["bf16", "float32"] = Field("bf16", description="Of matrix products.")
+    precision: Literal["bf16", "float32"] = Field(
+        "bf16", description="Precision of matrix products."
+    )
     threads: int = Field(1, ge=1, description="Part of the recipe: sums depend on it.")
     seed: int = 0
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.")

@@ -32,7 +32,7 @@ class Scores(BaseModel):
 
     problems: int
     pass_at_1: float
-    stderr: float = Field(description="Of pass_at_1, over problems.")
+    stderr: float = Field(description="Standard error of pass_at_1, over problems.")
     pass_at_8: float
     mixed: float = Field(description="Share of problems with both right and wrong samples.")
     greedy: float
@@ -49,7 +49,7 @@ class MeasureConfig(Config):
 
     model: Path = Path("models/tiny-qwen2")
     problems: int = Field(400, ge=4)
-    seed: int = Field(1, description="Of the problems and of the sampling.")
+    seed: int = Field(1, description="Seed of the problems and of the sampling.")
     threads: int = Field(2, ge=1)
 
 

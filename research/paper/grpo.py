@@ -60,7 +60,9 @@ class GrpoConfig(ProblemsConfig):
     generations: int = Field(8, ge=2, description="Completions of each.")
     learning_rate: float = Field(3e-5, gt=0)
     temperature: float = Field(1.0, gt=0)
-    clip: float = Field(0.2, gt=0, lt=1, description="Of the probability ratio, both sides.")
+    clip: float = Field(
+        0.2, gt=0, lt=1, description="Largest change of the probability ratio, both ways."
+    )
     beta: float = Field(0.0, ge=0, description="Weight of the KL to the base.")
     max_tokens: int | None = Field(None, ge=1, description="Default: the family's.")
     every: int = Field(25, ge=1, description="Steps between looks at the held-out problems.")

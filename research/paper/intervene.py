@@ -64,7 +64,7 @@ class InterveneConfig(PairConfig):
 
     program: ClassVar[str] = "python -m research.paper.intervene"
 
-    tau: float | None = Field(None, ge=0, description="Of the entropy gate, nats.")
+    tau: float | None = Field(None, ge=0, description="Threshold of the entropy gate, in nats.")
 
 
 class Decoded(NamedTuple):

@@ -42,7 +42,7 @@ class RealConfig(ProblemsConfig):
     program: ClassVar[str] = "python -m research.real"
 
     bases: list[str] = Field(BASES, min_length=1, description="Folders or hub ids.")
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Of the trainings.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of the trainings.")
     tasks: list[str] = Field([], description="Measure and report these alone, and ask no rule.")
     only: list[str] = Field(
         [],

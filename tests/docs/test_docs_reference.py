@@ -57,6 +57,14 @@ def test_every_setting_has_a_row_with_a_meaning(title: str, settings: type[BaseM
     assert [name for name, meaning in rows.items() if not meaning.strip()] == []
 
 
+def test_a_help_text_is_understood_without_the_one_above() -> None:
+    text = GENERATED.read_text(encoding="utf-8")
+    meanings = [row.rsplit(" | ", 1)[-1] for row in text.splitlines() if row.startswith("| `")]
+    assert len(meanings) > 150
+    assert [one for one in meanings if re.match("of |and |likewise", one, re.IGNORECASE)] == []
+    assert "likewise" not in text
+
+
 def flags_in_help(command: Callable[[list[str]], object]) -> set[str]:
     """The flags of the usage line that `--help` begins with."""
     with redirect_stdout(StringIO()) as said, suppress(SystemExit):

@@ -36,8 +36,8 @@ class ColumnsConfig(ProblemsConfig):
         description="Column with the question, or with chat messages; a.b is b within a. For files "
         "and hub datasets.",
     )
-    answer_field: str = Field("answer", description="Column with the reference answer; likewise.")
-    id_field: str = Field("id", description="Column with the problem's id; likewise.")
+    answer_field: str = Field("answer", description="Column with the reference answer, as above.")
+    id_field: str = Field("id", description="Column with the problem's id, as above.")
     grader: Literal["math", "choice", "text"] = Field(
         "math",
         description="What grades answers to files and hub datasets: math, an option's letter "
