@@ -216,6 +216,94 @@ def test_only_a_plural_is_the_same_word(candidate: str, reference: str, correct:
     assert decide(reference, candidate).correct is correct
 
 
+@pytest.mark.parametrize(
+    ("candidate", "reference", "correct"),
+    [
+        ("D) Both A and B", "D) Both A and B", True),
+        ("D. Both A and B", "D", True),
+        ("C. A and B only", "C", True),
+        ("E) A, B and C", "E", True),
+        ("D) Both (A) and (B)", "D", True),
+        ("D. Both A and B are correct", "D", True),
+        ("D) Neither A nor B", "D", True),
+        ("C. I and II only", "C", True),
+        ("C. Hepatitis A and B", "C. Hepatitis A and B", True),
+        # The option's own text, or a second choice?
+        ("C. Hepatitis A and B", "C", None),
+        ("A. B and C", "A", None),
+        ("B: some text or C", "B", None),
+        ("D. Both A and B", "C", False),
+        ("(A) 12 (B) 13", "A", False),
+        ("A) 12 or B) 13", "A", False),
+        ("A, B and C", "A", False),
+        ("A or B", "B", False),
+        ("Neither A nor B", "A", False),
+    ],
+)
+def test_options_whose_text_names_options(
+    candidate: str, reference: str, correct: bool | None
+) -> None:
+    assert decide(candidate, reference).correct is correct
+    grading = Grading(grader="choice", task="", entry="")
+    problem = Problem(id="1", problem="?", answer=reference, grading=grading)
+    with Verifier(workers=1) as verifier:
+        [verdict] = verifier.check([rf"\boxed{{{candidate}}}"], [problem])
+    assert verdict.correct is correct
+
+
+@pytest.mark.parametrize("candidate", ["Both A and B", "D", "(D) Both A and B"])
+def test_a_reference_that_is_an_option_with_its_text(candidate: str) -> None:
+    assert decide(candidate, "D) Both A and B").correct is True
+    assert decide(candidate, "D) Both A and C").correct is not True or candidate == "D"
+
+
+def test_the_text_of_an_option_may_be_a_denial() -> None:
+    assert decide("Neither A nor B", "D) Neither A nor B").correct is True
+    assert decide("Neither A nor B", "D) Both A and B").correct is False
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "correct"),
+    [
+        *(("7 dozen eggs", "84", True), ("7 dozens of eggs", "84 eggs", True)),
+        *(("7 dozen eggs", "7", None), ("7 dozens of eggs", "7", None), ("two dozen", "2", None)),
+        *(("7", "7 dozen", None), ("7 dozen eggs", "7 dozen", True), ("7 dozen", "8", False)),
+        *(("16 quarters", "4", True), ("16 quarters", "16", None), ("16 quarters", "5", False)),
+        *(("3 halves", "1.5", True), ("3 halves", "3", None), ("12 fifths", "12", None)),
+        *(("three quarters", "3", False), ("3 million", "3", False)),
+    ],
+)
+def test_a_number_of_parts_may_be_a_count(
+    candidate: str, reference: str, correct: bool | None
+) -> None:
+    assert decide(candidate, reference).correct is correct
+
+
+@pytest.mark.parametrize("grader", ["math", "text"])
+@pytest.mark.parametrize(
+    ("text", "reference", "correct"),
+    [
+        ("So the answer is\n\n$$\n18\n$$", "18", True),
+        ("Answer:\n\n- 18", "18", True),
+        ("Answer: -18", "18", False),
+        ("Answer:\n- 3\n- 5", "3", False),
+        ("Answer: never", "never", True),
+        ("Answer: Neither A nor B", "Neither A nor B", True),
+        ("The answer is not Paris.", "Paris", False),
+        ("The answer is not x.", "x", False),
+        ("The final answer is no solution.", "no", False),
+        ("#### left left up up", "left left up up", True),
+        ("#### 3:30 PM", "3:30 PM", True),
+    ],
+)
+def test_what_is_stated_is_graded(grader: str, text: str, reference: str, correct: bool) -> None:
+    grading = Grading(grader=grader, task="", entry="")
+    problem = Problem(id="1", problem="?", answer=reference, grading=grading)
+    with Verifier(workers=1) as verifier:
+        [verdict] = verifier.check([text], [problem])
+    assert verdict.correct is correct
+
+
 def test_references_that_cannot_be_graded() -> None:
     references = {
         "18": None,

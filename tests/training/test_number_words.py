@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.grading.reading.number_words import in_digits, ordinal
+from training.grading.reading.number_words import count_of_parts, in_digits, ordinal
 from training.grading.reading.short_numbers import long_form, roman
 
 ONES = [
@@ -67,6 +67,8 @@ def hundreds(n: int) -> list[str]:
         ("one hundredth", r"\frac{1}{100}"),
         ("a third", r"\frac{1}{3}"),
         ("5 hundredths", r"\frac{5}{100}"),
+        ("3 halves", r"\frac{3}{2}"),
+        ("three halves", r"\frac{3}{2}"),
         ("two point zero five", r"\frac{41}{20}"),
         ("nineteen hundred", "1900"),
         ("a dozen eggs", "12 eggs"),
@@ -83,6 +85,17 @@ def hundreds(n: int) -> list[str]:
 )
 def test_parts_and_what_is_left_alone(text: str, read: str) -> None:
     assert in_digits(text) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        *(("16 quarters", "16"), ("7 dozen eggs", "7"), ("two dozens", "2"), ("3-halves", "3")),
+        *(("16 quarts", None), ("three quarters", None), ("a dozen", None), ("16", None)),
+    ],
+)
+def test_counts_of_parts(text: str, count: str | None) -> None:
+    assert count_of_parts(text) == count
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,18 @@ class ChoiceGrader:
             answer = spoken
         if answer is None:
             return wrong(stated.reason)
-        if choices.names_several(answer):
+        if words(answer) == words(problem.answer):
+            return right("the same words")
+        several = choices.names_several(answer)
+        if several:
             return wrong("the answer names several options")
         given = choices.choice(answer)
         if given is None:
             return wrong("the answer names no option")
         if given.letter != wanted.letter:
             return wrong(f"option {given.letter} is not {wanted.letter}")
+        if several is None:
+            return unknown("the option's text, or the answer, names another option")
         return right(f"option {given.letter}")
 
     def reference(self, problem: Problem) -> Decision:

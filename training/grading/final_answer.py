@@ -7,7 +7,6 @@ after_hashes("2 * 9 = 18\n#### 18")     # 18
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import NamedTuple
 
 _BRACES = re.compile(
@@ -91,10 +90,10 @@ def _all_boxes(text: str) -> tuple[list[_Box], int]:
 
 def after_hashes(text: str) -> str | None:
     """The final answer in GSM8K's way of writing it, "#### 18", or None."""
-    found = last_hashes(text)
-    return found[1].strip() if found else None
+    found = hashes(text)
+    return found[-1][1].strip() if found else None
 
 
-def last_hashes(text: str) -> re.Match[str] | None:
-    """The last "#### 18" of `text`; its group 1 is the answer."""
-    return deque(_HASHES.finditer(text), maxlen=1).pop() if _HASHES.search(text) else None
+def hashes(text: str) -> list[re.Match[str]]:
+    """Each "#### 18" of `text`; its group 1 is what stands behind the mark."""
+    return list(_HASHES.finditer(text))

@@ -16,6 +16,7 @@ from training.grading.compare import containers, numbers, quantities, shorthand,
 from training.grading.compare.comparison import Comparison, Effort, NeedsWorkerError, Step
 from training.grading.reading import choices
 from training.grading.reading.arithmetic import read_number
+from training.grading.reading.number_words import count_of_parts
 from training.grading.reading.plain_latex import plain, squeezed
 from training.grading.reading.units import spelled
 from training.grading.verdict import Decision, right, unknown, wrong
@@ -48,6 +49,8 @@ def compare(candidate: str, reference: str, effort: Effort) -> Decision:
     if chosen is not None:
         return chosen
     found = Comparison(effort, _STEPS).compare(spelled(plain(candidate)), spelled(plain(reference)))
+    if found.correct is False and _counts_alike(plain(candidate), plain(reference)):
+        return unknown("dozens or parts of one, or so many of them")
     if found.correct is None and found.reason == "the answer cannot be parsed":
         return _unparsed(candidate, reference) or found
     return found
@@ -83,6 +86,18 @@ def _unparsed(candidate: str, reference: str) -> Decision | None:
     return wrong("the answer cannot be parsed and does not have the reference's number")
 
 
+def _counts_alike(candidate: str, reference: str) -> bool:
+    """Whether one text says "16 quarters", which are 4 or 16 coins, and the other the bare 16."""
+    counts = [count_of_parts(text) for text in (candidate, reference)]
+    if all(counts) or not any(counts):
+        return False
+    a, b = (count or text for count, text in zip(counts, (candidate, reference), strict=True))
+    try:
+        return Comparison(HERE, _STEPS).compare(spelled(a), spelled(b)).correct is True
+    except NeedsWorkerError:
+        return False
+
+
 def _choices(candidate: str, reference: str) -> Decision | None:
     """Multiple choice; None: the reference is no option."""
     wanted = choices.choice(reference)
@@ -90,10 +105,13 @@ def _choices(candidate: str, reference: str) -> Decision | None:
         return None
     if wanted.text and not re.match(r"\s*(?:\(|\\text|[A-J]\s*[.:)])", reference):
         return None
-    if choices.names_several(candidate):
+    if squeezed(choices.undressed(candidate)) == squeezed(choices.undressed(reference)):
+        return right("the same option")
+    several = choices.names_several(candidate)
+    if several:
         return wrong("the answer names several options")
     given = choices.choice(candidate)
-    if given is None and _NONE_OF.match(candidate):
+    if given is None and _NONE_OF.match(candidate) and not _NONE_OF.match(wanted.text):
         return wrong("the answer names what is not right")
     if given is None:
         return None if not wanted.text else _text_alone(candidate, wanted.text)
@@ -101,6 +119,8 @@ def _choices(candidate: str, reference: str) -> Decision | None:
         return wrong(f"option {given.letter} is not {wanted.letter}")
     if given.lower and given.letter in "EI":
         return unknown("e or i may be a constant, not an option")
+    if several is None and not wanted.text:
+        return unknown("the option's text, or the answer, names another option")
     if given.text and wanted.text and squeezed(given.text) != squeezed(wanted.text):
         return unknown(f"option {given.letter}, but with another text")
     return right(f"option {given.letter}")

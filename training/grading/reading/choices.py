@@ -2,7 +2,8 @@ r"""Multiple choice: the letter of an option, however it is dressed.
 
     B   (B)   B.   \text{B}   **B**   B: some text   (B) some text   option B   B) 12
 
-An answer that names several letters ("A or B", "A/C") chooses none and is wrong.
+An answer that names several letters ("A or B", "A/C") chooses none and is wrong. The text of an
+option may name others: "D) Both A and B" is D, and "C. Hepatitis A and B" may be C.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ _LETTER = re.compile(
     r"(?P<mark>\s*(?:[.:)\-–—]|$))?\s*(?P<text>.*)",
     re.DOTALL | re.IGNORECASE,
 )
-_OTHER = re.compile(
-    r"(?:^|[\s,;/&(])(?:or|and|/|,|&)\s*\(?([A-J])\)?(?=[\s).:,;/]|$)|\(([A-J])\)|\b([B-J])[.:)](?=\s)"
-)
-_LIST = re.compile(
-    r"\(?[A-J]\)?(?:\s*(?:,|/|;|&|or|and)\s*(?:or|and)?\s*\(?[A-J]\)?)+\.?", re.IGNORECASE
+_OTHER = r"(?:^|[\s,;/&(])(?:or|and|/|,|&)\s*\(?([A-J])\)?(?=[\s).:,;/]|$)"
+_OTHER_MARKED = r"\(([A-J])\)|\b([B-J])[.:)](?=\s)"
+_LETTERS = r"\(?[A-J]\)?(?:\s*(?:,|/|;|&|or|nor|and)\s*(?:or|and)?\s*\(?[A-J]\)?)+"
+_LIST = re.compile(rf"{_LETTERS}\.?", re.IGNORECASE)
+# The text of an option that combines those before it.
+_COMBINED = re.compile(
+    rf"(?i:(?:both|either|neither|all of|only)\s+)(?P<named>{_LETTERS})(?:\s+[a-z]+){{0,4}}|"
+    rf"(?P<alone>{_LETTERS})(?:\s+(?i:only|alone|together))?"
 )
 
 
@@ -68,16 +72,24 @@ def choice(text: str) -> Choice | None:
     return Choice(letter.upper(), rest, lower)
 
 
-def names_several(text: str) -> bool:
-    """Whether `text` names more than one option."""
+def names_several(text: str) -> bool | None:
+    """Whether `text` names more than one option; None: perhaps, or the option's text names them."""
     bare = undressed(text)
     if _LIST.fullmatch(bare):
         return True
     found = choice(text)
     if found is None or not found.text:
         return False
-    for match in _OTHER.finditer(" " + found.text):
-        other = (match[1] or match[2] or match[3] or "").upper()
-        if other and other != found.letter:
-            return True
-    return False
+    combined = _COMBINED.fullmatch(found.text)
+    if combined is not None:
+        named = re.findall(r"\b[A-J]\b", combined["named"] or combined["alone"])
+        if all(letter < found.letter for letter in named):
+            return False
+    if _names_another(_OTHER_MARKED, found):
+        return True
+    return None if _names_another(_OTHER, found) else False
+
+
+def _names_another(pattern: str, found: Choice) -> bool:
+    others = re.findall(pattern, " " + found.text)
+    return any(letter != found.letter for one in others for letter in "".join(one))

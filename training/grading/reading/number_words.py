@@ -35,7 +35,7 @@ _ORDINALS = (
 _LARGE_ORDINALS = {"hundredth": 100} | {f"{word}th": value for word, value in _SCALES.items()}
 _DENOMINATORS = {
     word: value for word, value in (_ORDINALS | _LARGE_ORDINALS).items() if value > 2
-} | {"half": 2, "quarter": 4}  # fmt: skip
+} | {"half": 2, "halve": 2, "quarter": 4}  # fmt: skip
 _NUMBER_WORDS = frozenset([*_SMALL, *_SCALES, "hundred"])
 # A word of a number, or one that makes another number of what stands before it.
 PARTS = _NUMBER_WORDS | frozenset(
@@ -48,6 +48,10 @@ _STARTS = re.compile(r"(?i)\s*(?:minus |negative )?(?:a |an )?[A-Za-z]+")
 
 
 _PARTS_OF_ONE = re.compile(rf"(?i)^(-?\d+)[- ]({'|'.join(_DENOMINATORS)})s$")  # 5 hundredths
+_COUNTED = re.compile(
+    rf"(?i)(?P<count>-?\d[\d,.]*)[- ](?:dozens?|(?:{'|'.join(_DENOMINATORS)})s)\b.*",
+    re.DOTALL,
+)
 
 
 def _part_of_one(match: re.Match[str]) -> str:
@@ -95,6 +99,15 @@ def in_digits(text: str) -> str:
         return text  # "fifty fifty", "one or two", "one hundred and"
     written = str(value) if value.denominator == 1 else _fraction(value)
     return sign + written + text[found.ends[end - 1] :]
+
+
+def count_of_parts(text: str) -> str | None:
+    """The 16 of "16 quarters" and the 7 of "7 dozen eggs", which are 4 and 84, or so many of them.
+
+    None: the text is another one. "Three quarters" is a number, and no count.
+    """
+    match = _COUNTED.fullmatch(text.strip()) or _COUNTED.fullmatch(in_digits(text.strip()))
+    return match["count"] if match else None
 
 
 def _fraction(value: Fraction) -> str:
@@ -145,7 +158,7 @@ def _denominator(words: list[str], above: tuple[int, int] | None) -> int | None:
         return _DENOMINATORS.get(word)
     if above[0] % 10 == 0 and above[0] and word.rstrip("s") in _IRREGULAR:
         return None  # twenty-fifths: 20/5, or 25ths?
-    singular = "half" if word == "halves" else word.removesuffix("s")
+    singular = word.removesuffix("s")
     return _DENOMINATORS.get(singular) if singular != word else None
 
 

@@ -64,7 +64,7 @@ _COMPOUND = {
 }  # fmt: skip
 _SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12,
+    "dozen": 12, "dozens": 12,
 }  # fmt: skip
 # Words behind a number that make it another number, or no number at all.
 _FORBIDDEN = frozenset([
@@ -195,7 +195,7 @@ def _unit(
         if word.lower() == "per":
             sign = -1
             continue
-        if word.lower() in _PADDING and unit:
+        if word.lower() in _PADDING and (unit or scale != 1):
             continue
         last = singular(word)
         dimension, size = _KNOWN.get(last, (last.lower(), Fraction(1)))
