@@ -37,7 +37,13 @@ from adapters.recipe import Recipe, recipe_for
 from adapters.store import Store, StoreError
 from training.config import Config
 from training.evaluation.statistics import Estimate, ratio
-from training.generation import Completion, EngineName, SamplingOptions, open_generator
+from training.generation import (
+    Completion,
+    EngineName,
+    SamplingOptions,
+    longest_sequence,
+    open_generator,
+)
 from training.hf_model import Dtype, batches, load_model, open_base
 from training.problems import source_name
 from training.problems.prompts import Prompt, load_prompts, question
@@ -177,7 +183,9 @@ def measure(
         str(base.folder),
         engine=config.engine,
         gated=True,
-        max_model_len=max(map(len, ids)) + options.max_tokens,
+        max_model_len=longest_sequence(
+            str(base.folder), max(map(len, ids)), options.max_tokens, "prompts"
+        ),
         seed=config.seed,
         dtype=config.dtype,
     ) as generator:

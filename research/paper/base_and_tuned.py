@@ -20,7 +20,13 @@ from adapters.places import Place
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
 from training.evaluate import find_adapter
-from training.generation import EngineName, Generator, SamplingOptions, open_generator
+from training.generation import (
+    EngineName,
+    Generator,
+    SamplingOptions,
+    longest_sequence,
+    open_generator,
+)
 from training.hf_model import load_model, open_base
 from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
@@ -119,12 +125,15 @@ class Asked:
     def generator(self, *, gated: bool = False) -> AbstractContextManager[Generator]:
         """What answers: the tuned model or, where an adapter was tuned, its base with it."""
         adapter = self.tuned.adapter
+        model = str(self.tuned.model or self.base.folder)
         return open_generator(
-            str(self.tuned.model or self.base.folder),
+            model,
             engine=self.engine,
             max_rank=adapter.rank if adapter else None,
             gated=gated,
-            max_model_len=max(map(len, self.prompts)) + self.options.max_tokens,
+            max_model_len=longest_sequence(
+                model, max(map(len, self.prompts)), self.options.max_tokens
+            ),
             seed=self.options.seed,
         )
 
