@@ -17,11 +17,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from adapters.adapter import AdapterVersion
@@ -35,7 +35,7 @@ from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
 from adapters.store import Store, StoreError
-from training.config import Config
+from training.config import Config, check_greedy
 from training.evaluation.statistics import Estimate, ratio
 from training.generation import (
     Completion,
@@ -95,6 +95,11 @@ class CalibrateConfig(Config):
     dtype: Dtype = Field("auto", description="Of the base: float32, bfloat16 or auto.")
     data_dir: Path | None = Field(None, description="Folder with local copies of benchmarks.")
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        check_greedy("--answers", self.answers, self.temperature)
+        return self
 
 
 class Measured(NamedTuple):

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.adapter import AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import Place
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
+from training.config import check_greedy
 from training.evaluate import find_adapter
 from training.generation import (
     EngineName,
@@ -53,6 +54,11 @@ class PairConfig(ProblemsConfig):
     )
     seed: int = Field(0, ge=0, lt=2**31)
     output: Path | None = Field(None, description="Folder for report.json and plots.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        check_greedy("--samples", self.samples, self.temperature)
+        return self
 
 
 @dataclass(frozen=True)

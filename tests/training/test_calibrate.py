@@ -256,6 +256,7 @@ def test_entropies_that_the_engine_reports_are_taken(base_folder: Path) -> None:
         (("plain", "--model", "nowhere"), "model: nowhere"),
         (("plain", "--model", "BASE", "--family", "unknown"), "family: 'unknown' is unknown"),
         (("fitted", "--rate", "1.5"), "--rate: "),
+        (("fitted", "--temperature", "0", "--answers", "4"), "--answers: 4 .* --temperature 0"),
         (("fitted", "--prompts", "EMPTY"), "prompts: .* holds none"),
         (("fitted", "--prompts", "no-such-thing.jsonl"), "prompts: "),
         (("fitted", "--model", "SHORT"), "prompts: the longest prompt has .* context of 8"),
