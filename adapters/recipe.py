@@ -77,7 +77,7 @@ class Sampling(_Section):
         1.0,
         gt=0,
         le=1,
-        description="Nucleus sampling; below 1, rollouts lack tokens that estimates need.",
+        description="Nucleus sampling of rollouts; held-out answers are drawn without it.",
     )
     max_tokens: int = Field(2048, ge=1, description="Longest answer, in tokens.")
 

@@ -49,7 +49,7 @@ def measure(engine: EngineName, config: SamplingConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     from adapters.base_checkpoint import BaseCheckpoint
     from adapters.prompt import PromptRenderer
-    from training.generation import SamplingOptions, open_generator
+    from training.generation import SamplingOptions, longest_sequence, open_generator
     from training.problems import load_problems
 
     base = BaseCheckpoint.open(config.model)
@@ -61,7 +61,7 @@ def measure(engine: EngineName, config: SamplingConfig) -> None:
     options = SamplingOptions(
         sampling.rollouts, sampling.temperature, sampling.top_p, sampling.max_tokens, config.seed
     )
-    longest = max(map(len, prompts)) + sampling.max_tokens
+    longest = longest_sequence(config.model, max(map(len, prompts)), sampling.max_tokens)
     with open_generator(config.model, engine=engine, max_model_len=longest) as generator:
         start = time.perf_counter()
         generator.generate(prompts[:1], options)  # starts the engine, warms it up

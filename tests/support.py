@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def write_puzzles(path: Path, count: int, seed: int, split: Literal["train", "he
     found = (puzzle.problem for puzzle in islice(puzzles(seed, split), count))
     path.write_text("".join(problem.model_dump_json() + "\n" for problem in found))
     return path
+
+
+def with_config(folder: Path, **values: object) -> str:
+    """Copy the miniature base to `folder`, with other values in its configuration."""
+    shutil.copytree(ROOT / "models" / "tiny-qwen2", folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return str(folder)
 
 
 def findings(script: Path, case: Any = None, **settings: str) -> Any:

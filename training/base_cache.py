@@ -19,7 +19,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,7 +192,7 @@ class CacheStore:
         answers: token ids of each rollout's answer.
         reads: positions of each rollout that are read, from its first on; None: all.
         folder: holds those on disk; emptied at the start and by `close`, unless `keep`.
-        batch_tokens: padded size of a batch that is computed.
+        batch_tokens: padded size of a batch that is computed; with prompts, twice as much.
         keep: put whole rollouts on disk and leave them there for later stores, which may read
             other positions. The folder must then belong to this base and its data type.
     """
@@ -246,9 +246,8 @@ class CacheStore:
         with tqdm(desc=label, unit="tok", total=total, unit_scale=True) as bar:
             for kind in ("prompt", "answer"):  # answers need their prompts
                 pieces = [piece for piece in missing if piece[0] == kind]
-                lengths = [len(self._tokens[piece]) for piece in pieces]
-                for batch in batches(lengths, self._batch_tokens):
-                    these = [pieces[place] for place in batch]
+                pieces.sort(key=lambda piece: -len(self._tokens[piece]))
+                for these in self._batches(pieces):
                     found = (
                         self._compute_prompts(these)
                         if kind == "prompt"
@@ -256,7 +255,7 @@ class CacheStore:
                     )
                     for piece in these:
                         self._keep(piece, found[piece])
-                    bar.update(sum(lengths[place] for place in batch))
+                    bar.update(sum(len(self._tokens[piece]) for piece in these))
         logger.info(
             "base caches: %d in memory, %d on disk, %d computed when needed",
             len(self._in_memory),
@@ -265,8 +264,11 @@ class CacheStore:
         )
 
     def _compute_prompts(self, pieces: Sequence[Piece]) -> Pieces:
-        found = compute_caches(self._model, [self._tokens[piece] for piece in pieces])
-        return dict(zip(pieces, found, strict=True))
+        found: Pieces = {}
+        for these in self._batches(pieces):
+            made = compute_caches(self._model, [self._tokens[piece] for piece in these])
+            found |= dict(zip(these, made, strict=True))
+        return found
 
     def _compute_answers(self, pieces: Sequence[Piece], prompts: Pieces) -> Pieces:
         before = {piece: prompts[self._owner(piece)] for piece in pieces}
@@ -276,15 +278,23 @@ class CacheStore:
             for piece in pieces
             if not self._tokens[piece]
         }
-        rest = [piece for piece in pieces if self._tokens[piece]]
-        if rest:
+        for these in self._batches([piece for piece in pieces if self._tokens[piece]]):
             made = compute_caches(
                 self._model,
-                [self._tokens[piece] for piece in rest],
-                [before[piece] for piece in rest],
+                [self._tokens[piece] for piece in these],
+                [before[piece] for piece in these],
             )
-            found |= dict(zip(rest, made, strict=True))
+            found |= dict(zip(these, made, strict=True))
         return found
+
+    def _batches(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+        """`pieces` of one kind, in batches that one pass computes, each in the order given."""
+        before = [
+            len(self._tokens[self._owner(piece)]) if piece[0] == "answer" else 0 for piece in pieces
+        ]
+        lengths = [len(self._tokens[piece]) for piece in pieces]
+        for batch in batches(lengths, self._batch_tokens, before):
+            yield [pieces[place] for place in sorted(batch)]
 
     def _owner(self, answer: Piece) -> Piece:
         """The prompt of an answer."""

@@ -17,11 +17,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from adapters.adapter import AdapterVersion
@@ -35,9 +35,15 @@ from adapters.program import program
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
 from adapters.store import Store, StoreError
-from training.config import Config
+from training.config import Config, check_greedy
 from training.evaluation.statistics import Estimate, ratio
-from training.generation import Completion, EngineName, SamplingOptions, open_generator
+from training.generation import (
+    Completion,
+    EngineName,
+    SamplingOptions,
+    longest_sequence,
+    open_generator,
+)
 from training.hf_model import Dtype, batches, load_model, open_base
 from training.problems import source_name
 from training.problems.prompts import Prompt, load_prompts, question
@@ -91,6 +97,11 @@ class CalibrateConfig(Config):
     )
     data_dir: Path | None = Field(None, description="Folder with local copies of benchmarks.")
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        check_greedy("--answers", self.answers, self.temperature)
+        return self
 
 
 class Measured(NamedTuple):
@@ -179,7 +190,9 @@ def measure(
         str(base.folder),
         engine=config.engine,
         gated=True,
-        max_model_len=max(map(len, ids)) + options.max_tokens,
+        max_model_len=longest_sequence(
+            str(base.folder), max(map(len, ids)), options.max_tokens, "prompts"
+        ),
         seed=config.seed,
         dtype=config.dtype,
     ) as generator:

@@ -29,6 +29,16 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def check_greedy(flag: str, count: int, temperature: float | None) -> None:
+    """Raise ValueError where several answers are asked for that would all be the same.
+
+    Args:
+        flag: of `count`.
+    """
+    if temperature == 0 and count > 1:
+        raise ValueError(f"{flag}: {count} answers at --temperature 0 are one and the same; give 1")
+
+
 class Config(CommandLine):
     """Base of every configuration. Subclasses set `program`."""
 

@@ -24,7 +24,9 @@ from training.base_cache import CacheStore, RolloutCache, read_only, stack_cache
 from training.hf_model import decoder, head
 from training.objective import token_log_probs
 
-POINTS = 512  # of a batch without gradients: its logits are [POINTS, V] float32
+# Of a batch without gradients:
+POINTS = 512  # its logits are [POINTS, V] float32
+READS = 32768  # positions of the base's caches that lie on the device beside it
 PADDING = 0.1  # the share of a batch's queries that may be padding
 
 
@@ -205,15 +207,19 @@ def point_log_probs(
 
 
 def batches_of(points: Sequence[Points]) -> Iterator[list[int]]:
-    """Rollouts in batches of at most POINTS decision points (but one rollout at least)."""
+    """Rollouts in batches of at most POINTS decision points, and READS positions that they read.
+
+    One rollout may have more.
+    """
     batch: list[int] = []
-    count = 0
+    count = reads = 0
     for index in sorted(range(len(points)), key=lambda i: (points[i].reads, i)):
-        if batch and count + len(points[index].ids) > POINTS:
-            yield batch
-            batch, count = [], 0
-        batch.append(index)
         count += len(points[index].ids)
+        reads += points[index].reads
+        if batch and (count > POINTS or reads > READS):
+            yield batch
+            batch, count, reads = [], len(points[index].ids), points[index].reads
+        batch.append(index)
     if batch:
         yield batch
 

@@ -45,7 +45,7 @@ from training.evaluation import (
     evaluate_url,
     table,
 )
-from training.generation import Applied, SamplingOptions, open_generator
+from training.generation import Applied, SamplingOptions, longest_sequence, open_generator
 from training.grading import Verifier
 from training.hf_model import open_base
 from training.problems import Problem, load_problems, source_name, write_problems
@@ -146,7 +146,7 @@ def _in_process(
         engine=config.engine,
         max_rank=version.rank if version and any(ways.values()) else None,
         gated="gated" in ways,
-        max_model_len=longest + options.max_tokens,
+        max_model_len=longest_sequence(str(base.folder), longest, options.max_tokens),
         seed=config.seed,
         tensor_parallel_size=config.tensor_parallel_size,
         data_parallel_size=config.data_parallel_size,

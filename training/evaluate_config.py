@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from adapters.manifest import Mode
 from adapters.places import Place
+from training.config import check_greedy
 from training.generation import EngineName
 from training.problems import benchmark_of
 from training.problems.overlap import Action
@@ -91,7 +92,9 @@ class EvaluateConfig(ColumnsConfig):
     )
 
     samples: int | None = Field(
-        None, ge=1, description="Answers per problem; default 1, for aime24 and amc23 8."
+        None,
+        ge=1,
+        description="Answers per problem; default 1, for aime24 and amc23 8 above temperature 0.",
     )
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
@@ -113,7 +116,7 @@ class EvaluateConfig(ColumnsConfig):
     @property
     def answers_each(self) -> int:
         """How many answers each problem gets."""
-        benchmark = benchmark_of(self.problems)
+        benchmark = benchmark_of(self.problems) if self.temperature else None
         return self.samples or (benchmark.samples if benchmark else 1)
 
     @property
@@ -145,6 +148,8 @@ class EvaluateConfig(ColumnsConfig):
             problem = f"--k: each must lie between 1 and --samples ({self.answers_each})"
         if problem:
             raise ValueError(problem)
+        if self.url is None:
+            check_greedy("--samples", self.answers_each, self.temperature)
         return self
 
     def _changed(self, names: Sequence[str]) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from adapters.gate import acting
 from adapters.manifest import Name, is_name
 from adapters.moves import FILE as MOVES
 from adapters.places import Place, check_writable, default_store
-from adapters.recipe import RecipeSections, recipe_for
+from adapters.recipe import RecipeSections, Sampling, recipe_for
 from training.config import merge
 from training.generation import EngineName
 from training.hf_model import Dtype
@@ -165,8 +165,25 @@ class FitConfig(RecipeSections, RunSettings):
             raise ValueError("objective.name: 'sequence' needs positions 'decisions'")
         if self.rounds > 1 and objective.positions == "all":
             raise ValueError("rounds: more than one needs objective.positions 'decisions'")
-        if self.mode == "gated" and self.sampling.top_p < 1:
-            logger.warning("sampling.top_p below 1: estimates are of answers drawn without it")
+        if self.sampling.top_p < 1:
+            logger.warning(
+                "sampling.top_p: of rollouts alone; checkpoints are chosen and scored without it"
+            )
+
+    @property
+    def heldout_sampling(self) -> Sampling:
+        """How held-out answers are drawn, the base's and the adapters' alike, which are compared.
+
+        It is as they are served, but without top_p: nothing that an adapter may prefer is cut off,
+        for estimates rest on the base's answers.
+        """
+        return self.sampling.model_copy(
+            update={
+                "rollouts": self.checkpoints.rollouts,
+                "rollout_temperature": None,
+                "top_p": 1.0,
+            }
+        )
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:

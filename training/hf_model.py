@@ -146,13 +146,24 @@ def pad_right(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose padded size stays within `token_budget`."""
+def batches(
+    lengths: Sequence[int], token_budget: int, before: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose padded size stays within `token_budget`.
+
+    Args:
+        before: tokens in front of each row that are read and not computed; with them the padded
+            size stays within twice the budget.
+    """
+    before = before or [0] * len(lengths)
     batch: list[int] = []
+    read = 0  # the most of `before` in the batch
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:
+        read = max(read, before[index])
+        size, computed = len(batch) + 1, lengths[(batch or [index])[0]]
+        if batch and size * max(computed, (computed + read) / 2) > token_budget:
             yield batch
-            batch = []
+            batch, read = [], before[index]
         batch.append(index)
     if batch:
         yield batch

@@ -23,7 +23,7 @@ from adapters.recipe import Lora
 from training.base_cache import Budget, check_readable, is_readable
 from training.decision_points import layer_windows
 from training.fit_config import FitConfig
-from training.generation import Generator, open_generator
+from training.generation import Generator, longest_sequence, open_generator
 from training.grading import Verifier
 from training.hf_model import best_dtype, load_model, open_base
 from training.problems import Problem, benchmarks_at_hand, load_problems, without_overlaps
@@ -43,6 +43,7 @@ class Run:
         problems: those to train on.
         heldout: those to select the checkpoint by; none of them is trained on.
         verifier: grades answers; closed at the end of the run.
+        max_model_len: tokens of the longest prompt and its answer.
     """
 
     config: FitConfig
@@ -51,6 +52,7 @@ class Run:
     problems: list[Problem]
     heldout: list[Problem]
     verifier: Verifier
+    max_model_len: int
 
     @classmethod
     @contextmanager
@@ -75,10 +77,15 @@ class Run:
                 "each needs one of its own"
             )
         renderer = PromptRenderer.load(base.folder, config.prompt)
+        max_model_len = longest_sequence(
+            str(base.folder),
+            max(len(renderer.token_ids(problem.problem)) for problem in problems + heldout),
+            config.sampling.max_tokens,
+        )
         with held(config.run_dir, "run-dir"), Verifier() as verifier:
             clear_scratch(config.run_dir)
             config.save(config.run_dir / "fit.yaml")
-            yield cls(config, base, renderer, problems, heldout, verifier)
+            yield cls(config, base, renderer, problems, heldout, verifier, max_model_len)
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.config.run_dir / "clock.json")
@@ -87,9 +94,6 @@ class Run:
         # A model that cannot be gated reports no entropies; they are computed afterwards.
         self._shape = AutoConfig.from_pretrained(self.base.folder)
         self._can_gate = is_readable(self._shape)
-        self._longest = max(
-            len(self.renderer.token_ids(p.problem)) for p in self.problems + self.heldout
-        )
 
     @property
     def shares(self) -> list[list[Problem]]:
@@ -134,7 +138,7 @@ class Run:
             engine=self.config.engine,
             max_rank=self.config.lora.rank if adapter else None,
             gated=self._can_gate,
-            max_model_len=self._longest + self.config.sampling.max_tokens,
+            max_model_len=self.max_model_len,
             seed=self.config.seed,
             tensor_parallel_size=self.config.tensor_parallel_size,
             data_parallel_size=self.config.data_parallel_size,

@@ -27,7 +27,7 @@ from research.fits import gate_of, run_module
 from training.config import Config
 from training.evaluation import Evaluation, Result, evaluate_generator
 from training.evaluation.statistics import over_seeds
-from training.generation import Applied, SamplingOptions, open_generator
+from training.generation import Applied, SamplingOptions, longest_sequence, open_generator
 from training.grading import Verifier
 from training.problems import load_problems
 from training.provenance import machine
@@ -108,7 +108,7 @@ def ask(
             engine="vllm",
             max_rank=SERVED_RANK,
             gated=True,
-            max_model_len=longest + recipe.sampling.max_tokens,
+            max_model_len=longest_sequence(str(base.folder), longest, recipe.sampling.max_tokens),
         ) as engine,
     ):
         for decoding, temperature, samples in (

@@ -10,17 +10,24 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.adapter import AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.places import Place
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Recipe, recipe_for
+from training.config import check_greedy
 from training.evaluate import find_adapter
-from training.generation import EngineName, Generator, SamplingOptions, open_generator
+from training.generation import (
+    EngineName,
+    Generator,
+    SamplingOptions,
+    longest_sequence,
+    open_generator,
+)
 from training.hf_model import load_model, open_base
 from training.problems import Problem, load_problems
 from training.problems.settings import ProblemsConfig
@@ -47,6 +54,11 @@ class PairConfig(ProblemsConfig):
     )
     seed: int = Field(0, ge=0, lt=2**31)
     output: Path | None = Field(None, description="Folder for report.json and plots.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        check_greedy("--samples", self.samples, self.temperature)
+        return self
 
 
 @dataclass(frozen=True)
@@ -119,12 +131,15 @@ class Asked:
     def generator(self, *, gated: bool = False) -> AbstractContextManager[Generator]:
         """What answers: the tuned model or, where an adapter was tuned, its base with it."""
         adapter = self.tuned.adapter
+        model = str(self.tuned.model or self.base.folder)
         return open_generator(
-            str(self.tuned.model or self.base.folder),
+            model,
             engine=self.engine,
             max_rank=adapter.rank if adapter else None,
             gated=gated,
-            max_model_len=max(map(len, self.prompts)) + self.options.max_tokens,
+            max_model_len=longest_sequence(
+                model, max(map(len, self.prompts)), self.options.max_tokens
+            ),
             seed=self.options.seed,
         )
 

@@ -31,7 +31,14 @@ from adapters.recipe import Recipe, recipe_for
 from research.fits import whole_checkpoints
 from research.paper.measure import untrained
 from training.evaluation import Evaluation, Result, evaluate_generator
-from training.generation import Applied, EngineName, SamplingOptions, derive_seed, open_generator
+from training.generation import (
+    Applied,
+    EngineName,
+    SamplingOptions,
+    derive_seed,
+    longest_sequence,
+    open_generator,
+)
 from training.grading import Verifier
 from training.hf_model import load_model, open_base
 from training.lora_model import lora_config
@@ -248,7 +255,7 @@ def grpo(config: GrpoConfig) -> dict[str, Any]:
                 str(base.folder if adapter else folder),
                 engine=config.engine,
                 max_rank=config.lora_rank if adapter else None,
-                max_model_len=longest + max_tokens,
+                max_model_len=longest_sequence(str(base.folder), longest, max_tokens),
             ) as generator:
                 applied = Applied(folder) if adapter else None
                 evaluation = Evaluation(asked, renderer, options, verifier)

@@ -25,7 +25,14 @@ from research.miniature.world import puzzles
 from research.paper.cells import Cell
 from research.paper.plan import COOLED, METHOD
 from training.evaluation import Evaluation, evaluate_generator
-from training.generation import Applied, EngineName, SamplingOptions, open_generator, vllm_is_here
+from training.generation import (
+    Applied,
+    EngineName,
+    SamplingOptions,
+    longest_sequence,
+    open_generator,
+    vllm_is_here,
+)
 from training.grading import Verifier
 from training.hf_model import open_base
 from training.problems import Problem
@@ -236,7 +243,9 @@ class Measurer:
                 engine=engine,
                 max_rank=rank,
                 gated=applied is not None and applied.tau is not None,
-                max_model_len=longest + recipe.sampling.max_tokens,
+                max_model_len=longest_sequence(
+                    str(model.folder), longest, recipe.sampling.max_tokens
+                ),
             ) as generator,
         ):
             for name, problems in asked.items():

@@ -43,6 +43,8 @@ from training.generation import (
     Generator,
     Guidance,
     SamplingOptions,
+    context_of,
+    longest_sequence,
     open_generator,
 )
 from training.grading import Verifier
@@ -349,7 +351,8 @@ class Measurer:
                 *(problems, renderer, options, verifier),
                 *(label, self._answers, self.base.fingerprint),
             )
-            generator = self._generator(applied, longest + options.max_tokens)
+            length = longest_sequence(str(self.base.folder), longest, options.max_tokens)
+            generator = self._generator(applied, length)
             return evaluate_generator(generator, evaluation, applied, label)
 
     def _generator(self, applied: Applied | None, length: int) -> Generator:
@@ -360,7 +363,8 @@ class Measurer:
         if self._open and rank <= self._size_of[0] and length <= self._size_of[1]:
             return self._open
         self.close()
-        self._size_of = (rank, -(-length // ROOM) * ROOM)
+        length = -(-length // ROOM) * ROOM
+        self._size_of = (rank, min(length, context_of(str(self.base.folder)) or length))
         self._open = self._exit.enter_context(
             open_generator(
                 str(self.base.folder),

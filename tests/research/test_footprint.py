@@ -132,3 +132,5 @@ def test_the_report_tells_the_options_that_were_used(monkeypatch: pytest.MonkeyP
 def test_what_cannot_be_found_ends_with_2(tuned: str, refused: Refused) -> None:
     argv = ["--model", BASE, "--tuned", tuned, "--problems", "none.jsonl"]
     assert tuned in refused(module.main, argv)
+    greedy = ["--temperature", "0", "--samples", "2"]
+    assert "--samples: 2 answers at --temperature 0" in refused(module.main, [*argv, *greedy])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Refused, make_adapter, write_rows
+from support import Refused, make_adapter, with_config, write_rows
 
 from adapters.adapter import CONFIG, ORIGIN, TRAINED_ON, WEIGHTS, read_origin
 from adapters.base_checkpoint import BaseCheckpoint
@@ -277,8 +277,10 @@ def test_entropies_that_the_engine_reports_are_taken(base_folder: Path) -> None:
         (("plain", "--model", "nowhere"), "model: nowhere"),
         (("plain", "--model", "BASE", "--family", "unknown"), "family: 'unknown' is unknown"),
         (("fitted", "--rate", "1.5"), "--rate: "),
+        (("fitted", "--temperature", "0", "--answers", "4"), "--answers: 4 .* --temperature 0"),
         (("fitted", "--prompts", "EMPTY"), "prompts: .* holds none"),
         (("fitted", "--prompts", "no-such-thing.jsonl"), "prompts: "),
+        (("fitted", "--model", "SHORT"), "prompts: the longest prompt has .* context of 8"),
     ],
 )
 def test_bad_input_ends_with_2_and_the_field(
@@ -291,7 +293,9 @@ def test_bad_input_ends_with_2_and_the_field(
     message: str,
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    names = {"BASE": str(base_folder), "EMPTY": str(tmp_path / "empty.jsonl")}
+    short = with_config(tmp_path / "short", max_position_embeddings=8)
+    empty = str(tmp_path / "empty.jsonl")
+    names = {"BASE": str(base_folder), "EMPTY": empty, "SHORT": short}
     before = store.versions("fitted")
     error = refused(calibrated, *(names.get(flag, flag) for flag in flags)).splitlines()[-1]
     assert re.search(message, error), error

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support import write_rows
+from support import with_config, write_rows
 
 from adapters.base_checkpoint import BaseCheckpoint
 from training.evaluate import main as evaluate
@@ -98,6 +98,16 @@ def test_each_round_needs_a_problem(eight, tmp_path: Path, refused) -> None:
     said = refused(main, [*eight, *folder, "--rounds", "7"])
     assert "rounds: 7 are more than the 6 problems" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_fills_the_context_exits_with_2(eight, tmp_path: Path, refused) -> None:
+    base = with_config(tmp_path / "base", max_position_embeddings=8)
+    asking = [*eight, "--model", base, "--output", str(tmp_path / "run")]
+    fitting = [*asking, "--run-dir", str(tmp_path / "run")]
+    for command, arguments in ((main, fitting), (evaluate, asking)):
+        said = refused(command, arguments)
+        assert "problems: the longest prompt has" in said and "context of 8" in said
+    assert not (tmp_path / "run" / "fit.yaml").exists()
 
 
 def test_reading_flags_looks_at_no_model(monkeypatch) -> None:

@@ -12,6 +12,7 @@ from training.base_cache import Budget, CacheStore, compute_caches
 from training.decision_points import (
     PADDING,
     Points,
+    batches_of,
     layer_windows,
     make_batch,
     pack,
@@ -313,6 +314,33 @@ def test_without_room_nothing_is_computed_in_advance(model, tmp_path, passes) ->
     assert passes == []
     store.get([0, 1])
     assert passes == [1, 2]  # the prompt once, then both answers
+
+
+def test_long_prompts_behind_short_answers_make_small_batches(model, tmp_path, passes) -> None:
+    prompts = [[n] * 20 for n in (1, 2) for _ in range(4)]
+    answers = [[5, n] for n in range(8)]
+    stores = [
+        CacheStore(model, prompts, answers, budget, tmp_path / str(number), batch_tokens=40)
+        for number, budget in enumerate((Budget(2**30, 0), Budget(0, 0)))
+    ]
+    stores[0].fill("base cache")
+    # Both prompts at once. Of the answers, 80 // 22 = 3 with their prompts, where 20 fit alone.
+    assert passes == [2, 3, 3, 2]
+    passes.clear()
+    found = stores[1].get(range(8))  # what is not kept is computed likewise
+    assert passes == [2, 3, 3, 2]
+    assert all(same(a, b) for a, b in zip(found, stores[0].get(range(8)), strict=True))
+
+
+def test_batches_are_bounded_by_points_and_by_what_they_read() -> None:
+    def of(count: int, reads: int) -> Points:
+        return Points([1] * count, list(range(reads - count, reads)), [1] * count)
+
+    # 13 points of 5 % of 256 tokens, behind a prompt of 60: 39 of them have 507 points.
+    assert [len(b) for b in batches_of([of(13, 316)] * 80)] == [39, 39, 2]
+    # One point each, behind a prompt of 600: 54 of them read 32,670 positions.
+    assert [len(b) for b in batches_of([of(1, 605)] * 120)] == [54, 54, 12]
+    assert list(batches_of([of(1, 40000), of(600, 700), of(1, 9)])) == [[2], [1], [0]]
 
 
 @pytest.mark.parametrize("keep", [False, True])

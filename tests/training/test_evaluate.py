@@ -35,7 +35,7 @@ from training.evaluation import (
     table,
 )
 from training.generation import Applied, Completion, Generator, SamplingOptions, derive_seed
-from training.grading import Verifier
+from training.grading import Verdict, Verifier
 from training.gym.draw import draw_here
 from training.hf_model import load_model
 from training.problems import Problem, load_problems, sources
@@ -264,6 +264,43 @@ def test_answers_that_cannot_be_graded_count_in_no_score(
         assert result.against(result).n == 2
 
 
+def test_answers_that_overran_another_deadline_are_graded_again(tmp_path: Path) -> None:
+    texts = [[r"\boxed{2}", "no answer"], [r"\boxed{3}", r"\boxed{3}"]]
+    checked: list[Sequence[str]] = []
+
+    class Slow(Verifier):
+        """Takes 9 seconds for a boxed answer to p0, and forever for one to another problem."""
+
+        def check(self, texts: Sequence[str], problems: Sequence[Any]) -> list[Verdict]:
+            if texts:
+                checked.append(texts)
+            return [self.one(*both) for both in zip(texts, problems, strict=True)]
+
+        def one(self, text: str, problem: Problem) -> Verdict:
+            if "boxed" not in text:
+                return Verdict(False, False, False, "no answer")
+            if problem.id == "p0" and self.deadline >= 9:
+                return Verdict(True, True, False, "equal")
+            return Verdict(None, True, True, self.overdue)
+
+    def result(deadline: float, problems: list[Problem]) -> Result:
+        with Slow(deadline) as slow, Recorder(problems, 2, slow, tmp_path) as recorder:
+            for index in recorder.missing:
+                recorder.add(index, [Reply(text, 3, "stop") for text in texts[index]])
+            return recorder.result("base", "base", "made up", 0.6)
+
+    first = result(5, PROBLEMS[:2])
+    assert first.timed_out == 3
+    assert result(5, PROBLEMS[:2]).timed_out == 3 and len(checked) == 1  # nothing new to learn
+    later = result(30, PROBLEMS[:2])
+    assert checked[1:] == [[texts[0][0], *texts[1]]]
+    assert later.timed_out == 2 and later.correct[0].tolist() == [1, 0]
+    assert later.reasons == {"the grader came to no decision within 30 s": 2}
+    assert result(30, PROBLEMS[:1]).timed_out == 0  # of those that are asked
+    assert checked[2:] == [[texts[0][0]]]
+    assert len(pq.read_table(tmp_path)) == 4  # each answer once
+
+
 # ------------------------------------------------------------------------------- over HTTP
 
 
@@ -443,6 +480,9 @@ def test_paper_default_of_samples() -> None:
     assert (config.answers_each, config.ks) == (8, [1, 8])
     config = EvaluateConfig.load(["--model", "m", "--problems", "gsm8k"])
     assert (config.answers_each, config.ks) == (1, [1])
+    for where in (["--model", "m"], ["--model", "m", "--url", "http://x/v1"]):
+        config = EvaluateConfig.load([*where, "--problems", "aime24", "--temperature", "0"])
+        assert (config.answers_each, config.ks) == (1, [1])
 
 
 @pytest.mark.parametrize(
@@ -452,6 +492,7 @@ def test_paper_default_of_samples() -> None:
         ("--model m", "--problems"),
         ("--model m --problems gsm8k --samples 0", "--samples"),
         ("--model m --problems gsm8k --temperature -1", "--temperature"),
+        ("--model m --problems gsm8k --temperature 0 --samples 4", "--samples: 4 answers at"),
         ("--model m --problems gsm8k --top-p 1.5", "--top-p"),
         ("--model m --problems gsm8k --samples 4 --k 1,8", "--k"),
         ("--model m --problems gsm8k --mode always", "--adapter"),

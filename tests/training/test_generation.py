@@ -4,10 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
+from support import with_config
 from transformers import AutoTokenizer, DynamicCache
 
 from adapters.base_checkpoint import BaseCheckpoint
@@ -15,7 +19,17 @@ from adapters.gate import entropy
 from adapters.prompt import PromptRenderer
 from adapters.recipe import recipe_for
 from research.miniature.world import puzzles
-from training.generation import Applied, Guidance, SamplingOptions, open_generator
+from training.generation import (
+    Applied,
+    Completion,
+    EngineName,
+    Guidance,
+    SamplingOptions,
+    context_of,
+    longest_sequence,
+    open_generator,
+)
+from training.generation.interface import Sampled
 from training.generation.transformers_engine import TransformersEngine
 from training.hf_model import load_model
 from training.stages.score import sequence_entropies
@@ -268,6 +282,120 @@ def test_the_bases_own_sampling_defaults_change_nothing(
         with open_generator(model, engine="transformers") as generator:
             answers.append(generator.generate(prompts, options))
     assert answers[0] == answers[1]
+
+
+# ------------------------------------------------------------------------------- the context
+
+LINEAR, YARN = ({"rope_type": kind, "factor": 4.0} for kind in ("linear", "yarn"))
+CONTEXTS: dict[str, tuple[dict[str, object], int | None]] = {
+    "positions": ({"model_type": "llama", "max_position_embeddings": 2048}, 2048),
+    "a type's own": ({"model_type": "llama"}, 2048),
+    "GPT-2": ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+    "the least": ({"model_type": "llama", "max_position_embeddings": 4096, "seq_length": 512}, 512),
+    "Cohere": ({"model_type": "cohere", "model_max_length": 131072}, 131072),
+    "linear RoPE": ({"model_type": "llama", "rope_scaling": LINEAR}, 8192),
+    "YaRN": ({"model_type": "qwen2", "rope_scaling": YARN}, 32768),
+    "Gemma 3": ({"model_type": "gemma3_text", "rope_scaling": LINEAR}, 131072),
+    "images": ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 512}}, 512),
+    "no limit": ({"model_type": "bloom"}, None),
+    "unknown": ({"model_type": "no-such-type"}, None),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_the_context_of_a_base(name: str, tmp_path) -> None:
+    config, context = CONTEXTS[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_of(str(tmp_path)) == context
+    if context is None:
+        assert longest_sequence(str(tmp_path), 10, 5000) == 5010
+        return
+    assert longest_sequence(str(tmp_path), context - 5, 5) == context
+    assert longest_sequence(str(tmp_path), context - 5, 4) == context - 1
+    assert longest_sequence(str(tmp_path), context - 1, 50) == context
+    with pytest.raises(ValueError, match=f"prompts: the longest prompt has {context} tokens"):
+        longest_sequence(str(tmp_path), context, 1, "prompts")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, context) in CONTEXTS.items() if context])
+def test_vllm_allows_this_context_and_no_more(name: str, tmp_path) -> None:
+    from vllm.config.model import _get_and_verify_max_len
+    from vllm.transformers_utils.config import get_config
+    from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+
+    config, context = CONTEXTS[name]
+    assert context is not None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = get_config(str(tmp_path), trust_remote_code=False)
+    text = whole.get_text_config()
+    derived = ModelArchConfigConvertorBase(whole, text).derive_max_model_len_and_key()
+    shape: Any = SimpleNamespace(derived_max_model_len_and_key=derived)
+
+    def allowed(length: int) -> int:
+        return _get_and_verify_max_len(text, shape, None, length, False, None)
+
+    assert allowed(context) == context
+    with pytest.raises(ValueError, match="greater than the derived"):
+        allowed(context + 1)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_answers_end_at_the_context(engine: EngineName, prompts, adapter, tmp_path) -> None:
+    """In a batch of prompts of different lengths, behind a gate and without one."""
+    longest = max(map(len, prompts))
+    base = with_config(tmp_path / "base", max_position_embeddings=longest + 3)
+    greedy = SamplingOptions(temperature=0.0, max_tokens=500)
+    with open_generator(
+        base,
+        engine=engine,
+        max_rank=8,
+        gated=True,
+        max_model_len=longest_sequence(base, longest, greedy.max_tokens),
+    ) as generator:
+        for applied in (None, Applied(adapter), Applied(adapter, tau=0.1)):
+            answers = generator.generate(prompts, greedy, applied)
+            for prompt, (answer,) in zip(prompts, answers, strict=True):
+                assert len(answer.token_ids) == longest + 3 - len(prompt)
+                assert answer.finish_reason == "length"
+        reported = generator.generate(prompts, replace(greedy, entropies=True))
+        for (answer,) in reported if engine == "vllm" else []:
+            assert len(answer.entropies) == len(answer.token_ids)
+        with pytest.raises((ValueError, RuntimeError)):
+            generator.generate([[5] * (longest + 3)], greedy)
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "OPT"])
+def test_a_table_of_positions_is_not_left(kind: str, tmp_path) -> None:
+    """A short prompt's answer goes on when a long one's has ended, as it would alone."""
+    network = with_config(tmp_path / "base")
+    names = {
+        "GPT2": {"n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2},
+        "OPT": {
+            **{"max_position_embeddings": 24, "hidden_size": 16, "word_embed_proj_dim": 16},
+            **{"ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        },
+    }
+    vocabulary = len(AutoTokenizer.from_pretrained(network))
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=vocabulary, bos_token_id=0, eos_token_id=vocabulary - 1, **names[kind]
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(network)
+    engine = TransformersEngine(network, "float32")
+    greedy = SamplingOptions(temperature=0.0, max_tokens=64)
+
+    def answers(*prompts: list[int]) -> list[Completion]:
+        events = engine.stream(prompts, greedy, None, [0] * len(prompts))
+        return [one[1][0] for one in events if not isinstance(one, Sampled)]
+
+    prompts = [[5, 6, 7], [8] * 20, [9] * 12]
+    together = answers(*prompts)
+    assert [len(one.token_ids) for one in together] == [21, 4, 12]
+    assert together == [answers(prompt)[0] for prompt in prompts]
+    with pytest.raises(ValueError, match=r"24 tokens leaves no room .* context of 24"):
+        answers([5] * 24)
 
 
 def test_transformers_samples_in_the_data_type_that_is_asked_for() -> None:

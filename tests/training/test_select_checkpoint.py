@@ -3,15 +3,22 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support import made_up_result
 
 from adapters.manifest import Gate
 from training.evaluation import Result
 from training.evaluation.importance_sampling import WeightedScore
 from training.evaluation.statistics import Estimate
+from training.fit_config import FitConfig
 from training.generation import Applied
 from training.stages.checkpoint_estimates import Candidate, best_estimated, shortlist
-from training.stages.select_checkpoint import race, select_always, select_gated
+from training.stages.select_checkpoint import (
+    decoding_options,
+    race,
+    select_always,
+    select_gated,
+)
 
 GATE = Gate(tau=1.0, rate=0.05, tokens=100)
 
@@ -31,6 +38,19 @@ def result(label: str, value: float, mode="gated") -> Result:
 
 def steps(candidates) -> list[int]:
     return [int(one.checkpoint.name.split("-")[1]) for one in candidates]
+
+
+@pytest.mark.parametrize("mode", ["gated", "always"])
+def test_candidates_are_decoded_as_the_base_was_asked(mode: str) -> None:
+    flags = ["--model", "m", "--problems", "p", "--output", "a", "--mode", mode]
+    sampling = ["--sampling.top-p", "0.9", "--sampling.rollout-temperature", "1.5"]
+    counts = ["--checkpoints.samples", "3", "--checkpoints.rollouts", "7"]
+    config = FitConfig.load([*flags, *sampling, *counts])
+    base, adapter = config.heldout_sampling, decoding_options(config)
+    assert (base.rollouts, base.temperature, base.rollout_temperature) == (7, 0.6, None)
+    assert (adapter.n, adapter.temperature) == (3, 0.6)
+    assert (adapter.top_p, adapter.max_tokens) == (base.top_p, base.max_tokens) == (1.0, 2048)
+    assert config.sampling.top_p == 0.9  # of rollouts
 
 
 def test_the_best_estimates_are_decoded_and_ties_go_to_the_earlier() -> None:

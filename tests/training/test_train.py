@@ -83,6 +83,19 @@ def test_batches_cover_every_row_once_within_the_budget() -> None:
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 16 for b in made)
 
 
+def test_batches_are_smaller_behind_long_prompts() -> None:
+    # With prompts no longer than answers, only the answers count: 4 of 256 in 1024.
+    lengths = [256] * 8
+    assert [len(b) for b in batches(lengths, 1024)] == [4, 4]
+    assert [len(b) for b in batches(lengths, 1024, [60] * 8)] == [4, 4]
+    assert [len(b) for b in batches(lengths, 1024, [256] * 8)] == [4, 4]
+    assert [len(b) for b in batches(lengths, 1024, [257] * 8)] == [3, 3, 2]
+    # 2048 // (5 + 600) = 3 answers of 5 tokens behind prompts of 600.
+    assert [len(b) for b in batches([5] * 8, 1024, [600] * 8)] == [3, 3, 2]
+    # The longest prompt of a batch counts for all of it, and for no other.
+    assert list(batches([5] * 6, 1024, [10, 2000, 10, 10, 10, 10])) == [[0], [1], [2, 3, 4, 5]]
+
+
 def test_collated_states_are_the_positions_that_predict_the_answer(rows) -> None:
     batch = collate(rows[:3])
     flat = batch["input_ids"].flatten()

@@ -91,6 +91,7 @@ class Recorder:
         if self._parts:
             for row in self._parts.read(_GRADES).to_pylist():
                 self._rows[row["problem_id"], row["problem_sha256"]].append(row)
+            self._grade_overdue(self._parts)
         self.missing = [
             index for index, key in enumerate(self._keys) if len(self._rows[key]) < samples
         ]
@@ -99,6 +100,29 @@ class Recorder:
             logger.info("%s: %d of %d problems were answered before", label, done, len(problems))
         self._bar = tqdm(total=len(problems), initial=done, desc=label, unit="problem")
         self.sampled = TokenRate(self._bar)  # for an engine that tells of its tokens
+
+    def _grade_overdue(self, parts: Parts) -> None:
+        """Grade again what overran another deadline than that of this verifier."""
+        problems = dict(zip(self._keys, self._problems, strict=True))
+        overdue = {
+            (*key, row["sample"]): row
+            for key in problems
+            for row in self._rows[key]
+            if row["timed_out"] and row["reason"] != self._verifier.overdue
+        }
+        if not overdue:
+            return
+        columns = ("problem_id", "problem_sha256", "sample")
+        texts = {
+            tuple(row[name] for name in columns): row["text"]
+            for row in parts.read([*columns, "text", "timed_out"]).to_pylist()
+            if row["timed_out"]
+        }
+        verdicts = self._verifier.check(
+            [texts[key] for key in overdue], [problems[key[:2]] for key in overdue]
+        )
+        for row, verdict in zip(overdue.values(), verdicts, strict=True):
+            row.update(verdict._asdict())
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ The engine starts at the first question, and its memory is free again after the 
     generator.py             open_generator and Generator
     answer_problems.py       the answers to problems, as they finish
     interface.py             what can be asked, and what comes back
+    context.py               how long a prompt and its answer may be
     vllm_engine.py           vLLM offline, in a child process
     transformers_engine.py   transformers, where vLLM cannot run, and for the random gate
     gated_decoding.py        gated decoding in transformers
@@ -15,6 +16,7 @@ The engine starts at the first question, and its memory is free again after the 
     token_rate.py            tokens per second in a progress bar
 """
 
+from training.generation.context import context_of, longest_sequence
 from training.generation.generator import Generator, open_generator, vllm_is_here
 from training.generation.interface import (
     Applied,
@@ -32,7 +34,9 @@ __all__ = [
     "Generator",
     "Guidance",
     "SamplingOptions",
+    "context_of",
     "derive_seed",
+    "longest_sequence",
     "open_generator",
     "vllm_is_here",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from training.generation.context import context_length
 from training.generation.gated_decoding import Draw, IsOpen, decode, open_above, open_at_random
 from training.generation.interface import Applied, Completion, Event, SamplingOptions
 from training.generation.stop_strings import StopStrings
@@ -36,6 +38,8 @@ class TransformersEngine:
         self._model = load_model(model, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._ends = end_tokens(self._model)
+        self._context = context_length(self._model.config)
+        _keep_within(self._model, self._context)
         pad = self._tokenizer.pad_token_id
         self._pad = self._tokenizer.eos_token_id if pad is None else pad
         # The base's own sampling defaults, a repetition penalty say, would change what is drawn.
@@ -57,6 +61,7 @@ class TransformersEngine:
         model: Any = self._model
         if applied:
             model = PeftModel.from_pretrained(self._model, applied.adapter).eval()
+            _keep_within(model, self._context)
         try:
             per_batch = max(1, BATCH // options.n)
             for start in range(0, len(prompts), per_batch):
@@ -88,24 +93,40 @@ class TransformersEngine:
         stops = StopStrings(self._tokenizer, options.stop)
         if applied is not None and applied.guidance is not None:
             raise ValueError("engine: transformers has no guidance; use vllm")
+        rooms = [self._room(prompt, options) for prompt in prompts for _ in range(options.n)]
+        # Rows end together; each answer is cut at its own room.
+        options = replace(options, max_tokens=max(rooms))
+        # Both [B * n, T]: tokens, and where the gate was open.
         if applied is None or applied.mode == "always":
-            rows = self._generate(model, ids, real, options, stops)
-            return [self._completion(row, [], stops) for row in rows[:, width:].tolist()]
-        rows, opened = decode(  # [B * n, T] tokens, and where the gate was open
-            model,
-            ids.repeat_interleave(options.n, 0),
-            real.repeat_interleave(options.n, 0),
-            _gate(applied),
-            drawing(options),
-            self._ends,
-            options.max_tokens,
-            applied.temperature,
-            stops.ended if options.stop else None,
-        )
+            rows = self._generate(model, ids, real, options, stops)[:, width:]
+            opened = torch.zeros_like(rows, dtype=torch.bool)
+        else:
+            rows, opened = decode(
+                model,
+                ids.repeat_interleave(options.n, 0),
+                real.repeat_interleave(options.n, 0),
+                _gate(applied),
+                drawing(options),
+                self._ends,
+                options.max_tokens,
+                applied.temperature,
+                stops.ended if options.stop else None,
+            )
         return [
-            self._completion(row, gates, stops)
-            for row, gates in zip(rows.tolist(), opened.tolist(), strict=True)
+            self._completion(row[:room], gates, stops)
+            for row, gates, room in zip(rows.tolist(), opened.tolist(), rooms, strict=True)
         ]
+
+    def _room(self, prompt: list[int], options: SamplingOptions) -> int:
+        """The most tokens of an answer to `prompt`."""
+        if self._context is None:
+            return options.max_tokens
+        if len(prompt) >= self._context:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens leaves no room for an answer in a context of "
+                f"{self._context}"
+            )
+        return min(options.max_tokens, self._context - len(prompt))
 
     def _generate(
         self,
@@ -150,6 +171,26 @@ class TransformersEngine:
     def close(self) -> None:
         """Forget the model, so that its memory can be freed."""
         del self._model
+
+
+def _keep_within(model: Any, context: int | None) -> None:
+    """Give what stands behind the context the last position in it.
+
+    In a batch, answers to the shorter prompts may go on when those to the longer ones are at their
+    end. What is drawn for these then is cut off, but a table of positions must have a row for it.
+    """
+
+    if context is None:
+        return
+    last = context - 1
+
+    def clamp(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        positions = kwargs.get("position_ids")
+        if positions is not None:
+            kwargs = kwargs | {"position_ids": positions.clamp(max=last)}
+        return args, kwargs
+
+    model.register_forward_pre_hook(clamp, with_kwargs=True)
 
 
 def end_tokens(model: Any) -> set[int]:

@@ -68,6 +68,11 @@ class Verifier:
             ["latex2sympy2_extended.latex2sympy2", "training.grading.worker"]
         )
 
+    @property
+    def overdue(self) -> str:
+        """The reason of an answer that took its grader over the deadline."""
+        return f"the grader came to no decision within {self.deadline:g} s"
+
     def __enter__(self) -> Self:
         return self
 
@@ -126,9 +131,7 @@ class Verifier:
         return [None if one.correct else self._reason(one) for one in self._decided(asked)]
 
     def _reason(self, decision: Decision) -> str:
-        if decision is _OVERDUE:
-            return f"the grader came to no decision within {self.deadline:g} s"
-        return decision.reason
+        return self.overdue if decision is _OVERDUE else decision.reason
 
     def _decided(self, found: Sequence[Decision | Question]) -> list[Decision]:
         """The decisions, with the questions among them answered by workers."""

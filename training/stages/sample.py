@@ -59,19 +59,9 @@ class BaseAnswers(NamedTuple):
 
 
 def sample_base(run: Run, problems: list[Problem]) -> BaseAnswers:
-    """Rollouts of the base on `problems` and on the held-out ones, from one engine.
-
-    Held-out answers are drawn as they are served, but without top_p: nothing that an adapter may
-    prefer is cut off.
-    """
+    """Rollouts of the base on `problems` and on the held-out ones, from one engine."""
     config = run.config
-    heldout = config.sampling.model_copy(
-        update={
-            "rollouts": config.checkpoints.rollouts,
-            "rollout_temperature": None,
-            "top_p": 1.0,
-        }
-    )
+    heldout = config.heldout_sampling
     greedy = heldout.model_copy(update={"rollouts": 1, "temperature": 0.0})
     with run.generator(adapter=False) as generator:
 

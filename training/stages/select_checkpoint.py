@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from adapters.manifest import Gate
 from training.evaluation import Evaluation, Result, evaluate_generator
+from training.fit_config import FitConfig
 from training.generation import Applied, SamplingOptions, derive_seed
 from training.problems import Problem, source_name
 from training.run import Run
@@ -63,13 +64,7 @@ def select_checkpoint(
 ) -> Choice:
     """Keep the best checkpoint of all `rounds`, and the best gate for it."""
     config, heldout = run.config, run.heldout
-    options = SamplingOptions(
-        n=config.checkpoints.samples,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        max_tokens=config.sampling.max_tokens,
-        seed=derive_seed(config.seed, "held-out"),
-    )
+    options = decoding_options(config)
     source = source_name(config.heldout or config.problems)
     base = _base_result(estimates.heldout, heldout, source, options.temperature)
     checkpoints = checkpoints_of(rounds)
@@ -86,6 +81,18 @@ def select_checkpoint(
             decoded = config.checkpoints.decoded
             return select_gated(candidates, decoded, len(heldout), base, decode)
         return select_always(checkpoints, estimates.gates[0], len(heldout), base, decode)
+
+
+def decoding_options(config: FitConfig) -> SamplingOptions:
+    """How candidates are decoded: as the base's held-out answers were drawn."""
+    sampling = config.heldout_sampling
+    return SamplingOptions(
+        n=config.checkpoints.samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=derive_seed(config.seed, "held-out"),
+    )
 
 
 def select_gated(
