@@ -90,8 +90,8 @@ class Outlook(NamedTuple):
         return (
             f"one rollout {self.one}, best of {self.k} {self.best}, {self.mixed} of {self.asked} "
             f"problems are mixed, {self.cut:.0%} of the rollouts are cut off; held out, "
-            f"temperature 0 gains {self.greedy_gain.signed}; {self.uncertainty:.0%} of the uncertainty lies "
-            "at decision points"
+            f"temperature 0 gains {self.greedy_gain.signed}; "
+            f"{self.uncertainty:.0%} of the uncertainty lies at decision points"
         )
 
     def report(self) -> dict[str, Any]:
