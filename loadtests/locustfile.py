@@ -217,8 +217,13 @@ class User(FastHttpUser):
                 answer.error = text or str(response.error or "") or "no answer"
 
         more = {"data": body, "headers": Run.headers, "name": name}
-        post(self.client, answer, read, "/v1/chat/completions", **more)
-        records.append(Run.file, answer)
+        try:
+            post(self.client, answer, read, "/v1/chat/completions", **more)
+        except gevent.GreenletExit:
+            answer.error = "not answered when the run ended"
+            raise
+        finally:
+            records.append(Run.file, answer)
         self._report(answer, name)
         if answer.status == 0:
             gevent.sleep(0.1)  # the server is gone: do not spin

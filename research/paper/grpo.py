@@ -75,6 +75,7 @@ class GrpoConfig(ProblemsConfig):
     every: int = Field(25, ge=1, description="Steps between looks at the held-out problems.")
     patience: int = Field(4, ge=1, description="Looks without a rise after which it stops.")
     max_steps: int = Field(1000, ge=1)
+    accumulation: int = Field(1, ge=1, description="Passes of an optimizer step; saves memory.")
     lora_rank: int | None = Field(
         None, ge=1, description="Train a LoRA of the recipe's modules; default: all weights."
     )
@@ -178,6 +179,10 @@ def train(
         for number, one in enumerate(problems)
     ]
     batch = config.prompts * config.generations
+    if batch % (config.accumulation * config.generations):
+        raise ValueError(
+            f"--accumulation: {config.accumulation} is no divisor of --prompts ({config.prompts})"
+        )
     model = load_model(str(folder)).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if renderer.stop:  # transformers looks for stop strings in the text of what it generates
@@ -192,7 +197,8 @@ def train(
         callbacks=[heldout],
         args=GRPOConfig(
             output_dir=str(config.run_dir),
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=batch // config.accumulation,
+            gradient_accumulation_steps=config.accumulation,
             num_generations=config.generations,
             max_completion_length=max_tokens,
             temperature=config.temperature,

@@ -80,7 +80,10 @@ class Size:
         *("--checkpoints.rollouts", "2", "--checkpoints.samples", "1", "--gate.others", "[]"),
     )
     sft: tuple[str, ...] = ()
-    grpo: tuple[str, ...] = ("--max-steps", "60", "--every", "20", "--samples", "1")
+    grpo: tuple[str, ...] = (
+        *("--max-steps", "60", "--every", "10", "--samples", "4"),
+        *("--accumulation", "16"),  # a group in each pass: all at once take some 80 GB
+    )
 
 
 FULL = Size()
@@ -183,7 +186,7 @@ class Measurer:
         with Verifier() as verifier:
             votes = vote_scores(answer_texts(self._answers, label, problems), problems, verifier)
         return {
-            plan.ANSWERS: {task: {"scores": votes}},
+            plan.ANSWERS: {task: {"scores": [_or_none(vote) for vote in votes]}},
             "samples": figures(task, result)[plan.ANSWERS],
         }
 
@@ -263,6 +266,7 @@ class Measurer:
         run_module(
             *("research.real.sft", "--model", self._model, "--output", str(folder)),
             *("--problems", str(self._training_problems(_parts(cell)[1]))),
+            *("--learning-rate", str(self._recipe.optimizer.learning_rate)),
             *("--seed", str(cell.seed), *self._size.sft),
         )
         return {"seconds": round(time.monotonic() - start, 1)}
@@ -276,6 +280,7 @@ class Measurer:
             *("--problems", str(self._training_problems(task))),
             *("--heldout", str(self._heldout_problems(task)), "--run-dir", str(run)),
             *("--lora-rank", str(self._recipe.lora.rank), "--output", str(folder)),
+            *("--learning-rate", str(self._recipe.optimizer.learning_rate)),
             *("--max-tokens", str(self._size.rollout_tokens), "--engine", self._engine),
             *self._size.grpo,
         )

@@ -24,7 +24,8 @@ OF_EACH_SEED = (  # beside the gated adapters
     ways.SHUT_GATE,
     ways.RIGHT_ALONE,
 )
-ONCE = (ways.VOTE, ways.RANK_1, ways.O_ONLY, ways.GUIDED, ways.OTHER_BASE, ways.OTHER_GATED)
+SMALLER = (ways.RANK_1, ways.O_ONLY)
+ONCE = (ways.VOTE, ways.GUIDED, ways.OTHER_BASE, ways.OTHER_GATED)
 OTHER_METHODS = (ways.SUPERVISED, ways.PAPER_FIT, ways.REINFORCED)
 
 
@@ -47,6 +48,9 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
             found += _fitted(base, way, tasks, seed)
     found += [Cell(base, OVERLAP), *(Cell(base, SIGNAL, source, start) for source in sources)]
     found += [Cell(base, kind, task, start) for kind in (FOOTPRINT, INTERVENE) for task in tasks]
+    for seed in seeds:
+        for way in SMALLER:
+            found += _fitted(base, way, tasks, seed)
     for way in ONCE:
         found += _fitted(base, way, tasks, start)
     for source in sources:

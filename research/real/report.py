@@ -17,7 +17,9 @@ _HEAD = """# The method on real models
 Made by `{command}` from the cells beside this file: {made} of {planned} are there. Scores are
 pass@1 on test problems that nothing was chosen by, one answer each (self-consistency: the vote of
 {samples}), at the temperature of the base's recipe unless a row says greedy. ± is one standard
-error, over problems and seeds; differences are paired by problem. Adapters are fitted task by task,
+error, over problems and, in rows with several seeds, over seeds: what one seed varies by is not in
+its row. Differences are paired by problem. Gains at the base's lengths describe, and prove nothing:
+lengths are the adapter's doing too. Adapters are fitted task by task,
 those for MATH-500 on GSM8K. All adapters of a task train on one set of rollouts, so that seeds
 differ in training alone. The last step is measured, chosen by nothing. Where the gate has no
 correction temperature it changes no token without an adapter, and its row is the base's.

@@ -148,7 +148,8 @@ def length_matched(results: Results, way: Way, task: str) -> Estimate | None:
     """The gain over the base where answers are weighed as the base's lengths are distributed.
 
     Answers are divided at the quintiles of the base's lengths. In each part the shares of right
-    answers are compared, and the parts weigh as many answers as the base has there.
+    answers are compared, and the parts weigh as many answers as the base has there. The standard
+    error is linearized: paired by problem, and with the variance between seeds.
     """
     base = ways.BASE
     if way is base:
@@ -158,22 +159,35 @@ def length_matched(results: Results, way: Way, task: str) -> Estimate | None:
     ]
     if any(one is None for one in columns):
         return None
-    right_base, long_base, right, long = (one.ravel() for one in columns if one is not None)
+    right_base, long_base, right, long = (one for one in columns if one is not None)
     edges = np.quantile(long_base, np.linspace(0, 1, BINS + 1)[1:-1])
-    parts_base, parts = (np.searchsorted(edges, one) for one in (long_base, long))
-    value = variance = weight = 0.0
-    for part in range(BINS):
-        a, b = right_base[parts_base == part], right[parts == part]
-        a, b = a[~np.isnan(a)], b[~np.isnan(b)]
-        if a.size < 2 or b.size < 2:
-            continue
-        share = a.size / right_base.size
-        value += share * float(b.mean() - a.mean())
-        variance += share**2 * float(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size)
-        weight += share
-    if not weight:
-        return None
-    return Estimate(value / weight, float(np.sqrt(variance)) / weight, right.size)
+    parts = np.searchsorted(edges, long_base[0])  # [problems]
+    gains = []
+    pulls = np.zeros(right.shape)  # what each problem adds to the gain of each seed, less its mean
+    for seed in range(len(right)):
+        value = weight = 0.0
+        own_parts = np.searchsorted(edges, long[seed])
+        for part in range(BINS):
+            theirs, ours = (parts == part), (own_parts == part)
+            theirs &= ~np.isnan(right_base[0])
+            ours &= ~np.isnan(right[seed])
+            if min(theirs.sum(), ours.sum()) < 2:
+                continue
+            share = theirs.sum() / theirs.size
+            means = right_base[0, theirs].mean(), right[seed, ours].mean()
+            value += share * (means[1] - means[0])
+            weight += share
+            pulls[seed, ours] += share * (right[seed, ours] - means[1]) / ours.sum()
+            pulls[seed, theirs] -= share * (right_base[0, theirs] - means[0]) / theirs.sum()
+        if not weight:
+            return None
+        gains.append(value / weight)
+        pulls[seed] /= weight
+    problems = parts.size
+    variance = float((pulls.mean(axis=0) ** 2).sum()) * problems / (problems - 1)
+    if len(gains) > 1:
+        variance += float(np.var(gains, ddof=1)) / len(gains)
+    return Estimate(float(np.mean(gains)), variance**0.5, problems)
 
 
 def gate_rate(results: Results, task: str) -> Estimate | None:

@@ -2,12 +2,14 @@
 
     samples 7, 7.0, 9 and none    the vote is 7
 
-Wang et al. 2022. Final answers are compared as the grader compares them: two that it finds equal
-are one. An answer without a final answer has no vote; of equal counts the one said first wins.
+Wang et al. 2022. Final answers are compared as text, and numbers by value. An answer without a
+final answer has no vote; of equal counts the one said first wins.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,15 +22,11 @@ from training.run_folder import Parts
 
 def vote(answers: Sequence[str]) -> int | None:
     """The place of the first answer whose final answer most have; None: none has one."""
-    said = [stated_answer(text).answer for text in answers]
-    counts: dict[str, int] = {}
-    for one in said:
-        if one is not None:
-            counts[normal(one)] = counts.get(normal(one), 0) + 1
+    said = [normal(stated_answer(text).answer or "") for text in answers]
+    counts = Counter(one for one in said if one)
     if not counts:
         return None
-    winner = max(counts, key=lambda one: counts[one])  # the first of equals
-    return next(place for place, one in enumerate(said) if one and normal(one) == winner)
+    return said.index(counts.most_common(1)[0][0])  # the first of equals
 
 
 def answer_texts(folder: Path, label: str, problems: Sequence[Problem]) -> list[list[str]]:
@@ -60,12 +58,12 @@ def normal(answer: str) -> str:
 def vote_scores(
     answers: Sequence[Sequence[str]], problems: Sequence[Problem], verifier: Verifier
 ) -> list[float]:
-    """The score of each problem's vote, [P]; one without a vote is wrong."""
+    """The score of each problem's vote, [P]; one without a vote is wrong, NaN: not graded."""
     places = [vote(texts) for texts in answers]
     asked = [place for place, chosen in enumerate(places) if chosen is not None]
     chosen = [answers[place][places[place] or 0] for place in asked]
     verdicts = verifier.check(chosen, [problems[place] for place in asked])
     scores = [0.0] * len(problems)
     for place, verdict in zip(asked, verdicts, strict=True):
-        scores[place] = float(bool(verdict.correct))
+        scores[place] = math.nan if verdict.correct is None else float(verdict.correct)
     return scores

@@ -22,7 +22,12 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "rank-1": ("--lora.rank", "1", "--lora.alpha", "2"),
     "o-only": ("--lora.target-modules", "o_proj"),
 }
-FITS = {METHOD: (), **CONTROLS, **SMALLER, PAPER: ("--mode", "always")}
+# Whole rollouts take memory: one at a time, sixteen to a step as in the recipe.
+PAPER_FLAGS = (
+    *("--mode", "always"),
+    *("--optimizer.batch-size", "1", "--optimizer.accumulation", "16"),
+)
+FITS = {METHOD: (), **CONTROLS, **SMALLER, PAPER: PAPER_FLAGS}
 
 Runs = Literal["base", "gated", "always", "alone", "guided"]
 

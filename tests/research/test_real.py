@@ -6,7 +6,8 @@ import shutil
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
 from research.real import __main__ as command
 from research.real import plan, ways
-from research.real.claims import FAILS, HOLDS, OPEN, PART, Claim, above, both, judge
+from research.real.claims import FAILS, HOLDS, OPEN, PART, Claim, above, both, causal, judge
 from research.real.measure import QUICK, Measurer, figures
 from research.real.report import write_report
 from research.real.sft import target
@@ -141,6 +142,7 @@ def test_what_cannot_be_trained_on_is_answered_by_the_adapters_of_another_task()
         ([r"\boxed{2}", r"\boxed{5}"], 0),  # of equals the first
         ([r"\boxed{1,000}", r"\boxed{2}", r"\boxed{1000}"], 0),
         (["nothing", "else"], None),
+        ([r"so \boxed{}", r"\boxed{}", r"\boxed{7}", "none"], 2),  # an empty box is no vote
     ],
 )
 def test_most_samples_decide(answers: list[str], chosen: int | None) -> None:
@@ -234,6 +236,25 @@ def test_the_verdict_over_bases_and_tasks(verdicts: list[str], whole: str) -> No
     assert Claim("", [], {str(n): one for n, one in enumerate(verdicts)}).verdict == whole
 
 
+@pytest.mark.parametrize(
+    ("tuned", "entropy", "random", "stderr", "verdict"),
+    [
+        (0.5, 0.5, 0.31, 0.01, HOLDS),
+        (0.5, 0.5, 0.31, 0.03, OPEN),  # the same figures, less sure
+        (0.5, 0.5, 0.45, 0.01, PART),
+        (0.5, 0.4, 0.45, 0.01, FAILS),
+        (0.32, 0.5, 0.3, 0.01, OPEN),  # no gain to recover
+    ],
+)
+def test_what_is_recovered_must_lie_two_errors_from_the_bound(
+    tuned: float, entropy: float, random: float, stderr: float, verdict: str
+) -> None:
+    scores = {"base": 0.3, "tuned": tuned, "entropy": entropy, "random": random}
+    rows = {row: {"pass@1": score, "stderr": stderr} for row, score in scores.items()}
+    results = SimpleNamespace(tasks=["t"], of=lambda kind, task: [{"results": rows}])
+    assert causal({"b": cast(Results, results)})[1] == {"b, t": verdict}
+
+
 # ---------------------------------------------------------------------------------- a whole report
 
 
@@ -254,7 +275,8 @@ def made(cell: Cell) -> dict[str, Any]:
         return {"tasks": dict.fromkeys(TASKS, found), "measured": TASKS}
     if cell.kind == plan.TRAIN:
         tokens = 20_000 if cell.variant.startswith(ways.GRPO) else 1000
-        return {"cost": {"tokens": tokens, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}}
+        cost = {"tokens": tokens, "seconds": 60.0, "heldout_tokens": 1, "steps": 2}
+        return {"cost": cost, "stopped_rising": True}
     way, _, task = cell.variant.partition("/")
     return answers(SCORES.get(way, 0.3), task)
 
@@ -283,7 +305,10 @@ def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
     # Of 100 paired differences 30 are 1: s^2 = .3 * .7 * 100 / 99.
     assert gated.gains["base"].stderr == pytest.approx(math.sqrt(0.21 / 99))
     assert gated.finished is not None and gated.finished.value == pytest.approx(0.6)
+    # All answers are equally long, so that this is the gain again, with the same error.
     assert gated.matched is not None and gated.matched.value == pytest.approx(0.3)
+    assert gated.matched.stderr == pytest.approx(math.sqrt(0.21 / 99))
+    assert found["alone"].matched is not None and found["alone"].matched.stderr == 0
     assert found["vote"].score.value == pytest.approx(0.4)
 
 
