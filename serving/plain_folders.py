@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from adapters.adapter import WEIGHTS, AdapterError, AdapterVersion
 from adapters.files import stamp
-from adapters.store import Plain, Store, StoreError
+from adapters.store import Plain, Store, StoreAwayError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,12 @@ class PlainFolders:
 
         Raises:
             AdapterError: it cannot become one.
+            StoreAwayError: nobody knows now whether it can.
         """
+        with self.store.reached(name):
+            self._adopt(name)
+
+    def _adopt(self, name: str) -> None:
         if self.store.plain(name) is None:
             self._refused.pop(name, None)
             return
@@ -59,7 +64,10 @@ class PlainFolders:
                 if seen and seen.found == found and time.monotonic() < seen.until:
                     raise seen.error
                 try:
-                    version = self.store.adopt(name, by=BY)
+                    with self.store.reached(name):
+                        version = self.store.adopt(name, by=BY)
+                except StoreAwayError:
+                    raise  # says nothing of the folder
                 except (AdapterError, OSError, ValueError) as error:
                     if self.store.plain(name) != found:
                         continue  # adopted by another server, or written again

@@ -74,7 +74,9 @@ def test_it_is_not_waited_for_without_end(
     put_plain(folders[0], store.root, "alpha")
     found = store.plain("alpha")
     assert found is not None
-    never_quiet = SimpleNamespace(plain=lambda _: found._replace(changed=int(clock.time() * 1e9)))
+    never_quiet = SimpleNamespace(
+        plain=lambda _: found._replace(changed=int(clock.time() * 1e9)), reached=store.reached
+    )
     with pytest.raises(AdapterError, match="being written"):
         PlainFolders(never_quiet).adopt("alpha")  # type: ignore[arg-type]
     assert sum(clock.sleeps) > plain_folders.PATIENCE - 1
