@@ -149,6 +149,15 @@ def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
     assert page.count("# HELP vllm:generation_tokens_total") == 1
 
 
+def test_vllm_writes_no_series_of_the_adapters_in_flight(gated: Server) -> None:
+    ask(gated)
+    mapped = Path(f"/proc/{gated.process.pid}/maps").read_text()
+    files = set(re.findall(r"/\S+/metrics/gauge_\S+\.db$", mapped, re.MULTILINE))
+    assert files
+    for file in files:
+        assert b"alpha@" not in Path(file).read_bytes(), file
+
+
 def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_store: Path) -> None:
     prompt = "3 + 4 * 2"
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
