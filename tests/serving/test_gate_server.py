@@ -178,6 +178,33 @@ def test_a_response_in_the_background_holds_its_adapter_until_it_is_made(gated: 
     until(lambda: in_flight(gated) == 0)
 
 
+def test_a_stored_response_is_complete_for_who_asks_later(gated: Server) -> None:
+    responses = gated.client().responses
+    asked = {"model": "alpha:gated", "input": "3 + 4 * 2", "max_output_tokens": 24}
+    body = {"extra_body": {"vllm_xargs": {"gate_tau": 0.2, "gate_trace": 1}}}
+    (*_, end) = responses.create(**asked, **body, stream=True)
+    (*_, behind) = responses.create(**asked, **body, stream=True, background=True)
+    for made in (responses.create(**asked, **body), end.response, behind.response):
+        again = responses.retrieve(made.id)
+        assert again.model == made.model == "alpha:gated"
+        assert again.usage.output_tokens_details.gated_tokens > 0
+        assert again.usage.output_tokens_details == made.usage.output_tokens_details
+        assert len(again.gate_trace) == again.usage.output_tokens_details.gated_tokens
+        assert not again.kv_transfer_params
+
+
+def test_a_response_is_cancelled_and_logged_once_it_is_over(gated: Server) -> None:
+    responses = gated.client().responses
+    asked = {"model": "alpha:gated", "input": "3 + 4 * 2", "max_output_tokens": 400}
+    body = {"ignore_eos": True, "vllm_xargs": {"gate_tau": 0.2}}
+    made = responses.create(**asked, background=True, extra_body=body)
+    cancelled = responses.cancel(made.id)
+    assert (cancelled.status, cancelled.model) == ("cancelled", "alpha:gated")
+    until(lambda: in_flight(gated) == 0)
+    (line,) = until(lambda: re.findall(rf".* request_id={made.id}.*", gated.log))
+    assert "outcome=aborted" in line
+
+
 def in_flight(server: Server) -> float:
     """Requests that hold `alpha`."""
     (count,) = re.findall(r'adapter_requests_in_flight\{adapter="alpha".*\} (.*)', server.page())
