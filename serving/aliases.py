@@ -26,7 +26,7 @@ from adapters.store import Listing, Plain, Store, StoreAwayError
 from serving.default_gate import DefaultGate, Threshold, threshold
 from serving.engine_cache import EngineCache, LoadedVersion
 from serving.metrics import MOVE_SECONDS, MOVES, QUEUE_SECONDS
-from serving.plain_folders import PlainFolders
+from serving.plain_folders import PlainFolders, UnfinishedError
 from serving.prompts import ServedPrompt
 from serving.request import RequestContext
 from serving.slots import QueueFullError, Slots
@@ -233,7 +233,7 @@ class Aliases:
         """
         async with self._locks[name]:
             try:
-                await asyncio.to_thread(self.plain.adopt, name)
+                await self.plain.adopt_when_quiet(name)
                 broken = None
             except StoreAwayError:
                 raise  # says nothing of the folder
@@ -244,7 +244,8 @@ class Aliases:
                 raise broken or AdapterError(name, "is being written; ask again")
             serving = self._serving.get(name)
             if serving is not None and serving.seen[1:] == now[1:]:
-                self._serving[name] = serving._replace(seen=now)  # perhaps a broken plain folder
+                if not isinstance(broken, UnfinishedError):  # else the next request looks again
+                    self._serving[name] = serving._replace(seen=now)  # with a broken plain folder
                 return serving.version
             if self._is_refused(name, now):
                 raise AdapterError(name, self._refused[name][1])
