@@ -297,10 +297,13 @@ class Aliases:
             self._retire(serving.version)
 
     def _retire(self, version: str) -> None:
-        """`version` goes, unless another alias serves it."""
+        """`version` goes, and its pin with it, unless another alias serves it."""
         others = {one.version for alias, one in self._serving.items() if "@" not in alias}
         if version not in others:
             self._serving.pop(version, None)  # where it was asked for by its own name
+            loaded = self.cache.get(version)
+            if loaded is not None:
+                self._let_go(loaded)
             self.cache.retire(version)
 
     def threshold(self, name: str, own: Gate | None) -> Threshold:
@@ -454,12 +457,8 @@ class Aliases:
         """
         self.withdrawn.add(name)
         serving = self._serving.pop(name, None)
-        if serving is None or serving.version in self.names_by_version():
-            return
-        loaded = self.cache.get(serving.version)
-        if loaded is not None:
-            self._let_go(loaded)
-        self._retire(serving.version)
+        if serving is not None:
+            self._retire(serving.version)
 
     # ----------------------------------------------------------------------------------- listing
 

@@ -193,9 +193,9 @@ class EngineCache:
         self._drop_if_done(loaded)
 
     def retire(self, version: str) -> None:
-        """No alias serves it any more: requests that use it finish, then it goes."""
+        """No alias serves it any more, nor pins it: requests that use it finish, then it goes."""
         loaded = self._by_version.get(version)
-        if loaded is not None and not loaded.pinned:
+        if loaded is not None:
             loaded.retired = True
             self._drop_if_done(loaded)
 
