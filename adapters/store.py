@@ -49,6 +49,14 @@ from adapters.reference import Reference, is_hash
 # The store that comes with the project.
 SHIPPED = Path(__file__).parent / "store"
 _TRIES = 100
+# Errors that tell of what lies in a store. All others tell of the storage, and may be over soon.
+_OF_CONTENT = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL),
+    }
+)
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # until somebody acts
 BUILDING, TRASH = ".tmp-", ".trash-"
 
 
@@ -103,9 +111,34 @@ class Store:
         """Where the store is, for people."""
         return str(self.root)
 
+    def __post_init__(self) -> None:
+        self._mounted = os.path.ismount(self.root)
+
     def exists(self) -> bool:
         """Whether there is a store; one that nothing was published into yet may not be."""
         return self.root.is_dir()
+
+    def reachable(self) -> bool:
+        """Whether the folder is there, and no empty place where the store was mounted before."""
+        return os.path.isdir(self.root) and (not self._mounted or os.path.ismount(self.root))
+
+    @contextmanager
+    def reached(self, name: str) -> Iterator[None]:
+        """Tell what the storage fails at from what is wrong with `name`, or not there.
+
+        Raises:
+            StoreAwayError: in place of any error of a storage that is away.
+        """
+        try:
+            yield
+        except StoreAwayError:
+            raise
+        except (KeyError, OSError, ValueError) as error:
+            failure = _failure(error)
+            if failure is None and self.reachable():
+                raise
+            why = (failure.strerror or failure) if failure else "its folder is gone"
+            raise StoreAwayError(name, f"{self.place} is out of reach: {why}") from error
 
     # ---------------------------------------------------------------------------------- the seam
 
@@ -116,8 +149,8 @@ class Store:
             OSError: it cannot be reached.
             DamagedHistoryError: what is there cannot be read.
         """
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root} is no folder")
+        if not self.reachable():
+            raise FileNotFoundError(f"{self.root} is no folder, or no longer mounted")
 
     @property
     def calls(self) -> Mapping[str, int]:
@@ -655,9 +688,19 @@ class Store:
         except DamagedHistoryError as error:
             raise AdapterError(name, str(error)) from error
         except OSError as error:
-            raise StoreError(
+            passes = _failure(error) is not None and error.errno not in _NO_ROOM
+            raise (StoreAwayError if passes else StoreError)(
                 name, f"the store {self.place} cannot be written: {error.strerror or error}"
             ) from error
+
+
+def _failure(error: BaseException | None) -> OSError | None:
+    """The error of the storage behind `error`; None: there is none, or it is told of already."""
+    while error is not None and not isinstance(error, StoreError):
+        if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
+            return error
+        error = error.__cause__
+    return None
 
 
 def _before(name: str, lines: list[Move]) -> str:

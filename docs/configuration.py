@@ -117,7 +117,7 @@ ENVIRONMENT = """\
 | `VLLM_CPU_KVCACHE_SPACE` | serve, fit, evaluate | GiB of KV cache on a CPU; here 1 |
 
 vLLM has further variables, which work as usual. `HF_HUB_OFFLINE=1` is set where the base model of
-the server is a folder.
+the server is a folder, unless `controller_sources` or vLLM's flags may name something on the hub.
 """
 
 

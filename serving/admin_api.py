@@ -152,7 +152,7 @@ router = APIRouter(prefix="/admin/adapters", tags=["adapters"], responses=REFUSA
 @router.get("")
 async def list_adapters(who: Who, aliases: Served) -> Adapters:  # noqa: ARG001
     """Every name of the store: what serves it, where its weights are, who uses it."""
-    names = await asyncio.to_thread(aliases.store.names)
+    names = await asyncio.to_thread(aliases.names)
     locations = await aliases.cache.locations()
     states = [await _state(aliases, name, locations) for name in names]
     return Adapters(
@@ -184,7 +184,7 @@ async def unload(name: Name, who: Who, aliases: Served) -> AdapterState:
     The next request loads it again.
     """
     async with _refusing(aliases, name, "unload", who):
-        await asyncio.to_thread(aliases.store.resolve, name)
+        await asyncio.to_thread(aliases.resolve, name)
         aliases.unload(name)
     return await _shown(aliases, name)
 
@@ -211,7 +211,7 @@ async def rollback(name: Name, who: Who, aliases: Served) -> AdapterState:
     """Point the alias at the version before the present one."""
     async with _refusing(aliases, name, "rollback", who):
         store = aliases.store
-        to = await asyncio.to_thread(store.previous, name)
+        to = await asyncio.to_thread(_previous, aliases, name)
         await aliases.move(name, to, lambda: store.rollback(name, by=who, trusted=to))
     return await _shown(aliases, name)
 
@@ -220,7 +220,7 @@ async def rollback(name: Name, who: Who, aliases: Served) -> AdapterState:
 async def set_tau(name: Name, body: Tau, who: Who, aliases: Served) -> AdapterState:
     """The threshold of NAME:gated for requests that name none, until this server ends."""
     async with _refusing(aliases, name, f"tau {body.tau}", who):
-        await asyncio.to_thread(aliases.store.resolve, name)
+        await asyncio.to_thread(aliases.resolve, name)
         if body.tau is None:
             aliases.taus.pop(name, None)
         else:
@@ -260,6 +260,12 @@ class _refusing:  # noqa: N801
             raise HTTPException(400, str(error)) from error
 
 
+def _previous(aliases: Aliases, name: str) -> str:
+    """In a thread: the version that a roll-back goes back to."""
+    with aliases.store.reached(name):
+        return aliases.store.previous(name)
+
+
 def _same_name(name: str, version: str | None) -> None:
     if version is not None and version.partition("@")[0] != name:
         raise ValueError(f"version: {version} is not one of {name}")
@@ -278,15 +284,22 @@ def _where(loaded: LoadedVersion, locations: dict[str, list[int]]) -> State:
     return "device" if locations.get(loaded.version) else "host"
 
 
+def _in_store(aliases: Aliases, name: str) -> tuple[str, list[str]]:
+    """In a thread: what the store's alias points at, and the hashes of its versions."""
+    with aliases.store.reached(name):
+        return str(aliases.store.resolve(name)), aliases.store.versions(name)
+
+
 async def _state(
     aliases: Aliases, name: str, locations: dict[str, list[int]]
 ) -> AdapterState | None:
     try:
         listing = await asyncio.to_thread(aliases.checked, name)
-        target = str(await asyncio.to_thread(aliases.store.resolve, name))
-        versions = await asyncio.to_thread(aliases.store.versions, name)
+        target, versions = await asyncio.to_thread(_in_store, aliases, name)
     except KeyError:
         return None
+    except StoreAwayError as error:
+        listing, target, versions = error, "", []
     except AdapterError as error:
         return AdapterState(name=name, state="refused", reason=error.reason)
     own = None if isinstance(listing, AdapterError) else listing.gate

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 from adapters.adapter import AdapterError, AdapterVersion
 from adapters.manifest import Gate
+from adapters.reference import Reference
 from adapters.store import Listing, Plain, Store, StoreAwayError
 from serving.default_gate import DefaultGate, Threshold, threshold
 from serving.engine_cache import EngineCache, LoadedVersion
 from serving.metrics import MOVE_SECONDS, MOVES, QUEUE_SECONDS
-from serving.plain_folders import PlainFolders
+from serving.plain_folders import PlainFolders, UnfinishedError
 from serving.prompts import ServedPrompt
 from serving.request import RequestContext
 from serving.slots import QueueFullError, Slots
@@ -64,6 +65,7 @@ class Aliases:
     _refused: dict[str, tuple[Look, str]] = field(default_factory=dict)  # and the reason
     _checked: dict[str, tuple[Look, AdapterVersion | AdapterError]] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _names: list[str] = field(default_factory=list)  # of the store, when it was last within reach
     _switching: dict[str, asyncio.Task[str]] = field(default_factory=dict)
     _pinning: set[str] = field(default_factory=set)  # versions that wait for the slot they keep
     _pinning_again: set[asyncio.Task[None]] = field(default_factory=set)
@@ -126,11 +128,28 @@ class Aliases:
 
     def _look(self, name: str) -> Look:
         """In a thread: what the store means by `name` now."""
-        plain = self.store.plain(name)
-        found = self.store.resolve(name)
-        if found.hash is None:
-            return Look(plain, None, None)
-        return Look(plain, str(found), self.store.identity(found))
+        with self.store.reached(name):
+            plain = self.store.plain(name)
+            found = self.store.resolve(name)
+            if found.hash is None:
+                return Look(plain, None, None)
+            return Look(plain, str(found), self.store.identity(found))
+
+    def resolve(self, name: str) -> Reference:
+        """The store's `resolve`, which raises StoreAwayError where the store is away.
+
+        Call from a thread.
+        """
+        with self.store.reached(name):
+            return self.store.resolve(name)
+
+    def names(self) -> list[str]:
+        """Names of the store; while it is away, those that it had. Call from a thread."""
+        with suppress(OSError):
+            names = self.store.names()
+            if self.store.reachable():
+                self._names = names
+        return self._names
 
     async def version(self, name: str) -> str:
         """The version that serves `name`; the first time it is loaded for that.
@@ -148,7 +167,7 @@ class Aliases:
         except AdapterError:
             if name not in self._serving:
                 raise
-            return self._serving[name].version  # a damaged history changes nothing
+            return self._serving[name].version  # damaged history or store away: as before
         serving = self._serving.get(name)
         if serving is None:
             return await self.switch(name)
@@ -214,8 +233,10 @@ class Aliases:
         """
         async with self._locks[name]:
             try:
-                await asyncio.to_thread(self.plain.adopt, name)
+                await self.plain.adopt_when_quiet(name)
                 broken = None
+            except StoreAwayError:
+                raise  # says nothing of the folder
             except AdapterError as error:
                 broken = error
             now = await asyncio.to_thread(self._look, name)
@@ -223,7 +244,8 @@ class Aliases:
                 raise broken or AdapterError(name, "is being written; ask again")
             serving = self._serving.get(name)
             if serving is not None and serving.seen[1:] == now[1:]:
-                self._serving[name] = serving._replace(seen=now)  # perhaps a broken plain folder
+                if not isinstance(broken, UnfinishedError):  # else the next request looks again
+                    self._serving[name] = serving._replace(seen=now)  # with a broken plain folder
                 return serving.version
             if self._is_refused(name, now):
                 raise AdapterError(name, self._refused[name][1])
@@ -275,10 +297,13 @@ class Aliases:
             self._retire(serving.version)
 
     def _retire(self, version: str) -> None:
-        """`version` goes, unless another alias serves it."""
+        """`version` goes, and its pin with it, unless another alias serves it."""
         others = {one.version for alias, one in self._serving.items() if "@" not in alias}
         if version not in others:
             self._serving.pop(version, None)  # where it was asked for by its own name
+            loaded = self.cache.get(version)
+            if loaded is not None:
+                self._let_go(loaded)
             self.cache.retire(version)
 
     def threshold(self, name: str, own: Gate | None) -> Threshold:
@@ -352,8 +377,13 @@ class Aliases:
         Raises:
             KeyError, AdapterError: it cannot be loaded or the store refuses; nothing has moved.
         """
+
+        def act_within_reach() -> None:
+            with self.store.reached(name):
+                act()
+
         await self.preload(version)
-        await asyncio.to_thread(act)
+        await asyncio.to_thread(act_within_reach)
         self.withdrawn.discard(name)
         await self.switch(name)
 
@@ -427,19 +457,15 @@ class Aliases:
         """
         self.withdrawn.add(name)
         serving = self._serving.pop(name, None)
-        if serving is None or serving.version in self.names_by_version():
-            return
-        loaded = self.cache.get(serving.version)
-        if loaded is not None:
-            self._let_go(loaded)
-        self._retire(serving.version)
+        if serving is not None:
+            self._retire(serving.version)
 
     # ----------------------------------------------------------------------------------- listing
 
     def listing(self) -> Listing:
         """Every adapter of the store, checked against the base; unchanged ones only once."""
         listing = Listing({}, {})
-        names = [name for name in self.store.names() if name not in self.withdrawn]
+        names = [name for name in self.names() if name not in self.withdrawn]
         self.store.bring_records(names)
         for name in names:
             try:
@@ -465,6 +491,8 @@ class Aliases:
             broken = error
         try:
             now = self._look(name)
+        except StoreAwayError as error:
+            return self._checked[name][1] if name in self._checked else error
         except AdapterError as error:
             return error
         if now.version is None:
@@ -487,7 +515,7 @@ class Aliases:
         serving = self._serving.get(name)
         if serving is not None:
             with suppress(AdapterError):
-                self.store.resolve(name)
+                self.resolve(name)
             loaded = self.cache.get(serving.version)
             if loaded is not None:
                 return loaded.version, loaded.gate
@@ -500,7 +528,8 @@ class Aliases:
         if self.cache.models.is_base_model(name):
             return AdapterError(name, "has the base's own name; rename its folder")
         try:
-            found = self.store.get(name, self.cache.base, self.cache.max_rank, hashes=False)
+            with self.store.reached(name):
+                found = self.store.get(name, self.cache.base, self.cache.max_rank, hashes=False)
             self._compare_prompts(found)
             return found
         except AdapterError as error:

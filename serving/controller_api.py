@@ -126,11 +126,14 @@ async def load(aliases: Aliases, sources: Sources, body: Load, who: str) -> str:
 
 def _import(aliases: Aliases, sources: Sources, body: Load, who: str) -> str:
     """In a thread: the adapter as a version of the store, with the alias where it was."""
+    store, name = aliases.store, body.lora_name
+    if not store.reachable():  # it would be written where the store was
+        raise StoreAwayError(name, f"{store.place} is out of reach")
     with sources.fetched(body.lora_path) as folder:
         found = import_adapter(
-            aliases.store,
+            store,
             str(folder),
-            body.lora_name,
+            name,
             base=aliases.cache.base,
             alias=False,
             by=who,
@@ -142,7 +145,7 @@ def _import(aliases: Aliases, sources: Sources, body: Load, who: str) -> str:
 def _target(aliases: Aliases, name: str) -> str | None:
     """In a thread: the version that the store's alias points at."""
     try:
-        found = aliases.store.resolve(name)
+        found = aliases.resolve(name)
     except KeyError:
         return None
     return str(found) if found.hash is not None else None

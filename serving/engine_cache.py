@@ -129,15 +129,16 @@ class EngineCache:
     def _read(self, version: str, asked: str) -> tuple[AdapterVersion, Lease]:
         """In a thread: the version, checked, and held against garbage collection."""
         try:
-            lease = self.store.lease(version).lease
-            try:
-                found = self.store.get(version, self.base, self.max_rank, hashes=False)
-                if not self.plain.just_read(found):
-                    found = self.store.get(version, self.base, self.max_rank)
-                return found, lease
-            except BaseException:
-                lease.close()
-                raise
+            with self.store.reached(version):
+                lease = self.store.lease(version).lease
+                try:
+                    found = self.store.get(version, self.base, self.max_rank, hashes=False)
+                    if not self.plain.just_read(found):
+                        found = self.store.get(version, self.base, self.max_rank)
+                    return found, lease
+                except BaseException:
+                    lease.close()
+                    raise
         except KeyError:
             if asked == version:
                 raise
@@ -192,9 +193,9 @@ class EngineCache:
         self._drop_if_done(loaded)
 
     def retire(self, version: str) -> None:
-        """No alias serves it any more: requests that use it finish, then it goes."""
+        """No alias serves it any more, nor pins it: requests that use it finish, then it goes."""
         loaded = self._by_version.get(version)
-        if loaded is not None and not loaded.pinned:
+        if loaded is not None:
             loaded.retired = True
             self._drop_if_done(loaded)
 

@@ -36,6 +36,17 @@ def in_flight(engine: EngineClient, rank: int) -> int:
     return 0 if counts is None else int(counts[core.core_engines[rank]])  # type: ignore[union-attr]
 
 
+def count_no_adapters(engine: EngineClient) -> None:
+    """Have vLLM keep no series of adapters; /metrics has its own (router_metrics.py).
+
+    In each step vLLM writes a series that names all adapters in flight, in the order in which they
+    came. So there are ever more, which no process can take back and each scrape reads again.
+    """
+    for one in getattr(getattr(engine, "logger_manager", None), "stat_loggers", ()):
+        if hasattr(one, "gauge_lora_info"):
+            one.gauge_lora_info = None
+
+
 def failure(engine: EngineClient) -> str | None:
     """How an engine has ended by itself; None where all run, or have been told to end."""
     if not engine.errored:

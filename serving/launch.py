@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import tempfile
 from argparse import Namespace
@@ -49,7 +50,7 @@ class Base:
     temperature: float  # at which the recipe samples
 
 
-def set_environment(model: str) -> None:
+def set_environment(settings: Settings, engine_flags: Sequence[str] = ()) -> None:
     """What vLLM reads from the environment, where the user has not set it."""
     plugins = [*filter(None, os.environ.get("VLLM_PLUGINS", "").split(",")), *PLUGINS]
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys(plugins))
@@ -61,8 +62,24 @@ def set_environment(model: str) -> None:
     # A connection that the server ends may be in use again by then, and that request is lost. So it
     # waits longer than openai's client (5 s, as vLLM) and load balancers (a minute).
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75")
-    if os.path.isdir(model):
+    if os.path.isdir(settings.model) and not _needs_the_hub(settings, engine_flags):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+# vLLM's flags that may name something on the hub, or a file of flags that does; argparse takes the
+# beginning of a flag too, and underscores.
+_MAY_NAME = re.compile(r"--(to|spec|conf|gen|hf)|-sc")
+
+
+def _needs_the_hub(settings: Settings, engine_flags: Sequence[str]) -> bool:
+    """Whether anything besides a base that is a folder may come from the hub."""
+    if any(map(_MAY_NAME.match, engine_flags)):
+        return True
+    if not settings.controller_sources:
+        return False
+    from serving.controller_sources import Sources  # reads PEFT's rules, which takes a while
+
+    return any(place.scheme == "hf" for place in Sources.parse(settings.controller_sources).places)
 
 
 def look_at_base(settings: Settings, engine_flags: Sequence[str] = ()) -> Base:
@@ -260,7 +277,7 @@ def prepare(
     logs.configure(settings.log_format)
     vllm_versions.check(settings.gate == "on")
     store = find_store(settings)
-    set_environment(settings.model)
+    set_environment(settings, engine_flags)
     # The scheduler's counters stand in the engine's process; /metrics gathers them here.
     # prometheus_client looks once, when it is first imported: with vLLM, for its flags.
     metrics = folder / "metrics"

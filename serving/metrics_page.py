@@ -114,7 +114,7 @@ class Gauges:
     def names(self) -> list[str]:
         """The store's, as of the last look."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._names, self._looked = self.aliases.store.names(), time.monotonic()
+            self._names, self._looked = self.aliases.names(), time.monotonic()
         return self._names
 
     def _default_gate(self) -> tuple[Gauge, ...]:

@@ -57,6 +57,7 @@ class RequestContext(AnswerContext):
     version: str | None = None  # NAME@HASH that answers; None: the base
     series: Series | None = None  # of the version and its mode, from the admission on
     held: ExitStack = field(default_factory=ExitStack)  # slot and version, until the end
+    background: asyncio.Task[object] | None = None  # that makes a response after its POST
     asked_engine: int | None = None  # that the client asks for
     engine: int | None = None  # that has the request's slot; None: vLLM chooses
     watched: bool | None = None  # of the base: whether the server measures entropies at it
@@ -198,15 +199,14 @@ def _outcome(status: int | None, aborted: bool, broken: bool) -> str:
 class BackgroundTasks(dict[str, "asyncio.Task[object]"]):
     """vLLM's table of responses that it makes in the background, by their ids.
 
-    What such a request holds is given back when its task is done: its POST is over long before.
+    Such a request is over when its task is done; its POST is so long before.
     """
 
     def __setitem__(self, response: str, task: asyncio.Task[object]) -> None:
         super().__setitem__(response, task)
         mine = RequestContext.current()
         if mine is not None:
-            held = mine.held.pop_all()
-            task.add_done_callback(lambda _: held.close())
+            mine.background = task
 
 
 class RequestMiddleware(GateAnswers):
@@ -241,6 +241,20 @@ class RequestMiddleware(GateAnswers):
         try:
             return await self.follow(mine, scope, receiving, sending)
         finally:
-            mine.held.close()
-            if scope["method"] == "POST" and get_route_path(scope).startswith(LOGGED):
-                mine.end(status, aborted=gone, broken=broken or not complete)
+            logged = scope["method"] == "POST" and get_route_path(scope).startswith(LOGGED)
+
+            def over(aborted: bool, broken: bool) -> None:
+                mine.held.close()
+                if logged:
+                    mine.end(status, aborted, broken)
+
+            def made(task: asyncio.Task[object]) -> None:
+                error = None if task.cancelled() else task.exception()
+                if error is not None:
+                    logger.error("%s could not be made", task.get_name(), exc_info=error)
+                over(task.cancelling() > 0, error is not None)  # vLLM ends a cancelled task itself
+
+            if mine.background is None:
+                over(gone, broken or not complete)
+            else:
+                mine.background.add_done_callback(made)

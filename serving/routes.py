@@ -113,6 +113,7 @@ class ModelsEndpoint:
             token_report.install(default_gate.observe)
         state.follower = Follower(aliases, args.store_poll_seconds)
         state.gauges = Gauges(aliases, state.follower)
+        engines.count_no_adapters(engine_client)
         state.router_series = RouterSeries(aliases, args.gate)
         METRICS.live = aliases.live
         responses = getattr(state, "openai_serving_responses", None)

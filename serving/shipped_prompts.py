@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from vllm import SamplingParams
 from vllm.engine.protocol import EngineClient
 
 from adapters.calibration_prompts import PROMPTS
 from adapters.prompt import PromptRenderer
+from serving import vllm_versions
 from serving.default_gate import DefaultGate
 from serving.prompts import ServedPrompt
 from vllm_gate.params import NEVER, GateParams
@@ -63,8 +63,8 @@ def make_default_gate(engine: EngineClient, args: Namespace) -> DefaultGate | No
     prompt: ServedPrompt | None = args.prompt
     if prompt is not None:
         template, stop = prompt.format.template, prompt.format.stop
-    else:  # the user's own: a file, or the template itself
-        path = Path(args.chat_template)
-        template, stop = path.read_text() if path.is_file() else args.chat_template, ()
+    else:  # the user's own: a file, one of vLLM's, or the template itself
+        load = vllm_versions.find("load_chat_template", vllm_versions.CHAT_UTILS)
+        template, stop = load(args.chat_template), ()
     ask = shipped_prompts(engine, template, stop, args.sampling_temperature)
     return DefaultGate(args.default_gate_rate, ask)

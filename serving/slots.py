@@ -4,7 +4,8 @@ vLLM skips a waiting request whose adapter does not fit beside those that run, f
 running ones have work: under steady traffic it starves. Here a free slot goes to the adapter that
 most requests wait for, since all of them then run in one batch; until one has waited longer than
 `patience`, which closes the door on those that run: their next requests queue behind it, the first
-to finish gives it its slot. So the longest wait is bounded by patience and the answers ahead.
+to finish gives it its slot. So the longest wait is bounded by patience and the answers ahead. An
+adapter whose requests name an engine closes that one alone, and leaves the others' slots to others.
 """
 
 from __future__ import annotations
@@ -104,12 +105,11 @@ class Slots:
         now = self._clock()
         if wanted is not None and not 0 <= wanted < len(self.engines):
             wanted = None  # vLLM refuses the request
-        if version in self.pinned or not self._impatient():
-            engine = self._engine(version, wanted)
-            if engine is not None:
-                # Nobody in the queue could use the slot, or they would have it already.
-                self.engines[engine][version] += 1
-                return engine
+        engine = self._engine(version, wanted, self._closed())
+        if engine is not None:
+            # Nobody in the queue could use the slot, or they would have it already.
+            self.engines[engine][version] += 1
+            return engine
         if self.waiting_for(version) >= max(1, self.queue // 2):
             raise QueueFullError(version, 429, self.waiting_for(version))
         if self.waiting >= self.queue:
@@ -142,9 +142,13 @@ class Slots:
         self.pinned.discard(version)
         self._admit()
 
-    def _engine(self, version: str, wanted: int | None) -> int | None:
+    def _engine(self, version: str, wanted: int | None, closed: dict[int, str]) -> int | None:
         """The least busy engine with a slot for `version`; None where there is none."""
-        engines = range(len(self.engines)) if wanted is None else (wanted,)
+        engines = [
+            one
+            for one in (range(len(self.engines)) if wanted is None else (wanted,))
+            if version in self.pinned or closed.get(one, version) == version
+        ]
         here = [one for one in engines if version in self.pinned or version in self.engines[one]]
         crowded = any(one.version != version for one in self._waiting)
         if not (here and crowded):
@@ -159,37 +163,64 @@ class Slots:
         """Requests in flight on an engine; those that just got a slot have not reached it yet."""
         return max(sum(self.engines[engine].values()), self._load(engine))
 
-    def _impatient(self) -> bool:
-        """Whether the head of the queue has waited so long that nothing goes before it."""
-        if not self._waiting:
-            return False
+    def _impatient_since(self) -> float:
+        """Nothing goes before those that have waited since before this time."""
         adapters = len({one.version for one in self._waiting})
-        waited = self._clock() - self._waiting[0].since
-        return waited > self.patience * (1 + adapters / self.total)
+        return self._clock() - self.patience * (1 + adapters / self.total)
 
-    def _next(self) -> str:
-        """The version whose turn is next."""
-        if self._impatient():
-            return self._waiting[0].version
+    def _closed(self) -> dict[int, str]:
+        """Engine -> the version to which an impatient request keeps it."""
+        since, closed = self._impatient_since(), dict[int, str]()
+        for engine in range(len(self.engines)):
+            first = next((one for one in self._waiting if one.wanted in (None, engine)), None)
+            if first is not None and first.since < since:
+                closed[engine] = first.version
+        return closed
+
+    def _turns(self) -> list[str]:
+        """The versions that are waited for, in the order of their turns."""
+        since = self._impatient_since()
+        impatient = [one.version for one in self._waiting if one.since < since]
         wanted = Counter(one.version for one in self._waiting)
-        return max(wanted, key=wanted.__getitem__)  # of equals the one that has waited longest
+        # Of equals that first which has waited longest.
+        most = sorted(wanted, key=wanted.__getitem__, reverse=True)
+        return list(dict.fromkeys([*impatient, *most]))
 
     def _admit(self) -> None:
-        """Give turns, each to all that wait for one version."""
+        """Give turns, each to all that wait for one version, until nobody fits any more."""
         self._waiting = deque(one for one in self._waiting if not one.turn.cancelled())
-        while self._waiting and self._enter(self._next()):
+        while self._waiting and self._enter_next():
             pass
 
-    def _enter(self, version: str) -> bool:
-        """Give slots to those that wait for `version`; whether any got one."""
+    def _enter_next(self) -> bool:
+        """Give slots to those that wait for the first version that fits; whether one does.
+
+        Those before it keep the engines that they could use.
+        """
+        waiting: dict[str, list[_Waiting]] = {}
+        for one in self._waiting:
+            waiting.setdefault(one.version, []).append(one)
+        closed: dict[int, str] = {}
+        for version in self._turns():
+            if self._enter(waiting[version], closed):
+                return True
+            for wanted in {one.wanted for one in waiting[version]}:
+                for engine in range(len(self.engines)) if wanted is None else (wanted,):
+                    closed.setdefault(engine, version)
+            if len(closed) == len(self.engines):
+                break
+        return False
+
+    def _enter(self, waiting: list[_Waiting], closed: dict[int, str]) -> bool:
+        """Give slots to those that wait for one version; whether any got one."""
         now = self._clock()
         entered = False
-        for one in [one for one in self._waiting if one.version == version]:
-            engine = self._engine(version, one.wanted)
+        for one in waiting:
+            engine = self._engine(one.version, one.wanted, closed)
             if engine is None:
-                continue  # the engine that the client asks for is full
+                continue  # the engine that the client asks for is full, or kept for others
             self.longest_wait = max(self.longest_wait, now - one.since)
-            self.engines[engine][version] += 1
+            self.engines[engine][one.version] += 1
             one.turn.set_result(engine)
             entered = True
         self._waiting = deque(one for one in self._waiting if not one.turn.done())

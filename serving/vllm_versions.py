@@ -27,6 +27,10 @@ CLI_ARGS = (
     "vllm.entrypoints.launchers.cli_args",  # 0.32
     "vllm.entrypoints.openai.cli_args",  # before
 )
+CHAT_UTILS = (
+    "vllm.renderers.chat_utils",  # from 0.32
+    "vllm.entrypoints.chat_utils",  # before
+)
 RUN_SERVER = (
     "vllm.entrypoints.launchers.api_server.entry",  # from 0.32
     "vllm.entrypoints.openai.api_server",  # before

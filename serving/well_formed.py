@@ -143,10 +143,12 @@ async def look_at_body(request: Request) -> None:
     """Raise HTTPException where the gate's arguments, texts, schemas or grammars are ill-formed."""
     if not _is_json(request.headers.get("content-type", "")):
         return
-    body = await request.json()  # FastAPI has read it already
+    raw = await request.body()  # FastAPI has read it already
+    if not raw:  # openai's client names the type where it sends nothing
+        return
+    body = await request.json()
     if not isinstance(body, dict):
         return
-    raw = await request.body()
     if _HALVES.search(raw) or grammars.ZERO in raw:
         for name in RENDERED & body.keys():
             for field, part in _parts(name, body[name]):

@@ -25,14 +25,16 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm import envs
 
 from vllm_gate import token_report
 from vllm_gate.counters import ANSWERS
 from vllm_gate.token_report import ANSWER, REPORT, AnswerContext
 
-RESPONSES = re.compile(r"/v1/responses/([^/]+)$")
+RESPONSES = re.compile(r"/v1/responses/([^/]+)(?:/cancel)?$")
+CREATED = b"event: response.created\ndata: "  # how the stream of a response begins
 COMPLETIONS = ("chat.completion", "chat.completion.chunk", "text_completion")  # with such a usage
-KEPT = 1024  # responses made in the background whose reports are kept, the newest
+KEPT = 1024  # stored responses whose reports are kept, the newest
 
 
 class GateAnswers:
@@ -41,7 +43,8 @@ class GateAnswers:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         # By id: vLLM keeps such responses, and clients fetch them later.
-        self._background: OrderedDict[str, AnswerContext] = OrderedDict()
+        self._stored: OrderedDict[str, AnswerContext] = OrderedDict()
+        self._keeps = envs.VLLM_ENABLE_RESPONSES_API_STORE
         token_report.install()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,9 +57,10 @@ class GateAnswers:
         self, context: AnswerContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Make `context` that of the answer while it is made."""
-        fetched = RESPONSES.search(scope["path"]) if scope["method"] == "GET" else None
-        made_by = self._background.get(fetched[1], context) if fetched else context
-        answer = _Answer(made_by, send, self._keep)
+        fetched = RESPONSES.search(scope["path"])
+        made_by = self._stored.get(fetched[1], context) if fetched else context
+        keep = self._keep if self._keeps and fetched is None else None
+        answer = _Answer(made_by, send, keep)
         token = ANSWER.set(context)
         try:
             await self.app(scope, receive, answer.send)
@@ -65,9 +69,9 @@ class GateAnswers:
             answer.close()
 
     def _keep(self, response: str, context: AnswerContext) -> None:
-        self._background[response] = context
-        if len(self._background) > KEPT:
-            self._background.popitem(last=False)
+        self._stored[response] = context
+        if len(self._stored) > KEPT:
+            self._stored.popitem(last=False)
 
 
 @dataclass
@@ -76,7 +80,7 @@ class _Answer:
 
     context: AnswerContext
     out: Send
-    keep: Callable[[str, AnswerContext], None]
+    keep: Callable[[str, AnswerContext], None] | None  # for who asks for the response later
     start: Message | None = None  # of a JSON answer, whose length is known at its end
     body: bytearray = field(default_factory=bytearray)
     told: Counter[int] = field(default_factory=Counter)  # by choice: entries that have gone out
@@ -104,13 +108,16 @@ class _Answer:
                 await self._send_json(self.start)
                 return
             if self.streamed and message.get("body"):
+                if self.keep is not None and message["body"].startswith(CREATED):
+                    event = message["body"].removeprefix(CREATED).partition(b"\n")[0]
+                    self.keep(json.loads(event)["response"]["id"], self.context)
                 body = self._chunk(message["body"]) if self.context.gated else message["body"]
                 message = {**message, "body": self.context.edit(body)}
         await self.out(message)
 
     async def _send_json(self, start: Message) -> None:
         body = bytes(self.body)
-        if self.context.gated or b'"queued"' in body:  # a response in the background
+        if self.context.gated or (self.keep is not None and b'"object":"response"' in body):
             body = self._completed(body)
         body = self.context.edit(body)
         MutableHeaders(scope=start)["content-length"] = str(len(body))
@@ -129,7 +136,7 @@ class _Answer:
         answer = json.loads(body)
         if not isinstance(answer, dict):
             return body
-        if answer.get("object") == "response" and answer.get("background"):
+        if self.keep is not None and answer.get("object") == "response":
             self.keep(answer["id"], self.context)
         if not self.context.gated or not answer.get("usage"):
             return body  # not the answer yet, or none that has tokens

@@ -63,6 +63,10 @@ class BucketStore(Store):
         """A bucket that holds nothing yet is an empty store."""
         return True
 
+    def reachable(self) -> bool:
+        """A bucket that is away raises errors, and looks like nothing else."""
+        return True
+
     def refresh(self) -> None:
         """Look where the aliases point: one conditional read.
 

@@ -351,6 +351,28 @@ async def test_a_pin_goes_with_the_alias(admission: Admission) -> None:
     assert not aliases.slots.pinned and not pinned(admission)
 
 
+@pytest.mark.parametrize("by", ["follower", "request"])
+async def test_a_pin_goes_with_what_is_deleted_from_the_store(many: Admission, by: str) -> None:
+    aliases = many.aliases
+    store = aliases.store
+    store.alias("other", str(store.resolve("a0")))
+    await aliases.pin("a0", True)
+    await answered(many, "other")
+    (store.root / "other" / "moves.jsonl").unlink()
+    await aliases.follow()
+    assert aliases.slots.pinned == pinned(many) == {aliases.serving("a0")}  # it still serves a0
+    shutil.rmtree(store.root / "a0")
+    if by == "follower":
+        await aliases.follow()
+    else:
+        with pytest.raises(KeyError):
+            await answered(many, "a0")
+    await settled(many)
+    assert not aliases.slots.pinned and not aliases.host_slots.pinned
+    assert aliases.slots.in_use == 0
+    assert not engine_of(many).loaded and not engine_of(many).pinned
+
+
 async def test_a_slot_that_is_unpinned_goes_to_who_waits(many: Admission) -> None:
     aliases = many.aliases
     await aliases.pin("a0", True)

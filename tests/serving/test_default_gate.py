@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from support import Server, until
 from adapters.gate import calibrate
 from adapters.manifest import Gate
 from adapters.store import Store
+from serving import shipped_prompts
 from serving.admission import Admission
 from serving.default_gate import FEWEST, DefaultGate, EntropySample, threshold
 from serving.metrics_page import Gauges
@@ -29,6 +31,32 @@ RATE = 0.1
 
 def default_gate(ask: Callable[[int], Awaitable[None]] = nothing, **more: Any) -> DefaultGate:
     return DefaultGate(RATE, ask, **more)
+
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}" + "{# x #}" * 400
+BUILT_IN = "template_chatml.jinja"
+
+
+@pytest.mark.parametrize("given", ["inline", "file", "built in"])
+def test_the_shipped_prompts_are_rendered_with_the_template_that_vllm_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    from vllm.transformers_utils.chat_templates.registry import CHAT_TEMPLATES_DIR
+
+    file = tmp_path / "mine.jinja"
+    file.write_text(TEMPLATE)
+    argument = {"inline": TEMPLATE, "file": str(file), "built in": BUILT_IN}[given]
+    seen: list[str] = []
+    monkeypatch.setattr(
+        shipped_prompts, "shipped_prompts", lambda engine, template, *_: seen.append(template)
+    )
+    args = Namespace(
+        default_gate_rate=RATE, prompt=None, chat_template=argument, sampling_temperature=1.0
+    )
+    engine: Any = None
+    assert shipped_prompts.make_default_gate(engine, args) is not None
+    built_in = (CHAT_TEMPLATES_DIR / BUILT_IN).read_text()
+    assert seen == [built_in if given == "built in" else TEMPLATE]
 
 
 # -------------------------------------------------------------------------------- the estimate

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from fleet import Engine, completion, make_admission, nothing
+from prometheus_client import CollectorRegistry, Gauge
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import SchedulerStats
 
 from adapters.adapter import AdapterError
 from adapters.store import Store
@@ -38,6 +43,31 @@ def test_each_engine_says_what_it_holds() -> None:
     alone: Any = Engine()
     assert asyncio.run(engines.on_each(alone, "adapters_on_device")) == [[]]
     assert engines.in_flight(alone, 0) == 0
+
+
+def test_sets_of_adapters_in_flight_leave_no_series() -> None:
+    registry, labels = CollectorRegistry(), ("max_lora", "waiting", "running")
+    gauge = Gauge("lora_requests_info", "", labels, registry=registry)
+    counts = MagicMock(
+        gauge_lora_info=gauge,
+        max_lora=4,
+        labelname_max_lora="max_lora",
+        labelname_waiting_lora_adapters="waiting",
+        labelname_running_lora_adapters="running",
+    )
+    client: Any = SimpleNamespace(logger_manager=SimpleNamespace(stat_loggers=[object(), counts]))
+
+    def series_after(*adapters: str) -> int:
+        in_flight = dict.fromkeys(adapters, 1)
+        stats = SchedulerStats(running_lora_adapters=in_flight, waiting_lora_adapters=in_flight)
+        PrometheusStatLogger.record(counts, stats, None)
+        (family,) = registry.collect()
+        return len(family.samples)
+
+    assert [series_after("a", "b"), series_after("b", "a")] == [1, 2]
+    engines.count_no_adapters(client)
+    assert {series_after(*order) for order in permutations("abcd")} == {2}
+    engines.count_no_adapters(Engine())  # type: ignore[arg-type]
 
 
 def failing(name: str | None = None, code: int = 0, errored: bool = True) -> Any:

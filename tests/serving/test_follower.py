@@ -6,13 +6,17 @@ Two machines share a bucket over a real S3; the engine only remembers what it wa
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from cloud import BUCKET
 from fastapi import FastAPI, Request
@@ -25,16 +29,19 @@ from fleet import (
     completion,
     engine_of,
     make_admission,
+    put_plain,
     settled,
 )
 
+from adapters.adapter import CONFIG, WEIGHTS
 from adapters.audit import verify
 from adapters.bucket import objects
 from adapters.bucket.store import BucketStore
 from adapters.collect import collect
 from adapters.store import Store, StoreAwayError
-from serving import admin_api, health, models_api
+from serving import admin_api, controller_api, health, models_api
 from serving.admission import Admission
+from serving.controller_sources import Sources
 from serving.follower import Follower
 from serving.metrics_page import Gauges
 
@@ -312,6 +319,157 @@ async def test_a_folder_is_followed_too(
     (tmp_path / "unmounted").rename(store.root)
     await look(one)
     assert await ask(one, "alpha") == old
+
+
+UNWELL = [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOLCK]
+
+
+@contextmanager
+def failing(place: Path, code: int) -> Iterator[None]:
+    """Every look at `place`, or below it, fails with this error of the system."""
+
+    def guarded(real: Any) -> Any:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+            if text.startswith(str(place)):
+                raise OSError(code, os.strerror(code), text)
+            return real(path, *args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((os, "stat"), (os, "open"), (os, "scandir"), (io, "open")):
+            patch.setattr(module, name, guarded(getattr(module, name)))
+        yield
+
+
+@contextmanager
+def moved_away(store: Store) -> Iterator[None]:
+    store.root.rename(store.root.with_name("elsewhere"))
+    try:
+        yield
+    finally:
+        store.root.with_name("elsewhere").rename(store.root)
+
+
+@contextmanager
+def unmounted(store: Store) -> Iterator[None]:
+    """The folder was a place to mount at, and is empty."""
+    with moved_away(store), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_mounted", True)
+        store.root.mkdir()
+        yield
+        store.root.rmdir()
+
+
+AWAY: dict[str, Callable[[Store], AbstractContextManager[None]]] = {
+    "moved": moved_away,
+    "unmounted": unmounted,
+    **{
+        errno.errorcode[code]: lambda store, code=code: failing(store.root, code) for code in UNWELL
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, base_folder: Path, folders: list[Path]) -> Follower:
+    """A server over a folder: `alpha` has two versions, `beta` has one."""
+    store = Store(tmp_path / "store")
+    for one in folders[:2]:
+        store.publish(one, "alpha")
+    store.publish(folders[2], "beta")
+    return Follower(make_admission(tmp_path, base_folder).aliases, 1.0)
+
+
+@pytest.mark.parametrize("away", AWAY.values(), ids=AWAY)
+async def test_a_server_whose_folder_is_away_serves_on(
+    folder: Follower, folders: list[Path], away: Callable[[Store], AbstractContextManager[None]]
+) -> None:
+    aliases = folder.aliases
+    serving = await ask(folder, "alpha")
+    listed = models_api.model_cards(aliases, True)
+    transport = httpx.ASGITransport(application(admission(folder), admin_api.router))
+    admin = httpx.AsyncClient(transport=transport, base_url="http://server", headers=BEARER)
+    with away(aliases.store):
+        await look(folder)
+        assert not folder.facts()["reached"]
+        assert await ask(folder, "alpha") == serving
+        assert loaded(folder) == [serving]
+        for name in ("beta", "new"):
+            assert (await refusal(folder, name))["code"] == 503
+        again = models_api.model_cards(aliases, True)
+        assert [card.id for card in again] == [card.id for card in listed]
+        assert models_api.model_card(aliases, "alpha", True).root == serving
+        shown = (await admin.get("/admin/adapters")).json()["data"]
+        assert [(one["name"], one["serving"]) for one in shown] == [
+            ("alpha", serving),
+            ("beta", None),
+        ]
+        assert 'adapter="alpha"' in Gauges(aliases, folder).page()
+        for path, body in (
+            ("load", {}),
+            ("unload", None),
+            ("alias", {"version": serving}),
+            ("rollback", None),
+        ):
+            answer = await admin.post(f"/admin/adapters/beta/{path}", json=body)
+            assert (path, answer.status_code) == (path, 503)
+        load = controller_api.Load(lora_name="new", lora_path=str(folders[3]))
+        with pytest.raises(StoreAwayError):  # else it would be written where the store was
+            controller_api._import(aliases, Sources.parse(str(folders[3])), load, "a controller")
+        with pytest.raises(StoreAwayError):
+            await aliases.move("alpha", serving, lambda: aliases.store.alias("alpha", serving))
+    await look(folder)
+    assert folder.facts()["reached"]
+    # What was refused meanwhile was not remembered.
+    assert await ask(folder, "beta")
+    assert aliases.refused() == []
+    await admin.aclose()
+
+
+@pytest.mark.parametrize("code", UNWELL, ids=errno.errorcode.get)
+@pytest.mark.parametrize("file", [".lease", WEIGHTS, CONFIG, "moves.jsonl"])
+async def test_an_error_while_an_adapter_is_read_is_no_verdict(
+    folder: Follower, file: str, code: int
+) -> None:
+    store = folder.aliases.store
+    version = store.path(store.resolve("alpha"))
+    with failing(version.parent / file if file == "moves.jsonl" else version / file, code):
+        assert (await refusal(folder, "alpha"))["code"] == 503
+        listing = folder.aliases.listing()
+        assert isinstance(listing.refused.get("alpha"), StoreAwayError) or file == ".lease"
+    assert await ask(folder, "alpha") == str(store.resolve("alpha"))
+    assert folder.aliases.refused() == []
+    assert list(folder.aliases.listing().offered) == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize("code", UNWELL, ids=errno.errorcode.get)
+async def test_an_error_while_a_plain_folder_is_adopted_is_no_verdict(
+    folder: Follower, folders: list[Path], code: int
+) -> None:
+    store = folder.aliases.store
+    before = await ask(folder, "beta")
+    for name in ("beta", "plain"):
+        put_plain(folders[3], store.root, name)
+    with (
+        failing(store.root / "plain" / WEIGHTS, code),
+        failing(store.root / "beta" / ".lock", code),
+    ):
+        assert (await refusal(folder, "plain"))["code"] == 503
+        assert await ask(folder, "beta") == before
+        await settled(admission(folder))
+    assert (await ask(folder, "plain")).startswith("plain@")
+    await ask(folder, "beta")
+    await settled(admission(folder))
+    assert await ask(folder, "beta") != before
+    assert folder.aliases.refused() == []
+
+
+async def test_a_file_that_may_not_be_read_is_a_verdict(folder: Follower) -> None:
+    store = folder.aliases.store
+    with failing(store.path(store.resolve("alpha")) / CONFIG, errno.EACCES):
+        assert (await refusal(folder, "alpha"))["code"] == 400
+    assert folder.aliases.refused() == ["alpha"]
 
 
 async def test_it_looks_again_and_again_whatever_happens(

@@ -149,6 +149,15 @@ def test_metrics_say_how_the_server_is_doing(gated: Server) -> None:
     assert page.count("# HELP vllm:generation_tokens_total") == 1
 
 
+def test_vllm_writes_no_series_of_the_adapters_in_flight(gated: Server) -> None:
+    ask(gated)
+    mapped = Path(f"/proc/{gated.process.pid}/maps").read_text()
+    files = set(re.findall(r"/\S+/metrics/gauge_\S+\.db$", mapped, re.MULTILINE))
+    assert files
+    for file in files:
+        assert b"alpha@" not in Path(file).read_bytes(), file
+
+
 def test_always_is_the_plain_adapter(gated: Server, base_folder: Path, gated_store: Path) -> None:
     prompt = "3 + 4 * 2"
     wanted = Reference(base_folder, gated_store).greedy("alpha", prompt, 12)
@@ -167,6 +176,33 @@ def test_a_response_in_the_background_holds_its_adapter_until_it_is_made(gated: 
     assert response.status != "failed"
     assert len(held) > 1 and set(held[:-1]) == {1}  # the last look may have come after its end
     until(lambda: in_flight(gated) == 0)
+
+
+def test_a_stored_response_is_complete_for_who_asks_later(gated: Server) -> None:
+    responses = gated.client().responses
+    asked = {"model": "alpha:gated", "input": "3 + 4 * 2", "max_output_tokens": 24}
+    body = {"extra_body": {"vllm_xargs": {"gate_tau": 0.2, "gate_trace": 1}}}
+    (*_, end) = responses.create(**asked, **body, stream=True)
+    (*_, behind) = responses.create(**asked, **body, stream=True, background=True)
+    for made in (responses.create(**asked, **body), end.response, behind.response):
+        again = responses.retrieve(made.id)
+        assert again.model == made.model == "alpha:gated"
+        assert again.usage.output_tokens_details.gated_tokens > 0
+        assert again.usage.output_tokens_details == made.usage.output_tokens_details
+        assert len(again.gate_trace) == again.usage.output_tokens_details.gated_tokens
+        assert not again.kv_transfer_params
+
+
+def test_a_response_is_cancelled_and_logged_once_it_is_over(gated: Server) -> None:
+    responses = gated.client().responses
+    asked = {"model": "alpha:gated", "input": "3 + 4 * 2", "max_output_tokens": 400}
+    body = {"ignore_eos": True, "vllm_xargs": {"gate_tau": 0.2}}
+    made = responses.create(**asked, background=True, extra_body=body)
+    cancelled = responses.cancel(made.id)
+    assert (cancelled.status, cancelled.model) == ("cancelled", "alpha:gated")
+    until(lambda: in_flight(gated) == 0)
+    (line,) = until(lambda: re.findall(rf".* request_id={made.id}.*", gated.log))
+    assert "outcome=aborted" in line
 
 
 def in_flight(server: Server) -> float:

@@ -160,9 +160,21 @@ def test_the_environment_is_the_users_first(
     monkeypatch.setenv("VLLM_PLUGINS", "theirs")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    set_environment("owner/model-on-the-hub")
-    assert "HF_HUB_OFFLINE" not in os.environ
-    set_environment(str(base_folder))
+    base = str(base_folder)
+    set_environment(Settings(model="owner/model-on-the-hub"))
+    controlled = {"model": base, "api_key": "clients", "admin_key": "operators"}
+    set_environment(Settings(**controlled, controller_sources="/mnt/adapters/,hf://owner/"))
+    for flags in (
+        ["--tokenizer", "owner/other"],
+        ["--tokenizer=owner/other"],
+        ["--speculative-config", '{"model": "owner/draft"}'],
+        ["--speculative_config.model", "owner/draft"],
+        ["-sc", '{"model": "owner/draft"}'],
+        ["--config", "flags.yaml"],
+    ):
+        set_environment(Settings(model=base), flags)
+        assert "HF_HUB_OFFLINE" not in os.environ, flags
+    set_environment(Settings(**controlled, controller_sources="/mnt/"), ["--max-model-len", "64"])
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["VLLM_PLUGINS"] == "theirs,reasonmaxxer_models"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"

@@ -8,6 +8,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -15,7 +16,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from serving.metrics import ALWAYS, BASE, GATED
-from serving.request import VERSION_HEADER, RequestContext, RequestMiddleware
+from serving.request import (
+    VERSION_HEADER,
+    BackgroundTasks,
+    RequestContext,
+    RequestMiddleware,
+)
 
 VERSION = "math@0123456789ab"
 NAMES = (VERSION, f"{VERSION}:gated")  # as vLLM knows it
@@ -111,6 +117,25 @@ async def response(_: Any) -> Response:
     return JSONResponse({"object": "response", "model": f"{VERSION}:gated", "output": [TEXT]})
 
 
+async def background(request: Any) -> Response:
+    """As /v1/responses does: the response is made by a task, which vLLM's table holds."""
+    take("slot")
+    current().bind("prod", VERSION, ALWAYS, *NAMES)
+    begin, mine = request.app.state.begin, current()
+
+    async def make() -> None:
+        try:
+            await begin.wait()
+        except asyncio.CancelledError:
+            return  # as vLLM does
+        mine.generated += 7
+        if "fails" in request.query_params:
+            raise RuntimeError("on the way")
+
+    BackgroundTasks()["resp_1"] = request.app.state.task = asyncio.create_task(make())
+    return JSONResponse({"object": "response", "status": "queued"})
+
+
 ASKED = {"name": "math", "gated": "math:gated", "alias": "prod", "version": f"{VERSION}:gated"}
 
 
@@ -154,6 +179,31 @@ def test_an_answer_without_its_end_is_an_error(
         behind.post(f"{root_path}/v1/{way}", headers={"X-data-parallel-rank": "9" * 5000})
     (line,) = [one for one in caplog.records if one.name == "serving.requests"]
     assert vars(line)["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("way", "outcome"), [("", "ok"), ("?fails", "error"), ("cancel", "aborted")]
+)
+async def test_a_response_in_the_background_is_over_when_it_is_made(
+    caplog: pytest.LogCaptureFixture, way: str, outcome: str
+) -> None:
+    caplog.set_level(logging.INFO, "serving.requests")
+    order.clear()
+    app = Starlette(routes=[Route("/v1/background", background, methods=["POST"])])
+    app.state.begin = asyncio.Event()
+    transport = httpx.ASGITransport(RequestMiddleware(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        assert (await client.post(f"/v1/background{way.removeprefix('cancel')}")).is_success
+    assert order == ["take slot"] and not caplog.records
+    task = app.state.task
+    if way == "cancel":
+        task.cancel()
+    app.state.begin.set()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)  # what hangs on the task comes after it
+    assert order == ["take slot", "give slot"]
+    (line,) = [vars(one) for one in caplog.records if one.message == "request"]
+    assert (line["outcome"], line["generated"]) == (outcome, 0 if way == "cancel" else 7)
 
 
 def test_come_again_says_when(client: TestClient) -> None:

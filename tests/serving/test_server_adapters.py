@@ -78,7 +78,7 @@ def test_added_replaced_and_removed_while_the_server_runs(
         assert len(expected) >= 8
         shutil.rmtree(guest, ignore_errors=True)
         staged.rename(guest)
-        assert "guest" in [card.id for card in server.client().models.list().data]
+        until(lambda: "guest" in [card.id for card in server.client().models.list().data])
         before = versions[-1] if versions else ""
         versions.append(other_version(server, "guest", before))
         # The prompt is the same each time: a prefix cached for old content would show.

@@ -30,6 +30,12 @@ async def queued(slots: Slots, *asked: Any) -> asyncio.Task[int]:
     return task
 
 
+async def engine_of(task: asyncio.Task[int]) -> int:
+    """Where a request has its slot, if its turn has come."""
+    await asyncio.sleep(0)
+    return task.result()
+
+
 async def test_a_fifth_adapter_waits_and_an_impatient_one_closes_the_door() -> None:
     clock = Clock()
     slots = Slots(2, patience=1.0, clock=clock)
@@ -176,6 +182,33 @@ async def test_a_client_may_ask_for_an_engine() -> None:
     for _ in range(2):
         slots.give("a", 0)
     assert await waits == 0
+
+
+async def test_who_asks_for_a_busy_engine_holds_no_slot_of_another_up() -> None:
+    clock = Clock()
+    slots = Slots(1, engines=2, patience=1.0, clock=clock)
+    for engine in (0, 1):
+        await slots.take(f"busy{engine}", engine)
+    asked = [await queued(slots, "x", 0) for _ in range(2)]  # the most wanted, and the first
+    other = await queued(slots, "z")
+    slots.give("busy1", 1)
+    assert await engine_of(other) == 1
+    clock.now = 60.0  # x is impatient: it closes its engine, and no other
+    slots.give("z", 1)
+    assert await engine_of(await queued(slots, "w")) == 1
+    more = [await queued(slots, *one) for one in (("busy0", 0), ("v",))]
+    clock.now = 120.0  # so is v, which any engine could answer
+    late = await queued(slots, "w")
+    assert not any(one.done() for one in (*asked, *more, late))
+    slots.give("w", 1)
+    assert await engine_of(more[1]) == 1
+    slots.give("busy0", 0)
+    assert [await engine_of(one) for one in asked] == [0, 0]
+    slots.give("v", 1)
+    assert await engine_of(late) == 1
+    for _ in asked:
+        slots.give("x", 0)
+    assert await engine_of(more[0]) == 0
 
 
 @settings(max_examples=60, deadline=None)

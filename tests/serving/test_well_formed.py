@@ -87,6 +87,10 @@ async def ask(
     async def deep(body: dict[str, Any]) -> Any:
         return json.loads("[" * 10**5)
 
+    @app.post("/bodiless")
+    async def bodiless() -> None:
+        return None
+
     @app.post("/take")
     async def take(body: dict[str, Any]) -> None:
         return None
@@ -174,3 +178,9 @@ def test_every_type_that_is_read_as_json_is_looked_at(content_type: str, status:
 def test_half_a_character_is_found_in_any_encoding(encoding: str) -> None:
     body = json.dumps({"prompt": "\ud83d"}).encode(encoding)
     assert asyncio.run(ask("/take", body)).status_code == 400
+
+
+def test_a_request_without_a_body_may_name_its_type() -> None:
+    """As openai's client does where it cancels a response."""
+    assert asyncio.run(ask("/bodiless", b"")).status_code == 200
+    assert asyncio.run(ask("/take", b"")).status_code == 422

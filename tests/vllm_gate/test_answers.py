@@ -96,23 +96,37 @@ RESPONSE = {"id": "resp_1", "object": "response", "background": True, "usage": N
 DONE = RESPONSE | {"usage": {"output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 0}}}
 
 
-async def background(_: Request) -> Response:
+async def respond(request: Request) -> Response:
+    """As the Responses API does: in the background or not, streamed or not."""
+    asked = await request.json()
     report("resp_1_0", ENTRY, trace=1)
     report("resp_1_1", LATER, trace=1)
-    return JSONResponse(RESPONSE | {"status": "queued"})
+    begun = RESPONSE | {"status": "queued", "background": asked["background"]}
+    if not asked["stream"]:
+        return JSONResponse(begun if asked["background"] else DONE)
+
+    async def body() -> AsyncIterator[str]:
+        for kind, response in (("created", begun), ("completed", DONE)):
+            event = {"response": response, "type": f"response.{kind}"}
+            dumped = json.dumps(event, separators=(",", ":"))
+            yield f"event: response.{kind}\ndata: {dumped}\n\n"
+
+    return StreamingResponse(body(), media_type="text/event-stream")
 
 
 async def later(_: Request) -> Response:
-    return JSONResponse(DONE)
+    return JSONResponse(DONE | {"kv_transfer_params": {"gate": {}}})
 
 
 @pytest.fixture
-def client() -> TestClient:
+def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
     routes = [
         Route(f"/{one.__name__}", one) for one in (whole, several, base, fails, messages, streamed)
     ]
-    routes.append(Route("/v1/responses", background, methods=["POST"]))
+    routes.append(Route("/v1/responses", respond, methods=["POST"]))
     routes.append(Route("/v1/responses/{id}", later))
+    routes.append(Route("/v1/responses/{id}/cancel", later, methods=["POST"]))
     return TestClient(GateAnswers(Starlette(routes=routes)))
 
 
@@ -185,14 +199,33 @@ def test_streams(client: TestClient) -> None:
     assert [one["choices"][0]["gate_trace"] for one in (first, end)] == [[ENTRY], [LATER]]
 
 
-def test_a_response_made_in_the_background(client: TestClient) -> None:
-    assert client.post("/v1/responses").json()["usage"] is None
-    for _ in range(2):
-        answer = client.get("/v1/responses/resp_1").json()
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
+def test_a_stored_response_is_completed_whoever_asks_for_it(
+    client: TestClient, stream: bool, background: bool
+) -> None:
+    made = client.post("/v1/responses", json={"stream": stream, "background": background})
+    assert made.text.count("gated_tokens") == (0 if background and not stream else 1)
+    for method, path in (("GET", ""), ("GET", ""), ("POST", "/cancel")):
+        answer = client.request(method, f"/v1/responses/resp_1{path}").json()
         assert gated(answer, "output_tokens_details") == 2
         assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
         assert answer["gate_trace"] == [ENTRY, LATER]
-    assert client.get("/v1/responses/resp_2").json() == DONE
+        assert answer["kv_transfer_params"] is None
+    assert "gated_tokens" not in client.get("/v1/responses/resp_2").text
+
+
+def test_what_vllm_does_not_store_is_not_kept(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app: Any = client.app
+    for stream in (False, True):
+        client.post("/v1/responses", json={"stream": stream, "background": False})
+    assert list(app._stored) == ["resp_1"]
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "0")
+    app = GateAnswers(app.app)
+    TestClient(app).post("/v1/responses", json={"stream": True, "background": False})
+    assert not app._stored
 
 
 def test_no_answer_is_left_in_the_gauge(client: TestClient) -> None:
