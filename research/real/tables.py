@@ -183,11 +183,8 @@ def length_matched(results: Results, way: Way, task: str) -> Estimate | None:
             return None
         gains.append(value / weight)
         pulls[seed] /= weight
-    problems = parts.size
-    variance = float((pulls.mean(axis=0) ** 2).sum()) * problems / (problems - 1)
-    if len(gains) > 1:
-        variance += float(np.var(gains, ddof=1)) / len(gains)
-    return Estimate(float(np.mean(gains)), variance**0.5, problems)
+    # A score of each problem whose mean is the gain, and whose spread is that of the pulls.
+    return over_seeds(np.array(gains)[:, None] + parts.size * pulls)
 
 
 def gate_rate(results: Results, task: str) -> Estimate | None:
