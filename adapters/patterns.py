@@ -23,6 +23,8 @@ TOO_LONG = (
     "'layers.0.self_attn.q_proj'"
 )
 
+_NAME = re.compile(r"[\w.]+")
+
 Matches = Callable[[str], object]  # true where a text matches
 
 
@@ -48,13 +50,13 @@ class Patience:
     def __init__(self) -> None:
         self._left = SECONDS
 
-    def matcher(self, pattern: str, of_names: bool) -> Matches:
-        """A function that tells whether a text matches.
+    def matcher(self, key: str) -> Matches:
+        """Whether PEFT finds `key`, of a rank or alpha pattern, at the end of a module's name.
 
-        Args:
-            of_names: what strangers wrote of the pattern are letters and dots: `re` is quick then.
+        Most keys are names, on which `re` is quick.
         """
-        return re.compile(pattern).match if of_names else partial(self.match, pattern)
+        pattern = rf"(.*\.)?({key})$"
+        return re.compile(pattern).match if _NAME.fullmatch(key) else partial(self.match, pattern)
 
     def match(self, pattern: str, text: str) -> regex.Match[str] | None:
         """As `re.match`.

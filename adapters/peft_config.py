@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,7 +32,6 @@ FILE = "adapter_config.json"
 LARGEST_RANK = 2**16
 LARGEST_ALPHA = 1e9
 PATTERNS = 4096  # keys of one pattern at most
-NAME = re.compile(r"[\w.]+")  # a key that is a name
 # PEFT features that change what the adapter computes, of which vLLM's own check knows nothing.
 UNSERVED = {
     "target_parameters": "LoRA on bare parameters (fused experts)",
@@ -164,10 +162,7 @@ class PeftConfig(BaseModel):
 
         What is returned raises ValueError where matching takes too long.
         """
-        return [
-            (self._patience.matcher(rf"(.*\.)?({key})$", of_names=bool(NAME.fullmatch(key))), value)
-            for key, value in pattern.items()
-        ]
+        return [(self._patience.matcher(key), value) for key, value in pattern.items()]
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would adapt `module`. Raises as `left_out_by`."""
