@@ -41,36 +41,31 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     start, sources = seeds[0], training_tasks(tasks)
     found = [answers(base, way, task, None) for way in (ways.BASE, ways.GREEDY) for task in tasks]
     for seed in seeds:
-        found += _fitted(base, ways.GATED, tasks, seed)
-    found += _fitted(base, ways.ALONE, tasks, start)
+        found += _fitted(base, [ways.GATED], tasks, seed)
+    found += _fitted(base, [ways.ALONE], tasks, start)
     for seed in seeds:
-        for way in OF_EACH_SEED:
-            found += _fitted(base, way, tasks, seed)
+        found += _fitted(base, OF_EACH_SEED, tasks, seed)
     found += [Cell(base, OVERLAP), *(Cell(base, SIGNAL, source, start) for source in sources)]
     found += [Cell(base, kind, task, start) for kind in (FOOTPRINT, INTERVENE) for task in tasks]
     for seed in seeds:
-        for way in SMALLER:
-            found += _fitted(base, way, tasks, seed)
-    for way in ONCE:
-        found += _fitted(base, way, tasks, start)
+        found += _fitted(base, SMALLER, tasks, seed)
+    found += _fitted(base, ONCE, tasks, start)
     for source in sources:
         others = [task for task in tasks if trained_on(task) != source]
-        found += _fitted(base, ways.transferred(source), others, start)
+        found += _fitted(base, [ways.transferred(source)], others, start)
     for seed in seeds:
-        for way in OTHER_METHODS:
-            found += _fitted(base, way, tasks, seed)
+        found += _fitted(base, OTHER_METHODS, tasks, seed)
     return list(dict.fromkeys(first + found))  # an adapter is trained once
 
 
-def _fitted(base: str, way: Way, tasks: Sequence[str], seed: int) -> list[Cell]:
-    """Cells of one way to answer, each after the one that trains its adapter."""
-    if not way.trained:
-        return [answers(base, way, task, None) for task in tasks]
-    return [
-        cell
-        for task in tasks
-        for cell in (adapter_of(base, way, task, seed), answers(base, way, task, seed))
-    ]
+def _fitted(base: str, chosen: Sequence[Way], tasks: Sequence[str], seed: int) -> list[Cell]:
+    """Cells of some ways to answer, task by task: first the trainings, each with an engine of its
+    own, then all answers, by one engine that has cached the prompts."""
+    found = []
+    for task in tasks:
+        found += [adapter_of(base, way, task, seed) for way in chosen if way.trained]
+        found += [answers(base, way, task, seed if way.trained else None) for way in chosen]
+    return found
 
 
 def adapter_of(base: str, way: Way, task: str, seed: int) -> Cell:
