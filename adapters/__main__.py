@@ -3,6 +3,7 @@
     list                             every adapter and where its alias points
     show NAME[@HASH]                 manifest, scores, versions and history
     publish FOLDER --name NAME       a PEFT folder becomes a version, and the alias points at it
+    average NAME NAME ... --name N   the mean of several adapters becomes a version
     alias NAME NAME@HASH             point an alias at a version
     rollback NAME                    point it at the version before; again: further back
     verify                           check every version, alias and history; exit code 1 if unsound

@@ -12,8 +12,10 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TextIO
 
 from pydantic import Field, model_validator
@@ -22,6 +24,7 @@ from pydantic_settings import CliPositionalArg
 from adapters import hub, vllm_loader
 from adapters.adapter import CONFIG, AdapterError, AdapterVersion, read_origin
 from adapters.audit import verify
+from adapters.average import average
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.collect import GRACE, collect
 from adapters.command_line import CommandLine
@@ -195,6 +198,34 @@ class Publish(StoreCommand):
         print(self.opened.publish(self.folder, name, base=base, alias=self.alias).id)
 
 
+class Average(StoreCommand):
+    """Publish the mean of several adapters, such as fits with different training seeds."""
+
+    command: ClassVar[str] = "average"
+
+    references: CliPositionalArg[list[str]] = Field(description="NAME or NAME@HASH, two or more.")
+    name: str = Field(description="Name of the new adapter.")
+    alias: bool = Field(True, description="Leave the alias where it is.")
+
+    def run(self) -> None:
+        name, store = _name(self.name, ""), self.existing
+        with ExitStack() as leases, TemporaryDirectory() as folder:
+            versions = []
+            for reference in self.references:
+                held = store.lease(reference)
+                leases.enter_context(held.lease)
+                versions.append(store.get(str(held.reference)))
+            average(versions, Path(folder) / "mean", name)
+            version = store.publish(Path(folder) / "mean", name, alias=self.alias)
+        print(f"{version.id}, of rank {version.rank}")
+        if version.gate is None:
+            print(
+                "it has no threshold, since theirs differ; measure it: "
+                f"reasonmaxxer store calibrate {name}",
+                file=sys.stderr,
+            )
+
+
 class Alias(StoreCommand):
     """Point an alias at a version."""
 
@@ -349,7 +380,7 @@ class Export(StoreCommand):
 COMMANDS: dict[str, type[StoreCommand]] = {
     one.command: one
     for one in (
-        *(ListAdapters, Show, Publish, Alias, Rollback, Verify, Collect),
+        *(ListAdapters, Show, Publish, Average, Alias, Rollback, Verify, Collect),
         *(Import, Export, Push, Pull, ShowPrompt),
     )
 }

@@ -12,11 +12,14 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from adapters.files import write_blocks
 
 HEADER_LIMIT = 100 * 2**20  # bytes; the safetensors library's own limit
 # safetensors dtype -> unsigned type of its width, its exponent's bits, and the exponent of 65536.
@@ -143,19 +146,36 @@ def merged(tensors: Mapping[str, Tensor], digest: hashlib._Hash) -> Iterator[byt
     Raises:
         ValueError: as `read_weights`.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
     # Widest elements first, as the safetensors library does, so that all of them are aligned.
     order = sorted(tensors.items(), key=lambda item: (-_width(item[1]), item[0]))
-    for name, tensor in order:
-        size = tensor.end - tensor.begin
-        offsets = [at, at + size]
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+    head = _head((name, one.dtype, one.shape, one.end - one.begin) for name, one in order)
+    yield from _hashed(head, order, digest)
+
+
+def write_float32(
+    path: Path, shapes: Mapping[str, list[int]], array: Callable[[str], npt.NDArray[np.float32]]
+) -> None:
+    """Write the new file `path` of float32 tensors, one after the other.
+
+    Args:
+        array: gives the tensor of a name, in its shape.
+    """
+    names = sorted(shapes)
+    head = _head((name, "F32", shapes[name], 4 * math.prod(shapes[name])) for name in names)
+    blocks = (np.ascontiguousarray(array(name), "<f4").tobytes() for name in names)
+    write_blocks(path, chain([head], blocks), 0o644)
+
+
+def _head(entries: Iterable[tuple[str, str, list[int], int]]) -> bytes:
+    """What stands before the data: the entries are name, dtype, shape and number of bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, dtype, shape, size in entries:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    head = struct.pack("<Q", len(text)) + text
-    yield from _hashed(head, order, digest)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _hashed(

@@ -70,6 +70,19 @@ def small_base(family: str, folder: Path) -> Path:
     return folder
 
 
+def peft_updates(base: Path, folder: Path) -> dict[str, Any]:
+    """Module -> PEFT's own update of its weight."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    return {
+        name.removeprefix("base_model.model."): layer.get_delta_weight("default").detach().numpy()
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+
+
 # ----------------------------------------------------------------- the same LoRA, written otherwise
 
 

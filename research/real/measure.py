@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapters.adapter import AdapterVersion
+from adapters.average import average
 from adapters.files import write_json
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
@@ -192,7 +193,10 @@ class Measurer:
 
     def _applied(self, way: Way, task: str, cell: Cell) -> Applied:
         """What runs beside the base, and where."""
-        folder = self.adapter(plan.adapter_of(cell.base, way, task, cell.seed or 0))
+        if way.mean:
+            folder = self._mean(task, cell)
+        else:
+            folder = self.adapter(plan.adapter_of(cell.base, way, task, cell.seed or 0))
         if way.runs == "always":
             return Applied(folder)
         gate = gate_of(folder)
@@ -207,6 +211,16 @@ class Measurer:
         tokenizer = read_tokenizer(self.base.folder)
         prompt = tuple(tokenizer(NEGATIVE, add_special_tokens=False)["input_ids"])
         return applied._replace(guidance=Guidance(GUIDANCE_SCALE, prompt))
+
+    def _mean(self, task: str, cell: Cell) -> Path:
+        """The folder of the mean of the method's adapters of the seeds in the cell's flags."""
+        fits = [plan.train(cell.base, ways.METHOD, task, int(seed)) for seed in cell.flags]
+        versions = [AdapterVersion.read(self.adapter(fit)) for fit in fits]
+        name = f"mean-{trained_on(task)}-seeds{'-'.join(cell.flags)}".replace("_", "-")
+        folder = self._work / "adapters" / name
+        if not folder.exists():
+            average(versions, folder, name)
+        return folder
 
     # ----------------------------------------------------------------------------- the adapters
 

@@ -43,6 +43,7 @@ def plan(base: str, seeds: Sequence[int], tasks: Sequence[str]) -> list[Cell]:
     for seed in seeds:
         found += _fitted(base, [ways.GATED], tasks, seed)
     found += _fitted(base, [ways.ALONE], tasks, start)
+    found += [mean(base, task, seeds) for task in tasks]
     for seed in seeds:
         found += _fitted(base, OF_EACH_SEED, tasks, seed)
     found += [Cell(base, OVERLAP), *(Cell(base, SIGNAL, source, start) for source in sources)]
@@ -82,3 +83,8 @@ def train(base: str, trained: str, task: str, seed: int) -> Cell:
 def answers(base: str, way: Way, task: str, seed: int | None) -> Cell:
     """The cell of the answers to one task."""
     return Cell(base, ANSWERS, f"{way.name}/{task}", seed)
+
+
+def mean(base: str, task: str, seeds: Sequence[int]) -> Cell:
+    """The cell of the answers of the mean of the method's adapters; its flags are their seeds."""
+    return Cell(base, ANSWERS, f"{ways.MEAN.name}/{task}", flags=tuple(map(str, seeds)))

@@ -45,6 +45,7 @@ class Way:
         greedy: at temperature 0.
         vote: the answer that most of several samples give.
         other_instruction: with another one than adapters are fitted with.
+        mean: the mean of the adapters of all seeds, as one adapter.
         fitted_on: the task of whose training problems the adapter knows; "": the one that is asked.
     """
 
@@ -55,6 +56,7 @@ class Way:
     greedy: bool = False
     vote: bool = False
     other_instruction: bool = False
+    mean: bool = False
     fitted_on: str = ""
 
 
@@ -64,6 +66,7 @@ VOTE = Way("vote", "base, self-consistency", vote=True)
 ALONE = Way("alone", "base behind the gate", METHOD, "alone")
 GUIDED = Way("guided", "base, guided at decision points", METHOD, "guided")
 GATED = Way("gated", "**gated**", METHOD, "gated")
+MEAN = Way("mean", "gated, the mean of these adapters", METHOD, "gated", mean=True)
 GATED_GREEDY = Way("gated-greedy", "gated, greedy", METHOD, "gated", greedy=True)
 ALWAYS = Way("always", "the same adapters, always-on", METHOD, "always")
 RANDOM_POSITIONS = Way(
@@ -86,7 +89,7 @@ OTHER_GATED = Way(
 
 # In the order of the tables.
 WAYS = (
-    *(BASE, GREEDY, VOTE, ALONE, GUIDED, GATED, GATED_GREEDY, ALWAYS),
+    *(BASE, GREEDY, VOTE, ALONE, GUIDED, GATED, MEAN, GATED_GREEDY, ALWAYS),
     *(RANDOM_POSITIONS, SHUT_GATE, RANDOM_REWARDS, RIGHT_ALONE),
     *(RANK_1, O_ONLY, PAPER_FIT, SUPERVISED, REINFORCED),
     *(OTHER_BASE, OTHER_GATED),

@@ -17,7 +17,7 @@ from adapters.gguf_adapter import write_gguf
 from adapters.store import Store
 
 gguf = pytest.importorskip("gguf")
-from origins import ATTENTION, MLP, lora, small_base  # noqa: E402
+from origins import ATTENTION, MLP, lora, peft_updates, small_base  # noqa: E402
 
 
 def updates(path: Path) -> dict[str, Any]:
@@ -33,19 +33,6 @@ def updates(path: Path) -> dict[str, Any]:
         a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
         found[name] = alpha / b.shape[1] * (b @ a)
     return found
-
-
-def peft_updates(base: Path, folder: Path) -> dict[str, Any]:
-    """Module -> PEFT's own update of its weight."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
-    return {
-        name.removeprefix("base_model.model."): layer.get_delta_weight("default").detach().numpy()
-        for name, layer in model.named_modules()
-        if hasattr(layer, "get_delta_weight")
-    }
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
