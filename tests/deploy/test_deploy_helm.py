@@ -217,8 +217,9 @@ def test_selectors_find_the_pods_and_nothing_else() -> None:
 
 
 @needs_tools
-def test_pods_of_a_private_registry_and_of_the_charts_own_keys() -> None:
-    own = {"imagePullSecrets": [{"name": "registry"}], "router": {"enabled": True}}
+def test_a_private_registry_a_load_balancer_and_keys_of_the_chart() -> None:
+    own: dict[str, Any] = {"imagePullSecrets": [{"name": "registry"}], "router": {"enabled": True}}
+    own["service"] = {"type": "LoadBalancer", "annotations": {"of": "the cloud"}}
     first, second = (render(own | {"keys": {"apiKey": key}}) for key in ("one", "two"))
     checksums = set()
     for one in (*first["manifests"], *second["manifests"]):
@@ -227,6 +228,10 @@ def test_pods_of_a_private_registry_and_of_the_charts_own_keys() -> None:
             assert pod["imagePullSecrets"] == own["imagePullSecrets"], one["metadata"]["name"]
         if one["metadata"]["name"] == "fleet-reasonmaxxer" and one["kind"] == "Deployment":
             checksums.add(one["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+    services = [one for one in first["manifests"] if one["kind"] == "Service"]
+    (open_,) = [one for one in services if one["spec"].get("type") == "LoadBalancer"]
+    assert open_["metadata"]["name"] == "fleet-reasonmaxxer-router"
+    assert [one for one in services if one["metadata"].get("annotations")] == [open_]
     assert len(checksums) == 2  # a pod reads its keys when it starts
     assert 'curl -H "Authorization: Bearer $KEY" http' in first["notes"]
     assert "No key is set" not in first["notes"]
