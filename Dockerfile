@@ -22,7 +22,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 libgom
 RUN uv pip install --python /opt/venv --no-cache --torch-backend cpu \
         --override overrides-cpu.txt -e '.[serve,cloud,cpu]'
 COPY models models
-ENV VLLM_CPU_KVCACHE_SPACE=1 HOME=/home/server
+ENV HOME=/home/server
 USER server
 EXPOSE 8000
 HEALTHCHECK --start-period=180s --interval=15s --timeout=5s \

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -191,6 +192,8 @@ def ask(
     # Answers are kept by what gave them, so that a killed demonstration asks only the rest.
     store, warm = Store(config.output / "store"), config.temperature
     # The server has made versions of these two folders; their hashes cover weights and gate.
+    # The server takes its key from the environment, where there is one.
+    key = os.environ.get("REASONMAXXER_API_KEY") or os.environ.get("VLLM_API_KEY")
     own, nothing, demo = base.fingerprint, store.get("nothing").hash, store.get("demo").hash
     ways = (
         Way("base", config.model, "base", warm, own),
@@ -202,7 +205,7 @@ def ask(
     with Verifier() as verifier:
         return [
             evaluate_url(
-                Endpoint(url=f"{url}/v1", model=way.model),
+                Endpoint(url=f"{url}/v1", model=way.model, api_key=key),
                 problems,
                 SamplingOptions(
                     n=size.samples if way.temperature else 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,22 @@ def extras() -> list[Extra]:
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Extra -> what it requires, from the checkout's pyproject.toml or the installed metadata."""
+    """Extra -> what it requires, and what the extras that it names require."""
+    declared = _declared()
+    return {name: list(_spelled_out(declared, name)) for name in declared}
+
+
+def _spelled_out(declared: dict[str, list[Requirement]], name: str) -> Iterator[Requirement]:
+    for one in declared[name]:
+        if one.name != DISTRIBUTION:
+            yield one
+            continue
+        for extra in sorted(one.extras):
+            yield from _spelled_out(declared, extra)
+
+
+def _declared() -> dict[str, list[Requirement]]:
+    """As the checkout's pyproject.toml or the installed metadata has them."""
     if PYPROJECT.is_file():
         texts: dict[str, list[str]] = _project()["optional-dependencies"]
         return {name: [Requirement(text) for text in one] for name, one in texts.items()}

@@ -61,6 +61,11 @@ def increase(metric: str) -> str:
     return f"increase({P}{metric}[$__rate_interval])"
 
 
+def vllm(series: str) -> str:
+    """A series of vLLM's, from our servers alone: Prometheus may watch other ones."""
+    return f"{series} and on (job, instance) {P}slots"
+
+
 def quantiles(metric: str, by: str = "", labels: str = "", legend: str = "") -> list[Query]:
     """The median, 95th and 99th percentile of a histogram."""
     group = ", ".join(filter(None, [by, "le"]))
@@ -137,7 +142,11 @@ OVERVIEW = [
         "Alerts",
         "Alerts that fire now; docs/operations.md says what to do about each.",
         "none",
-        Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing", instant=True),
+        Query(
+            'count(ALERTS{alertname=~"Reasonmaxxer.*", alertstate="firing"}) or vector(0)',
+            "firing",
+            instant=True,
+        ),
         (1, "red"),
     ),
 ]
@@ -417,8 +426,8 @@ ENGINE = [
         "queue for slots is counted above.",
         "short",
         [
-            Query("sum(vllm:num_requests_running)", "running"),
-            Query("sum(vllm:num_requests_waiting)", "waiting"),
+            Query(f"sum({vllm('vllm:num_requests_running')})", "running"),
+            Query(f"sum({vllm('vllm:num_requests_waiting')})", "waiting"),
         ],
         width=8,
     ),
@@ -426,7 +435,7 @@ ENGINE = [
         "KV cache",
         "Share of the KV blocks in use. Near 100 % vLLM preempts.",
         "percentunit",
-        [Query("max(vllm:kv_cache_usage_perc)", "in use")],
+        [Query(f"max({vllm('vllm:kv_cache_usage_perc')})", "in use")],
         width=8,
         max=1,
     ),
@@ -434,7 +443,11 @@ ENGINE = [
         "Preemptions",
         "Sequences a second put aside for want of KV blocks; their work is done again.",
         "cps",
-        [Query("sum(rate(vllm:num_preemptions_total[$__rate_interval]))", "preemptions")],
+        [
+            Query(
+                f"sum({vllm('rate(vllm:num_preemptions_total[$__rate_interval])')})", "preemptions"
+            )
+        ],
         width=8,
     ),
     Panel(
@@ -444,8 +457,8 @@ ENGINE = [
         "percentunit",
         [
             Query(
-                "sum(rate(vllm:prefix_cache_hits_total[$__rate_interval])) / "
-                "sum(rate(vllm:prefix_cache_queries_total[$__rate_interval]))",
+                f"sum({vllm('rate(vllm:prefix_cache_hits_total[$__rate_interval])')}) / "
+                f"sum({vllm('rate(vllm:prefix_cache_queries_total[$__rate_interval])')})",
                 "hits",
             )
         ],

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -140,7 +141,7 @@ def build(options: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=float(options.get("shutdown_timeout", 60)),
         health_check_timeout_s=60,
     )(Replica)
-    return deployment.bind(flags.split() if isinstance(flags, str) else list(flags))
+    return deployment.bind(shlex.split(flags) if isinstance(flags, str) else list(flags))
 
 
 def main(argv: list[str]) -> int:

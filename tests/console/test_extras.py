@@ -57,6 +57,7 @@ def test_installed_metadata_and_the_checkout_say_the_same(
     assert set(found) == set(PURPOSES)
     for name, listed in found.items():
         assert list(map(str, listed)) == list(map(str, checkout[name]))
+    assert {"peft", "trl"} <= {one.name for one in found["research"]}  # it trains, too
     assert install_command("serve", "gpu") == "pip install 'reasonmaxxer[serve,gpu]'"
 
 

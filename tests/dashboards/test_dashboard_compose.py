@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,21 +29,10 @@ def mounted(service: str, path: str) -> Any:
     raise AssertionError(f"nothing is mounted at {path}")
 
 
-def test_images_are_pinned_and_ports_stay_on_loopback() -> None:
-    for name, service in SERVICES.items():
-        if "build" not in service:
-            assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"]), name
-        for port in service["ports"]:
-            assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port)
-
-
-def test_server_is_the_cpu_image_and_watched() -> None:
-    server = SERVICES["server"]
-    dockerfile = (ROOT / server["build"]["context"] / "Dockerfile").read_text()
-    assert f" AS {server['build']['target']}\n" in dockerfile
-    assert server["build"]["target"] == "cpu"
-    assert "http://127.0.0.1:8000/health" in server["healthcheck"]["test"][-1]
-    compile(server["healthcheck"]["test"][-1], "healthcheck", "exec")
+def test_server_is_asked_for_its_health() -> None:
+    check = SERVICES["server"]["healthcheck"]["test"][-1]
+    assert "http://127.0.0.1:8000/health" in check
+    compile(check, "healthcheck", "exec")
 
 
 def test_prometheus_finds_its_files_and_the_server() -> None:

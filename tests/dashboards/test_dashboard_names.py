@@ -44,6 +44,14 @@ def test_every_metric_is_shown() -> None:
     assert OURS - sums <= used
 
 
+def test_other_servers_and_alerts_are_left_out() -> None:
+    """Of a Prometheus that watches plain vLLM too, or whose Watchdog always fires."""
+    for where, expr in panels():
+        ours = expr.count("and on (job, instance) reasonmaxxer_slots")
+        assert ours == expr.count("vllm:"), where
+        assert expr.count("ALERTS{") == expr.count('ALERTS{alertname=~"Reasonmaxxer.*"'), where
+
+
 def test_names_are_found_in_an_expression() -> None:
     expr = """
       sum by (adapter, mode) (rate(a_total{x="b{c}", y=~"d|e"}[5m])) / on(job) group_left f:g:h > 2

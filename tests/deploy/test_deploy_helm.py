@@ -68,6 +68,9 @@ def test_defaults_and_examples_fit_the_schema() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     for values in ({}, *map(values_of, EXAMPLES)):
         jsonschema.validate(merged(DEFAULTS, values), SCHEMA)
+        environment = {one["name"]: one["value"] for one in values.get("env", [])}
+        if "OMP_NUM_THREADS" in environment:  # without it vLLM sets its own number of threads
+            assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
 def test_every_value_has_a_default_and_a_place_in_the_schema() -> None:
@@ -207,7 +210,32 @@ def test_selectors_find_the_pods_and_nothing_else() -> None:
     label = of("gpu-router-keda", "Service")["metadata"]["labels"][monitor["jobLabel"]]
     assert f'job="{label}"' in (ROOT / "dashboards/rules/alerts.yml").read_text()
     config = of("gpu-router-keda", "ConfigMap", "-router")["data"]["nginx.conf"]
-    assert "server fleet-reasonmaxxer-replicas.models.svc.cluster.local:8000 resolve" in config
+    # Each replica has a name of its own, so that `hash` can tell them apart.
+    assert "server fleet-reasonmaxxer-replicas.models.svc.cluster.local service=http res" in config
+    (port,) = of("gpu-router-keda", "Service", "-replicas")["spec"]["ports"]
+    assert port["name"] == "http"
+
+
+@needs_tools
+def test_a_private_registry_a_load_balancer_and_keys_of_the_chart() -> None:
+    own: dict[str, Any] = {"imagePullSecrets": [{"name": "registry"}], "router": {"enabled": True}}
+    own["service"] = {"type": "LoadBalancer", "annotations": {"of": "the cloud"}}
+    first, second = (render(own | {"keys": {"apiKey": key}}) for key in ("one", "two"))
+    checksums = set()
+    for one in (*first["manifests"], *second["manifests"]):
+        if one["kind"] in ("Pod", "Deployment"):
+            pod = one["spec"] if one["kind"] == "Pod" else one["spec"]["template"]["spec"]
+            assert pod["imagePullSecrets"] == own["imagePullSecrets"], one["metadata"]["name"]
+        if one["metadata"]["name"] == "fleet-reasonmaxxer" and one["kind"] == "Deployment":
+            checksums.add(one["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+    services = [one for one in first["manifests"] if one["kind"] == "Service"]
+    (open_,) = [one for one in services if one["spec"].get("type") == "LoadBalancer"]
+    assert open_["metadata"]["name"] == "fleet-reasonmaxxer-router"
+    assert [one for one in services if one["metadata"].get("annotations")] == [open_]
+    assert len(checksums) == 2  # a pod reads its keys when it starts
+    assert 'curl -H "Authorization: Bearer $KEY" http' in first["notes"]
+    assert "No key is set" not in first["notes"]
+    assert "No key is set" in render({"keys": {"hfToken": "of the hub"}})["notes"]
 
 
 @needs_tools

@@ -1,6 +1,7 @@
 """What the demonstration does around the main commands."""
 
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.manifest import Manifest
 from adapters.recipe import get_recipe
 from adapters.store import SHIPPED, Store
-from demo.__main__ import DemoConfig, Size, demo, divide, make_problems, take
+from demo.__main__ import DemoConfig, Size, ask, demo, divide, make_problems, take
 from training.problems import Problem, load_problems
 from training.stages.publish import publish_zeros
 
@@ -67,6 +68,22 @@ def test_a_source_that_is_too_small_ends_before_anything_is_fitted(tmp_path: Pat
     with pytest.raises(ValueError, match="give 40 or more"):
         demo(DemoConfig(problems=str(path), output=tmp_path / "out"))
     assert not (tmp_path / "out" / "fit").exists()
+
+
+def test_the_key_of_the_environment_opens_the_demonstrations_own_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseCheckpoint.open(BASE)
+    for name in ("demo", "nothing"):
+        copytree(Store(SHIPPED).get("tiny-math", base).path, tmp_path / "store" / name)
+    monkeypatch.setenv("REASONMAXXER_API_KEY", "secret")
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        "demo.__main__.evaluate_url", lambda endpoint, *_, **__: asked.append(endpoint.api_key)
+    )
+    config = DemoConfig(output=tmp_path)
+    ask(config, Size(1, 1, 1, 1), base, "http://127.0.0.1:1", problems(1))
+    assert asked == ["secret"] * 5
 
 
 def test_an_adapter_of_zeros_has_the_gate_and_changes_nothing(tmp_path: Path) -> None:
