@@ -39,7 +39,7 @@ class SwapConfig(CommandLine):
     program: ClassVar[str] = "python -m benchmarks.swap"
 
     users: int = Field(32, ge=1, description="Streams at a time.")
-    moves: int = Field(1000, ge=0, description="Moves of the alias.")
+    moves: int = Field(1000, ge=1, description="Moves of the alias.")
     answers: int = Field(0, ge=0, description="Go on moving until there are so many answers.")
     quiet: float = Field(30, ge=0, description="Seconds without moves.")
     pause: float = Field(0.1, ge=0, description="Seconds between moves.")
