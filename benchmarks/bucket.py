@@ -3,13 +3,13 @@
     python -m benchmarks.bucket                      (about 4 minutes)
     python -m benchmarks.bucket --url s3://mine/test # a real one, with your credentials
 
-Without --url a S3 server (moto) runs on this machine, so the figures are of the server's own work
-and of many small requests, not of a network. Random LoRAs of the shipped miniature, float32.
+Without --url an S3 server (moto) runs on this machine, so the figures are of the server's own work
+and of many small requests, not of a network. What is written to --url stays there. Random LoRAs of
+the shipped miniature, float32.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import re
@@ -21,15 +21,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import httpx
 import psutil
+from pydantic import Field, model_validator
 
 from adapters.bucket.index import INDEX, Content
 from adapters.bucket.store import BucketStore
+from adapters.command_line import CommandLine
 from adapters.moves import Move
-from adapters.places import open_store
+from adapters.places import open_store, parse_place
 from adapters.reference import Reference
 from benchmarks.adapters import make_random_adapter
 from benchmarks.report import print_table, save, show
@@ -40,6 +42,25 @@ from demo.server import Running, end_as_asked, free_port, running_server, stop, 
 CONTENTS = 8  # adapters of different content; each has many names
 FIRST = [f"a{number}" for number in range(CONTENTS)]
 BUCKET = "benchmark"
+
+
+class BucketConfig(CommandLine):
+    """Measure a thousand adapters in a bucket."""
+
+    program: ClassVar[str] = "python -m benchmarks.bucket"
+
+    url: str = Field("", description="Empty prefix of a bucket; default: a server of our own.")
+    adapters: int = Field(1000, ge=2, description="Adapters in the bucket.")
+    cold: int = Field(12, ge=1, description="Adapters that are asked for.")
+    idle: float = Field(60, gt=0, description="Seconds without a request.")
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Self:
+        if self.url and not isinstance(parse_place(self.url), str):
+            raise ValueError("--url is no bucket, such as s3://BUCKET/PREFIX")
+        if self.cold >= self.adapters:
+            raise ValueError(f"--cold must be below --adapters, {self.adapters}: one warms up")
+        return self
 
 
 @contextmanager
@@ -135,7 +156,7 @@ async def first_tokens(url: str, names: list[str]) -> dict[str, Any]:
     return {f"first token, s, {label}": show(each, 3) for label, each in found.items()}
 
 
-def ask(server: Running, options: argparse.Namespace) -> dict[str, Any]:
+def ask(server: Running, options: BucketConfig) -> dict[str, Any]:
     """What a server with all of them says and costs."""
     figures: dict[str, Any] = {}
     for label in ("first", "again"):
@@ -155,8 +176,8 @@ def ask(server: Running, options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def serve(url: str, cache: Path, label: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Start a server; with `options.idle` it is asked too."""
+def serve(url: str, cache: Path, label: str, options: BucketConfig) -> dict[str, Any]:
+    """Start a server; one that knows nothing is asked too."""
     flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", url)
     flags += ("--store-cache", str(cache))
     flags += ("--dtype", "float32", "--max-num-seqs", "16", "--max-model-len", "512")
@@ -175,16 +196,11 @@ def serve(url: str, cache: Path, label: str, options: argparse.Namespace) -> dic
 
 def main() -> int:
     """Measure and write the figures."""
+    options = BucketConfig.load()
     end_as_asked()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="an empty prefix of a bucket; default: a server of our own")
-    parser.add_argument("--adapters", type=int, default=1000)
-    parser.add_argument("--cold", type=int, default=12, help="adapters that are asked for")
-    parser.add_argument("--idle", type=float, default=60, help="seconds without a request")
-    options = parser.parse_args()
     environment()
     result: dict[str, Any] = {"adapters": options.adapters}
-    storage = own_storage() if options.url is None else nullcontext(options.url)
+    storage = nullcontext(options.url) if options.url else own_storage()
     with tempfile.TemporaryDirectory() as folder, storage as url:
         work, one, every = Path(folder), f"{url}/one", f"{url}/all"
         fill(one, 1, work / "one")

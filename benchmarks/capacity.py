@@ -108,7 +108,8 @@ def main() -> int:
         names = [f"a{seed}{suffix}" for seed in range(options.adapters)]
         flags: tuple[str, ...] = ("--model", str(BASE), "--adapters", str(store.root))
         flags += ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "512")
-        flags += ("--max-loras", str(options.slots), "--max-cpu-loras", str(options.adapters))
+        cached = max(options.slots, options.adapters)
+        flags += ("--max-loras", str(options.slots), "--max-cpu-loras", str(cached))
         with running_server(*flags) as server:
             result = asyncio.run(measure(server.url, names, options))
     print_table(["", ""], [[name, str(value)] for name, value in result.items()])

@@ -14,9 +14,9 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.gate import calibrate
 from benchmarks.engines import LONGEST, SHAPES, Shape, exactly, make_engine, make_model, prepare
@@ -34,12 +34,21 @@ class ConversationConfig(Config):
     program: ClassVar[str] = "python -m benchmarks.conversation"
 
     shape: Shape = "31m"
-    turns: int = Field(30, ge=3, description="Turns of a conversation.")
+    turns: int = Field(30, ge=4, description="Turns of a conversation.")
     prompt: int = Field(400, ge=1, description="Tokens of the first turn's prompt.")
     said: int = Field(24, ge=1, description="Tokens that each later turn adds.")
     tokens: int = Field(48, ge=1, description="Tokens of each answer.")
     rate: float = Field(0.05, ge=0, le=1, description="Wanted share of gated tokens.")
     runs: int = Field(5, ge=1, description="Conversations, each on other prompts.")
+
+    @model_validator(mode="after")
+    def _fits_into_the_context(self) -> Self:
+        total = self.prompt + self.turns * (self.said + self.tokens) - self.said
+        if total > LONGEST:
+            raise ValueError(
+                f"--turns: the conversation has {total} tokens, {LONGEST} are possible"
+            )
+        return self
 
 
 class Turn(NamedTuple):

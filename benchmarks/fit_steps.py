@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,7 +42,7 @@ class FitStepsConfig(Config):
     prompt: int = Field(80, ge=1, description="Tokens of a prompt.")
     answer: int = Field(200, ge=8, description="Tokens of a rollout.")
     runs: int = Field(3, ge=1, description="Of each variant, interleaved.")
-    only: list[str] = Field([], description="Some of sampling, pass, step; default: all.")
+    only: list[Literal["sampling", "pass", "step"]] = Field([], description="Default: all.")
 
 
 def sampling(config: FitStepsConfig) -> Step:

@@ -29,7 +29,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import psutil
 from pydantic import Field, model_validator
@@ -47,6 +47,7 @@ from benchmarks.engines import (
     prepare,
 )
 from benchmarks.report import in_turns, print_table, ratios, save, show, spread
+from demo.server import end_as_asked
 from training.config import Config
 from vllm_gate import GateReport, engine_args
 from vllm_gate.params import NEVER
@@ -56,6 +57,9 @@ COMPILED = "base without LoRA (compiled)"
 NEVER_OPENS = "gate never opens"
 DRAFTS = " with n-gram drafts"  # with it, the same modes on engines that draft
 PROMPT = 32  # random tokens, where the model is made up
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class GateConfig(Config):
@@ -68,11 +72,11 @@ class GateConfig(Config):
     shape: Shape = "31m"
     dtype: str = Field("", description="Type of weights: bfloat16 with --model, else float32.")
     threads: int = Field(0, ge=0, description="All cores with --model, else one.")
-    batch: list[int] = Field([1, 4, 16], description="Sequences at a time.")
+    batch: list[Positive] = Field([1, 4, 16], min_length=1, description="Sequences at a time.")
     runs: int = Field(5, ge=1, description="Runs of each mode, interleaved.")
     requests: int = Field(3, ge=1, description="Requests of a run, for each sequence of the batch.")
     tokens: int = Field(64, ge=1, description="Tokens of a request.")
-    rates: list[float] = Field([0.03, 0.1], description="Gate rates to look for.")
+    rates: list[Rate] = Field([0.03, 0.1], description="Gate rates to look for.")
     only: list[str] = Field([], description="Modes to measure beside the base; all if none.")
     compiled: bool = Field(False, description="Also the base as vLLM compiles it without LoRA.")
     speculative: Literal["", "ngram"] = Field("", description="Also with speculative decoding.")
@@ -86,8 +90,13 @@ class GateConfig(Config):
 
     @model_validator(mode="after")
     def _of_model(self) -> Self:
-        if self.adapter and not self.model:
-            raise ValueError("adapter: goes with --model")
+        for flag, names in (
+            ("model", ("adapter", "starts")),
+            ("speculative", ("drafts", "drafts_up_to")),
+        ):
+            for name in self.model_fields_set.intersection(names):
+                if getattr(self, name) and not getattr(self, flag):
+                    raise ValueError(f"--{name.replace('_', '-')} goes with --{flag}")
         self.dtype = self.dtype or ("bfloat16" if self.model else "float32")
         self.threads = self.threads or (len(os.sched_getaffinity(0)) if self.model else 1)
         return self
@@ -108,6 +117,11 @@ class Run(NamedTuple):
     speed: float  # tokens per second
     rate: float  # gated tokens / generated tokens
     first: float  # seconds to the first token of a batch
+
+
+def gated_at(rate: float) -> str:
+    """The mode of a gate rate."""
+    return f"gated at {100 * rate:g}%"
 
 
 def make_prompts(config: GateConfig, count: int) -> list[list[int]]:
@@ -183,7 +197,7 @@ def measure(
         },
         NEVER_OPENS: never,
         **{
-            f"gated at {rate:.0%}": Mode(gated, adapter, calibrate(entropies, rate))
+            gated_at(rate): Mode(gated, adapter, calibrate(entropies, rate))
             for rate in config.rates
         },
         "always": Mode(gated, adapter),
@@ -193,6 +207,9 @@ def measure(
         modes |= {name + DRAFTS: modes[name]._replace(engine=drafting) for name in behind_gate}
     if config.model is None:
         modes["always (stock kernels)"] = Mode(gated, adapter, stock=True)
+    if unknown := set(config.only) - set(modes):
+        there = ", ".join(modes)
+        usage_error(config.called(), f"--only {', '.join(sorted(unknown))}: there are {there}")
     modes = {n: m for n, m in modes.items() if not config.only or n in (BASE, *config.only)}
     for mode in modes.values():
         generate(mode, prompts[:batch], batch, 8)  # warms up
@@ -253,8 +270,9 @@ def main() -> None:
     """Measure each batch size."""
     config = GateConfig.load()
     if config.model and not (config.model / "config.json").is_file():
-        usage_error(config.program, f"--model {config.model}: no model folder")
+        usage_error(config.called(), f"--model {config.model}: no model folder")
     prepare(config.threads)
+    end_as_asked()
     servers = {}
     if config.model and config.starts:  # before this process takes memory
         servers = startup.report(startup.measure(config.model, config.dtype, config.starts))
@@ -268,7 +286,7 @@ def main() -> None:
             print(f"{parameters / 1e6:.1f} M parameters")
         limits: dict[str, Any] = {
             "max_num_seqs": max(config.batch),
-            "max_model_len": 512,
+            "max_model_len": max(512, 2 * config.tokens),  # 256 of them or more for a prompt
             "enable_prefix_caching": False,
             "dtype": config.dtype,
         }

@@ -30,14 +30,26 @@ from pydantic import Field
 from adapters.files import write_json
 from adapters.gate import calibrate
 from benchmarks.engines import SHAPES, Shape, make_engine, make_model, prepare
-from benchmarks.gate import PROMPT, GateConfig, Mode, generate, make_prompts, measured_entropies
+from benchmarks.gate import (
+    PROMPT,
+    GateConfig,
+    Mode,
+    Positive,
+    Rate,
+    gated_at,
+    generate,
+    make_prompts,
+    measured_entropies,
+)
 from benchmarks.report import print_table, save, show, spread
 from benchmarks.waiting import counted
+from demo.server import end_as_asked
 from training.config import Config
 from vllm_gate import GateReport
 from vllm_gate.params import NEVER
 
-Engine = Literal["base", "gate", "gate, two rows"]
+TWO_ROWS = "gate with two rows"
+Engine = Literal["base", "gate", "gate with two rows"]
 NEVER_OPENS, ALWAYS = "gate never opens", "always-on"
 
 
@@ -48,8 +60,8 @@ class GpuConfig(Config):
 
     shape: Shape = "1.5b"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    batch: list[int] = Field([1, 16, 64, 256], description="Sequences at a time.")
-    rates: list[float] = Field([0.03, 0.1], description="Gate rates to look for.")
+    batch: list[Positive] = Field([1, 16, 64, 256], min_length=1, description="At a time.")
+    rates: list[Rate] = Field([0.03, 0.1], description="Gate rates to look for.")
     runs: int = Field(5, ge=1, description="Runs of each mode, interleaved.")
     requests: int = Field(2, ge=1, description="Requests of a run, for each sequence of the batch.")
     tokens: int = Field(128, ge=2, description="Tokens of a request.")
@@ -59,30 +71,34 @@ class GpuConfig(Config):
     child: Path | None = Field(None, description="For the benchmark's own processes.")
 
 
-def main() -> None:
-    """Measure each engine in a process of its own."""
+def main() -> int:
+    """Measure each engine in a process of its own; exit code 1 if one failed."""
     config = GpuConfig.load()
     prepare()
+    end_as_asked()
     if config.child is not None:
         measure_engine(config, config.child)
-        return
+        return 0
     import torch
 
     gpu = torch.cuda.is_available()
     found: list[dict[str, Any]] = []
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         base, (adapter,), parameters = make_model(Path(folder), config.shape, dtype=config.dtype)
         print(f"{parameters / 1e6:.1f} M parameters")
         for graphs in (True, False) if gpu and not config.only_eager else (False,):
             for engine in config.engines:
-                if engine == "gate, two rows" and not (config.rows and gpu):
+                if engine == TWO_ROWS and not (config.rows and gpu):
                     continue  # the V2 runner's, which a CPU has under an interpreter alone
                 told: dict[str, Any] = {"engine": engine, "graphs": graphs}
                 told |= {"base": str(base), "adapter": str(adapter)}
-                found += run_child(config, Path(folder), told)
+                measured = run_child(config, Path(folder), told)
+                failed, found = failed or not measured, found + measured
     report(found)
     settings = config.values("child", "engines")
     save(f"gate-gpu-{config.shape}", {**settings, "gpu": gpu, "measured": found})
+    return int(failed)
 
 
 def run_child(config: GpuConfig, folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,7 +133,7 @@ def measure_engine(config: GpuConfig, given: Path) -> None:
         "enforce_eager": not told["graphs"],
         "kv_cache_memory_bytes": kv_bytes(config, sequences * (longest + 64)),
     }
-    if engine == "gate, two rows":
+    if engine == TWO_ROWS:
         limits["additional_config"] = {"gate_two_rows": {"rows": config.rows, "rate": 0.02}}
     llm = make_engine(Path(told["base"]), engine != "base", **limits)
     found = []
@@ -150,8 +166,7 @@ def measure(
         never = Mode(llm, adapter, NEVER)
         entropies = measured_entropies(never, asked, prompts, batch)
         modes = {
-            f"gated at {rate:.0%}": Mode(llm, adapter, calibrate(entropies, rate))
-            for rate in config.rates
+            gated_at(rate): Mode(llm, adapter, calibrate(entropies, rate)) for rate in config.rates
         }
         if engine == "gate":
             modes |= {NEVER_OPENS: never, ALWAYS: Mode(llm, adapter)}
@@ -235,4 +250,4 @@ def report(found: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

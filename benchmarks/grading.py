@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from benchmarks.report import print_table, save
 from training.config import Config
 from training.grading import Verifier
-from training.problems.rows import read_rows
+from training.problems.rows import Row, read_rows
 
 SUITE = Path("tests/training/data/graded-answers.jsonl")
 
@@ -35,6 +35,17 @@ class GradingConfig(Config):
 
     pairs: Path = Field(SUITE, description="Graded answers: JSONL, Parquet or CSV.")
     deadline: float = Field(20.0, gt=0, description="Seconds for one answer.")
+
+
+def pair(row: Row) -> dict[str, Any]:
+    """The values of a row; CSV writes `right` as a text."""
+    if missing := {"text", "answer", "right"} - set(row.values):
+        raise ValueError(f"--pairs: {row.where}: there is no {', '.join(sorted(missing))}")
+    try:
+        right = TypeAdapter(bool).validate_python(row.values["right"])
+    except ValidationError:
+        raise ValueError(f"--pairs: {row.where}: `right` is neither true nor false") from None
+    return row.values | {"right": right}
 
 
 def ours(rows: Sequence[dict[str, Any]], deadline: float) -> list[bool | None]:
@@ -73,10 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     """Grade, print a table by class, write the figures."""
     config = GradingConfig.load(argv)
     with config.usage_errors():
-        rows = [row.values for row in read_rows(config.pairs)]
-        missing = {"text", "answer", "right"} - set(rows[0] if rows else ())
-        if missing:
-            raise ValueError(f"--pairs: the rows lack {', '.join(sorted(missing))}")
+        rows = [pair(row) for row in read_rows(config.pairs)]
+        if not rows:
+            raise ValueError(f"--pairs: {config.pairs}: there is no pair in it")
     seconds = {}
     verdicts = {}
     for name, grade in (

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from benchmarks.engines import LONGEST, SHAPES, Shape, exactly, make_engine, make_model, prepare
-from benchmarks.report import print_table, save, show, spread
+from benchmarks.report import print_table, ratios, save, show, spread
 from training.config import Config
 from vllm_gate.params import NEVER
 
@@ -34,8 +34,8 @@ class PrefixConfig(Config):
 
     shape: Shape = "31m"
     adapters: int = Field(8, ge=2, description="Requests that share a prompt, an adapter each.")
-    prompt: int = Field(2000, ge=64, description="Tokens of the shared prompt.")
-    tail: int = Field(16, ge=1, description="Tokens of each request's own.")
+    prompt: int = Field(2000, ge=64, le=3840, description="Tokens of the shared prompt.")
+    tail: int = Field(16, ge=1, le=255, description="Tokens of each request's own.")
     runs: int = Field(5, ge=1, description="Runs of each mode, interleaved, on fresh prompts.")
 
 
@@ -90,7 +90,9 @@ def main() -> None:
     prepare()
     with tempfile.TemporaryDirectory() as folder:
         times = measure(config, Path(folder))
-    cached = statistics.median(times[BASE]["others"])
+    others = {mode: found["others"] for mode, found in times.items()}
+    ratio = {mode: ratios(values, others[BASE]) for mode, values in others.items()}
+    print(f"\nmedian (range) of {config.runs} runs\n")
     print_table(
         [
             f"{config.prompt} tokens, shared by {config.adapters}",
@@ -103,7 +105,7 @@ def main() -> None:
                 mode,
                 show(found["first"]),
                 show(found["others"], 1),
-                f"{statistics.median(found['others']) / cached:.2f}",
+                show(ratio[mode], 2),
             ]
             for mode, found in times.items()
         ],
@@ -112,7 +114,8 @@ def main() -> None:
         mode: {which: spread(values) for which, values in found.items()}
         for mode, found in times.items()
     }
-    save("prefix", {**config.values(), "ms": figures})
+    to_base = {mode: spread(values) for mode, values in ratio.items()}
+    save("prefix", {**config.values(), "ms": figures, "others_to_the_base": to_base})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.sampling --problems 100 --runs 3
 
-Both engines answer the same problems, in turn, each run in a process of its own; the start of the
-engine is a figure of its own. Then one whole fit is run, stage by stage.
+One whole fit is run, stage by stage. Then both engines answer the same problems, in turn, each run
+in a process of its own; the start of the engine is a figure of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from adapters.recipe import recipe_for
 from benchmarks.processes import measured_by, peak_mib
-from benchmarks.report import in_turns, print_table, save, show, spreads
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread, spreads
+from demo.server import end_as_asked
 from training.config import Config
 from training.generation import EngineName
 
@@ -110,6 +111,15 @@ def main() -> None:
     if config.measure:
         measure(config.measure, config)
         return
+    end_as_asked()
+    result: dict[str, Any] = {"model": config.model, "problems": config.problems}
+    if config.fit_problems:  # first: the peak is that of the largest child until then
+        fit = time_fit(config)
+        print_table(
+            ["stage of a fit", ""], [[name, f"{value:,.1f}"] for name, value in fit.items()]
+        )
+        print()
+        result |= {"fit": fit, "fit_problems": config.fit_problems}
     found = in_turns(ENGINES, config.runs, lambda engine: run(engine, config))
     metrics = ("tokens_per_second", "start_seconds", "peak_mib")
     rows = [
@@ -117,19 +127,10 @@ def main() -> None:
         for engine, runs in found.items()
     ]
     print_table(["sampling", "tokens/s", "start, s", "peak MiB"], rows)
-    result = {
-        "model": config.model,
-        "problems": config.problems,
-        "sampling": spreads(found, metrics),
-    }
-    if config.fit_problems:
-        fit = time_fit(config)
-        print()
-        print_table(
-            ["stage of a fit", ""], [[name, f"{value:,.1f}"] for name, value in fit.items()]
-        )
-        result |= {"fit": fit, "fit_problems": config.fit_problems}
-    save("sampling", result)
+    speeds = ([one["tokens_per_second"] for one in found[engine]] for engine in ENGINES)
+    ratio = ratios(*speeds)
+    print(f"\n{' to '.join(ENGINES)}, tokens/s, {config.runs} runs: {show(ratio, 2)}")
+    save("sampling", result | {"sampling": spreads(found, metrics), "ratio": spread(ratio)})
 
 
 if __name__ == "__main__":

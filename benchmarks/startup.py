@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import psutil
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from benchmarks.report import in_turns, print_table, save, show, spread
-from demo.server import running
+from benchmarks.report import in_turns, print_table, ratios, save, show, spread
+from demo.server import end_as_asked, running
 from training.config import Config
 
 SERVERS = {
@@ -43,6 +43,13 @@ class StartupConfig(Config):
     dtype: str = "bfloat16"
     runs: int = Field(3, ge=1, description="Starts of each server, by turns.")
     only: list[str] = Field([], description=f"Servers to start; all if none: {list(SERVERS)}")
+
+    @field_validator("only")
+    @classmethod
+    def _are_there(cls, value: list[str]) -> list[str]:
+        if not set(value) <= set(SERVERS):
+            raise ValueError(f"there are {', '.join(SERVERS)}")
+        return value
 
 
 class Start(NamedTuple):
@@ -97,27 +104,32 @@ def measure(
 
 
 def report(found: dict[str, list[Start]]) -> dict[str, Any]:
-    """Print a table; the same as figures."""
+    """Print a table, with ratios to the first server of the same turn; the same as figures."""
     rows, figures = [], {}
+    beside = [one.seconds for one in next(iter(found.values()))]
     for name, starts in found.items():
         seconds, first = [one.seconds for one in starts], [one.first for one in starts]
+        ratio = ratios(seconds, beside)
         cpu, memory = [one.cpu for one in starts], [one.rss / GIB for one in starts]
-        rows.append([name, show(seconds, 1), show(cpu, 1), show(first, 2), show(memory, 2)])
+        shown = (show(seconds, 1), show(ratio, 2), show(cpu, 1), show(first, 2), show(memory, 2))
+        rows.append([name, *shown])
         figures[name] = {
             "seconds_until_healthy": spread(seconds),
+            "ratio_to_the_first_server": spread(ratio),
             "processor_seconds": spread(cpu),
             "seconds_of_first_token": spread(first),
             "rss_gib": spread(memory),
         }
-    print("\nstart of a server, median (range)\n")
-    header = ["server", "healthy after, s", "processor, s", "first answer, s", "memory, GiB"]
-    print_table(header, rows)
+    print(f"\nstart of a server, median (range) of {len(beside)} starts, by turns\n")
+    header = ["server", "healthy after, s", "ratio to the first", "processor, s"]
+    print_table([*header, "first answer, s", "memory, GiB"], rows)
     return figures
 
 
 def main() -> None:
     """Measure and save."""
     config = StartupConfig.load()
+    end_as_asked()
     figures = report(measure(config.model, config.dtype, config.runs, config.only))
     save(f"startup-{config.model.resolve().name}", {**config.values(), "servers": figures})
 

@@ -2,14 +2,15 @@
 
     python -m benchmarks.swap                      (about 5 minutes)
 
-32 streams ask one alias without pause. First nobody moves it; then it is moved 1,000 times among
-five versions, through the admin API. Every answer must be the one that its version gives alone.
-Random LoRAs of the shipped miniature, float32, greedy.
+32 streams ask one alias without pause. In turns nobody moves it, and it is moved among five
+versions through the admin API, 1,000 times in all. Every answer must be the one that its version
+gives alone. Random LoRAs of the shipped miniature, float32, greedy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from pydantic import Field
 from adapters.command_line import CommandLine
 from adapters.store import SHIPPED, Store
 from benchmarks.adapters import make_random_adapter
-from benchmarks.report import print_table, save
+from benchmarks.report import print_table, ratios, save, show
 from benchmarks.streams import Answer, environment, percentile, resident_mib, stream
 from demo.server import Running, end_as_asked, running_server
 
@@ -39,9 +40,10 @@ class SwapConfig(CommandLine):
     program: ClassVar[str] = "python -m benchmarks.swap"
 
     users: int = Field(32, ge=1, description="Streams at a time.")
-    moves: int = Field(1000, ge=0, description="Moves of the alias.")
+    moves: int = Field(1000, ge=1, description="Moves of the alias.")
     answers: int = Field(0, ge=0, description="Go on moving until there are so many answers.")
-    quiet: float = Field(30, ge=0, description="Seconds without moves.")
+    quiet: float = Field(30, ge=0, description="Seconds without moves, of all runs together.")
+    runs: int = Field(3, ge=1, description="Runs without moves and with a share of them, in turns.")
     pause: float = Field(0.1, ge=0, description="Seconds between moves.")
     gated: bool = Field(False, description="Ask NAME:gated.")
 
@@ -144,46 +146,53 @@ async def measure(
             ]
             for version in versions
         }
-        quiet = Load(users, model)
-        await quiet.during(asyncio.sleep(options.quiet), options.users)
-        memory = [resident_mib(server.pid)]
-        busy = Load(users, model)
+        quiet: list[Load] = []
+        busy: list[Load] = []
         moves: list[float] = []
+        memory: list[float] = []
+        seconds = 0.0
 
-        async def work() -> None:
+        async def work(load: Load) -> None:
             moves.extend(
                 await move_about(
                     admin,
                     versions,
-                    options.moves,
+                    math.ceil(options.moves / options.runs),
                     options.pause,
-                    lambda: len(busy.answers) >= options.answers,
+                    lambda: len(load.answers) >= options.answers / options.runs,
                 )
             )
 
-        seconds = await busy.during(work(), options.users)
+        for _ in range(options.runs):
+            quiet.append(Load(users, model))
+            await quiet[-1].during(asyncio.sleep(options.quiet / options.runs), options.users)
+            memory.append(resident_mib(server.pid))
+            busy.append(load := Load(users, model))
+            seconds += await load.during(work(load), options.users)
         left = await until_idle(admin)
-        memory.append(resident_mib(server.pid))
-    answers = [answer for _, answer in busy.answers]
+        memory = [memory[0], resident_mib(server.pid)]
+    asked = [one for load in busy for one in load.answers]
+    answers = [answer for _, answer in asked]
     wrong = sum(
-        answer.text != alone[answer.version][number]
-        for number, answer in busy.answers
-        if not answer.error
+        answer.text != alone[answer.version][number] for number, answer in asked if not answer.error
     )
-    before, during = percentile(quiet.gaps, 0.99), percentile(busy.gaps, 0.99)
+
+    def gaps_ms(loads: list[Load], share: float) -> list[float]:
+        return [1000 * percentile(load.gaps, share) for load in loads]
+
+    before, during = gaps_ms(quiet, 0.99), gaps_ms(busy, 0.99)
     return {
+        "runs": options.runs,
         "moves": len(moves),
         "seconds": round(seconds, 1),
         "requests": len(answers),
         "failed": sum(bool(answer.error) for answer in answers),
         "not its version's answer": wrong,
         "versions that answered": len({answer.version for answer in answers}),
-        "inter-token p99, ms, nobody moves": round(1000 * before, 2),
-        "inter-token p99, ms, moving": round(1000 * during, 2),
-        "ratio": round(during / before, 3),
-        "inter-token p50, ms": [
-            round(1000 * percentile(load.gaps, 0.5), 2) for load in (quiet, busy)
-        ],
+        "inter-token p99, ms, nobody moves": show(before, 2),
+        "inter-token p99, ms, moving": show(during, 2),
+        "ratio": show(ratios(during, before), 3),
+        "inter-token p50, ms": [show(gaps_ms(loads, 0.5), 2) for loads in (quiet, busy)],
         "a move, ms, p50 and p99": [round(1000 * percentile(moves, s), 1) for s in (0.5, 0.99)],
         "left when idle": left,
         "memory MiB, before and after": [round(one) for one in memory],
@@ -205,6 +214,7 @@ def main() -> int:
         flags += ("--dtype", "float32", "--max-num-seqs", "64", "--max-model-len", "512")
         with running_server(*flags) as server:
             result = asyncio.run(measure(server, versions, options))
+    print("\nmedian (range) of the runs\n")
     print_table(["", ""], [[name, str(value)] for name, value in result.items()])
     save("swap-gated" if options.gated else "swap", result)
     return int(bool(result["failed"] or result["not its version's answer"]))

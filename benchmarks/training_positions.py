@@ -21,6 +21,7 @@ from pydantic import Field
 
 from benchmarks.processes import measured_by, peak_mib
 from benchmarks.report import in_turns, print_table, ratios, save, show, spread, spreads
+from demo.server import end_as_asked
 from training.config import Config
 from training.hf_model import Dtype
 
@@ -101,6 +102,7 @@ def main() -> None:
     if config.measure:
         measure(config)
         return
+    end_as_asked()
     settings = config.values("measure", "runs")
     flags = [
         part

@@ -56,7 +56,7 @@ FIGURES = {
 HEADER = ["users", "system", *FIGURES.values(), "tokens/s to plain base", "to plain LoRA"]
 
 
-CORES = list(range(os.cpu_count() or 1))
+CORES = sorted(os.sched_getaffinity(0))
 
 
 class BenchConfig(CommandLine):
@@ -138,7 +138,8 @@ def plain_server(
 ) -> AbstractContextManager[Running]:
     """Start vLLM's own server with an adapter, (name, folder); see `running`."""
     return running(
-        *("benchmarks.plain_vllm", "--model", str(base), "--served-model-name", base.name),
+        *("benchmarks.plain_vllm", "--model", str(base)),
+        *("--served-model-name", base.resolve().name),  # as ours names it
         *("--host", "127.0.0.1", "--generation-config", "vllm", "--uvicorn-log-level", "warning"),
         *("--enable-lora", "--lora-modules", f"{adapter[0]}={adapter[1]}", *flags),
     )

@@ -28,6 +28,7 @@ from loadtests.run import LocustError, perform
 from loadtests.scenarios import SCENARIOS, Scenario
 
 RESULTS = Path("runs/loadtest")
+SHARE = 0.8
 
 
 def list_scenarios() -> str:
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--problems", type=Path, default=PROBLEMS, help="JSONL with `problem` (shipped ones)")
     add("--max-tokens", type=int, default=128, help="length of an answer (%(default)s)")
     add("--temperature", type=float, default=0.6, help="(%(default)s)")
-    add("--share", type=float, default=0.8, help="soak: of saturation (%(default)s)")
+    add("--share", type=float, help=f"soak: of saturation ({SHARE})")
     add("--saturation", type=float, metavar="N", help="soak: requests per second (by a ramp)")
     add("--rate", type=float, default=0.0, help="requests per second of all users")
     add("--pid", type=int, help="the server's process, to watch its memory")
@@ -87,6 +88,14 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
         parser.error(f"{scenario.name} has two kinds of users: --users must be 2 or more")
     if not 0 <= options.rate < float("inf") or not 0 <= options.temperature < float("inf"):
         parser.error("--rate and --temperature must not be negative")
+    if options.rate and {stage.users for stage in scenario.stages} != {1.0}:
+        parser.error(f"--rate: {scenario.name} has not the same users all the time")
+    for name in ("share", "saturation"):
+        if getattr(options, name) is not None and (options.rate or not scenario.paced):
+            parser.error(f"--{name} is for a soak without --rate")
+    options.share = options.share or SHARE
+    if options.pid is not None and options.start:
+        parser.error("--pid: what --start starts is watched without it")
     if options.pid is not None and not psutil.pid_exists(options.pid):
         parser.error(f"--pid {options.pid}: no such process")
     if options.flags and not options.start:
@@ -116,7 +125,10 @@ def run(scenario: Scenario, options: argparse.Namespace) -> int:
     """Run a scenario, on a server of its own with --start. Returns the exit code."""
     name = f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = options.results or RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"--results: {error}") from error
     for variable, key in ((API_KEY, options.api_key), (ADMIN_KEY, options.admin_key)):
         os.environ.pop(variable, None)
         if key:

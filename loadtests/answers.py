@@ -34,6 +34,12 @@ class Answer:
     tokens: int = 0
     prompt: int = 0  # tokens
     gated: int | None = None  # gated tokens; None: the model has no gate
+    late: float = 0.0  # when sent, by the plan's rate; 0 without a rate
+
+    @property
+    def first(self) -> float | None:
+        """Time to first token, from when the request was due."""
+        return None if self.ttft is None else self.late + self.ttft
 
     @property
     def arrivals(self) -> np.ndarray:  # [pieces]
@@ -104,7 +110,8 @@ def read_stream(
         if "error" in chunk:
             raise ValueError(f"in the stream: {chunk['error']}")
         for choice in chunk["choices"]:
-            if choice["delta"].get("content"):
+            # What a server with a reasoning parser takes for thoughts is generated text, too.
+            if choice["delta"].get("content") or choice["delta"].get("reasoning"):
                 passed = 1000 * (now - before)
                 if answer.ttft is None:
                     answer.ttft = passed

@@ -109,7 +109,7 @@ class Run:
         """Move the alias again and again, through the bucket."""
         self.moves.append(Move(self.versions[-1], 0.0, 0.0))  # where `publish` left it
         for _ in range(self.options.moves):
-            await asyncio.sleep(self.random.expovariate(1 / self.options.every))
+            await asyncio.sleep(self.options.every * self.random.expovariate(1.0))
             others = [one for one in self.versions if one != self.moves[-1].version]
             version, start = self.random.choice(others), self.now()
             await asyncio.to_thread(self.store.alias, NAME, version)
@@ -276,16 +276,16 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     end_as_asked()
     environment()
-    with (
-        tempfile.TemporaryDirectory(prefix="chaos-") as folder,
-        own_storage() as url,
-        forking(Path(folder)) as starter,
-    ):
-        try:
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="chaos-") as folder,
+            own_storage() as url,
+            forking(Path(folder)) as starter,
+        ):
             figures, wrong = asyncio.run(chaos(options, url, Path(folder), starter))
-        except RuntimeError as error:
-            print(f"python -m loadtests.chaos: {error}", file=sys.stderr)
-            return 1
+    except RuntimeError as error:
+        print(f"python -m loadtests.chaos: {error}", file=sys.stderr)
+        return 1
     print_table(["", ""], [[name, str(value)] for name, value in figures.items()])
     for name, found in wrong.items():
         print(f"WRONG: {name}: {found}")

@@ -1,7 +1,9 @@
 """The figures of a run, computed from its answers: by model, phase and second; and saturation.
 
 Hostile requests are counted apart. Percentiles of inter-token latency are of every single gap, and
-tokens per second count tokens when they come, not when their answer ends.
+tokens per second count tokens when they come, not when their answer ends. Where the plan has a
+rate, latencies count from the moment a request was due: one that had to wait for a user who was
+still waiting for an answer has waited, too.
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ def describe(answers: Sequence[Answer], start: float, end: float) -> dict[str, A
         "requests_per_second": round(len(sent) / seconds, 3),
         "tokens": tokens,
         "tokens_per_second": round(tokens_between(answers, start, end) / seconds, 1),
-        "ttft_ms": percentiles([answer.ttft for answer in good if answer.ttft is not None]),
+        "ttft_ms": percentiles([one.first for one in good if one.first is not None]),
         "inter_token_ms": percentiles([gap for answer in good for gap in answer.gaps]),
         "request_tokens_per_second": percentiles([one.rate for one in good if one.rate]),
-        "request_ms": percentiles([answer.ms for answer in good]),
+        "request_ms": percentiles([one.late + one.ms for one in good]),
         "gate_rate": gate_rate(good),
         "tokens_per_piece": round(tokens / pieces, 4) if pieces else None,
     }
@@ -207,7 +209,7 @@ def by_second(
                 len(sent[second]),
                 len(sent[second]) - len(good),
                 round(tokens[second], 1),
-                *_p50_p95([one.ttft for one in good if one.ttft is not None]),
+                *_p50_p95([one.first for one in good if one.first is not None]),
                 *_p50_p95(gaps[second]),
                 gate_rate(good),
                 refused[second],

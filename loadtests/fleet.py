@@ -35,7 +35,7 @@ import httpx
 
 from adapters.files import write_json
 from adapters.store import SHIPPED
-from benchmarks.report import print_table
+from benchmarks.report import print_table, ratios, show
 from benchmarks.streams import environment, stream
 from demo.server import end_as_asked
 from loadtests.preloaded import Command
@@ -98,14 +98,15 @@ async def load(
 
 async def throughput(
     ways: dict[str, list[Router]], options: argparse.Namespace
-) -> dict[str, Tally]:
-    """Every way in turns, so that what else the machine does falls on all of them."""
-    tallies = {name: Tally() for name in ways}
+) -> dict[str, list[Tally]]:
+    """The rounds of every way, in turns: what else the machine does falls on all of them."""
+    tallies: dict[str, list[Tally]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, targets in ways.items():
-            over = asyncio.Event()
+            over, tally = asyncio.Event(), Tally()
             asyncio.get_running_loop().call_later(options.seconds, over.set)
-            await load(targets, tallies[name], options.clients, options.tokens, over)
+            await load(targets, tally, options.clients, options.tokens, over)
+            tallies[name].append(tally)
     return tallies
 
 
@@ -178,18 +179,20 @@ async def measure(options: argparse.Namespace, work: Path, starter: Command) -> 
     return result
 
 
-def figures(rates: dict[str, Tally], firsts: dict[str, float]) -> dict[str, Any]:
-    """Throughput and time to first token of every way, and both as ratios."""
-    two, one = rates["two replicas"].rate, firsts["one replica"]
+def figures(rounds: dict[str, list[Tally]], firsts: dict[str, float]) -> dict[str, Any]:
+    """Throughput, median (range) of rounds, and time to first token of every way, and ratios."""
+    rates = {name: [tally.rate for tally in tallies] for name, tallies in rounds.items()}
+    two, one = rates["two replicas"], firsts["one replica"]
     return {
         name: {
-            "tokens/s": round(tally.rate, 1),
-            "of two replicas": round(tally.rate / two, 3) if two else None,
+            "tokens/s": show(rates[name]),
+            "of two replicas": show(ratios(rates[name], two), 2) if all(two) else None,
             "first token, ms": round(1000 * firsts[name], 1) if name in firsts else None,
             "of one replica": round(firsts[name] / one, 2) if name in firsts else None,
-            "failed": dict(tally.failed),
+            "rounds, tokens/s": rates[name],
+            "failed": dict(sum((tally.failed for tally in tallies), Counter())),
         }
-        for name, tally in rates.items()
+        for name, tallies in rounds.items()
     }
 
 
@@ -231,7 +234,8 @@ def main(argv: list[str]) -> int:
             print(f"python -m loadtests.fleet: {error}", file=sys.stderr)
             return 1
     rows = [[name, each] for name, each in result.items() if "tokens/s" in each]
-    names = [name for name in rows[0][1] if name != "failed"]
+    names = [name for name in rows[0][1] if name not in ("rounds, tokens/s", "failed")]
+    print(f"median (range) of {options.rounds} rounds, by turns; {options.times} first tokens\n")
     print_table(["", *names], [[name, *(str(each[one]) for one in names)] for name, each in rows])
     if "rolling restart" in result:
         print(f"rolling restart: {result['rolling restart']}")
@@ -239,7 +243,8 @@ def main(argv: list[str]) -> int:
     for one in wrong:
         print(f"WRONG: {one}")
     path = options.results / "fleet.json"
-    write_json(path, {"machine": machine(), **result})
+    settings = {name: value for name, value in vars(options).items() if name != "results"}
+    write_json(path, {"machine": machine(), "settings": settings, **result})
     print(path)
     return 1 if wrong else 0
 

@@ -4,7 +4,7 @@
 
 `python -m loadtests` writes the plan and calls this. Each answer goes to answers.jsonl beside it.
 In locust's own tables `POST` is the request as a whole; `ttft`, `inter-token` (the mean of an
-answer), `tokens/s` and `gate rate` (in %) are request types of their own.
+answer), `tokens/s` and `gate rate` (in %) are request types of their own; all count from sending.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class Run:
 def add_options(parser: Any) -> None:
     """Add our flag to locust's."""
     parser.add_argument("--plan", required=True, help="plan.json of `python -m loadtests`")
+
+
+@events.init.add_listener
+def use_host(environment: Environment, **_: Any) -> None:
+    """Ask the plan's server, unless locust is told another."""
+    assert environment.parsed_options is not None
+    plan = Plan.read(Path(environment.parsed_options.plan))
+    environment.host = environment.host or plan.host
 
 
 def prepare(environment: Environment) -> None:
@@ -170,11 +178,11 @@ class User(FastHttpUser):
             gevent.spawn(move_alias, self.environment)
 
     def wait_time(self) -> float:
-        """Seconds until the next request is due; a late one does not make up for it."""
+        """Seconds until the next request is due. A late one leaves the schedule as it is."""
         if self.kind == HOSTILE:
             return self.random.uniform(0, 2 * HOSTILE_PAUSE)
-        self.due = max(Run.now(), self.due + self.interval)
-        return self.due - Run.now()
+        self.due = self.due + self.interval if self.interval else Run.now()
+        return max(0.0, self.due - Run.now())
 
     @task
     def send(self) -> None:
@@ -206,6 +214,7 @@ class User(FastHttpUser):
         model = self.random.choices(tuple(mix), tuple(mix.values()))[0]
         body = json.dumps(self._body(model)).encode()
         answer = Answer(Run.now(), model, self.kind)
+        answer.late = 1000 * max(0.0, answer.at - self.due) if self.interval else 0.0
         name = model if self.kind == CHAT else f"{model} [{self.kind}]"
 
         def read(response: Any, start: float) -> None:
@@ -291,7 +300,7 @@ def move_alias(environment: Environment) -> None:
     client = Admin(environment).client
     version = plan.versions[0]
     Run.moves.append(Move(version, 0.0, 0.0))
-    while True:
+    while Run.under_way:
         gevent.sleep(0.05)
         if not Run.phases or Run.phases[-1].name != plan.curve.stages[-1].phase:
             continue

@@ -165,7 +165,7 @@ def make_plan(scenario: Scenario, server: Server, options: Any, problems: str) -
         if not options.mix:
             mix = {name: 1.0 for name in models if name.partition(":")[0] == more["alias"]}
     if scenario.zipf:
-        if len(models) < 3:
+        if len({name.partition(":")[0] for name in models[1:]}) < 2:
             raise PlanError(f"{scenario.name} needs two adapters or more; use --start")
         mix = mix if options.mix else zipf(models[1:], options.seed)
     if scenario.other:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,20 @@ def library_versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Name the processor, the accelerator and the library versions, for a report."""
-    import torch
+    """Name the processor, the accelerator and the library versions, for a report.
 
+    torch need not be there: a load test may run on a machine that has only a client.
+    """
+    accelerator = None
+    with suppress(ModuleNotFoundError):
+        import torch
+
+        accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpuinfo = Path("/proc/cpuinfo")
     cpu = next(
         (
             line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else ())
             if line.startswith("model name")
         ),
         platform.processor(),
@@ -37,7 +45,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": accelerator,
         "python": platform.python_version(),
         "versions": library_versions(),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from demo.server import free_port, stop, wait_for_answer
+from loadtests.routers import Kind, running
 
 
 def test_one_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -29,3 +30,12 @@ def test_one_that_does_not_answer_in_time() -> None:
             wait_for_answer(process, f"http://127.0.0.1:{free_port()}", time.monotonic() - 1)
     finally:
         stop(process)
+
+
+def test_a_router_that_does_not_start_is_told(tmp_path: Path) -> None:
+    kind = Kind("broken", "false", lambda executable, *_: [executable], "/health")
+    with (
+        pytest.raises(RuntimeError, match="exit code 1"),
+        running(kind, [], tmp_path / "router", "key"),
+    ):
+        pass

@@ -82,6 +82,13 @@ class Completions(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
+def test_both_servers_name_the_base_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(vllm_bench.BASE)
+    monkeypatch.setattr(vllm_bench, "running", lambda *flags: flags)
+    flags: Any = vllm_bench.plain_server(tmp_path / "link", ("a", tmp_path), [])
+    assert flags[flags.index("--served-model-name") + 1] == vllm_bench.BASE.name
+
+
 def test_vllm_takes_the_flags_and_its_result_has_the_figures(tmp_path: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loadtests import chaos, checks
+from loadtests import chaos, checks, fleet
 from loadtests.answers import HOSTILE, Answer, MemorySample, Move
 from loadtests.figures import Saturation
 from loadtests.plan import Plan
@@ -144,6 +145,26 @@ def test_an_answer_is_as_old_as_the_move_away_from_its_version() -> None:
         assert checks.staleness(of_alias(at, served), MOVES) == pytest.approx(seconds)
     failed = Move("v@9", 5, 6, error="no such version")
     assert checks.staleness(of_alias(8.0, "v@1"), [MOVES[0], failed]) == 0
+
+
+async def test_an_alias_moves_without_a_pause() -> None:
+    options = SimpleNamespace(moves=2, every=0.0)
+    store: Any = SimpleNamespace(alias=lambda *_: None)
+    run = chaos.Run(options, store, ["v@1", "v@2"], [], Random(0))
+    await run.move()
+    assert [move.version for move in run.moves] == ["v@2", "v@1", "v@2"]
+
+
+def test_two_replicas_are_compared_round_by_round() -> None:
+    tallies = {"one replica": (10, 40), "two replicas": (20, 60), "nginx": (15, 30)}
+    rounds = {
+        name: [fleet.Tally(1, Counter(lost=1), 1.0, tokens) for tokens in each]
+        for name, each in tallies.items()
+    }
+    found = fleet.figures(rounds, {"one replica": 0.01, "nginx": 0.02})
+    assert found["nginx"]["of two replicas"] == "0.62 (0.50-0.75)"
+    assert (found["nginx"]["of one replica"], found["two replicas"]["first token, ms"]) == (2, None)
+    assert found["nginx"]["failed"] == {"lost": 2}
 
 
 def test_what_replicas_that_are_killed_must_not_do() -> None:

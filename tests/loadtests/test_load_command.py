@@ -122,8 +122,9 @@ def test_long_prompts_fill_most_of_the_context(tmp_path: Path) -> None:
 
 def test_many_adapters_needs_some(tmp_path: Path) -> None:
     assert set(planned(tmp_path, "many-adapters", Fake(models=CARDS)).mix) == {"a", "a:gated", "b"}
-    with pytest.raises(PlanError, match="two adapters"):
-        planned(tmp_path, "many-adapters", Fake(models={"data": CARDS["data"][:2]}))
+    for few in (2, 3):  # the third is the gated name of the second
+        with pytest.raises(PlanError, match="two adapters"):
+            planned(tmp_path, "many-adapters", Fake(models={"data": CARDS["data"][:few]}))
 
 
 def test_without_a_scenario_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +146,11 @@ def test_without_a_scenario_they_are_listed(capsys: pytest.CaptureFixture[str]) 
         (["soak", "--saturation", "0"], "--saturation"),
         (["hostile", "--users", "1"], "2 or more"),
         (["steady", "--rate", "-1"], "--rate"),
+        *((["--rate", "2", one], f"--rate: {one} has not") for one in ("ramp", "burst", "hostile")),
+        (["long-prompts", "--rate", "2"], "--rate: long-prompts has not"),
+        (["steady", "--share", "0.5"], "--share is for a soak"),
+        (["soak", "--saturation", "9", "--rate", "2"], "--saturation is for a soak without --rate"),
+        (["steady", "--start", "--pid", "1"], "--pid"),
         (["steady", "--pid", "999999999"], "no such process"),
         (["steady", "--host", "localhost:8000"], "must begin with http"),
         (["steady", "--start", "--host", "http://x"], "not allowed with"),
@@ -172,6 +178,8 @@ def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     argv = ["steady", "--host", "http://127.0.0.1:9", "--problems", str(path)]
     assert command.main([*argv, "--results", str(tmp_path / "out")]) == 2
     assert "--host http://127.0.0.1:9" in capsys.readouterr().err
+    assert command.main(["steady", "--results", str(path / "out")]) == 2
+    assert "--results: " in capsys.readouterr().err
 
 
 def test_a_soak_asks_at_a_share_of_saturation(

@@ -76,6 +76,16 @@ def test_tokens_count_when_they_come() -> None:
     assert figures.tokens_between([doubled], 0, 0.12) == 4
 
 
+def test_what_was_sent_late_has_waited() -> None:
+    """A stall that keeps users from sending what is due shows in the latencies."""
+    answers = [answer(0.2), answer(1.0, late=900.0)]
+    row = figures.describe(answers, 0, 2)
+    assert (row["ttft_ms"]["max"], row["request_ms"]["max"]) == (1000.0, 1065.0)
+    assert row["inter_token_ms"]["max"] == 30.0
+    assert figures.tokens_between(answers, 1.1, 2) == 4  # when they came
+    assert figures.by_second(answers, [Phase("all", 1, 0, 2)])[1].ttft_p50_ms == 1000.0
+
+
 def test_failures_are_counted_but_not_measured() -> None:
     bad = Answer(1.0, "m", status=500, error="HTTP 500", ms=3.0)
     row = figures.describe([answer(0.0), bad], 0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from loadtests import figures, report, run
 from loadtests.answers import Answer, MemorySample, Phase
 from loadtests.charts import Line, line_chart, thin
 from loadtests.plan import Plan
+from training.provenance import machine
 
 VOID = {"meta"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,6 +95,11 @@ def test_a_small_change_looks_small() -> None:
 def test_a_chart_is_the_same_each_time() -> None:
     lines = [Line("x", [(1, 2.0), (2, 3.0)], "#123456")]
     assert line_chart("t", "", lines, doubling=True) == line_chart("t", "", lines, doubling=True)
+
+
+def test_the_machine_of_a_client_has_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as the extra `load` alone installs
+    assert machine()["accelerator"] is None
 
 
 @pytest.fixture(scope="module")

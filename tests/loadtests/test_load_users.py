@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +44,9 @@ def test_a_whole_stream() -> None:
     assert (answer.served, answer.tokens, answer.prompt, answer.gated) == ("m@1", 3, 9, 2)
     assert answer.ttft is not None and len(answer.gaps) == 2  # the empty one is no text
     assert heard([*WHOLE[:-1], event(usage=USAGE), DONE]).gated is None
+    choice = {"delta": {"reasoning": "so"}, "finish_reason": None}
+    thinking = heard([event(choices=[choice]), *WHOLE, DONE])
+    assert len(thinking.gaps) == 3  # thoughts are generated as all text is
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,7 @@ class Misbehaving(BaseHTTPRequestHandler):
     """A server of models that answer as their names say."""
 
     protocol_version = "HTTP/1.1"
+    pause = 0.0  # seconds before an answer
 
     def log_message(self, *_: Any) -> None:
         """Silence."""
@@ -118,6 +123,7 @@ class Misbehaving(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        time.sleep(self.pause)
         if model == "busy":
             self.reply(503, b'{"error": {"message": "no room"}}')
             return
@@ -183,3 +189,16 @@ def test_a_ramp_ends_where_more_users_add_nothing(misbehaving: str, tmp_path: Pa
     assert summary["models"]["good"]["failures"] == 0, said
     assert summary["saturation"]["requests_per_second"] > 0
     assert "Throughput by users" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.engine
+def test_a_server_that_is_too_slow_for_the_rate_makes_requests_late(
+    misbehaving: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Misbehaving, "pause", 0.4)
+    flags = ("steady", "--users", "1", "--seconds", "2", "--rate", "10", "--mix", "good=1")
+    code, said, summary = run(misbehaving, tmp_path, *flags)
+    assert code == 1 and "FAILED  the server keeps up with the rate" in said
+    firsts = [one.first or 0.0 for one in read_answers(tmp_path)]
+    assert len(firsts) > 1 and firsts == sorted(firsts)
+    assert summary["all"]["ttft_ms"]["max"] > max(one.ttft or 0.0 for one in read_answers(tmp_path))
