@@ -131,6 +131,8 @@ async def answered(
     admission: Admission,
     model: str,
     during: Callable[[Any], Coroutine[Any, Any, None]] = nothing,
+    *,
+    path: str = "/",
     **arguments: Any,
 ) -> str:
     """Admit a request, await `during(request)`, end it. Returns the model it was bound to."""
@@ -141,7 +143,7 @@ async def answered(
         await during(request)
 
     await RequestMiddleware(app)(
-        {"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, nothing
+        {"type": "http", "method": "GET", "path": path, "headers": []}, nothing, nothing
     )
     return str(request.model)
 
