@@ -132,7 +132,8 @@ class Admission:
         """What the engine is told of a gated request for `name`, whose calibration is `own`."""
         default, asked = self.aliases.default_gate, arguments or {}
         found = self.aliases.threshold(name, own)
-        known = TAU in asked or (found.tau is not None and RATE not in asked)
+        known = TAU in asked or asked.get(RATE) == 0
+        known = known or (found.tau is not None and RATE not in asked)
         if default is not None and found.gate is None and not known:
             await default.ready()
             found = self.aliases.threshold(name, own)

@@ -99,9 +99,8 @@ def test_requests_in_flight_finish_and_new_ones_are_sent_away(
         assert not any("multiprocessing.spawn" in line for line in lines)
         streams = long_streams(server, "alpha", 600)
         with ThreadPoolExecutor(1) as pool:
-            # For the slot, and its adapter is not in the engine yet.
             create = server.client().completions.create
-            waits = pool.submit(create, model="beta", prompt="1 +", max_tokens=1)
+            waits = pool.submit(create, model="beta", prompt="1 +", max_tokens=1)  # for the slot
             while "reasonmaxxer_queue_requests 1\n" not in server.page():
                 time.sleep(0.01)
             assert_drains(server, streams, processes)
