@@ -14,9 +14,10 @@ import secrets
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException  # vLLM's answer to FastAPI's has no headers
 
 from adapters.adapter import AdapterError
 from adapters.manifest import NAME_PATTERN, Score

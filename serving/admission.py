@@ -10,18 +10,14 @@ becomes an error of OpenAI's shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.engine.serving import BaseServing
-from vllm.entrypoints.serve.tokenize.protocol import (
-    DetokenizeRequest,
-    TokenizeChatRequest,
-    TokenizeCompletionRequest,
-)
 
 from adapters.adapter import AdapterError
 from adapters.manifest import Gate
@@ -31,6 +27,7 @@ from serving.aliases import Aliases
 from serving.engine_cache import GATED
 from serving.metrics import ALWAYS, BASE
 from serving.metrics import GATED as GATED_MODE
+from serving.middleware import SHUT_RETRY_AFTER, SHUTS_DOWN, Drain
 from serving.request import RequestContext
 from serving.slots import QueueFullError
 from vllm_gate import model_check
@@ -51,9 +48,6 @@ from vllm_gate.params import (
 RETRY_AFTER = 1  # seconds; a slot is free when the shortest answer is over
 AWAY_RETRY_AFTER = 5  # seconds; a store that is away is looked for each second
 
-# What asks for no token: a gated name stands for its adapter there.
-TOKENIZER_REQUESTS = (TokenizeCompletionRequest, TokenizeChatRequest, DetokenizeRequest)
-
 
 @dataclass
 class Admission:
@@ -62,6 +56,7 @@ class Admission:
     aliases: Aliases
     gated: bool  # False: --gate off
     stop: tuple[str, ...] = ()  # strings that end an answer to a chat
+    drain: Drain = field(default_factory=Drain)
 
     async def admit(self, request: Any) -> None:
         """Bind the request to a version of the adapter it names, and complete its arguments.
@@ -84,6 +79,10 @@ class Admission:
         mine = RequestContext.current()
         if mine is not None and (mine.watched is not None if base else plain == mine.version):
             return  # vLLM asks twice on some ways
+        if mine is not None and not mine.generates:
+            if mine.series is None:
+                await self._name_the_base(request, mine, None if base else plain)
+            return
         arguments = _arguments(request)
         guided = self.gated and base and SCALE in (arguments or {})
         if self.gated and not gated and not guided and given(arguments):
@@ -112,14 +111,29 @@ class Admission:
         if not gated:
             return
         request.model += GATED
-        if "vllm_xargs" in type(request).model_fields:
-            request.vllm_xargs = await self._gate_arguments(arguments, plain, loaded.gate)
+        request.vllm_xargs = await self._gate_arguments(arguments, plain, loaded.gate)
+
+    async def _name_the_base(self, request: Any, mine: RequestContext, plain: str | None) -> None:
+        """Bind a request that asks for no token: the base's tokenizer and template answer it.
+
+        It needs no adapter in the engine, and waits for none.
+
+        Args:
+            plain: the adapter that it names, which must be there; None: it names the base.
+        """
+        if plain is not None:
+            await asyncio.to_thread(self.aliases.described, plain)
+        base = self.aliases.cache.models.base_model_paths[0].name
+        mine.bind(request.model, None, BASE, base)
+        if plain is not None:
+            request.model = base
 
     async def _gate_arguments(self, arguments: Any, name: str, own: Gate | None) -> dict[str, Any]:
         """What the engine is told of a gated request for `name`, whose calibration is `own`."""
         default, asked = self.aliases.default_gate, arguments or {}
         found = self.aliases.threshold(name, own)
-        known = TAU in asked or (found.tau is not None and RATE not in asked)
+        known = TAU in asked or asked.get(RATE) == 0
+        known = known or (found.tau is not None and RATE not in asked)
         if default is not None and found.gate is None and not known:
             await default.ready()
             found = self.aliases.threshold(name, own)
@@ -147,6 +161,15 @@ class Admission:
 
     async def check(self, serving: BaseServing, request: Any) -> ErrorResponse | None:
         """Admit a request of vLLM's; the error to answer with where it is refused."""
+        error = await self._admitted(serving, request)
+        if not self.drain.begun:
+            return error
+        # The engine takes nothing new any more: vLLM would answer with an empty text, as if done.
+        _have_retried(SHUT_RETRY_AFTER)
+        kind = "ServiceUnavailableError"
+        return serving.create_error_response(SHUTS_DOWN, kind, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def _admitted(self, serving: BaseServing, request: Any) -> ErrorResponse | None:
         try:
             well_formed.check(request)
             await self.admit(request)
@@ -219,6 +242,5 @@ def check_can_gate(request: Any, plain: str) -> None:
     """Raise ValueError where an endpoint or a feature cannot be gated."""
     if getattr(request, "use_beam_search", False):
         raise ValueError("use_beam_search: not with a gated model")
-    takes_arguments = "vllm_xargs" in type(request).model_fields
-    if not takes_arguments and not isinstance(request, TOKENIZER_REQUESTS):
+    if "vllm_xargs" not in type(request).model_fields:
         raise ValueError(f"model: this endpoint cannot gate; ask it for '{plain}'")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from adapters.manifest import Gate
 from adapters.reference import Reference
 from adapters.store import Listing, Plain, Store, StoreAwayError
 from serving.default_gate import DefaultGate, Threshold, threshold
-from serving.engine_cache import EngineCache, LoadedVersion
+from serving.engine_cache import EngineCache, EngineRefusalError, LoadedVersion
 from serving.metrics import MOVE_SECONDS, MOVES, QUEUE_SECONDS
 from serving.plain_folders import PlainFolders, UnfinishedError
 from serving.prompts import ServedPrompt
@@ -32,6 +33,8 @@ from serving.request import RequestContext
 from serving.slots import QueueFullError, Slots
 
 logger = logging.getLogger(__name__)
+
+RETRY = 30.0  # seconds until a version that the engine could not load is tried again
 
 
 class Look(NamedTuple):
@@ -49,6 +52,14 @@ class Serving(NamedTuple):
     version: str  # NAME@HASH
 
 
+class Refusal(NamedTuple):
+    """What could not be loaded."""
+
+    seen: Look  # the store, when that was tried
+    reason: str
+    until: float  # by the monotonic clock, if the store does not change
+
+
 @dataclass
 class Aliases:
     """The names of a store, as they are served."""
@@ -62,7 +73,7 @@ class Aliases:
     taus: dict[str, float] = field(default_factory=dict)  # thresholds set by hand, nats
     withdrawn: set[str] = field(default_factory=set)  # names that this server does not serve
     _serving: dict[str, Serving] = field(default_factory=dict)
-    _refused: dict[str, tuple[Look, str]] = field(default_factory=dict)  # and the reason
+    _refused: dict[str, Refusal] = field(default_factory=dict)
     _checked: dict[str, tuple[Look, AdapterVersion | AdapterError]] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     _names: list[str] = field(default_factory=list)  # of the store, when it was last within reach
@@ -209,8 +220,8 @@ class Aliases:
         return looks
 
     def _is_refused(self, name: str, now: Look) -> bool:
-        seen = self._refused.get(name)
-        return seen is not None and seen[0] == now
+        refused = self._refused.get(name)
+        return refused is not None and refused.seen == now and time.monotonic() < refused.until
 
     def _begin_switch(self, name: str) -> None:
         if name not in self._switching:
@@ -248,14 +259,16 @@ class Aliases:
                     self._serving[name] = serving._replace(seen=now)  # with a broken plain folder
                 return serving.version
             if self._is_refused(name, now):
-                raise AdapterError(name, self._refused[name][1])
+                raise AdapterError(name, self._refused[name].reason)
             start = time.perf_counter()
             try:
                 loaded = await self.cache.load(now.version, name)
             except StoreAwayError:
                 raise  # says nothing of the version
             except AdapterError as error:
-                self._refused[name] = now, error.reason
+                passes = isinstance(error, EngineRefusalError)
+                until = time.monotonic() + RETRY if passes else math.inf
+                self._refused[name] = Refusal(now, error.reason, until)
                 logger.warning("refused: %s", error)
                 raise
             if name in self.withdrawn:  # while it was loaded
@@ -329,8 +342,8 @@ class Aliases:
 
     def refusal(self, name: str) -> str | None:
         """Why the store's present content of `name` could not be loaded."""
-        seen = self._refused.get(name)
-        return seen[1] if seen else self.plain.refusal(name)
+        refused = self._refused.get(name)
+        return refused.reason if refused else self.plain.refusal(name)
 
     def waiting_for(self, version: str) -> int:
         """Requests that wait for a slot or a place of `version`."""

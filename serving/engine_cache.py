@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 GATED = ":gated"
 
 
+class EngineRefusalError(AdapterError):
+    """The engine could not load it now. The adapter is sound, so it may another time."""
+
+
 @dataclass
 class LoadedVersion:
     """A version that the engine holds."""
@@ -172,7 +176,7 @@ class EngineCache:
         except Exception as error:  # the engine's own words, whatever their type
             with suppress(Exception):  # of several engines another one may hold it
                 await self.engine.remove_lora(lora.lora_int_id)  # type: ignore[attr-defined]
-            raise AdapterError(found.id, f"the engine cannot load it: {error}") from error
+            raise EngineRefusalError(found.id, f"the engine cannot load it: {error}") from error
         loaded = self._by_version[found.id] = LoadedVersion(found.id, found.gate, lora, lease, {})
         # One LoRARequest under both names: the engine holds the weights once.
         self.models.lora_requests[found.id] = lora

@@ -39,6 +39,8 @@ MACHINES = frozenset({"/metrics", "/version"})  # read by machines, also while t
 # The playground is files alone: what it asks the API for takes the key.
 OPEN = MACHINES | {"/health", "/ping"} | playground.PATHS
 ADMIN = "/admin/"  # asks for a key of its own
+SHUTS_DOWN = "The server is shutting down; ask another one, or again later."
+SHUT_RETRY_AFTER = 10  # seconds
 
 
 def error_response(
@@ -108,7 +110,10 @@ class Drain:
         self.failure: str | None = None
 
     def watch(self, engine: EngineClient) -> None:
-        """Notice when vLLM's signal handler shuts `engine` down."""
+        """Notice when vLLM's signal handler shuts `engine` down, and give it nothing new then.
+
+        It would answer that with an empty text, as if it had ended.
+        """
         loop = asyncio.get_running_loop()
         shutdown = engine.shutdown
         # Elsewhere Python takes no handlers, and whoever runs the loop there ends it.
@@ -124,7 +129,21 @@ class Drain:
                     loop.call_soon_threadsafe(loop.add_signal_handler, number, _end_now)
             return shutdown(*args, **kwargs)
 
-        patches.wrap_instance("vllm.v1.engine.async_llm:AsyncLLM", "shutdown", engine, noticing)
+        owner = "vllm.v1.engine.async_llm:AsyncLLM"
+        patches.wrap_instance(owner, "shutdown", engine, noticing)
+        admits = getattr(engine, "check_admission", None)
+        if admits is None:
+            return  # another vLLM
+
+        @functools.wraps(admits)
+        def admitting(*args: Any, **kwargs: Any) -> None:
+            if self.begun:
+                from vllm.exceptions import GracefulHTTPError
+
+                raise GracefulHTTPError(SHUTS_DOWN, HTTPStatus.SERVICE_UNAVAILABLE)
+            admits(*args, **kwargs)
+
+        patches.wrap_instance(owner, "check_admission", engine, admitting)
 
 
 def _in_main_thread() -> bool:
@@ -149,6 +168,6 @@ class Draining:
         passes = not self.drain.begun or scope["type"] != "http"
         if passes or get_route_path(scope) in MACHINES:
             return await self.app(scope, receive, send)
-        message = "The server is shutting down; ask another one, or again later."
-        refusal = error_response(503, message, "ServiceUnavailableError", {"Retry-After": "10"})
+        headers = {"Retry-After": str(SHUT_RETRY_AFTER)}
+        refusal = error_response(503, SHUTS_DOWN, "ServiceUnavailableError", headers)
         return await refusal(scope, receive, send)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("serving.requests")
 
 LOGGED = ("/v1/", "/inference/")  # paths that ask for an answer
+# Ends of paths that ask for no token: texts become tokens or prompts, or the other way round.
+WITHOUT_TOKENS = ("/tokenize", "/detokenize", "/count_tokens", "/render", "/derender")
 SHED = (429, 503)  # come again later
 ERRORS = (b'data: {"error"', b"event: error\n")  # events of a stream that cannot go on
 VERSION_HEADER = "X-ReasonMaxxer-Version"
@@ -52,6 +54,7 @@ _FINGERPRINT = re.compile(rb'"system_fingerprint":(?:null|"(?:[^"\\]|\\.)*")')
 class RequestContext(AnswerContext):
     """What is known of one HTTP request, and what it holds."""
 
+    generates: bool = True  # whether it asks for tokens
     begun: float = field(default_factory=time.perf_counter)
     model: str | None = None  # as the client calls it
     version: str | None = None  # NAME@HASH that answers; None: the base
@@ -216,7 +219,7 @@ class RequestMiddleware(GateAnswers):
         """Pass the request on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        mine = RequestContext()
+        mine = RequestContext(generates=not get_route_path(scope).endswith(WITHOUT_TOKENS))
         asked = Headers(scope=scope).get(ENGINE_HEADER, "")
         if asked.isdecimal() and len(asked) < LONGEST_RANK:
             mine.asked_engine = int(asked)

@@ -66,8 +66,8 @@ class RouterSeries:
     async def _ask(self) -> None:
         try:
             self._locations = await self.aliases.cache.locations()
-        except Exception:  # an engine that ends: the page goes on with what is known
-            logger.exception("the engine does not say which adapters are in its slots")
+        except Exception as error:  # an engine that ends: the page goes on with what is known
+            logger.warning("the engine does not say which adapters are in its slots: %s", error)
         finally:
             self._asking = None
 

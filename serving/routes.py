@@ -119,7 +119,8 @@ class ModelsEndpoint:
         responses = getattr(state, "openai_serving_responses", None)
         if responses is not None:
             responses.background_tasks = BackgroundTasks()
-        Admission(aliases, args.gate, prompt.format.stop if prompt else ()).install()
+        stop = prompt.format.stop if prompt else ()
+        Admission(aliases, args.gate, stop, state.drain).install()
         token_report.install()
         state.drain.watch(engine_client)
         listing = await asyncio.to_thread(aliases.listing)

@@ -20,11 +20,12 @@ from dataclasses import is_dataclass
 from email.message import Message
 from http import HTTPStatus
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.utils import get_parameterless_sub_dependant, solve_dependencies
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve import create_error_response
 
 from serving import grammars

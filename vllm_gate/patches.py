@@ -228,6 +228,10 @@ TABLE: tuple[Patch, ...] = (
           "vllm_gate.pins:listening",
           "f0d85bf03430af63d87552f56bef8f06bf490da92d09e50d3006ba2e1bf79e8b",
           "the scheduler learns which adapters are pinned", "a pin_lora that asks the scheduler"),
+    Patch("scheduler", "vllm.v1.core.block_pool:BlockPool", "_build_block_stored_event", "instance",
+          "vllm_gate.scheduler:_tell_as_the_bases",
+          "724a892fa09d35b76a4cefe66f95f16c4cc80aea67f22cce850e2eadc6107034",
+          "KV events tell of a gated request's blocks as the base's", _REPLAY_UNTIL),
     # ----------------------------------------------------------------------- the model runners
     Patch("runner v1", "vllm.v1.worker.gpu_model_runner", "build_logitsprocs", "wrap",
           "vllm_gate.arguments:build_logitsprocs",
@@ -356,6 +360,10 @@ TABLE: tuple[Patch, ...] = (
     Patch("server", "vllm.v1.engine.async_llm:AsyncLLM", "shutdown", "instance", "",
           "bdbf42b739a6731d6553b015cc04bd2abeb907b5d0ae42ef19e75497f4b3745d",
           "new requests are refused once the engine drains", "a drain upstream that answers 503"),
+    Patch("server", "vllm.v1.engine.async_llm:AsyncLLM", "check_admission", "instance", "",
+          "80b2a1ef9d95874fb0837a14c34e0b7acb9c54e7aeefcf012273b89223e2b70b",
+          "a draining engine takes nothing new: vLLM would answer with an empty text, as if it had "
+          "ended", "a drain upstream that answers 503"),
     Patch("server", "vllm.v1.engine.core_client:DPLBAsyncMPClient", "get_core_engine_for_request",
           "rely", "", "964adc43fd38ab3250a1d96606a82d1c59a04baadc882e3b9c23431b9440c497",
           "a request goes to the engine that has its LoRA slot (data_parallel_rank)", ""),

@@ -29,7 +29,7 @@ Written for vLLM 0.32 (v1/core/sched/scheduler.py, v1/core/sched/async_scheduler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -55,6 +55,8 @@ from vllm_gate.two_rows import TwoRows, past_rate
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import BlockStored
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 TransferParams = tuple[dict[str, Any] | None, dict[str, Any] | None]  # of KV and encoder caches
@@ -102,6 +104,27 @@ def _become_base(request: Request) -> None:
     request.update_block_hashes()
 
 
+def _tell_as_the_bases(pool: BlockPool, gates: Container[str]) -> None:
+    """Have vLLM's events (--kv-events-config) tell of a gated request's blocks as the base's.
+
+    They are the base's, and hashed so. But an event that arises while `schedule` counts LoRA slots
+    would name the adapter, and routers that follow events would look for the base's in vain.
+    """
+    stock = pool._build_block_stored_event
+
+    def build(request: Request, **facts: Any) -> BlockStored:
+        if request.lora_request is None or request.request_id not in gates:
+            return stock(request, **facts)
+        # The adapter stands first among the keys of each block.
+        facts["extra_keys_list"] = [keys[1:] or None for keys in facts["extra_keys_list"]]
+        event = stock(request, **facts)
+        event.lora_id = event.lora_name = None
+        return event
+
+    owner = "vllm.v1.core.block_pool:BlockPool"
+    patches.wrap_instance(owner, "_build_block_stored_event", pool, build)
+
+
 class GateMixin(Scheduler):
     """A scheduler whose requests may be gated."""
 
@@ -113,6 +136,8 @@ class GateMixin(Scheduler):
         slots = self.lora_config.max_loras if self.lora_config else 0
         self._turns = Turns(slots, shares_slots(self.vllm_config))
         self._two_rows = TwoRows.of(self.vllm_config)
+        if self.enable_kv_cache_events:
+            _tell_as_the_bases(self.kv_cache_manager.block_pool, self._gates)
 
     def add_request(self, request: Request) -> None:
         params = gate_of(request.sampling_params, request.lora_request)

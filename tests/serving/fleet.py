@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 
 from adapters.adapter import CONFIG
 from adapters.base_checkpoint import BaseCheckpoint
@@ -110,11 +111,12 @@ def application(admission: Admission, *routers: APIRouter) -> FastAPI:
     """An application with these routes, as the server has them."""
     app = FastAPI()
     app.state.aliases = admission.aliases
-    app.state.args = SimpleNamespace(gate=True)
+    app.state.args = SimpleNamespace(gate=True, log_error_stack=False)
     app.state.admin_digest = hashlib.sha256(ADMIN_KEY.encode()).digest()
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+    init_exception_handler(app)
     return app
 
 
@@ -131,6 +133,8 @@ async def answered(
     admission: Admission,
     model: str,
     during: Callable[[Any], Coroutine[Any, Any, None]] = nothing,
+    *,
+    path: str = "/",
     **arguments: Any,
 ) -> str:
     """Admit a request, await `during(request)`, end it. Returns the model it was bound to."""
@@ -141,7 +145,7 @@ async def answered(
         await during(request)
 
     await RequestMiddleware(app)(
-        {"type": "http", "method": "GET", "path": "/", "headers": []}, nothing, nothing
+        {"type": "http", "method": "GET", "path": path, "headers": []}, nothing, nothing
     )
     return str(request.model)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fleet import answered, completion, engine_of, make_admission, put_plain, settled
 from safetensors.numpy import load_file, save_file
+from vllm.entrypoints.serve.engine.serving import BaseServing
 
 from adapters.adapter import WEIGHTS, AdapterError
 from adapters.lease import Lease
@@ -95,6 +96,21 @@ async def test_a_version_that_does_not_load_changes_nothing(admission: Admission
     # The same content is not tried again and again; asking by hand does.
     await admission.aliases.preload(new)
     assert new in engine_of(admission).loaded.values()
+
+
+async def test_what_the_engine_could_not_load_is_tried_again_after_a_while(
+    admission: Admission,
+) -> None:
+    refused = admission.aliases._refused
+    engine_of(admission).refuses = "no room"
+    with pytest.raises(AdapterError, match="no room"):
+        await answered(admission, "alpha")
+    engine_of(admission).refuses = ""
+    with pytest.raises(AdapterError, match="no room"):
+        await answered(admission, "alpha")
+    refused["alpha"] = refused["alpha"]._replace(until=0.0)
+    assert await answered(admission, "alpha") == versions(admission)[0]
+    assert not refused
 
 
 async def test_a_corrupt_version_behind_the_alias_changes_nothing(admission: Admission) -> None:
@@ -460,6 +476,35 @@ async def test_a_name_that_is_withdrawn_while_it_moves_stays_so(admission: Admis
         await answered(admission, "alpha")
     assert not engine_of(admission).loaded
     assert not aliases.served()
+
+
+async def test_who_waits_for_a_slot_while_the_server_begins_to_shut_down_is_sent_away(
+    many: Admission,
+) -> None:
+    """The engine would give an empty answer, as if it had ended."""
+    slots = many.aliases.slots
+    slots.pinned |= {"filler@000000000000", "another@000000000000"}
+    waits = asyncio.create_task(many.check(BaseServing, completion("a0")))  # type: ignore[arg-type]
+    while not slots.waiting:
+        await asyncio.sleep(0)
+    many.drain.begun = True
+    slots.unpin("filler@000000000000")
+    refusal = await waits
+    assert refusal is not None
+    assert refusal.error.code == 503
+    assert not slots.busy
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens"])
+async def test_what_asks_for_no_token_needs_no_adapter_in_the_engine(
+    many: Admission, path: str
+) -> None:
+    many.aliases.slots.pinned |= {"filler@000000000000", "another@000000000000"}
+    for model in ("base", "a0", "a0:gated"):
+        assert await answered(many, model, path=path) == "base"
+    assert not engine_of(many).loaded
+    with pytest.raises(KeyError):
+        await answered(many, "nobody", path=path)
 
 
 def waits_counted() -> float:

@@ -159,6 +159,7 @@ async def test_the_first_request_waits_for_the_shipped_prompts_and_all_others_wi
 
     assert (await _arguments(admission, "plain:gated", gate_tau=2))["gate_tau"] == 2
     assert (await _arguments(admission, "own:gated"))["gate_tau"] == 0.3
+    assert (await _arguments(admission, "plain:gated", gate_rate=0))["gate_tau"] == NEVER
     assert not rounds  # nobody needed it
     quitter = asyncio.ensure_future(_arguments(admission, "plain:gated"))
     others = [asyncio.ensure_future(_arguments(admission, "plain:gated")) for _ in range(3)]

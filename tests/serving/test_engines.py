@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 from fleet import Engine, completion, make_admission, nothing
 from prometheus_client import CollectorRegistry, Gauge
+from vllm.exceptions import GracefulHTTPError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import SchedulerStats
 
@@ -92,15 +93,21 @@ def test_an_engine_that_ends_by_itself_is_named(
 ) -> None:
     caplog.set_level("INFO")
     client.shutdown = lambda: None
+    admitted: list[int] = []
+    client.check_admission = admitted.append
 
     async def end() -> Drain:
         drain = Drain()
         drain.watch(client)
+        client.check_admission(1)
         await asyncio.to_thread(client.shutdown)
+        with pytest.raises(GracefulHTTPError, match="shutting down"):
+            client.check_admission(2)
         return drain
 
     drain = asyncio.run(end())
     assert drain.begun
+    assert admitted == [1]
     if said is None:
         assert drain.failure is None
         assert "requests in flight finish" in caplog.text

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from gate_models import prompts
 from gate_reference import Asked
 from test_gate_exact import ROOMY, World, assert_exact, job
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.block_pool import BlockPool
+
+from vllm_gate.scheduler import _tell_as_the_bases
 
 BLOCK = 32
 Turn = tuple[str | None, float | None]  # (adapter, tau); tau None: always-on, or the base
@@ -74,3 +79,28 @@ def test_a_gated_request_shares_what_it_writes_while_it_runs(here: World) -> Non
     one, other = result["results"]
     assert one["gated"] == len(one["tokens"])
     assert other["cached"] == 64
+
+
+def test_events_tell_of_a_gated_requests_blocks_as_the_bases() -> None:
+    """As they arise while the scheduler counts LoRA slots, when the request names its adapter."""
+    pool = BlockPool(4, True, BLOCK, enable_kv_cache_events=True)
+    _tell_as_the_bases(pool, {"gated"})
+
+    def event(name: str, lora: LoRARequest | None, salt: str | None) -> Any:
+        request: Any = SimpleNamespace(
+            request_id=name,
+            lora_request=lora,
+            cache_salt=salt,
+            all_token_ids=[*range(BLOCK)],
+            block_hashes=[b"0" * 32],
+            mm_features=[],
+            prompt_embeds=None,
+            session_id=None,
+        )
+        pool.emit_cached_block_events(request, 1, BLOCK, 0)
+        return pool.kv_event_queue.pop()
+
+    lora = LoRARequest("math@0", 1, "/math")
+    for salt in (None, "salt"):
+        assert event("gated", lora, salt) == event("base", None, salt)
+    assert event("always", lora, None).lora_name == "math@0"

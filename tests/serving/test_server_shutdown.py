@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,26 @@ def assert_drains(server: Server, streams: list[Any], processes: list[int]) -> N
 def test_requests_in_flight_finish_and_new_ones_are_sent_away(
     start_server: StartServer, tmp_path: Path, base_folder: Path
 ) -> None:
-    make_adapter(tmp_path / "store", "alpha", base_folder, seed=1)
-    with start_server(base_folder, tmp_path / "store", tmp_path, *LONG) as server:
+    for seed, name in enumerate(("alpha", "beta"), 1):
+        make_adapter(tmp_path / "store", name, base_folder, seed=seed)
+    flags = (*LONG, "--max-loras", "1")
+    with start_server(base_folder, tmp_path / "store", tmp_path, *flags) as server:
         processes = family(server.process.pid)
         assert len(processes) >= 4  # front end, fork server, engine core, worker
         lines = [command_line(process) for process in processes]
         assert any("VLLM::EngineCore" in line for line in lines)
         assert not any("multiprocessing.spawn" in line for line in lines)
-        assert_drains(server, long_streams(server, "alpha", 300), processes)
+        streams = long_streams(server, "alpha", 600)
+        with ThreadPoolExecutor(1) as pool:
+            create = server.client().completions.create
+            waits = pool.submit(create, model="beta", prompt="1 +", max_tokens=1)  # for the slot
+            while "reasonmaxxer_queue_requests 1\n" not in server.page():
+                time.sleep(0.01)
+            assert_drains(server, streams, processes)
+            with pytest.raises(openai.APIStatusError) as refusal:
+                waits.result()
+        assert refusal.value.status_code == 503
+        assert refusal.value.response.headers["Retry-After"]
         with pytest.raises(openai.APIConnectionError):
             server.client().models.list()
 
