@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig, get_peft_model
-from support import Refused, write_rows
+from support import Refused, configured, write_rows
 
 from adapters.prompt import PromptRenderer
 from training.evaluate import main
@@ -540,6 +540,10 @@ def test_command_in_process(
     assert len(texts) == 2
     assert texts[0] == texts[1]
     assert "always - base: pass@1 +0.000" in capsys.readouterr().out
+    configured(adapter, lora_alpha=64)  # the same weights are another adapter now
+    main(f"{args} --problems {problems_file} --limit 3 --output {output}".split())
+    kept = Counter(folder.name.split("-")[1] for folder in output.glob("answers-*"))
+    assert kept == {"base": 1, "always": 2}
 
 
 def test_command_on_a_mixture(
