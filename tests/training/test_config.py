@@ -7,6 +7,7 @@ import pytest
 from support import with_config, write_rows
 
 from adapters.base_checkpoint import BaseCheckpoint
+from training import processes
 from training.evaluate import main as evaluate
 from training.evaluate_config import EvaluateConfig
 from training.fit import main
@@ -70,9 +71,12 @@ def test_bad_values_exit_with_2_and_name_the_field(flags, named, refused, monkey
         ("publish: [a]", "--name"),
         ("output: x\nname: {a: 1}", "--name"),
         ("output: 7", "--output"),
+        ("publish: a\nrun-dir: b", "--run-dir: there is no such setting; names in a file have"),
+        ("publish: a\nlora: {rang: 4}", "--lora.rang: there is no such setting (got 4)"),
+        ("publish: a\n1: b", "must hold a mapping of settings"),
     ],
 )
-def test_bad_names_in_yaml_exit_with_2_and_name_the_field(
+def test_bad_yaml_exits_with_2_and_names_the_field(
     text: str, named: str, tmp_path: Path, refused
 ) -> None:
     file = tmp_path / "run.yaml"
@@ -109,6 +113,16 @@ def test_each_round_needs_a_problem(eight, tmp_path: Path, refused) -> None:
     folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
     said = refused(main, [*eight, *folder, "--rounds", "7"])
     assert "rounds: 7 are more than the 6 problems" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_cannot_share_a_batch_sample_nothing(
+    eight, tmp_path: Path, monkeypatch, refused
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
+    said = refused(main, [*eight, *folder, "--optimizer.batch-size", "4"])
+    assert "is a multiple of the 3 processes" in said
     assert not (tmp_path / "run").exists()
 
 
