@@ -101,6 +101,11 @@ class CommandLine(BaseSettings):
             names = [str(part) for part in detail["loc"]]
             got = "" if detail["type"] == "missing" else f" (got {shown(detail['input'])})"
             message = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "extra_forbidden":  # of a file: argparse has refused such flags
+                dashed = "-" in names[-1]
+                message = "there is no such setting" + (
+                    "; names in a file have underscores" if dashed else ""
+                )
             lines.append(f"{cls._flag(names)}: {message}{got}" if names else message)
         return "; ".join(lines)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapters.exchange import export_adapter, hub_errors
+from adapters.first_line import first_line
 from adapters.model_card import HUB_ID, BaseFacts, plain_card
 from adapters.store import Store
 
@@ -67,10 +68,6 @@ def push(
         except HFValidationError as error:
             raise ValueError(str(error)) from error
         except hub_errors() as error:
-            raise HubError(f"'{repository}' cannot be pushed to: {_first_line(error)}") from error
+            reason = first_line(error)[:300]
+            raise HubError(f"'{repository}' cannot be pushed to: {reason}") from error
     return Pushed(version.id, repository, str(commit.oid))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -198,7 +198,7 @@ class GateChoice(_Section):
     rate: float = Field(
         0.05, gt=0, le=1, description="Wanted gate rate, from which tau is calibrated."
     )
-    others: list[float] = Field(
+    others: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.02, 0.1], description="Other gate rates that are tried for serving."
     )
     temperatures: list[Annotated[float, Field(ge=COLDEST, le=1)]] = Field(

@@ -7,7 +7,8 @@ whole rollouts and is held to the base off the gate, as it is served always-on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -30,7 +31,7 @@ from training.decision_points import (
     point_states,
 )
 from training.hf_model import head, hidden_states, pad_right
-from training.objective import batch_loss, point_loss
+from training.objective import Counts, batch_loss, point_loss
 
 WHOLE = "whole"  # marks a checkpoint that was written to its end
 
@@ -133,26 +134,38 @@ class ContrastiveTrainer(Trainer):
         )
         self.remove_callback(ProgressCallback)
         self.add_callback(self.bar)
-        # The loss is a mean over the batch: the Trainer must divide by the accumulation steps.
-        self.loss_is_scaled_for_ga = False
+        # The losses of an optimizer step's batches add up: the Trainer must not divide them.
+        self.loss_is_scaled_for_ga = True
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The tensors that `loss` needs of the rollouts `indices`."""
         raise NotImplementedError
 
-    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The mean loss of a batch, a scalar, of what `collate` gave."""
+    def loss(self, model: Any, inputs: dict[str, Any], step: Counts) -> torch.Tensor:
+        """A batch's part, a scalar, of the mean loss over an optimizer step; as `collate` gave it.
+
+        Args:
+            step: what that mean is over.
+        """
         raise NotImplementedError
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Counts]:
+        """The batches of an optimizer step, and what their loss is the mean over."""
+        batches, _ = super().get_batch_samples(*args)
+        found = [Counts.of(batch["decision"], batch["rollout"]) for batch in batches]
+        return batches, Counts(*processes.total(torch.tensor(found).view(len(found), 3).sum(0)))
 
     def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Any = None,  # noqa: ARG002
+        num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         self.bar.tokens += len(inputs["tokens"])
-        return forwarded(model, self.accelerator.unwrap_model(model), self.loss, inputs)
+        loss = partial(self.loss, step=num_items_in_batch)
+        part = forwarded(model, self.accelerator.unwrap_model(model), loss, inputs)
+        return part * processes.count()  # gradients are averaged over the processes
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.in_order:
@@ -252,10 +265,11 @@ class DecisionPointTrainer(ContrastiveTrainer):
             "tokens": torch.tensor([token for one in points for token in one.targets]),
             "sampled_log_p": torch.cat([self.sampled_log_p[index] for index in indices]),
             "advantage": torch.cat(advantages),
+            "decision": torch.ones(int(sizes.sum()), dtype=torch.bool),
             "rollout": torch.arange(len(points)).repeat_interleave(sizes),
         }
 
-    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss(self, model: Any, inputs: dict[str, Any], step: Counts) -> torch.Tensor:
         batch = Batch(
             inputs["input_ids"], *(inputs[field] for field in Batch._fields if field != "ids")
         )
@@ -272,6 +286,7 @@ class DecisionPointTrainer(ContrastiveTrainer):
             inputs["rollout"],
             self.objective,
             base,
+            step=step,
         )
 
 
@@ -290,16 +305,13 @@ class EveryPositionTrainer(ContrastiveTrainer):
         if self.in_order or self.args.train_batch_size == 1:
             return super()._get_train_sampler(train_dataset)
         lengths = [len(row["prompt_ids"]) + len(row["token_ids"]) for row in self.rows]
-        number = processes.count()
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * number
-        # Processes must draw the same order, whatever else each of them has drawn.
-        generator = torch.Generator().manual_seed(self.args.seed) if number > 1 else None
-        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
+        accumulation = self.args.gradient_accumulation_steps * processes.count()
+        return OfLikeLength(self, self.args.train_batch_size * accumulation, lengths=lengths)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return collate([self.rows[index] for index in indices])
 
-    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss(self, model: Any, inputs: dict[str, Any], step: Counts) -> torch.Tensor:
         with torch.no_grad(), model.disable_adapter():
             base = predicting_states(model, inputs)
         return batch_loss(
@@ -311,7 +323,26 @@ class EveryPositionTrainer(ContrastiveTrainer):
             inputs["decision"],
             inputs["rollout"],
             self.objective,
+            step=step,
         )
+
+
+class OfLikeLength(LengthGroupedSampler):  # type: ignore[misc]
+    """Rollouts of like length together, in an order of its own for each epoch.
+
+    The order follows from the trainer's seed and epoch alone: it is the same in every process, and
+    in a run that was killed and goes on.
+    """
+
+    def __init__(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        seed = self._trainer.args.seed + int(self._trainer.state.epoch or 0)
+        self.generator = torch.Generator().manual_seed(seed)
+        indices: Iterator[int] = super().__iter__()
+        return indices
 
 
 def collate(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from adapters.adapter import CONFIG, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
-from adapters.files import write_json
+from adapters.files import sha256_file, write_json
 from adapters.manifest import Mode
 from adapters.places import default_store, open_store
 from adapters.program import program
@@ -137,6 +137,8 @@ def _in_process(
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     longest = max(len(renderer.token_ids(problem.problem)) for problem in problems)
     ways = {mode: _applied(config, mode, version) for mode in _modes(config, version)}
+    # The same weights do something else with another lora_alpha.
+    scaling = sha256_file(version.path / CONFIG) if version else ""
     # Each engine draws other answers from the same seeds.
     identity = " ".join([base.fingerprint, *([config.engine] if config.engine != "auto" else [])])
     source = source_name(config.problems)
@@ -154,7 +156,7 @@ def _in_process(
         return [
             evaluate_generator(
                 generator,
-                asked,
+                asked if applied is None else asked._replace(identity=f"{identity} {scaling}"),
                 applied,
                 f"{mode} (random gate)" if applied and applied.random_rate else mode,
             )

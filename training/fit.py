@@ -18,6 +18,8 @@ Every setting of the family's recipe can be set by `--config FILE` or by flags (
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from training import processes
@@ -35,8 +37,11 @@ from training.stages.train import checkpoints_of, train
 from training.stages.verify import verify
 
 
-def fit(config: FitConfig) -> Path:
+def fit(config: FitConfig, command: str = "") -> Path:
     """Run every stage that is not done yet.
+
+    Args:
+        command: what the adapter's card says that it was made with.
 
     Returns:
         The adapter's folder: the version's in the store, or a plain one.
@@ -50,7 +55,8 @@ def fit(config: FitConfig) -> Path:
         base = sample_base(run, first)
         rollouts, heldout = (score(run, verify(run, one)) for one in (base.rollouts, base.heldout))
         gate, *others = calibrate_gates(rollouts.entropies, run.config.gate)
-        outlook = look_ahead(run, rollouts, heldout, verify(run, base.greedy), gate)
+        greedy = verify(run, base.greedy, needed=False)
+        outlook = look_ahead(run, rollouts, heldout, greedy, gate)
         estimates = CheckpointEstimates(run, heldout, [gate, *others])
         rounds = [train(run, select_rollouts(run, rollouts, gate), estimates)]
         for number, problems in enumerate(later, start=2):
@@ -59,7 +65,7 @@ def fit(config: FitConfig) -> Path:
             rollouts = score(run, verify(run, sampled))
             rounds.append(train(run, select_rollouts(run, rollouts, gate), estimates, best))
         choice = select_checkpoint(run, rounds, estimates)
-    folder = publish(run, choice)
+    folder = publish(run, choice, command)
     diagnose(run, rounds, heldout, choice, outlook)
     return folder
 
@@ -72,8 +78,9 @@ def main(argv: list[str] | None = None) -> None:
         processes.help_the_first()
         processes.leave()
         return
+    given = sys.argv[1:] if argv is None else argv
     with config.usage_errors():
-        fit(config)
+        fit(config, shlex.join(["python", "-m", "training.fit", *given]))
     processes.leave()
 
 

@@ -193,11 +193,18 @@ class FitConfig(RecipeSections, RunSettings):
             raise ValueError(f"output: {output} holds versions; add one with --publish NAME")
         if output is not None and output.exists() and not (output / CONFIG).exists():
             raise ValueError(f"output: {output} exists and is no adapter folder")
+        if output is not None:
+            _check("output", output.absolute().parent)
         if self.publish is not None:
             if not is_name(self.publish):
                 raise ValueError(f"publish: '{self.publish}' is not a name")
-            try:
-                check_writable(self.store or default_store())
-            except ValueError as error:
-                raise ValueError(f"store: {error}") from error
+            _check("store", self.store or default_store())
         return self
+
+
+def _check(field: str, place: Path | str) -> None:
+    """Raise ValueError, which names `field`, where `place` cannot be written."""
+    try:
+        check_writable(place)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error

@@ -174,18 +174,20 @@ def _grading(row: Row, config: GradeConfig) -> Grading | None:
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write `rows` as `path` in one rename."""
+    names = list(dict.fromkeys(name for row in rows for name in row)) or list(COLUMNS)
     with atomic_write(path) as temporary:
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
 
-            table = pyarrow.Table.from_pylist(rows)
+            # Of rows alone, the first one's keys would be the columns.
+            whole = [dict.fromkeys(names) | row for row in rows]
+            table = pyarrow.Table.from_pylist(whole)
             if "correct" in table.column_names:  # a column of nulls has no type of its own
                 place = table.column_names.index("correct")
                 table = table.set_column(place, "correct", table["correct"].cast(pyarrow.bool_()))
             pyarrow.parquet.write_table(table, temporary)
         elif path.suffix in (".csv", ".tsv"):
-            names = list(dict.fromkeys(name for row in rows for name in row)) or list(COLUMNS)
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, names, delimiter=DELIMITERS.get(path.suffix, ","))
                 writer.writeheader()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.base_checkpoint import BaseCheckpoint
@@ -19,17 +22,36 @@ def open_base(model: str) -> BaseCheckpoint:
         FileNotFoundError: neither a folder nor a model that the hub has.
     """
     try:
-        return BaseCheckpoint.open(model)
-    except FileNotFoundError as missing:
-        from huggingface_hub import snapshot_download
+        base = BaseCheckpoint.open(model)
+        if os.path.isdir(model) or _is_whole(base.folder):
+            return base
+        missing = f"{model}: the local hub cache has not all of its weights"
+    except FileNotFoundError as error:
+        missing = str(error)
+    from huggingface_hub import snapshot_download
 
-        try:
-            snapshot_download(
-                model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-            )
-        except Exception as error:
-            raise FileNotFoundError(f"model: {missing}, and it cannot be downloaded") from error
-        return BaseCheckpoint.open(model)
+    try:
+        snapshot_download(
+            model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        )
+    except Exception as error:  # of the hub's, of the network, of the disk
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FileNotFoundError(
+            f"model: {missing}, and it cannot be downloaded ({reason})"
+        ) from error
+    return BaseCheckpoint.open(model)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has the weights.
+
+    It has not where a download was broken off, or only the tokenizer was wanted before.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    return all((folder / name).is_file() for name in names)
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -89,11 +111,11 @@ def free_memory() -> None:
     """Give the memory of models that nobody holds any more back to the device and the system."""
     import ctypes
     import gc
-
-    import torch
+    import sys
 
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a process that has not imported it holds nothing
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
     # glibc keeps freed blocks; caches are many small ones, and an engine of its own comes next.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -35,6 +35,7 @@ Shapes: T positions, V tokens. Logits are the model's own (temperature 1).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -98,30 +99,55 @@ def decision_loss(
     )
 
 
+class Counts(NamedTuple):
+    """What a mean is over: all batches of an optimizer step, those of other processes among them.
+
+    The losses of these batches are then parts of one sum, however unevenly it is cut into batches.
+    """
+
+    rollouts: int
+    others: int  # positions that are no decision points
+    points: int  # decision points
+
+    @classmethod
+    def of(cls, decision: torch.Tensor, rollout: torch.Tensor) -> Counts:
+        """Those of one batch; [T] each, as for `position_weights`."""
+        points = int(decision.sum())
+        return cls(int(rollout.max()) + 1, len(decision) - points, points)
+
+
 def position_weights(
-    decision: torch.Tensor, rollout: torch.Tensor, objective: Objective
+    decision: torch.Tensor,
+    rollout: torch.Tensor,
+    objective: Objective,
+    step: Counts | None = None,
 ) -> torch.Tensor:
-    """What each position counts in the batch's mean of the losses above.
+    """What each position counts in the mean of the losses above.
 
     By the mean per rollout a decision point weighs 1 / |D| of its rollout, any other position
-    kl_weight / |not D|, and each rollout the same. By the mean per token the batch counts as one
-    rollout, so that a rollout weighs as it has decision points.
+    kl_weight / |not D|, and each rollout the same. By the mean per token all rollouts count as one,
+    so that a rollout weighs as it has decision points.
 
     Args:
         decision: [T] bool, positions of all rollouts of a batch one after another.
         rollout: [T] long, which rollout a position belongs to, 0 to B - 1.
+        step: what the mean is over; None: this batch.
 
     Returns:
         [T] float32.
     """
+    step = step or Counts.of(decision, rollout)
+    kind = decision.long()  # 1: in D, 0: not
     if objective.mean == "token":
         rollout = torch.zeros_like(rollout)
-    count = int(rollout.max()) + 1
-    size = torch.zeros(count, 2, device=decision.device)
-    kind = decision.long()  # 1: in D, 0: not
-    size.index_put_((rollout, kind), torch.ones_like(rollout, dtype=torch.float32), accumulate=True)
+        size = torch.tensor([step[1:]], dtype=torch.float32, device=decision.device)
+    else:
+        size = torch.zeros(int(rollout.max()) + 1, 2, device=decision.device)
+        one = torch.ones_like(rollout, dtype=torch.float32)
+        size.index_put_((rollout, kind), one, accumulate=True)
     weights = 1.0 / size[rollout, kind]
-    return torch.where(decision, weights, objective.kl_weight * weights) / count
+    weights = torch.where(decision, weights, objective.kl_weight * weights)
+    return weights if objective.mean == "token" else weights / step.rollouts
 
 
 def sample_off_gate(
@@ -160,6 +186,7 @@ def point_loss(
     objective: Objective,
     base_hidden: torch.Tensor | None = None,
     chunk: int = 1024,
+    step: Counts | None = None,
 ) -> torch.Tensor:
     """The mean loss of the decision points of a batch of rollouts, `chunk` logits at a time.
 
@@ -171,6 +198,7 @@ def point_loss(
         advantage: [N]; by `sequence` all points of a rollout share their mean.
         rollout: [N] long, which rollout a point belongs to, 0 to B - 1.
         base_hidden: [N, d], adapter off; needed for `objective.anchor_weight`.
+        step: what the mean is over, of which the batch is a part; None: the batch.
 
     Returns:
         A scalar.
@@ -199,7 +227,8 @@ def point_loss(
             else checkpoint(chunk_terms, *given, use_reentrant=False)
         )
     log_p, extra = (torch.cat(column) for column in zip(*parts, strict=True))
-    weights = position_weights(torch.ones_like(rollout, dtype=torch.bool), rollout, objective)
+    every = torch.ones_like(rollout, dtype=torch.bool)
+    weights = position_weights(every, rollout, objective, step)
     if objective.name != "sequence":
         terms = decision_loss(log_p, sampled_log_p, advantage, objective)
         return (weights * (terms + extra)).sum()
@@ -207,7 +236,7 @@ def point_loss(
     log_w = log_p.new_zeros(count).index_add(0, rollout, (log_p - sampled_log_p).float())
     whole = log_p.new_zeros(count).index_add(0, rollout, advantage.float()) / rollout.bincount()
     terms = decision_loss(log_w, torch.zeros_like(log_w), whole, objective)
-    return terms.mean() + (weights * extra).sum()
+    return terms.sum() / (step.rollouts if step else count) + (weights * extra).sum()
 
 
 def batch_loss(
@@ -220,6 +249,7 @@ def batch_loss(
     rollout: torch.Tensor,
     objective: Objective,
     chunk: int = 1024,
+    step: Counts | None = None,
 ) -> torch.Tensor:
     """The mean loss at every position of a batch of rollouts, `chunk` logits at a time.
 
@@ -234,12 +264,13 @@ def batch_loss(
         advantage: [T] float.
         decision: [T] bool.
         rollout: [T] long.
+        step: as for `point_loss`.
 
     Returns:
         A scalar.
     """
     kept, stands_for = sample_off_gate(decision, rollout, objective.kl_positions)
-    weights = position_weights(decision, rollout, objective)[kept] * stands_for
+    weights = position_weights(decision, rollout, objective, step)[kept] * stands_for
     hidden, base_hidden, tokens = hidden[kept], base_hidden[kept], tokens[kept]
     advantage, decision = advantage[kept], decision[kept]
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.hf_model import free_memory
+
 # A sampling stage may take a day, in which the others wait.
 PATIENCE = timedelta(days=7)
 # What `accelerate launch --use_fsdp` sets. Of its other settings none applies here.
@@ -84,6 +86,7 @@ def help_the_first() -> None:
     while (job := _hear()) is not None:
         work, arguments = job
         work(**arguments)
+        free_memory()  # the first one may sample on this GPU next
 
 
 def least(number: int) -> int:
@@ -91,6 +94,14 @@ def least(number: int) -> int:
     given = torch.tensor(number)
     dist.all_reduce(given, dist.ReduceOp.MIN)
     return int(given)
+
+
+def total(numbers: torch.Tensor) -> list[int]:
+    """The sums of the numbers, [N] on the CPU, that all processes give."""
+    if dist.is_initialized():
+        dist.all_reduce(numbers)
+    found: list[int] = numbers.tolist()
+    return found
 
 
 def share(batch_size: int, accumulation: int) -> tuple[int, int]:

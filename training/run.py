@@ -20,6 +20,7 @@ from adapters.base_checkpoint import BaseCheckpoint
 from adapters.gate import acting
 from adapters.prompt import PromptRenderer
 from adapters.recipe import Lora
+from training import processes
 from training.base_cache import Budget, check_readable, is_readable
 from training.decision_points import layer_windows
 from training.fit_config import FitConfig
@@ -66,6 +67,7 @@ class Run:
         """
         base = open_base(config.model)
         config = _with_targets(config.with_recipe(base), base)
+        processes.share(config.optimizer.batch_size, config.optimizer.accumulation)
         if config.objective.positions == "decisions":
             shape = AutoConfig.from_pretrained(base.folder)
             check_readable(shape)

@@ -50,10 +50,15 @@ def held(folder: Path, field: str) -> Iterator[None]:
         field: the setting that names the folder, for the message.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(
+            f"{field}: {folder} cannot be written ({error.strerror}); name another folder"
+        ) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

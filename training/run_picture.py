@@ -158,7 +158,7 @@ def draw_checkpoints(axes: Axes, report: dict[str, Any]) -> None:
         axes.errorbar(
             [one["step"] for one in points],
             [one["pass@1"] for one in points],
-            [one["stderr"] for one in points],
+            [one["stderr"] or 0.0 for one in points],
             label=f"estimated, {_gate_text({'tau': tau, 'temperature': temperature})}",
             linewidth=1,
             capsize=2,
@@ -170,7 +170,7 @@ def draw_checkpoints(axes: Axes, report: dict[str, Any]) -> None:
             (_step(label), one)
             for label, one in report["heldout"].items()
             if label.startswith("checkpoint-") and one["mode"] == mode
-            if rounds.get(label, last) == last
+            if rounds.get(label, last) == last and one["pass@1"] is not None
         ]
         if decoded:
             axes.errorbar(

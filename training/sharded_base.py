@@ -147,4 +147,3 @@ def lent(load_base: Callable[..., Any]) -> Iterator[Any]:
 def _lend(load_base: Callable[..., Any]) -> None:
     with in_step(load(load_base)):
         pass
-    free_memory()

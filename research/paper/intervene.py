@@ -154,7 +154,7 @@ class Interventions:
         self._tokenizer = AutoTokenizer.from_pretrained(asked.base.folder)
         self._stops = StopStrings(self._tokenizer, self._options.stop)
         with pair.base() as model:
-            self._ends = end_tokens(model)
+            self._ends = end_tokens(model, self._tokenizer)
 
     def ask(self, policy: Policy, rule: Takes) -> tuple[Result, list[list[int]]]:
         """The graded answers, `gated` of them being the tuned model's tokens; and their ids."""

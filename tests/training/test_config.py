@@ -1,15 +1,18 @@
 """Flags over YAML over recipe, and bad values that name their field and exit with 2."""
 
+import json
 from pathlib import Path
 
 import pytest
 from support import with_config, write_rows
 
 from adapters.base_checkpoint import BaseCheckpoint
+from training import processes
 from training.evaluate import main as evaluate
 from training.evaluate_config import EvaluateConfig
 from training.fit import main
 from training.fit_config import FitConfig
+from training.hf_model import open_base
 from training.run_folder import held
 
 BASE = ["--model", "models/tiny-qwen2", "--problems", "p.jsonl", "--output", "out/my-adapter"]
@@ -45,6 +48,8 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         (["--optimizer.learning-rate", "x"], "--optimizer.learning-rate"),
         (["--objective.name", "dpo"], "--objective.name"),
         (["--name", "../x"], "--name"),
+        (["--gate.others", "0.02,5"], "--gate.others"),
+        (["--output", "pyproject.toml/x"], "output: "),
         (["--unknown", "1"], "--unknown"),
         (["--config", "/no/such.yaml"], "no/such.yaml"),
         # What only the model can prove wrong.
@@ -66,9 +71,12 @@ def test_bad_values_exit_with_2_and_name_the_field(flags, named, refused, monkey
         ("publish: [a]", "--name"),
         ("output: x\nname: {a: 1}", "--name"),
         ("output: 7", "--output"),
+        ("publish: a\nrun-dir: b", "--run-dir: there is no such setting; names in a file have"),
+        ("publish: a\nlora: {rang: 4}", "--lora.rang: there is no such setting (got 4)"),
+        ("publish: a\n1: b", "must hold a mapping of settings"),
     ],
 )
-def test_bad_names_in_yaml_exit_with_2_and_name_the_field(
+def test_bad_yaml_exits_with_2_and_names_the_field(
     text: str, named: str, tmp_path: Path, refused
 ) -> None:
     file = tmp_path / "run.yaml"
@@ -93,10 +101,28 @@ def test_a_run_folder_that_another_run_holds_exits_with_2(eight, tmp_path: Path,
     assert [path.name for path in run.iterdir()] == [".lock"]  # nothing was written
 
 
+def test_a_folder_that_cannot_be_made_exits_with_2(eight, tmp_path: Path, refused) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "run"
+    fitting = [*eight, "--output", str(tmp_path / "a"), "--run-dir", str(folder)]
+    for command, arguments in ((main, fitting), (evaluate, [*eight, "--output", str(folder)])):
+        assert f"{folder} cannot be written" in refused(command, arguments)
+
+
 def test_each_round_needs_a_problem(eight, tmp_path: Path, refused) -> None:
     folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
     said = refused(main, [*eight, *folder, "--rounds", "7"])
     assert "rounds: 7 are more than the 6 problems" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_cannot_share_a_batch_sample_nothing(
+    eight, tmp_path: Path, monkeypatch, refused
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    folder = ["--output", str(tmp_path / "a"), "--run-dir", str(tmp_path / "run")]
+    said = refused(main, [*eight, *folder, "--optimizer.batch-size", "4"])
+    assert "is a multiple of the 3 processes" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -122,3 +148,45 @@ def test_reading_flags_looks_at_no_model(monkeypatch) -> None:
     flags = ["--model", "no/such-model", "--problems", "gsm8k"]
     assert FitConfig.load([*flags, "--publish", "mine"]).name == "mine"
     assert EvaluateConfig.load(flags).model == "no/such-model"
+
+
+@pytest.mark.parametrize(
+    ("there", "fetched"),
+    [
+        ({"model.safetensors"}, False),
+        ({"tokenizer.json"}, True),  # all that was wanted before
+        ({"model.safetensors.index.json", "1.safetensors"}, True),  # broken off
+        ({"model.safetensors.index.json", "1.safetensors", "2.safetensors"}, False),
+    ],
+)
+def test_a_base_of_which_the_cache_has_a_part_is_fetched(
+    there: set[str], fetched: bool, tmp_path: Path, monkeypatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def download(_: str, *, local_files_only: bool = False, **__: object) -> str:
+        asked.append(local_files_only)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    for name in (*there, "config.json"):
+        (tmp_path / name).write_text(json.dumps(index))
+    assert open_base("owner/name").folder == tmp_path
+    assert (False in asked) == fetched
+
+
+def test_a_download_that_is_refused_says_why(monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(_: str, *, local_files_only: bool = False, **__: object) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("nothing here")
+        raise OSError("401 Client Error.\n\nAccess to this model is restricted.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match=r"owner/name: .*\(401 .* is restricted"):
+        open_base("owner/name")

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig, get_peft_model
-from support import Refused, write_rows
+from support import Refused, configured, write_rows
 
 from adapters.prompt import PromptRenderer
 from training.evaluate import main
@@ -314,6 +314,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.failures: list[int] = []
         self.refused = ""  # a problem that gets a 400
+        self.page = ""  # HTML, for every request
         self.stalls_after: int | None = None  # requests; later ones wait
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
@@ -340,6 +341,8 @@ class Handler(BaseHTTPRequestHandler):
             len(self.server.requests) > self.server.stalls_after
         ):
             time.sleep(0.05)
+        if self.server.page:
+            return self.reply(200, self.server.page, "text/html")
         if failure is not None:
             return self.reply(failure, {"error": {"message": "try again"}})
         if problem == self.server.refused:
@@ -358,10 +361,10 @@ class Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def reply(self, status: int, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
+    def reply(self, status: int, body: Any, kind: str = "application/json") -> None:
+        content = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("retry-after-ms", "1")
         self.end_headers()
@@ -424,6 +427,12 @@ def test_a_refused_request_is_reported_and_the_finished_ones_kept(
     server.refused, server.requests = "", []
     assert evaluate_url(endpoint, PROBLEMS, OPTIONS, verifier, output=tmp_path).n == 8
     assert len(server.requests) == 8  # p6 and p7
+
+
+def test_a_page_for_people_is_no_answer(server: FakeServer, verifier: Verifier) -> None:
+    server.page = "<html>Please log in</html>"
+    with pytest.raises(ServerError, match=r"problem p\d: an answer without choices"):
+        evaluate_url(Endpoint(server.url, "good"), PROBLEMS, OPTIONS, verifier)
 
 
 def test_nobody_there(verifier: Verifier) -> None:
@@ -540,6 +549,10 @@ def test_command_in_process(
     assert len(texts) == 2
     assert texts[0] == texts[1]
     assert "always - base: pass@1 +0.000" in capsys.readouterr().out
+    configured(adapter, lora_alpha=64)  # the same weights are another adapter now
+    main(f"{args} --problems {problems_file} --limit 3 --output {output}".split())
+    kept = Counter(folder.name.split("-")[1] for folder in output.glob("answers-*"))
+    assert kept == {"base": 1, "always": 2}
 
 
 def test_command_on_a_mixture(

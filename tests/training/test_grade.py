@@ -91,13 +91,14 @@ def test_what_cannot_be_told_is_counted_apart(
     rows = [
         {"text": r"\boxed{0.333333}", "answer": r"\frac13"},
         {"text": r"\boxed{1}", "answer": r"\frac{1}{2"},
-        {"text": r"\boxed{1}", "answer": "1"},
+        {"text": r"\boxed{1}", "answer": "1", "note": "a column that other rows lack"},
     ]
     output = tmp_path / "verdicts.parquet"
     main([write_rows(tmp_path / "answers.jsonl", *rows), "--output", str(output)])
     written = pq.read_table(output)
     assert written["correct"].to_pylist() == [None, None, True]
     assert written["verdict"].to_pylist() == ["cannot tell", "cannot tell", "right"]
+    assert written["note"].to_pylist() == [None, None, "a column that other rows lack"]
     out = capsys.readouterr().out
     assert "1 right (1.000 of those graded), 0 wrong, 2 cannot tell" in out
     assert "cannot tell, 1: equal up to rounding" in out

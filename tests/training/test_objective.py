@@ -7,6 +7,7 @@ import torch
 
 from adapters.recipe import Objective
 from training.objective import (
+    Counts,
     batch_loss,
     clipped_surrogate,
     kl_divergence,
@@ -187,6 +188,30 @@ def test_a_sample_of_the_kl_term_is_the_full_sum_on_average(batch, mean: str) ->
     error = drawn.std().item() / 400**0.5
     assert error > 0.001  # a draw does differ
     assert abs(drawn.mean().item() - full) < 3 * error
+
+
+@pytest.mark.parametrize(
+    ("loss", "objective"),
+    [
+        *((whole_loss, Objective(mean=mean, kl_positions=None)) for mean in ("rollout", "token")),
+        *((decision_loss, Objective(mean=mean)) for mean in ("rollout", "token")),
+        (decision_loss, Objective(name="sequence", entropy_weight=0.1)),
+    ],
+)
+def test_batches_of_a_step_are_parts_of_one_sum(batch, loss, objective: Objective) -> None:
+    """Two rollouts in one batch and one in another, of other lengths."""
+    rollout, decision = batch["rollout"], batch["decision"]
+    if loss is decision_loss:  # which hands decision points on, and no other position
+        step = Counts.of(torch.ones_like(rollout[decision], dtype=torch.bool), rollout[decision])
+    else:
+        step = Counts.of(decision, rollout)
+    parts = []
+    for numbers in ((0, 1), (2,)):
+        at = torch.isin(rollout, torch.tensor(numbers))
+        part = {key: value if key == "weight" else value[at] for key, value in batch.items()}
+        part["rollout"] = part["rollout"] - numbers[0]
+        parts.append(loss(part, objective, step=step).item())
+    assert sum(parts) == pytest.approx(loss(batch, objective).item(), rel=1e-5)
 
 
 def test_token_log_probs_by_hand() -> None:

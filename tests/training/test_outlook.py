@@ -79,6 +79,12 @@ def test_where_the_best_of_several_is_no_better_there_is_nothing_to_choose(tmp_p
     assert "best of 2 answers is right on 0.525" in said
 
 
+def test_of_one_held_out_problem_no_error_is_known(tmp_path: Path) -> None:
+    outlook(tmp_path, MIXED, answers([[1, 0]]), answers([[1]]))
+    written = json.loads((tmp_path / FILE).read_text(), parse_constant=pytest.fail)
+    assert (written["gain of temperature 0"], written["gain_stderr"]) == (0.5, None)
+
+
 def test_where_temperature_0_closes_the_room_it_is_named_first(tmp_path: Path) -> None:
     heldout = answers([[1, 0]] * 40)
     (said,) = outlook(tmp_path, MIXED, heldout, answers([[1]] * 40)).advice

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from transformers import TrainingArguments
 
 from adapters.gate import entropy
 from adapters.recipe import Lora, Objective, Optimizer
@@ -31,7 +32,7 @@ from training.hf_model import batches, best_dtype, load_model
 from training.lora_model import load_adapter, peft_model
 from training.run_folder import Stage
 from training.stages.score import sequence_entropies
-from training.stages.train import NOT_TRACKED, train_adapter
+from training.stages.train import NOT_TRACKED, train_adapter, training_arguments
 from training.trackers import Tracking
 
 BASE = "models/tiny-qwen2"
@@ -127,6 +128,7 @@ def run_training(
     tracking=NOT_TRACKED,
     budget=None,
     base=BASE,
+    mean="rollout",
     **changes,
 ):
     optimizer = Optimizer(**{
@@ -138,7 +140,7 @@ def run_training(
         partial(load_model, base),
         rows,
         lora=LORA,
-        objective=Objective(positions=positions),
+        objective=Objective(positions=positions, mean=mean, kl_positions=None),
         optimizer=optimizer,
         checkpoint_every=0.5,
         seed=0,
@@ -161,13 +163,15 @@ def weights(checkpoint: Path) -> bytes:
 
 
 @BOTH
+@pytest.mark.parametrize("mean", ["rollout", "token"])
 def test_training_is_reproducible_and_accumulation_is_a_larger_batch(
-    train, tmp_path, rows, positions
+    train, tmp_path, rows, positions, mean
 ) -> None:
-    first = train(tmp_path / "a", rows, positions)
+    first = train(tmp_path / "a", rows, positions, mean=mean)
     assert [path.name for path in first] == [f"checkpoint-{n}" for n in (2, 4, 6)]
-    assert weights(first[-1]) == weights(train(tmp_path / "b", rows, positions)[-1])
-    larger = {"batch_size": 4, "accumulation": 1}
+    if mean == "rollout":
+        assert weights(first[-1]) == weights(train(tmp_path / "b", rows, positions)[-1])
+    larger = {"batch_size": 4, "accumulation": 1, "mean": mean}
     whole = load(weights(train(tmp_path / "c", rows, positions, **larger)[-1]))
     for name, tensor in load(weights(first[-1])).items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
@@ -286,27 +290,51 @@ class Killed(BaseException):
 
 
 @BOTH
+@pytest.mark.parametrize(("order", "step"), [("strongest", 4), ("shuffled", 6)])
 def test_training_goes_on_from_its_last_whole_checkpoint(
-    train, tmp_path, rows, monkeypatch, positions
+    train, tmp_path, rows, monkeypatch, positions, order, step
 ) -> None:
-    reference = train(tmp_path / "reference", rows, positions)
+    """In the first epoch, or in the second, whose order is its own."""
+    reference = train(tmp_path / "reference", rows, positions, order=order)
     save = ContrastiveTrainer._save_checkpoint
 
-    def dies_in_the_second(self, *args, **kwargs):
-        if self.state.global_step == 4:  # half-written: the weights are there, the rest is not
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == step:  # half-written: the weights are there, the rest is not
             self.save_model(str(tmp_path / "a" / "half"), _internal_call=True)
             raise Killed
         save(self, *args, **kwargs)
 
-    monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", dies_in_the_second)
+    monkeypatch.setattr(ContrastiveTrainer, "_save_checkpoint", dies)
     with pytest.raises(Killed):
-        train(tmp_path / "a", rows, positions)
+        train(tmp_path / "a", rows, positions, order=order)
     monkeypatch.undo()
     first = next((tmp_path / "a").glob("training-*/checkpoint-2"))
     before = first.stat().st_mtime_ns
-    resumed = train(tmp_path / "a", rows, positions)
+    resumed = train(tmp_path / "a", rows, positions, order=order)
     assert first.stat().st_mtime_ns == before  # not redone
     assert [weights(path) for path in resumed] == [weights(path) for path in reference]
+
+
+def test_a_training_that_was_killed_behind_its_last_step_is_done(train, tmp_path, rows) -> None:
+    whole = train(tmp_path, rows, epochs=1.67)  # five steps, in the middle of an epoch
+    log = whole[0].parent / "log.json"
+    losses = [one["loss"] for one in json.loads(log.read_text()) if "loss" in one]
+    for made_last in (log, log.with_name("complete")):
+        made_last.unlink()
+    assert train(tmp_path, rows, epochs=1.67) == whole
+    assert [one["loss"] for one in json.loads(log.read_text()) if "loss" in one] == losses
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch) -> None:
+    begin = TrainingArguments.__post_init__
+
+    def begin_with_four(self):
+        begin(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", begin_with_four)
+    made = training_arguments(tmp_path, 8, Optimizer(batch_size=2), 0.5, 0)
+    assert (made.n_gpu, made.train_batch_size) == (1, 2)
 
 
 def test_the_base_is_the_model_with_its_adapter_off(model, rows) -> None:

@@ -20,13 +20,13 @@ from training.stages.verify import verify
 TEXTS = [r"\boxed{1/3}", r"\boxed{0.33333}", r"\boxed{2}", "The answer is"]
 
 
-def verified(folder: Path, texts: list[str]) -> Any:
+def verified(folder: Path, texts: list[str], **options: bool) -> Any:
     problems = [Problem(id="a", problem="one third", answer=r"\frac13")]
     table = pa.table({"problem": [0] * len(texts), "text": texts})
     sampled = SampledRollouts(Stage.first(folder, "rollouts", {}), problems, table, "")
     with Verifier() as verifier:
         run = SimpleNamespace(clock=lambda *_: nullcontext(), verifier=verifier)
-        return verify(cast(Run, run), sampled)
+        return verify(cast(Run, run), sampled, **options)
 
 
 def test_rewards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -43,3 +43,6 @@ def test_rewards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_no_rollout_can_be_graded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"problems: no answer could be graded \(2: equal up to"):
         verified(tmp_path, [r"\boxed{0.3333}"] * 2)
+    # The answers at temperature 0 are for the outlook alone.
+    found = verified(tmp_path, [r"\boxed{0.3333}"] * 2, needed=False)
+    assert np.isnan(found.rewards).all()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from training.generation import vllm_engine
+from training.generation import generator, vllm_engine
 from training.generation.interface import Completion, Event, Sampled, SamplingOptions, VllmArguments
 from training.generation.vllm_engine import VllmEngines, engine_args, shares_of_devices
 
@@ -93,3 +93,13 @@ def test_tensor_parallel_reaches_vllm() -> None:
     assert "tensor_parallel_size" not in engine_args(ARGUMENTS)
     several = ARGUMENTS._replace(tensor_parallel_size=4)
     assert engine_args(several)["tensor_parallel_size"] == 4
+
+
+def test_what_was_trained_in_this_process_leaves_the_gpu_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(generator, "free_memory", lambda: done.append("freed"))
+    monkeypatch.setattr(vllm_engine, "VllmEngines", lambda *_: done.append("started"))
+    generator.Generator("base", "vllm", ARGUMENTS)._start()
+    assert done == ["freed", "started"]

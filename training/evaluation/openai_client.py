@@ -151,7 +151,8 @@ async def _ask(
         ) from error
     except openai.APIConnectionError as error:
         raise ServerError(f"{endpoint.url}: {error} ({error.__cause__!r})") from error
-    if not response.choices:
+    # A page of HTML, with status 200, is a text here.
+    if not getattr(response, "choices", None):
         raise ServerError(f"{endpoint.url}: problem {problem.id}: an answer without choices")
     choice = response.choices[0]
     usage = response.usage

@@ -22,6 +22,7 @@ from training.evaluation.statistics import (
     pass_at_k,
     per_problem,
     ratio,
+    without_nan,
 )
 
 
@@ -150,11 +151,12 @@ class Result:
                 problems=self.source,
                 metric=metric,
                 value=estimate.value,
-                stderr=_or_none(estimate.stderr),
+                stderr=without_nan(estimate.stderr),
                 n=estimate.n,
                 temperature=self.temperature,
             )
             for metric, estimate in self.metrics(ks).items()
+            if not math.isnan(estimate.value)
         ]
 
     def report(self, ks: Iterable[int] = ()) -> dict[str, Any]:
@@ -163,26 +165,25 @@ class Result:
         for metric, estimate in self.metrics(ks).items():
             values[metric] = estimate.value
             error = "stderr" if metric == "pass@1" else f"{metric}_stderr"
-            values[error] = _or_none(estimate.stderr)
+            values[error] = estimate.stderr
         parts = {
-            name: {"pass@1": one.value, "stderr": _or_none(one.stderr), "n": one.n}
+            name: {"pass@1": one.value, "stderr": one.stderr, "n": one.n}
             for name, one in self.by_source().items()
         }
-        return {
-            "mode": self.mode,
-            **values,
-            "n": self.n,
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "timed_out": self.timed_out,
-            "not_graded": self.not_graded,
-            **({"not_graded_because": dict(self.reasons)} if self.reasons else {}),
-            **({"by_source": parts} if parts else {}),
-        }
-
-
-def _or_none(stderr: float) -> float | None:
-    return None if math.isnan(stderr) else stderr
+        found: dict[str, Any] = without_nan(
+            {
+                "mode": self.mode,
+                **values,
+                "n": self.n,
+                "samples": self.samples,
+                "temperature": self.temperature,
+                "timed_out": self.timed_out,
+                "not_graded": self.not_graded,
+                **({"not_graded_because": dict(self.reasons)} if self.reasons else {}),
+                **({"by_source": parts} if parts else {}),
+            }
+        )
+        return found
 
 
 def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -194,8 +195,8 @@ def compare(results: Sequence[Result]) -> list[dict[str, Any]]:
             {
                 "of": result.label,
                 "against": results[0].label,
-                "pass@1": gain.value,
-                "stderr": _or_none(gain.stderr),
+                "pass@1": without_nan(gain.value),
+                "stderr": without_nan(gain.stderr),
                 "n": gain.n,
             }
         )

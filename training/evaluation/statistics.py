@@ -11,7 +11,7 @@ its other samples, and a problem without any has no score.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,15 @@ class Estimate(NamedTuple):
     def signed(self) -> str:
         """As a difference is written: with its sign."""
         return f"{self.value:+.3f} ± {self.stderr:.3f}"
+
+
+def without_nan(value: Any) -> Any:
+    """`value` as JSON can hold it: null for NaN, the standard error of a single problem, say."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def mean(scores: npt.ArrayLike) -> Estimate:

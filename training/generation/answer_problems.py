@@ -1,4 +1,4 @@
-"""A model's answers to problems, as they finish; a killed run that asks again gets the same."""
+"""A model's answers to problems, as they finish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def answer_problems(
 ) -> Iterator[Answered]:
     """Yield the answers to `missing` as problems finish, in any order.
 
-    Seeds follow the problem, not its place in the queue: a resumed run draws the same.
+    Seeds follow the problem, not its place in the queue: a resumed run draws the same, but for
+    rounding. (With transformers, one seed serves a batch, and batches are other ones then.)
 
     Args:
         missing: indices into `problems`.

@@ -20,7 +20,7 @@ from training.generation.interface import (
     derive_seed,
 )
 from training.generation.token_rate import TokenRate
-from training.hf_model import Dtype
+from training.hf_model import Dtype, free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Generator:
         return self._engine_args.gated
 
     def _start(self) -> SamplingEngine:
+        free_memory()  # of a model that this process has trained: a GPU must have room
         if self._engine == "vllm" or (self._engine == "auto" and vllm_is_here()):
             from training.generation.vllm_engine import VllmEngines
 

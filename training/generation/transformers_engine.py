@@ -37,14 +37,14 @@ class TransformersEngine:
     def __init__(self, model: str, dtype: Dtype = "auto") -> None:
         self._model = load_model(model, dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._ends = end_tokens(self._model)
+        self._ends = end_tokens(self._model, self._tokenizer)
         self._context = context_length(self._model.config)
         _keep_within(self._model, self._context)
         pad = self._tokenizer.pad_token_id
         self._pad = self._tokenizer.eos_token_id if pad is None else pad
         # The base's own sampling defaults, a repetition penalty say, would change what is drawn.
         self._model.generation_config = GenerationConfig(
-            eos_token_id=sorted(self._ends), pad_token_id=self._pad
+            eos_token_id=sorted(self._ends) or None, pad_token_id=self._pad
         )
 
     def stream(
@@ -193,10 +193,12 @@ def _keep_within(model: Any, context: int | None) -> None:
     model.register_forward_pre_hook(clamp, with_kwargs=True)
 
 
-def end_tokens(model: Any) -> set[int]:
-    """Ids of the tokens that end an answer of `model`."""
-    ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends])
+def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
+    """Ids of the tokens that end an answer of `model`: as in vLLM, the tokenizer's own too."""
+    named = model.generation_config.eos_token_id
+    ends = named if isinstance(named, list) else [named]
+    own = getattr(tokenizer, "eos_token_id", None)
+    return {one for one in (*ends, own) if one is not None}
 
 
 def _gate(applied: Applied) -> IsOpen:

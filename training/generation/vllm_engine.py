@@ -11,8 +11,11 @@ n-th prompt. Prompts have seeds of their own, so their answers do not depend on 
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +36,7 @@ from vllm_gate import GateParams, GateReport
 from vllm_gate import engine_args as gate_arguments
 from vllm_gate.params import NEVER
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # vLLM has kernels for these ranks only.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Of a process that `accelerate launch` started; the engine is a group of its own.
@@ -164,6 +168,7 @@ def _serve(
     pipe: Connection, model: str, arguments: VllmArguments, log: str, devices: str | None
 ) -> None:
     """The child: an engine that answers until the pipe closes."""
+    _end_with_parent()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     for name in LAUNCHERS:
@@ -195,6 +200,19 @@ def _serve(
                 pipe.send(RuntimeError(f"vLLM: {error}"))
     except (EOFError, OSError):
         return  # the parent closed the pipe or is gone
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends.
+
+    A child that loads weights, for minutes perhaps, does not look at its pipe. Meanwhile the run
+    that goes on where its killed parent stopped would find no room on the GPU.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it ended before
+        os._exit(1)
 
 
 def engine_args(arguments: VllmArguments) -> dict[str, Any]:

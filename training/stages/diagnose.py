@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from adapters.files import write_json
 from adapters.manifest import Gate
 from training.evaluation import Result
+from training.evaluation.statistics import without_nan
 from training.run import Run
 from training.run_picture import REPORT, draw_if_possible
 from training.stages.checkpoint_estimates import Candidate
@@ -53,7 +54,7 @@ def diagnose(
     folder, kept, base = run.config.run_dir, choice.kept, choice.base
     write_json(folder / "seconds.json", run.clock.seconds)
     values = report(rounds, heldout, choice) | {"outlook": outlook.report()}
-    write_json(folder / REPORT, values)
+    write_json(folder / REPORT, without_nan(values))
     draw_if_possible(folder)
     track(run, rounds[-1], choice)
     for sentence in values["warnings"]:

@@ -27,6 +27,7 @@ from training.evaluation.statistics import (
     paired_difference,
     pass_at_1,
     pass_at_k,
+    without_nan,
 )
 from training.run import Run
 from training.stages.score import Rollouts
@@ -134,7 +135,7 @@ def look_ahead(
     logger.info("outlook: %s. %s", outlook, "" if outlook.advice else "Worth training.")
     for sentence in outlook.advice:
         logger.warning("outlook: %s", sentence)
-    write_json(run.config.run_dir / FILE, outlook.report())
+    write_json(run.config.run_dir / FILE, without_nan(outlook.report()))
     return outlook
 
 

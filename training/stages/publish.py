@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +33,11 @@ from training.stages.select_checkpoint import Choice
 logger = logging.getLogger("training.fit")
 
 
-def publish(run: Run, choice: Choice) -> Path:
+def publish(run: Run, choice: Choice, command: str = "") -> Path:
     """Write the adapter to --output or the run folder, and into the store with --publish.
+
+    Args:
+        command: as for `write_adapter`.
 
     Returns:
         Its folder: the version's in the store, or the plain one.
@@ -55,7 +56,6 @@ def publish(run: Run, choice: Choice) -> Path:
     )
     # Never a path of this machine's.
     reference = run.base.name if Path(config.model).is_absolute() else config.model
-    command = shlex.join(["python", "-m", "training.fit", *sys.argv[1:]])
     write_adapter(
         *(folder, choice.checkpoint, manifest, run.base, reference, config.to_yaml(), command),
         trained_on=lambda path: write_trained_on(path, train=run.problems, heldout=run.heldout),

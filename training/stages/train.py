@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from adapters.files import write_json, write_text
 from adapters.recipe import Lora, Objective, Optimizer
@@ -52,7 +53,7 @@ class Trained(NamedTuple):
     @property
     def last_step(self) -> int:
         """The number of the last step."""
-        return int(self.checkpoints[-1].name.split("-")[1])
+        return _step(self.checkpoints[-1])
 
 
 def checkpoints_of(rounds: Sequence[Trained]) -> list[Path]:
@@ -220,7 +221,11 @@ def _of_this_process(folder: Path) -> Path:
 def _run(trainer: ContrastiveTrainer, folder: Path) -> None:
     """Train from the last whole checkpoint on, and keep the history."""
     last = _checkpoints(folder)[-1:]
-    trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+    if last and _step(last[0]) >= trainer.args.max_steps:
+        # Killed behind its last step. The Trainer would go on with the epoch.
+        trainer.state = TrainerState.load_from_json(str(last[0] / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
     if processes.rank() == 0:
         write_json(folder / LOG, trainer.state.log_history)
 
@@ -228,7 +233,12 @@ def _run(trainer: ContrastiveTrainer, folder: Path) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were written to their end, oldest first."""
     whole = (path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}"))
-    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(whole, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    """The step after which it was written."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def training_arguments(
@@ -243,7 +253,7 @@ def training_arguments(
     batch_size, accumulation = processes.share(optimizer.batch_size, optimizer.accumulation)
     steps_per_epoch = max(1, rollouts // (optimizer.batch_size * optimizer.accumulation))
     max_steps = max(1, round(optimizer.epochs * steps_per_epoch))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
@@ -267,3 +277,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # Where a process sees several GPUs, the Trainer would spread it over them by DataParallel: a
+    # batch for each, and every tensor of the batch cut into pieces.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

@@ -34,16 +34,24 @@ class VerifiedRollouts(SampledRollouts):
     boxed: npt.NDArray[np.bool_]  # [N] whether the answer has a complete, non-empty box
 
 
-def verify(run: Run, sampled: SampledRollouts) -> VerifiedRollouts:
-    """Grade each answer by its problem's own grader."""
+def verify(run: Run, sampled: SampledRollouts, *, needed: bool = True) -> VerifiedRollouts:
+    """Grade each answer by its problem's own grader.
+
+    Args:
+        needed: what comes next rests on them.
+
+    Raises:
+        ValueError: they are needed, and none could be graded.
+    """
     stage = sampled.stage.then("rewards", {"format": 2})
     with run.clock(f"verify{sampled.note}", stage):
         grades = grade(stage, sampled.table, sampled.problems, run.verifier)
     rewards = grades["correct"].cast(pa.float64()).to_numpy()
     decided = rewards[~np.isnan(rewards)]
-    if not decided.size:
+    if needed and not decided.size:
         raise ValueError(f"problems: no answer could be graded{_why(grades)}")
-    logger.info("pass@1 of the rollouts%s: %.3f", sampled.note, decided.mean())
+    if decided.size:
+        logger.info("pass@1 of the rollouts%s: %.3f", sampled.note, decided.mean())
     if decided.size < rewards.size:
         logger.warning(
             "%d of %d rollouts%s could not be graded and are left out%s",
