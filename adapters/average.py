@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def average(versions: Sequence[AdapterVersion], folder: Path, name: str) -> None
     """
     if len(versions) < 2:
         raise ValueError("name at least two adapters; their mean is made")
-    for version in versions[1:]:
-        _refuse_other_base(versions[0], version)
+    for one, other in combinations(versions, 2):
+        _refuse_other_base(one, other)
     sides = {s.key: s for v in versions for s, _ in v.folder.sides.values()}
     ranks = {
         module: sum(v.config.rank_of(module) for v in versions if module in v.modules())
@@ -132,13 +133,14 @@ def _manifest(versions: Sequence[AdapterVersion], name: str) -> Manifest | None:
     if len(made) < len(versions):
         return None
     first = made[0]
-    prompts = {one.made_by.get(PROMPT, "") for one in made}
-    prompt = {PROMPT: prompts.pop()} if len(prompts) == 1 else {}
+    prompts = {one.made_by.get(PROMPT) for one in made}
+    prompt = prompts.pop() if len(prompts) == 1 else None
+    made_by = {PROMPT: prompt} if prompt else {}
     return first.model_copy(
         update={
             "name": name,
             "gate": first.gate if all(one.gate == first.gate for one in made) else None,
             "scores": [],
-            "made_by": prompt | {"mean of": ", ".join(version.id for version in versions)},
+            "made_by": made_by | {"mean of": ", ".join(version.id for version in versions)},
         }
     )
