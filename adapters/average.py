@@ -12,6 +12,7 @@ approximated, so that its rank is the sum of theirs. PEFT can do the same:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -25,8 +26,7 @@ from adapters.files import atomic_directory, sha256_file
 from adapters.manifest import FILE as MANIFEST
 from adapters.manifest import PROMPT, Manifest
 from adapters.peft_config import lean
-from adapters.safetensors_file import Tensor, as_float32, write_float32
-from adapters.tensor_names import Side
+from adapters.safetensors_file import as_float32, write_float32
 
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -44,20 +44,33 @@ def average(versions: Sequence[AdapterVersion], folder: Path, name: str) -> None
         raise ValueError("name at least two adapters; their mean is made")
     for one, other in combinations(versions, 2):
         _refuse_other_base(one, other)
-    sides = {s.key: s for v in versions for s, _ in v.folder.sides.values()}
-    ranks = {
-        module: sum(v.config.rank_of(module) for v in versions if module in v.modules())
-        for module in {side.module for side in sides.values()}
-    }
+    sides = {side.key: side for version in versions for side, _ in version.folder.sides.values()}
+    tensors = [version.folder.tensors() for version in versions]
+    ranks: Counter[str] = Counter()
+    for version in versions:
+        ranks.update({module: pair["A"][0] for module, pair in version.modules().items()})
     rank = max(ranks.values())
     shapes = {}
     for key, side in sides.items():
-        shape = next(version.shapes[key] for version in versions if key in version.shapes)
+        shape = next(found[key].shape for found in tensors if key in found)
         shapes[key] = [rank, shape[1]] if side.side == "A" else [shape[0], rank]
+
+    def joined(key: str) -> npt.NDArray[np.float32]:
+        """One side of a pair: those of the adapters side by side, zeros up to `rank`."""
+        side, parts = sides[key], []
+        for version, found in zip(versions, tensors, strict=True):
+            if key in found:
+                scaling = version.config.scaling_of(side.module) / len(versions)
+                factor = np.float32(1 if side.side == "A" else scaling)
+                parts.append(as_float32(found[key]) * factor)
+        axis = 0 if side.side == "A" else 1
+        missing = rank - sum(part.shape[axis] for part in parts)
+        return np.pad(np.concatenate(parts, axis), [(0, missing * (axis == at)) for at in (0, 1)])
+
     with atomic_directory(folder) as build:
         config = json.dumps(_config(versions, sorted(ranks), rank), indent=2, sort_keys=True)
         (build / CONFIG).write_text(config + "\n")
-        write_float32(build / WEIGHTS, shapes, lambda key: _joined(versions, sides[key], rank))
+        write_float32(build / WEIGHTS, shapes, joined)
         told = [version.path / TRAINED_ON for version in versions]
         if all(map(Path.is_file, told)) and len(set(map(sha256_file, told))) == 1:
             (build / TRAINED_ON).write_bytes(told[0].read_bytes())
@@ -81,34 +94,14 @@ def _refuse_other_base(one: AdapterVersion, other: AdapterVersion) -> None:
             f"{one.name} and {other.name} were fitted on other weights or for another prompt "
             "format, so that their mean means nothing; name adapters of one base and family"
         )
+    others = other.modules()
     for module, pair in one.modules().items():
-        theirs = other.modules().get(module, pair)
+        theirs = others.get(module, pair)
         if (pair["A"][1], pair["B"][0]) != (theirs["A"][1], theirs["B"][0]):
             raise ValueError(
                 f"{one.name} and {other.name} have other shapes at {module[:200]}; name adapters "
                 "of one base"
             )
-
-
-def _joined(
-    versions: Sequence[AdapterVersion], side: Side, rank: int
-) -> npt.NDArray[np.float32]:  # [rank, in] for A, [out, rank] for B
-    """One side of a module's pair: those of the adapters side by side, and zeros up to `rank`."""
-    parts = []
-    for version in versions:
-        tensor = _tensors(version).get(side.key)
-        if tensor is None:
-            continue
-        scaling = version.config.scaling_of(side.module) / len(versions)
-        parts.append(as_float32(tensor) * np.float32(1 if side.side == "A" else scaling))
-    axis = 0 if side.side == "A" else 1
-    missing = rank - sum(part.shape[axis] for part in parts)
-    return np.pad(np.concatenate(parts, axis), [(0, missing * (axis == at)) for at in (0, 1)])
-
-
-def _tensors(version: AdapterVersion) -> dict[str, Tensor]:
-    """PEFT's name of each tensor -> where its bytes lie."""
-    return {side.key: tensor for side, tensor in version.folder.sides.values()}
 
 
 def _config(versions: Sequence[AdapterVersion], modules: list[str], rank: int) -> dict[str, Any]:

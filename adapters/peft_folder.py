@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adapters.files import write_blocks
@@ -157,9 +158,9 @@ class PeftFolder:
     def _weights(self, rename: Rename, digest: hashlib._Hash) -> Iterator[bytes]:
         if self._same_weights(rename):
             return read_weights(self.path / WEIGHTS, digest)
-        return merged(self._tensors(rename), digest)
+        return merged(self.tensors(rename), digest)
 
-    def _tensors(self, rename: Rename) -> dict[str, Tensor]:
+    def tensors(self, rename: Rename = MappingProxyType({})) -> dict[str, Tensor]:
         """PEFT's name of each tensor -> where its bytes lie."""
         return {
             side._replace(module=rename.get(side.module, side.module)).key: tensor
@@ -169,7 +170,7 @@ class PeftFolder:
     def _same_weights(self, rename: Rename) -> bool:
         """Whether the file of weights is the one that PEFT would have written."""
         found = {*self.sides, *self.copies, *self.idle}
-        return self.files == [CONFIG, WEIGHTS] and found == self._tensors(rename).keys()
+        return self.files == [CONFIG, WEIGHTS] and found == self.tensors(rename).keys()
 
     def _configuration(self, rename: Rename) -> bytes:
         """The content of adapter_config.json; where nothing changes, as it is."""

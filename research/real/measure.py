@@ -214,12 +214,11 @@ class Measurer:
 
     def _mean(self, task: str, cell: Cell) -> Path:
         """The folder of the mean of the method's adapters of the seeds in the cell's flags."""
-        fits = [plan.train(cell.base, ways.METHOD, task, int(seed)) for seed in cell.flags]
-        versions = [AdapterVersion.read(self.adapter(fit)) for fit in fits]
-        name = f"mean-{trained_on(task)}-seeds{'-'.join(cell.flags)}".replace("_", "-")
+        name = f"mean-{trained_on(task)}-seeds{'-'.join(cell.flags)}"
         folder = self._work / "adapters" / name
         if not folder.exists():
-            average(versions, folder, name)
+            fits = [plan.train(cell.base, ways.METHOD, task, int(seed)) for seed in cell.flags]
+            average([AdapterVersion.read(self.adapter(fit)) for fit in fits], folder, name)
         return folder
 
     # ----------------------------------------------------------------------------- the adapters
