@@ -20,6 +20,7 @@ OF_EACH_SEED = (  # beside the gated adapters
     ways.RANDOM_REWARDS,
     ways.RANDOM_POSITIONS,
     ways.ALWAYS,
+    ways.WIDER,
     ways.GATED_GREEDY,
     ways.SHUT_GATE,
     ways.RIGHT_ALONE,

@@ -46,6 +46,7 @@ class Way:
         vote: the answer that most of several samples give.
         other_instruction: with another one than adapters are fitted with.
         mean: the mean of the adapters of all seeds, as one adapter.
+        gate_rate: of the gate, by the calibration of the fit; None: the one that it trained for.
         fitted_on: the task of whose training problems the adapter knows; "": the one that is asked.
     """
 
@@ -57,6 +58,7 @@ class Way:
     vote: bool = False
     other_instruction: bool = False
     mean: bool = False
+    gate_rate: float | None = None
     fitted_on: str = ""
 
 
@@ -68,6 +70,7 @@ GUIDED = Way("guided", "base, guided at decision points", METHOD, "guided")
 GATED = Way("gated", "**gated**", METHOD, "gated")
 MEAN = Way("mean", "gated, the mean of these adapters", METHOD, "gated", mean=True)
 GATED_GREEDY = Way("gated-greedy", "gated, greedy", METHOD, "gated", greedy=True)
+WIDER = Way("wider", "gated, at a gate rate of 0.2", METHOD, "gated", gate_rate=0.2)
 ALWAYS = Way("always", "the same adapters, always-on", METHOD, "always")
 RANDOM_POSITIONS = Way(
     "random-positions", "fitted at random positions", "random-positions", "gated"
@@ -89,7 +92,7 @@ OTHER_GATED = Way(
 
 # In the order of the tables.
 WAYS = (
-    *(BASE, GREEDY, VOTE, ALONE, GUIDED, GATED, MEAN, GATED_GREEDY, ALWAYS),
+    *(BASE, GREEDY, VOTE, ALONE, GUIDED, GATED, MEAN, GATED_GREEDY, WIDER, ALWAYS),
     *(RANDOM_POSITIONS, SHUT_GATE, RANDOM_REWARDS, RIGHT_ALONE),
     *(RANK_1, O_ONLY, PAPER_FIT, SUPERVISED, REINFORCED),
     *(OTHER_BASE, OTHER_GATED),

@@ -15,6 +15,7 @@ import torch
 from reasoning_gym.factory import DATASETS
 from support import Refused, made_up_result, write_rows
 
+from research.fits import gate_of
 from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
 from research.real import __main__ as command
@@ -265,7 +266,7 @@ def answers(share: float, task: str, length: int = 100) -> dict[str, Any]:
     return figures(task, made_up_result(right, mode="base", **counts))
 
 
-SCORES = {"greedy": 0.35, "vote": 0.4, "gated": 0.6, "grpo": 0.6}  # all others .3
+SCORES = {"greedy": 0.35, "vote": 0.4, "gated": 0.6, "mean": 0.6, "grpo": 0.6}  # all others .3
 
 
 def made(cell: Cell) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_
     results = Results(plan.plan(BASE, [0, 1], TASKS), store, TASKS)
     report = write_report({BASE: results}, tmp_path, "reasonmaxxer reproduce", 40, 4)
     verdicts = [claim["verdict"] for claim in report["claims"]]
-    assert verdicts == [HOLDS, OPEN, OPEN, OPEN, FAILS, HOLDS]  # rank 1 gains nothing here
+    assert verdicts == [HOLDS, HOLDS, OPEN, OPEN, OPEN, FAILS, HOLDS]  # rank 1 gains nothing here
     text = (tmp_path / "real.md").read_text()
     assert "### gsm8k" in text
     assert "**gated** | 0.600" in text
@@ -348,6 +349,20 @@ def test_before_anything_is_measured_no_claim_can_be_told(tmp_path: Path) -> Non
 
 
 # -------------------------------------------------------------------------------- a real base
+
+
+def test_a_wider_gate_takes_its_threshold_from_the_fits_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = Path("research/adapters/qwen2.5-coder-0.5b-chain-sum")
+    monkeypatch.setattr(Measurer, "adapter", lambda *_: adapter)
+    gate = gate_of(adapter)
+    with closing(Measurer("models/tiny-qwen2", tmp_path, QUICK, "transformers", None)) as measurer:
+        taus = {
+            way.name: measurer._applied(way, "gcd", plan.answers(BASE, way, "gcd", 0)).tau
+            for way in (ways.GATED, ways.WIDER, ways.ALWAYS)
+        }
+    assert taus == {"gated": gate.tau, "wider": dict(gate.table)[0.2], "always": None}
 
 
 def test_a_base_votes_and_answers_greedily(tmp_path: Path) -> None:
