@@ -21,13 +21,14 @@ from training.problems.settings import ColumnsConfig
 
 # Settings of one way of asking, which the other one would ignore.
 IN_PROCESS = (
-    *("adapter", "store", "tau", "gate", "family", "engine"),
+    *("adapter", "store", "tau", "gate_rate", "gate", "family", "engine"),
     *("tensor_parallel_size", "data_parallel_size"),
 )
 OVER_URL = ("api_key_env", "concurrency", "retries", "timeout", "extra_body")
 INSTEAD = {
     "adapter": "name the adapter with --models BASE,ADAPTER",
     "tau": """give --extra-body '{"vllm_xargs": {"gate_tau": 0.8}}'""",
+    "gate_rate": """give --extra-body '{"vllm_xargs": {"gate_rate": 0.1}}'""",
     "family": "the server renders prompts by its own; leave it out",
 }
 
@@ -53,6 +54,9 @@ class EvaluateConfig(ColumnsConfig):
     )
     tau: float | None = Field(
         None, ge=0, description="Threshold of the gate, in nats; default: the manifest's."
+    )
+    gate_rate: float | None = Field(
+        None, gt=0, le=1, description="Instead of --tau: its gate rate, by the manifest's table."
     )
     gate: Literal["entropy", "random"] = Field(
         "entropy", description="random: a control, the manifest's gate rate drawn at random."
@@ -170,8 +174,10 @@ class EvaluateConfig(ColumnsConfig):
             problem = f"--adapter: is missing for --mode {','.join(self.mode)}"
         elif len(set(self.mode)) < len(self.mode):
             problem = "--mode: one occurs twice"
-        elif not self._has_gated and (given := self._changed(("tau", "gate"))):
+        elif not self._has_gated and (given := self._changed(("tau", "gate_rate", "gate"))):
             problem = f"{given[0]}: is of a gated adapter; give --adapter, and gated among --mode"
+        elif self.tau is not None and self.gate_rate is not None:
+            problem = "--gate-rate: stands in the place of --tau; give one of them"
         elif self.gate == "random" and (self.engine != "transformers" or self.tau is not None):
             problem = "--gate: random goes with --engine transformers and without --tau"
         return problem

@@ -19,8 +19,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from support import Refused, configured, write_rows
 
+from adapters.adapter import AdapterVersion
 from adapters.prompt import PromptRenderer
-from training.evaluate import main
+from training.evaluate import _applied, main
 from training.evaluate_config import EvaluateConfig
 from training.evaluation import (
     Endpoint,
@@ -508,6 +509,11 @@ def test_paper_default_of_samples() -> None:
         ("--model m --problems gsm8k --mode gated", "--adapter"),
         ("--model m --problems gsm8k --adapter a --tau -1", "--tau"),
         ("--model m --problems gsm8k --adapter a --gate random", "--gate"),
+        ("--model m --problems gsm8k --adapter a --gate-rate 0", "--gate-rate"),
+        ("--model m --problems gsm8k --adapter a --gate-rate 1.5", "--gate-rate"),
+        ("--model m --problems gsm8k --adapter a --gate-rate 0.1 --tau 1", "--gate-rate"),
+        ("--model m --problems gsm8k --adapter a --mode always --gate-rate 0.1", "--gate-rate"),
+        ("--model m --problems gsm8k --url http://x/v1 --gate-rate 0.1", "--gate-rate"),
         ("--models a,b --problems gsm8k", "--models"),
         ("--model m --problems gsm8k --url ftp://x", "--url"),
         ("--model m --problems gsm8k --url http://x/v1 --adapter a", "--adapter"),
@@ -526,6 +532,26 @@ def test_paper_default_of_samples() -> None:
 )
 def test_bad_arguments(flags: str, field: str, refused: Refused) -> None:
     assert field in refused(main, flags.split()).splitlines()[-1]
+
+
+def test_a_gate_rate_stands_for_the_threshold_of_the_calibration() -> None:
+    version = AdapterVersion.read(Path("research/adapters/qwen2.5-coder-0.5b-chain-sum"))
+    assert version.gate is not None
+    table = dict(version.gate.table)
+    args = f"--model m --problems gsm8k --adapter {version.path}"
+
+    def applied(flags: str) -> Applied:
+        found = _applied(EvaluateConfig.load(f"{args} {flags}".split()), "gated", version)
+        assert found is not None
+        return found
+
+    assert applied("--gate-rate 0.2") == Applied(version.path, table[0.2])
+    between = applied("--gate-rate 0.125").tau
+    assert between == pytest.approx((table[0.1] + table[0.15]) / 2)
+    controlled = applied("--gate-rate 0.2 --gate random --engine transformers")
+    assert controlled == Applied(version.path, random_rate=0.2)
+    with pytest.raises(ValueError, match=r"gate_rate: 0\.001 is not between 0\.005 and 1"):
+        applied("--gate-rate 0.001")
 
 
 def test_command_in_process(

@@ -70,9 +70,9 @@ class Applied(NamedTuple):
         return cls(adapter, tau, temperature=gate.temperature if gate else 1.0)
 
     @classmethod
-    def at_random(cls, adapter: Path, gate: Gate) -> Applied:
-        """A control: at the gate rate and temperature of `gate`, but at random steps."""
-        return cls(adapter, random_rate=gate.rate, temperature=gate.temperature)
+    def at_random(cls, adapter: Path, gate: Gate, rate: float | None = None) -> Applied:
+        """A control: at the temperature of `gate` and its gate rate, or `rate`, at random steps."""
+        return cls(adapter, random_rate=rate or gate.rate, temperature=gate.temperature)
 
     @property
     def settings(self) -> tuple[object, ...]:
