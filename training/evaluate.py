@@ -29,7 +29,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from adapters.adapter import CONFIG, AdapterVersion
 from adapters.base_checkpoint import BaseCheckpoint
 from adapters.files import sha256_file, write_json
-from adapters.gate import threshold_for
 from adapters.manifest import Mode
 from adapters.places import default_store, open_store
 from adapters.program import program
@@ -178,19 +177,15 @@ def _applied(config: EvaluateConfig, mode: Mode, version: AdapterVersion | None)
         return None
     if mode == "always":
         return Applied(version.path)
-    gate, tau, rate = version.gate, config.tau, config.gate_rate
-    if gate is None:
-        if tau is None:
-            raise ValueError(
-                "--adapter: it has no threshold; give --tau, or measure one with `reasonmaxxer "
-                "store calibrate`"
-            )
-        return Applied.behind(version.path, None, tau)
-    if config.gate == "random":
-        return Applied.at_random(version.path, gate, rate)
-    if rate is not None:
-        tau = threshold_for(gate.table, rate)
-    return Applied.behind(version.path, gate, tau)
+    gate = version.gate
+    if gate is None and config.tau is None:
+        raise ValueError(
+            "--adapter: it has no threshold; give --tau, or measure one with `reasonmaxxer store "
+            "calibrate`"
+        )
+    if gate is not None and config.gate == "random":
+        return Applied.at_random(version.path, gate, config.gate_rate)
+    return Applied.behind(version.path, gate, config.tau, config.gate_rate)
 
 
 def find_adapter(name: str, store: Path | str | None, base: BaseCheckpoint) -> AdapterVersion:

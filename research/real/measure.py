@@ -20,7 +20,6 @@ import numpy as np
 from adapters.adapter import AdapterVersion
 from adapters.average import average
 from adapters.files import write_json
-from adapters.gate import threshold_for
 from adapters.prompt import PromptRenderer, read_tokenizer
 from adapters.recipe import recipe_for
 from research.fits import cost_of, gate_of, run_module
@@ -202,9 +201,7 @@ class Measurer:
             return Applied(folder)
         gate = gate_of(folder)
         if way.runs == "gated":
-            rate = way.gate_rate
-            tau = None if rate is None else threshold_for(gate.table, rate)
-            return Applied.behind(folder, gate, tau)
+            return Applied.behind(folder, gate, rate=way.gate_rate)
         zeros = folder.parent / f"{folder.name}-zeros"
         if not zeros.exists():
             publish_zeros(zeros, folder, "zeros", self.base)

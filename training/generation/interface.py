@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from adapters.gate import threshold_for
 from adapters.manifest import Gate, Mode
 from training.hf_model import Dtype
 
@@ -59,14 +60,22 @@ class Applied(NamedTuple):
     guidance: Guidance | None = None
 
     @classmethod
-    def behind(cls, adapter: Path, gate: Gate | None, tau: float | None = None) -> Applied:
-        """The adapter as it is served: where `gate` opens, or above the threshold `tau` if given.
+    def behind(
+        cls, adapter: Path, gate: Gate | None, tau: float | None = None, rate: float | None = None
+    ) -> Applied:
+        """The adapter as it is served: where `gate` opens, or at another threshold if one is given.
 
-        One of the two is needed.
+        Args:
+            gate: None: `tau` is needed.
+            tau: nats.
+            rate: in its place a gate rate, by the calibration of `gate`.
+
+        Raises:
+            ValueError: a rate that the calibration does not reach.
         """
         if tau is None:
             assert gate is not None
-            tau = gate.tau
+            tau = gate.tau if rate is None else threshold_for(gate.table, rate)
         return cls(adapter, tau, temperature=gate.temperature if gate else 1.0)
 
     @classmethod
