@@ -404,9 +404,9 @@ class Measurer:
         return self._problems_file("train", trained_on(task), 0, self._size.problems)
 
     def _heldout_problems(self, task: str) -> Path:
-        """Others, by which GRPO chooses its checkpoint."""
+        """Others, by which GRPO chooses its checkpoint: enough for errors of some .07."""
         count = self._size.problems
-        return self._problems_file("heldout", trained_on(task), count, count // 5)
+        return self._problems_file("heldout", trained_on(task), count, count // 2)
 
     def _problems_file(self, name: str, task: str, start: int, count: int) -> Path:
         path = self._work / "problems" / f"{name}-{task}.jsonl"

@@ -5,13 +5,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import write_puzzles
 
+from adapters.adapter import AdapterVersion
 from loadtests.preloaded import preloaded
 from research.paper import grpo
 from research.paper.grpo import GrpoConfig, Look, best, cost, neutral_rewards, stopped_rising
+from training.generation import Completion, SamplingOptions
 
 BASE = "models/tiny-qwen2"
 
@@ -84,6 +87,54 @@ def test_a_killed_run_goes_on_and_keeps_an_ordinary_model(
     assert report["seconds"] > 0 and not report["stopped_rising"]
     assert load_model(str(tmp_path / "model")).num_parameters() > 800_000
     assert not list((tmp_path / "model").glob("*.pt"))
+
+
+@pytest.mark.engine
+def test_a_lora_samples_from_the_engine_and_is_kept_as_an_adapter(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    more = ["--lora-rank", "2", "--max-steps", "2", "--samples", "1"]
+    grpo.main([*arguments(files, tmp_path), *more])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["steps"] == 2 and 2 * 8 <= report["tokens"] <= 2 * 8 * 64
+    assert AdapterVersion.read(tmp_path / "model").rank == 2
+    assert not list((tmp_path / "run" / "rollouts").iterdir())  # each step's weights are gone
+
+
+class Told:
+    """In the place of a generator: remembers what was asked."""
+
+    def generate(self, prompts, options, applied, label):
+        self.asked = (prompts, options.n, options.seed, applied.adapter.name)
+        self.weights = (applied.adapter / "weights").read_text()
+        return [[Completion([n, 10 + k], "", "stop") for k in range(2)] for n in range(2)]
+
+
+class Trained:
+    """A trainer at one of its steps."""
+
+    def __init__(self, step: int) -> None:
+        self.state, self.model = SimpleNamespace(global_step=step), self
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(f"of step {self.state.global_step}")
+
+
+def test_rollouts_come_from_the_weights_of_the_step_in_the_order_of_the_prompts(
+    tmp_path: Path,
+) -> None:
+    told = Told()
+    options = SamplingOptions(2, 1.0, 1.0, 8, seed=3)
+    ask = grpo.Rollouts(told, {"a": [7], "b": [8, 9]}, options, tmp_path)
+    found = ask(["b", "b", "a", "a"], Trained(5))
+    assert told.asked[:2] == ([[8, 9], [7]], 2) and told.asked[3] == "5"
+    assert told.weights == "of step 5"
+    assert found["prompt_ids"] == [[8, 9], [8, 9], [7], [7]]
+    assert found["completion_ids"] == [[0, 10], [0, 11], [1, 10], [1, 11]]
+    seed = told.asked[2]
+    ask(["b", "b", "a", "a"], Trained(6))
+    assert told.asked[2] != seed and told.weights == "of step 6"
 
 
 def test_shared_problems_and_bad_flags_end_with_2(files: tuple[Path, Path], refused) -> None:
