@@ -231,9 +231,9 @@ def train(
         for number, one in enumerate(problems)
     ]
     batch = config.prompts * config.generations
-    if batch % (config.accumulation * config.generations):
+    if batch % config.accumulation:
         raise ValueError(
-            f"--accumulation: {config.accumulation} is no divisor of --prompts ({config.prompts})"
+            f"--accumulation: {config.accumulation} is no divisor of the {batch} answers of a step"
         )
     model = load_model(str(folder)).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)

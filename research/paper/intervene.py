@@ -43,7 +43,7 @@ from training.evaluation import (
     evaluate_generator,
     table,
 )
-from training.evaluation.statistics import Estimate, ratio
+from training.evaluation.statistics import Estimate, ratio, without_nan
 from training.generation import Applied, derive_seed
 from training.generation.gated_decoding import Draw
 from training.generation.stop_strings import StopStrings
@@ -54,8 +54,9 @@ from training.stages.score import sequence_entropies
 logger = logging.getLogger("research.paper.intervene")
 
 Policy = Literal["base", "tuned", "oracle", "random", "entropy"]
-# Base and tuned logits, two [B, V] -> where the tuned model's token is taken, [B] bool.
-Takes = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Base and tuned logits, two [B, V] -> where the tuned model's token is taken, [B] bool; True or
+# False: everywhere or nowhere, and the other model reads nothing.
+Takes = Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | bool
 BATCH = 256  # sequences decoded together
 
 
@@ -77,8 +78,8 @@ class Decoded(NamedTuple):
 def takes(policy: Policy, tau: float, rate: float) -> Takes:
     """The rule of `policy`; `tau` (nats) is the gate's, `rate` the share drawn at random."""
     rules: dict[Policy, Takes] = {
-        "base": lambda base, _: torch.zeros(len(base), dtype=torch.bool, device=base.device),
-        "tuned": lambda base, _: torch.ones(len(base), dtype=torch.bool, device=base.device),
+        "base": False,
+        "tuned": True,
         "oracle": lambda base, tuned: base.argmax(-1) != tuned.argmax(-1),
         "random": lambda base, _: torch.rand(len(base), device=base.device) < rate,
         "entropy": lambda base, _: entropy(base) > tau,
@@ -107,6 +108,11 @@ class Reader:
             ).logits[:, -1]
         return logits
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows of the batch alone, [kept] indices."""
+        if self._cache.get_seq_length():
+            self._cache.batch_select_indices(rows)
+
 
 @torch.inference_mode()
 def decode(
@@ -126,23 +132,36 @@ def decode(
         ends: tokens after which a row is done; what follows in its row means nothing.
     """
     base, tuned = Reader(pair.base), Reader(pair.tuned)
-    prompt = ids.shape[1]
     stop = torch.tensor(sorted(ends), device=ids.device)
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    tokens = ids.new_zeros(len(ids), max_tokens)
+    taken = torch.zeros_like(tokens, dtype=torch.bool)
+    rows = torch.arange(len(ids), device=ids.device)  # those that are still decoded
+    done = torch.zeros_like(rows, dtype=torch.bool)
     new, positions = ids, (mask.cumsum(-1) - 1).clamp_min(0)
-    taken = []
-    for _ in range(max_tokens):
-        by_base, by_tuned = (reader(new, mask, positions) for reader in (base, tuned))
-        here = rule(by_base, by_tuned)
-        token = draw(ids, torch.where(here[:, None], by_tuned, by_base))
-        taken.append(here & ~done)
-        ids, new = torch.cat([ids, token[:, None]], 1), token[:, None]
+    step = 0
+    for step in range(max_tokens):
+        if isinstance(rule, bool):
+            logits = (tuned if rule else base)(new, mask, positions)
+            here = torch.full_like(done, rule)
+        else:
+            by_base, by_tuned = (reader(new, mask, positions) for reader in (base, tuned))
+            here = rule(by_base, by_tuned)
+            logits = torch.where(here[:, None], by_tuned, by_base)
+        token = draw(ids, logits)
+        tokens[rows, step], taken[rows, step] = token, here & ~done
         done |= torch.isin(token, stop)
         if done.all():
             break
+        ids, new = torch.cat([ids, token[:, None]], 1), token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = positions[:, -1:] + 1
-    return Decoded(ids[:, prompt:], torch.stack(taken, 1))
+        if 2 * done.sum() >= len(done):  # a few long answers would drag the others along
+            kept = (~done).nonzero()[:, 0]
+            for reader in (base, tuned):
+                reader.keep(kept)
+            ids, new, mask, positions = (each[kept] for each in (ids, new, mask, positions))
+            rows, done = rows[kept], done[kept]
+    return Decoded(tokens[:, : step + 1], taken[:, : step + 1])
 
 
 class Interventions:
@@ -228,7 +247,9 @@ def run(config: InterveneConfig) -> tuple[list[Result], dict[str, Any]]:
         "tuned": asked.tuned.name,
         "tau": tau,
         "results": {
-            one.label: one.report() | {"taken_rate": taken_rate(one).value} for one in results
+            one.label: one.report()
+            | {"taken_rate": taken_rate(one).value, "scores": without_nan(one.scores.tolist())}
+            for one in results
         },
         "differences": compare(results),
     }

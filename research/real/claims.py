@@ -11,13 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from research.real import plan, ways
 from research.real.tables import AGAINST, Results, gain, lines
 from research.real.ways import Way
-from training.evaluation.statistics import Estimate
+from training.evaluation.statistics import Estimate, Floats, contrast_over_seeds, over_seeds
 
 HOLDS, PART, FAILS, OPEN = "holds", "holds in part", "does not hold", "cannot tell"
 SURE = 2.0  # standard errors
+# Where the adapter's token is taken -> the share of its gain: at least, and at most.
+RECOVERED = {"entropy": 0.8, "random": 0.2}
 
 
 class Claim(NamedTuple):
@@ -122,33 +126,28 @@ def causal(bases: dict[str, Results]) -> Measured:
     """Claim 3: the adapter's token at uncertain positions recovers its gain, at random ones not."""
     measured, verdicts = [], {}
     for name, one in _looks(bases, plan.INTERVENE):
-        scores = {
-            row: Estimate(r["pass@1"], r["stderr"], 0)
-            for row, r in one["results"].items()
-            if row in ("base", "tuned", "oracle", "random", "entropy")
+        rows = {
+            row: np.array([one["results"][row]["scores"]], dtype=np.float64)
+            for row in ("base", "tuned", "oracle", "random", "entropy")
         }
-        told = ", ".join(f"{row} {score}" for row, score in scores.items())
-        measured.append(f"{name}: {told}")
-        if above(_less(scores["tuned"], scores["base"], scores["base"], 0), 0) != HOLDS:
+
+        def beyond(row: str, share: float, rows: dict[str, Floats] = rows) -> Estimate:
+            """The gain of a row over the base, less a share of the tuned model's."""
+            base, tuned = rows["base"], rows["tuned"]
+            return contrast_over_seeds((1, rows[row]), (-share, tuned), (share - 1, base))
+
+        told = ", ".join(f"{row} {over_seeds(scores)}" for row, scores in rows.items())
+        less = ", ".join(
+            f"{row} less {share:.0%} of the adapter's gain {beyond(row, share).signed}"
+            for row, share in RECOVERED.items()
+        )
+        measured.append(f"{name}: {told}; {less}")
+        if above(beyond("tuned", 0), 0) != HOLDS:
             verdicts[name] = OPEN  # there is no gain to recover
             continue
-        beyond = {
-            row: above(_less(scores[row], scores["tuned"], scores["base"], share), 0)
-            for row, share in (("entropy", 0.8), ("random", 0.2))
-        }
-        below = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}
-        verdicts[name] = both([beyond["entropy"], below[beyond["random"]]])
+        entropy, random = (above(beyond(row, share), 0) for row, share in RECOVERED.items())
+        verdicts[name] = both([entropy, {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}[random]])
     return measured, verdicts
-
-
-def _less(score: Estimate, tuned: Estimate, base: Estimate, share: float) -> Estimate:
-    """A score, less the base's and a share of what the tuned model gains.
-
-    The error takes the three as independent, though they answer the same problems: too large.
-    """
-    terms = ((1.0, score), (-share, tuned), (share - 1, base))
-    variance = sum((weight * one.stderr) ** 2 for weight, one in terms)
-    return Estimate(sum(weight * one.value for weight, one in terms), variance**0.5, score.n)
 
 
 def low_dimensional(bases: dict[str, Results]) -> Measured:

@@ -71,7 +71,8 @@ class Size:
     problems: int = 56  # of one task, that a fit is given; it holds 8 of them out
     questions: int = 300  # test problems of each task
     samples: int = 4  # the base's answers to each, of which self-consistency votes
-    looks: int = 40  # test problems of each task, for footprint and interventions
+    looks: int = 40  # test problems of each task, for the footprint
+    interventions: int = 100  # the same for the interventions
     signal: int = 48  # rollouts
     max_tokens: int = 512
     rollout_tokens: int = 256  # what is longer counts as wrong: half the cost, and short answers
@@ -81,9 +82,10 @@ class Size:
         *("--checkpoints.rollouts", "2", "--checkpoints.samples", "1", "--gate.others", "[]"),
     )
     sft: tuple[str, ...] = ()
+    # Ten times as many rollouts as the method's fits have, 48 x 8.
     grpo: tuple[str, ...] = (
-        *("--max-steps", "60", "--every", "10", "--samples", "4"),
-        *("--accumulation", "16"),  # a group in each pass: all at once take some 80 GB
+        *("--max-steps", "60", "--prompts", "8", "--every", "10", "--samples", "4"),
+        *("--accumulation", "16"),  # four answers in each pass: all at once take some 80 GB
     )
 
 
@@ -95,6 +97,7 @@ QUICK = Size(
     questions=8,
     samples=2,
     looks=4,
+    interventions=4,
     signal=4,
     fit=("--sampling.rollouts", "4", "--checkpoints.samples", "1", "--checkpoints.every", "1"),
     sft=("--epochs", "1"),
@@ -308,7 +311,9 @@ class Measurer:
         method = self.adapter(method_of(cell))
         output = self._work / "looks" / cell.kind / task
         asked = output / "problems.jsonl"
-        write_problems(asked, self._asked[task][: self._size.looks])
+        size = self._size
+        count = size.looks if cell.kind == plan.FOOTPRINT else size.interventions
+        write_problems(asked, self._asked[task][:count])
         self.close()
         run_module(
             *(f"research.paper.{cell.kind}", "--model", self._model, "--engine", self._engine),

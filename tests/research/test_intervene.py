@@ -4,6 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import write_puzzles
@@ -105,10 +106,24 @@ def test_greedily_the_oracle_is_the_tuned_model(pair: Pair, prompts) -> None:
     assert 0 < oracle.taken.sum() < tuned.taken.sum()
 
 
+def test_rows_that_are_done_leave_the_batch_and_change_no_other(pair: Pair, prompts) -> None:
+    with pair.base() as model:
+        ends = end_tokens(model)
+    rule = takes("entropy", TAU, 0)
+    wanted = [slow(pair, prompt, "entropy", TOKENS)[0] for prompt in prompts]
+    other = next(n for n, token in enumerate(wanted[0]) if token not in wanted[1])
+    early = {wanted[0][other]}  # ends the first answer, and not the second
+    tokens, _ = decode(pair, *batch(prompts), rule, GREEDY, ends | early, TOKENS)
+    assert tokens[0, : other + 1].tolist() == wanted[0][: other + 1]
+    assert other + 1 < len(wanted[1]) and not tokens[0, other + 1 :].any()
+    assert tokens[1, : len(wanted[1])].tolist() == wanted[1]
+
+
 def test_the_lot_opens_at_its_rate() -> None:
     torch.manual_seed(0)
-    logits = torch.zeros(20_000, 3)
-    assert takes("random", TAU, 0.2)(logits, logits).float().mean() == pytest.approx(0.2, abs=0.01)
+    logits, lot = torch.zeros(20_000, 3), takes("random", TAU, 0.2)
+    assert not isinstance(lot, bool)
+    assert lot(logits, logits).float().mean() == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.engine
@@ -121,6 +136,7 @@ def test_the_command_asks_all_policies_and_the_replay(tmp_path: Path, capsys) ->
     results = report["results"]
     assert list(results) == ["base", "tuned", "oracle", "random", "entropy", "replay"]
     assert all(one["n"] == 4 and one["samples"] == 2 for one in results.values())
+    assert all(np.mean(one["scores"]) == pytest.approx(one["pass@1"]) for one in results.values())
     assert results["base"]["taken_rate"] == 0 and results["tuned"]["taken_rate"] == 1
     assert 0 < results["entropy"]["taken_rate"] < 0.3
     assert results["replay"]["taken_rate"] == pytest.approx(results["replay"]["gate_rate"])
