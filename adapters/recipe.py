@@ -224,6 +224,9 @@ class Checkpoints(_Section):
     """Which checkpoint is kept: the best on problems held out from training."""
 
     every: float = Field(0.15, gt=0, description="Epochs between two checkpoints.")
+    apart: int = Field(
+        1, ge=1, description="Steps that lie between them at least, however short an epoch is."
+    )
     problems: int = Field(100, ge=1, description="Problems held out for the choice.")
     rollouts: int = Field(
         8, ge=2, description="The base's answers to each, from which gated scores are estimated."

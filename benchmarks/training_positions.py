@@ -53,7 +53,7 @@ def measure(config: PositionsConfig) -> None:
     """One run, in this process: prints one line of JSON."""
     import numpy as np
 
-    from adapters.recipe import Lora, Objective, Optimizer
+    from adapters.recipe import Checkpoints, Lora, Objective, Optimizer
     from training.base_cache import Budget
     from training.contrastive_trainer import TrainingRow
     from training.hf_model import load_model
@@ -88,7 +88,7 @@ def measure(config: PositionsConfig) -> None:
             optimizer=Optimizer(
                 batch_size=config.batch, accumulation=1, epochs=config.epochs, order="shuffled"
             ),
-            checkpoint_every=config.epochs,
+            checkpoints=Checkpoints(every=config.epochs),
             seed=0,
             budget=Budget.of_gib(config.memory_gib, 0),
         )

@@ -10,6 +10,7 @@ import pytest
 import transformers
 from support import Refused
 
+from adapters.recipe import Checkpoints
 from training.fit_config import FitConfig
 from training.stages.train import training_arguments
 from training.trackers import PACKAGES, Tracking, check_installed, report_scores
@@ -64,9 +65,11 @@ def test_several_none_and_unknown_ones(installed: set[str], refused: Refused) ->
 
 def test_trackers_are_the_trainers_own(tmp_path: Path) -> None:
     optimizer = load().optimizer
-    quiet = training_arguments(tmp_path, 8, optimizer, 0.5, 0)
+    quiet = training_arguments(tmp_path, 8, optimizer, Checkpoints(), 0)
     assert quiet.report_to == []
-    told = training_arguments(tmp_path, 8, optimizer, 0.5, 0, Tracking(["wandb", "mlflow"], "mine"))
+    told = training_arguments(
+        tmp_path, 8, optimizer, Checkpoints(), 0, Tracking(["wandb", "mlflow"], "mine")
+    )
     assert told.report_to == ["wandb", "mlflow"]
     assert (told.run_name, told.project) == ("mine", "reasonmaxxer")
     known = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
@@ -96,7 +99,7 @@ def test_final_scores_reach_tensorboard_where_training_was_reported(tmp_path: Pa
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     arguments = training_arguments(
-        tmp_path, 8, load().optimizer, 0.5, 0, Tracking(["tensorboard"], "mine")
+        tmp_path, 8, load().optimizer, Checkpoints(), 0, Tracking(["tensorboard"], "mine")
     )
     events = tmp_path / "runs" / "Nov29"
     events.mkdir(parents=True)
@@ -118,7 +121,7 @@ def test_a_tracker_that_fails_takes_nothing_down(
 
     known = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
     monkeypatch.setitem(known, "wandb", Broken)
-    arguments = training_arguments(tmp_path, 8, load().optimizer, 0.5, 0)
+    arguments = training_arguments(tmp_path, 8, load().optimizer, Checkpoints(), 0)
     arguments.report_to = ["wandb"]
     report_scores(arguments, 7, {"eval_decoded_gain": 0.25})
     assert "wandb has not been told the final scores: no network" in caplog.text

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from transformers import TrainingArguments
 
 from adapters.gate import entropy
-from adapters.recipe import Lora, Objective, Optimizer
+from adapters.recipe import Checkpoints, Lora, Objective, Optimizer
 from demo.server import free_port
 from training import processes, sharded_base
 from training.contrastive_trainer import (
@@ -142,7 +142,7 @@ def run_training(
         lora=LORA,
         objective=Objective(positions=positions, mean=mean, kl_positions=None),
         optimizer=optimizer,
-        checkpoint_every=0.5,
+        checkpoints=Checkpoints(every=0.5),
         seed=0,
         budget=budget,
         kept=kept,
@@ -325,6 +325,26 @@ def test_a_training_that_was_killed_behind_its_last_step_is_done(train, tmp_path
     assert [one["loss"] for one in json.loads(log.read_text()) if "loss" in one] == losses
 
 
+@pytest.mark.parametrize(
+    ("rollouts", "every", "apart", "steps"),
+    [
+        (160, 0.1, 1, 4),  # of 40 steps an epoch
+        (160, 0.1, 6, 6),
+        (20, 0.1, 1, 1),  # of 5, every half one
+        (20, 0.1, 3, 3),
+        (20, 0.1, 9, 5),  # the training has no more
+    ],
+)
+def test_checkpoints_are_a_share_of_an_epoch_and_some_steps_apart(
+    tmp_path: Path, rollouts: int, every: float, apart: int, steps: int
+) -> None:
+    optimizer = Optimizer(batch_size=4, accumulation=1, epochs=1)
+    made = training_arguments(
+        tmp_path, rollouts, optimizer, Checkpoints(every=every, apart=apart), 0
+    )
+    assert made.save_steps == steps
+
+
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch) -> None:
     begin = TrainingArguments.__post_init__
 
@@ -333,7 +353,7 @@ def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path, monkeypatch) -
         self._n_gpu = 4
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", begin_with_four)
-    made = training_arguments(tmp_path, 8, Optimizer(batch_size=2), 0.5, 0)
+    made = training_arguments(tmp_path, 8, Optimizer(batch_size=2), Checkpoints(), 0)
     assert (made.n_gpu, made.train_batch_size) == (1, 2)
 
 

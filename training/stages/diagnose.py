@@ -74,7 +74,7 @@ def track(run: Run, trained: Trained, choice: Choice) -> None:
     if not config.report_to:
         return
     arguments = training_arguments(
-        *(trained.stage.path(), trained.rows, config.optimizer, config.checkpoints.every),
+        *(trained.stage.path(), trained.rows, config.optimizer, config.checkpoints),
         seed=run.training_seed,
         tracking=Tracking(config.report_to, config.name),
     )

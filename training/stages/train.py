@@ -16,7 +16,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from adapters.files import write_json, write_text
-from adapters.recipe import Lora, Objective, Optimizer
+from adapters.recipe import Checkpoints, Lora, Objective, Optimizer
 from training import processes, sharded_base
 from training.base_cache import Budget, CacheStore
 from training.contrastive_trainer import (
@@ -82,7 +82,8 @@ def train(
     }
     if config.training_seed is not None:
         settings["seed"] = config.training_seed
-    stage = examples.rollouts.stage.then("training", settings | {"every": config.checkpoints.every})
+    settings |= config.checkpoints.model_dump(include={"every", "apart"})
+    stage = examples.rollouts.stage.then("training", settings)
     with run.clock("train" if start is None else f"train from {start.name}", stage):
         checkpoints = train_adapter(
             stage,
@@ -91,7 +92,7 @@ def train(
             lora=run.lora,
             objective=config.objective,
             optimizer=config.optimizer,
-            checkpoint_every=config.checkpoints.every,
+            checkpoints=config.checkpoints,
             seed=run.training_seed,
             budget=run.budget,
             kept=run.kept_caches,
@@ -123,7 +124,7 @@ def train_adapter(
     lora: Lora,
     objective: Objective,
     optimizer: Optimizer,
-    checkpoint_every: float,
+    checkpoints: Checkpoints,
     seed: int,
     budget: Budget | None = None,
     kept: Path | None = None,
@@ -137,7 +138,7 @@ def train_adapter(
     Args:
         stage: where checkpoints are kept.
         load_base: gives the base; called, and LoRA layers injected, only if work is left.
-        checkpoint_every: in epochs.
+        checkpoints: how far apart they are.
         budget: of the base's caches, for training at decision points; None: no limit.
         kept: a folder where later trainings find these caches; None: they go at the end.
         start: the adapter that sampled `rows` and is trained on; None: the base sampled them.
@@ -158,16 +159,14 @@ def train_adapter(
             train_adapter,
             **{"stage": stage, "load_base": load_base, "rows": list(rows), "lora": lora},
             **{"objective": objective, "optimizer": optimizer, "seed": seed, "start": start},
-            **{"checkpoint_every": checkpoint_every, "budget": budget, "kept": kept},
+            **{"checkpoints": checkpoints, "budget": budget, "kept": kept},
         )
         model = peft_model(sharded_base.load(load_base), lora, seed)
         if start is not None:
             load_adapter(model, start)
         given: dict[str, Any] = {
             "model": model,
-            "args": training_arguments(
-                folder, len(rows), optimizer, checkpoint_every, seed, tracking
-            ),
+            "args": training_arguments(folder, len(rows), optimizer, checkpoints, seed, tracking),
             "rows": rows,
             "objective": objective,
             "strongest_first": optimizer.order == "strongest",
@@ -245,7 +244,7 @@ def training_arguments(
     folder: Path,
     rollouts: int,
     optimizer: Optimizer,
-    checkpoint_every: float,
+    checkpoints: Checkpoints,
     seed: int,
     tracking: Tracking = NOT_TRACKED,
 ) -> TrainingArguments:
@@ -266,7 +265,9 @@ def training_arguments(
         max_grad_norm=optimizer.max_grad_norm,
         gradient_checkpointing=optimizer.gradient_checkpointing,
         save_strategy="steps",
-        save_steps=min(max(1, round(checkpoint_every * steps_per_epoch)), max_steps),
+        save_steps=min(
+            max(checkpoints.apart, round(checkpoints.every * steps_per_epoch)), max_steps
+        ),
         logging_steps=max(1, max_steps // 20),
         seed=seed,
         data_seed=seed,
