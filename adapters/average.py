@@ -28,6 +28,7 @@ from adapters.manifest import PROMPT, Manifest
 from adapters.peft_config import lean
 from adapters.safetensors_file import as_float32, write_float32
 
+LARGEST_RANK = 512  # that vLLM has kernels for
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
@@ -38,7 +39,8 @@ def average(versions: Sequence[AdapterVersion], folder: Path, name: str) -> None
     A module that only some of them adapt counts as zero in the others.
 
     Raises:
-        ValueError: there are fewer than two, or they were not made for one base.
+        ValueError: there are fewer than two, they were not made for one base, or vLLM could not
+            serve a mean of that rank.
     """
     if len(versions) < 2:
         raise ValueError("name at least two adapters; their mean is made")
@@ -50,6 +52,11 @@ def average(versions: Sequence[AdapterVersion], folder: Path, name: str) -> None
     for version in versions:
         ranks.update({module: pair["A"][0] for module, pair in version.modules().items()})
     rank = max(ranks.values())
+    if rank > LARGEST_RANK:
+        raise ValueError(
+            f"the mean of these {len(versions)} adapters would have rank {rank}, the sum of theirs; "
+            f"vLLM serves at most {LARGEST_RANK}: name fewer"
+        )
     shapes = {}
     for key, side in sides.items():
         shape = next(found[key].shape for found in tensors if key in found)

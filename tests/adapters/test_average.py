@@ -97,6 +97,7 @@ def test_what_has_no_mean_is_refused_and_nothing_is_published(
         (["one", "foreign"], "one base and family"),
         (["one", "wide"], "other shapes"),
         (["one", "absent"], "absent"),
+        (["one"] * 257, "rank 514"),
     ):
         told = run("average", *names, "--name", "mean", "--store", store.root, code=2)
         assert word in told
