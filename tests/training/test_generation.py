@@ -401,3 +401,20 @@ def test_a_table_of_positions_is_not_left(kind: str, tmp_path) -> None:
 def test_transformers_samples_in_the_data_type_that_is_asked_for() -> None:
     engines = [TransformersEngine(BASE, dtype) for dtype in ("float32", "bfloat16")]
     assert [one._model.dtype for one in engines] == [torch.float32, torch.bfloat16]
+
+
+def test_the_head_is_given_no_view_of_the_last_states(prompts, adapter) -> None:
+    """Torch would copy its weights for each prompt: 27 GB for a hundred and a real vocabulary."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_model(BASE), adapter)
+    given: list[tuple[torch.Size, bool]] = []
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, states: given.append((states[0].shape, states[0].is_contiguous()))
+    )
+    ids = torch.tensor([prompt[:8] for prompt in prompts[:3]])
+    with torch.inference_mode(), model.disable_adapter():
+        model(ids, logits_to_keep=1)
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
+    assert [tuple(shape[:2]) for shape, _ in given] == [(3, 1)] * 3
+    assert all(contiguous for _, contiguous in given)
