@@ -54,8 +54,8 @@ def average(versions: Sequence[AdapterVersion], folder: Path, name: str) -> None
     rank = max(ranks.values())
     if rank > LARGEST_RANK:
         raise ValueError(
-            f"the mean of these {len(versions)} adapters would have rank {rank}, the sum of theirs; "
-            f"vLLM serves at most {LARGEST_RANK}: name fewer"
+            f"the mean of these {len(versions)} adapters would have rank {rank}, the sum of "
+            f"theirs, and vLLM serves at most {LARGEST_RANK}: name fewer"
         )
     shapes = {}
     for key, side in sides.items():
