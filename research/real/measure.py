@@ -57,6 +57,7 @@ from vllm_gate.params import NEGATIVE
 
 GUIDANCE_SCALE = 1.5  # 1: none
 TOLD = ("report", "seconds")  # files of a run folder
+FEW_SHOT = Path(__file__).with_name("few-shot.yaml")
 ROOM = 256  # an engine's longest sequence is a multiple of it
 # Of the ways with another instruction than the recipe's.
 OTHER_INSTRUCTION = "Solve the problem. End with the final answer in \\boxed{}."
@@ -120,7 +121,9 @@ class Measurer:
     ) -> None:
         self._model, self._size, self._engine, self._data = model, size, engine, data_dir
         self.base = open_base(model)
-        self._recipe = recipe_for(self.base)
+        template = read_tokenizer(self.base.folder).chat_template
+        self._family = "" if template else str(FEW_SHOT)  # "": by the base's name
+        self._recipe = recipe_for(self.base, self._family)
         self._work = work / Path(model).name
         self._answers = self._work / "answers"
         self._tasks = candidates(size.drawn, size.questions)
@@ -268,7 +271,7 @@ class Measurer:
     def _fit_arguments(self, cell: Cell, folder: Path) -> list[str]:
         problems = self._training_problems(_parts(cell)[1])
         return [
-            *("--model", self._model, "--problems", str(problems)),
+            *("--model", self._model, "--family", self._family, "--problems", str(problems)),
             *("--run-dir", str(self._fit_run(cell)), "--output", str(folder)),
             *("--seed", "0", "--training-seed", str(cell.seed), "--base-cache.keep"),
             *("--sampling.max-tokens", str(self._size.rollout_tokens), "--engine", self._engine),
@@ -280,8 +283,8 @@ class Measurer:
         """Plain supervised fine-tuning on the references."""
         start = time.monotonic()
         run_module(
-            *("research.real.sft", "--model", self._model, "--output", str(folder)),
-            *("--problems", str(self._training_problems(_parts(cell)[1]))),
+            *("research.real.sft", "--model", self._model, "--family", self._family),
+            *("--output", str(folder), "--problems", str(self._training_problems(_parts(cell)[1]))),
             *("--learning-rate", str(self._recipe.optimizer.learning_rate)),
             *("--seed", str(cell.seed), *self._size.sft),
         )
@@ -292,8 +295,8 @@ class Measurer:
         _, task = _parts(cell)
         run = self._work / "grpo" / task / str(cell.seed)
         run_module(
-            *("research.paper.grpo", "--model", self._model, "--seed", str(cell.seed)),
-            *("--problems", str(self._training_problems(task))),
+            *("research.paper.grpo", "--model", self._model, "--family", self._family),
+            *("--seed", str(cell.seed), "--problems", str(self._training_problems(task))),
             *("--heldout", str(self._heldout_problems(task)), "--run-dir", str(run)),
             *("--lora-rank", str(self._recipe.lora.rank), "--output", str(folder)),
             *("--learning-rate", str(self._recipe.optimizer.learning_rate)),
@@ -316,7 +319,8 @@ class Measurer:
         write_problems(asked, self._asked[task][:count])
         self.close()
         run_module(
-            *(f"research.paper.{cell.kind}", "--model", self._model, "--engine", self._engine),
+            *(f"research.paper.{cell.kind}", "--model", self._model, "--family", self._family),
+            *("--engine", self._engine),
             *("--tuned", str(method), "--problems", str(asked)),
             *("--max-tokens", str(self._size.max_tokens), "--top-p", "1"),
             *("--seed", str(cell.seed), "--output", str(output)),

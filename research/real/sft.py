@@ -30,6 +30,7 @@ class SftConfig(ProblemsConfig):
     program: ClassVar[str] = "python -m research.real.sft"
 
     model: str = Field(description="Base model: a folder or a hub id.")
+    family: str = Field("", description="Default: by the model's name.")
     problems: str = Field(description="To train on, as of training.fit.")
     output: Path = Field(description="The adapter folder to write.")
     limit: int | None = Field(None, ge=1, description="Train on at most so many problems.")
@@ -68,7 +69,7 @@ def train(config: SftConfig) -> None:
     from transformers import AutoTokenizer
 
     base = open_base(config.model)
-    recipe = recipe_for(base)
+    recipe = recipe_for(base, config.family)
     renderer = PromptRenderer.load(base.folder, recipe.prompt)
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     problems = load_problems(config.problems, limit=config.limit, data_dir=config.data_dir)

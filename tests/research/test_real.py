@@ -15,6 +15,7 @@ import torch
 from reasoning_gym.factory import DATASETS
 from support import Refused, made_up_result, write_rows
 
+from adapters.prompt import PromptRenderer
 from research.fits import gate_of
 from research.miniature.world import puzzles
 from research.paper.cells import Cell, CellStore
@@ -37,6 +38,7 @@ from research.real.tasks import (
 )
 from research.real.vote import vote, vote_scores
 from training.evaluation.statistics import Estimate
+from training.fit_config import FitConfig
 from training.grading import Verifier
 from training.gym.task import GymTask
 from training.problems import Problem, load_problems
@@ -367,6 +369,20 @@ def test_a_wider_gate_takes_its_threshold_from_the_fits_calibration(
             for way in (ways.GATED, ways.WIDER, ways.ALWAYS)
         }
     assert taus == {"gated": gate.tau, "wider": dict(gate.table)[0.2], "always": None}
+
+
+def test_a_base_without_a_chat_template_is_shown_examples(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree("models/tiny-qwen2", folder, ignore=shutil.ignore_patterns("chat_template*"))
+    write_rows(tmp_path / "gsm8k_train.jsonl", *[{"question": "1 + 1?", "answer": "#### 2"}] * 40)
+    cell = plan.train("plain", ways.METHOD, "gsm8k", 0)
+    for model, shown in ((str(folder), 4), ("models/tiny-qwen2", 0)):
+        measurer = Measurer(model, tmp_path, QUICK, "transformers", tmp_path)
+        config = FitConfig.load(measurer._fit_arguments(cell, tmp_path / "adapter"))
+        for prompt in (measurer._recipe.prompt, config.with_recipe(measurer.base).prompt):
+            text = PromptRenderer.load(measurer.base.folder, prompt).text("What is 2 + 2?")
+            assert text.count("The final answer is \\boxed{") == shown
+            assert "What is 2 + 2?" in text[-80:]
 
 
 def test_a_base_votes_and_answers_greedily(tmp_path: Path) -> None:
