@@ -85,7 +85,8 @@ class Size:
     sft: tuple[str, ...] = ()
     # Ten times as many rollouts as the method's fits have, 48 x 8.
     grpo: tuple[str, ...] = (
-        *("--max-steps", "60", "--prompts", "8", "--every", "10", "--samples", "4"),
+        *("--max-steps", "60", "--prompts", "8", "--samples", "4"),
+        *("--every", "5", "--patience", "8"),  # on two cores a step takes minutes: lose few
         *("--accumulation", "16"),  # four answers in each pass: all at once take some 80 GB
     )
 

@@ -9,7 +9,7 @@ from adapters.files import atomic_write, write_json, write_text
 from research.paper.tables import markdown
 from research.real import plan, ways
 from research.real.claims import OPEN, Claim, judge
-from research.real.tables import AGAINST, Line, Results, gain, gate_rate, lines
+from research.real.tables import AGAINST, Line, Results, gain, gate_rate, lines, same_adapters
 from research.real.tasks import training_tasks
 
 _HEAD = """# The method on real models
@@ -104,6 +104,14 @@ def _base(results: Results, rule: int) -> list[str]:
             ]
             if controls:
                 parts.append(f"\nGated less each control: {', '.join(controls)}.")
+            others = [
+                f"{way.label} {less.signed}"
+                for way in ways.SAME_ADAPTERS
+                if (less := same_adapters(results, task, way))
+            ]
+            if others:
+                told = ", ".join(others)
+                parts.append(f"\nOther ways less gated, paired by adapter and problem: {told}.")
     return [*parts, *_explained(results)]
 
 

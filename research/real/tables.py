@@ -59,6 +59,14 @@ class Results:
         """The cells of one way to answer, a seed each."""
         return self.of(plan.ANSWERS, f"{way.name}/{task}")
 
+    def by_seed(self, way: Way, task: str) -> dict[int | None, Floats]:
+        """Seed -> scores [problems] of one way to answer."""
+        return {
+            cell.seed: np.array(result[plan.ANSWERS][task]["scores"], dtype=np.float64)
+            for cell, result in self.found.items()
+            if (cell.kind, cell.variant) == (plan.ANSWERS, f"{way.name}/{task}")
+        }
+
     def scores(self, way: Way, task: str) -> Floats | None:
         """[seeds, problems]; None: not measured."""
         return self.column(way, plan.ANSWERS, task)
@@ -125,6 +133,19 @@ def gain(results: Results, task: str, way: Way, other: Way, share: float = 1.0) 
     if base is None:
         return None
     return contrast_over_seeds((1, one), (-share, rival), (share - 1, base))
+
+
+def same_adapters(results: Results, task: str, way: Way) -> Estimate | None:
+    """The scores of `way` less those of the gated adapters, where both have the same adapters.
+
+    They are paired by problem and by seed, so that what fits differ by is in no difference; None:
+    no seed is measured in both ways.
+    """
+    one, gated = (results.by_seed(each, task) for each in (way, ways.GATED))
+    seeds = [seed for seed in one if seed in gated]
+    if not seeds:
+        return None
+    return over_seeds([one[seed] - gated[seed] for seed in seeds])
 
 
 def _mean(values: Floats | None) -> float | None:

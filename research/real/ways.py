@@ -90,6 +90,9 @@ OTHER_GATED = Way(
     "other-gated", "gated, another instruction", METHOD, "gated", other_instruction=True
 )
 
+# What else the gated adapters, seed by seed, are asked in.
+SAME_ADAPTERS = (GATED_GREEDY, WIDER, ALWAYS)
+
 # In the order of the tables.
 WAYS = (
     *(BASE, GREEDY, VOTE, ALONE, GUIDED, GATED, MEAN, GATED_GREEDY, WIDER, ALWAYS),

@@ -26,7 +26,7 @@ from research.real.measure import QUICK, Measurer, figures
 from research.real.report import write_report
 from research.real.sft import target
 from research.real.signal import gradient_lengths, places, share_of_signal
-from research.real.tables import Results, lines
+from research.real.tables import Results, lines, same_adapters
 from research.real.tasks import (
     GYM,
     GYM_TASKS,
@@ -317,6 +317,22 @@ def test_rows_and_differences_by_hand(tmp_path: Path) -> None:
     assert gated.matched.stderr == pytest.approx(math.sqrt(0.21 / 99))
     assert found["alone"].matched is not None and found["alone"].matched.stderr == 0
     assert found["vote"].score.value == pytest.approx(0.4)
+
+
+def test_ways_of_the_same_adapters_are_paired_by_seed(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "results", tmp_path / "cells")
+    # The second fit is worse by .4 in both ways; the third was asked in one of them.
+    shares = {ways.GATED: [0.7, 0.3, 0.9], ways.ALWAYS: [0.6, 0.2]}
+    for way, found in shares.items():
+        for seed, share in enumerate(found):
+            cell = plan.answers(BASE, way, "gsm8k", seed)
+            store.write(cell, answers(share, "gsm8k"), 1.0, "weights")
+    results = Results(plan.plan(BASE, [0, 1, 2], TASKS), store, TASKS)
+    less = same_adapters(results, "gsm8k", ways.ALWAYS)
+    # Of 200 differences 20 are -1, of 20 problems: each counts half.
+    assert less is not None and less.value == pytest.approx(-0.1)
+    assert less.stderr == pytest.approx(math.sqrt((20 * 0.25 / 100 - 0.01) / 99))
+    assert same_adapters(results, "gsm8k", ways.WIDER) is None
 
 
 def test_the_report_gives_a_verdict_for_each_claim_and_says_what_is_missing(tmp_path: Path) -> None:
