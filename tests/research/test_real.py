@@ -358,8 +358,9 @@ def test_the_report_is_that_of_the_cells_beside_it(tmp_path: Path) -> None:
     kept = Path("research/results")
     for name in ("scores.parquet", "cells.jsonl"):
         shutil.copy(kept / name, tmp_path)
-    base = tmp_path / "Qwen2.5-Coder-0.5B-Instruct"  # its cells are there, it is not
-    given = ["--bases", str(base), "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    # The cells are there, the bases are not.
+    bases = ",".join(str(tmp_path / Path(base).name) for base in command.BASES)
+    given = ["--bases", bases, "--results", str(tmp_path), "--work", str(tmp_path / "work")]
     command.main([*given, "--nice", "0"])
     assert (tmp_path / "real.md").read_text() == (kept / "real.md").read_text()
 
